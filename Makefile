@@ -1,0 +1,34 @@
+# Every target sets up what it needs; a second run reuses it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# Two workers fit a small machine; more where there is more.
+WORKERS ?= auto
+DEMO ?=
+
+.PHONY: test check demo bench long clean
+
+test: $(READY)
+	$(BIN)/python -m pytest -n $(WORKERS) --benchmark-disable $(TESTS)
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+demo: $(READY)
+	$(BIN)/python -m examples.tour $(DEMO)
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks
+
+$(READY): pyproject.toml
+	@echo "Setting up $(VENV) (once) ..."
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "flask_replicated needs Python 3.10 or newer; name one with make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .nox dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
