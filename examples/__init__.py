@@ -1,0 +1,1 @@
+"""Runnable examples, and the database servers they and the tests use."""
