@@ -1,0 +1,194 @@
+"""Errors that carry their data, and the text of other people's errors made safe."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+TEXT_LIMIT = 300
+"""Characters of a foreign error's text that :func:`error_text` keeps."""
+
+_URL_PASSWORD = re.compile(r"(://[^\s:/@]*):\S*@")
+_NAMED_PASSWORD = re.compile(
+    r"""
+    (\w*(?:password|passwd|pwd|secret|token)\w*
+     (?:\s*=\s*|['"]\s*[:=]\s*))       # password=  'password':  "password" =
+    (?:'(?:[^'\\]|\\.)*(?:'|$)         # an unfinished quotation hides the rest
+     |"(?:[^"\\]|\\.)*(?:"|$)
+     |\S+)
+    """,
+    re.IGNORECASE | re.VERBOSE | re.DOTALL,
+)
+
+
+def redact(text: str) -> str:
+    """Return *text* with the passwords in URLs and ``password=…`` pairs hidden.
+
+    It rather hides too much than too little: whatever stands between the user name
+    of a URL and the last ``@`` of the same word goes.
+    """
+    return _NAMED_PASSWORD.sub(r"\1***", _URL_PASSWORD.sub(r"\1:***@", text))
+
+
+def error_text(error: BaseException) -> str:
+    """Return one short line about *error* without any password.
+
+    Args:
+        error: any exception; neither it nor its traceback is kept.
+
+    Returns:
+        ``"TypeName: first line of its message"``, at most :data:`TEXT_LIMIT`
+        characters after the type's name; the name alone for an empty message or one
+        whose ``str`` fails.
+    """
+    name = type(error).__name__
+    try:
+        text = redact(str(error)).strip()
+    except Exception:  # noqa: BLE001 - a foreign __str__ must not hide the real error
+        return name
+    line = text.splitlines()[0].strip() if text else ""
+    if len(line) > TEXT_LIMIT:
+        line = line[: TEXT_LIMIT - 1] + "…"
+    return f"{name}: {line}" if line else name
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names)) or "none"
+
+
+class BalancerError(Exception):
+    """Root of every error of this package.
+
+    The arguments are the data, ``str()`` is the message; so each one pickles.
+    """
+
+    def __str__(self) -> str:
+        return self._message()
+
+    def _message(self) -> str:
+        return super().__str__()
+
+
+class NoMemberAvailable(BalancerError):  # noqa: N818 - it reads as what happened
+    """Nobody is left to pick.
+
+    Attributes:
+        causes: for every member of the pool, by name, why it is out.
+    """
+
+    def __init__(self, causes: Mapping[str, str]) -> None:
+        self.causes = dict(causes)
+        super().__init__(self.causes)
+
+    def _message(self) -> str:
+        if not self.causes:
+            return "No member is available: the pool has none."
+        listed = "; ".join(f"{name!r}: {cause}" for name, cause in self.causes.items())
+        return f"No member is available: {listed}."
+
+
+class UnknownMember(BalancerError, KeyError):  # noqa: N818 - as above
+    """A member, or a member's name, that the pool does not have.
+
+    Attributes:
+        name: the name asked for.
+        known: the names of the pool's members.
+    """
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        self.name = name
+        self.known = tuple(known)
+        super().__init__(name, self.known)
+
+    def _message(self) -> str:
+        if self.name in self.known:
+            return f"The member {self.name!r} given here belongs to another pool."
+        return f"No member {self.name!r}; the pool knows {_names(self.known)}."
+
+
+class UnknownBalancer(BalancerError, ValueError):  # noqa: N818 - as above
+    """A value that is no balancer and names none.
+
+    Attributes:
+        value: what was given: a string, number or None as it is, else its ``repr``.
+        known: the names that would have been right.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, value: object, known: Iterable[str], reason: str) -> None:
+        plain = value is None or isinstance(value, (str, int, float))
+        self.value = value if plain else repr(value)
+        self.known = tuple(known)
+        self.reason = reason
+        super().__init__(self.value, self.known, reason)
+
+    def _message(self) -> str:
+        return (
+            f"{self.value!r} is no balancer: {self.reason}. Give one of "
+            f"{_names(self.known)}, a dotted path such as 'package.module.name', "
+            "a class, or a callable that takes the live members."
+        )
+
+
+class InvalidPick(BalancerError, TypeError):  # noqa: N818 - as above
+    """A balancer returned something that cannot be called.
+
+    Attributes:
+        balancer: ``repr`` of the balancer.
+        returned: ``repr`` of what it returned.
+    """
+
+    def __init__(self, balancer: object, returned: object) -> None:
+        self.balancer = balancer if isinstance(balancer, str) else repr(balancer)
+        self.returned = returned if isinstance(returned, str) else repr(returned)
+        super().__init__(self.balancer, self.returned)
+
+    def _message(self) -> str:
+        return (
+            f"The balancer {self.balancer} must return a pick function without "
+            f"arguments, not {self.returned}."
+        )
+
+
+class InvalidWeight(BalancerError, ValueError):  # noqa: N818 - as above
+    """A weight that is no whole number from 0 up.
+
+    Attributes:
+        name: the member.
+        weight: what was given: a number or string as it is, else its ``repr``.
+    """
+
+    def __init__(self, name: str, weight: object) -> None:
+        plain = weight is None or isinstance(weight, (str, int, float))
+        self.name = name
+        self.weight = weight if plain else repr(weight)
+        super().__init__(name, self.weight)
+
+    def _message(self) -> str:
+        return (
+            f"The weight of {self.name!r} must be a whole number, 0 (no traffic) "
+            f"or more, not {self.weight!r}."
+        )
+
+
+class InvalidSetting(BalancerError, ValueError):  # noqa: N818 - as above
+    """A number that a breaker or pool cannot work with.
+
+    Attributes:
+        name: the argument.
+        value: what was given: a number or string as it is, else its ``repr``.
+        wanted: what would be right.
+    """
+
+    def __init__(self, name: str, value: object, wanted: str) -> None:
+        plain = value is None or isinstance(value, (str, int, float))
+        self.name = name
+        self.value = value if plain else repr(value)
+        self.wanted = wanted
+        super().__init__(name, self.value, wanted)
+
+    def _message(self) -> str:
+        return f"{self.name}={self.value!r}: must be {self.wanted}."

@@ -1,0 +1,224 @@
+"""Strategies: live members in, pick function out.
+
+A strategy is any callable that takes the tuple of live members (never empty, every
+weight at least 1) and returns a function without arguments that returns one of them.
+It is called again whenever membership changes, so it need not look at health.
+
+Forked processes: a child continues its parent's rotation at the same place, and so
+do its siblings; :meth:`balancers.Pool.reshuffle` in the child starts a new one.
+Threads: with the interpreter lock one ``itertools.cycle`` is shared, whose step is
+atomic. Without the lock a cycle is not safe to share; there the threads share an
+``itertools.count`` and index by it, which is a little slower.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from importlib import import_module
+from itertools import chain, count, cycle, repeat
+from math import gcd
+from operator import attrgetter
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, Union, cast
+
+from .errors import NoMemberAvailable, UnknownBalancer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+T = TypeVar("T")
+
+MAX_STEPS = 4096
+"""Longest sequence that is computed in advance; see :class:`Weighted`."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Member(Generic[T]):
+    """One thing to pick; equal only to itself.
+
+    Attributes:
+        name: its name in the pool.
+        target: the thing itself; not shown by ``repr``, as it may hold a password.
+        weight: its share relative to the others; 0 takes no traffic.
+    """
+
+    name: str
+    target: T = field(repr=False)
+    weight: int = 1
+
+
+Pick: TypeAlias = Callable[[], Member[T]]
+Strategy: TypeAlias = Callable[[tuple[Member[T], ...]], Pick[T]]
+Balancer: TypeAlias = Union[str, type[Any], Strategy[T]]
+
+
+def _has_gil() -> bool:
+    return bool(getattr(sys, "_is_gil_enabled", lambda: True)())
+
+
+def _some(members: Sequence[Member[T]]) -> Sequence[Member[T]]:
+    """Return the members that take traffic, at least one."""
+    able = [member for member in members if member.weight > 0]
+    if not able:
+        raise NoMemberAvailable({member.name: "weight 0" for member in members})
+    return able
+
+
+def _rotation(sequence: Sequence[Member[T]]) -> Pick[T]:
+    """Return a pick function that walks *sequence* for ever from a random place."""
+    start = random.randrange(len(sequence))  # noqa: S311 - no secret
+    if _has_gil():
+        return cycle((*sequence[start:], *sequence[:start])).__next__
+    return _shared_rotation(tuple(sequence), start)
+
+
+def _shared_rotation(sequence: tuple[Member[T], ...], start: int) -> Pick[T]:
+    """Do the same by a shared counter, for interpreters without a global lock."""
+    step, length = count(start).__next__, len(sequence)
+
+    def pick() -> Member[T]:
+        return sequence[step() % length]
+
+    return pick
+
+
+def _shares(weights: Sequence[int]) -> list[int]:
+    """Return *weights* in lowest terms and scaled down to about MAX_STEPS in sum."""
+    total = sum(weights)
+    if total // gcd(*weights) > MAX_STEPS:
+        weights = [max(1, round(w * MAX_STEPS / total)) for w in weights]
+    divisor = gcd(*weights)
+    return [w // divisor for w in weights]
+
+
+def _smooth(shares: Sequence[int]) -> list[int]:
+    """Return one cycle of smooth weighted round robin, as indices into *shares*.
+
+    Each step adds everybody's weight to their current value, takes the largest and
+    subtracts the total from it: nginx, commit 52327e0627f4 (2012), "Upstream: smooth
+    weighted round-robin balancing".
+    """
+    total, indices = sum(shares), range(len(shares))
+    current = [0] * len(shares)
+    sequence = []
+    for _ in range(total):
+        current = [value + share for value, share in zip(current, shares, strict=True)]
+        best = max(indices, key=current.__getitem__)
+        current[best] -= total
+        sequence.append(best)
+    return sequence
+
+
+class _Plain:
+    """What the strategies here share: no arguments, no state, a short repr."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class RoundRobin(_Plain):
+    """Each live member in turn, from a random one on.
+
+    Over any window, counts differ by at most 1. Weights other than 0 are not looked
+    at; :class:`Weighted` does that.
+    """
+
+    __slots__ = ()
+
+    def __call__(self, members: tuple[Member[T], ...]) -> Pick[T]:
+        """Return a pick function over *members*.
+
+        Raises:
+            NoMemberAvailable: none of *members* takes traffic.
+        """
+        return _rotation(_some(members))
+
+
+class Random(_Plain):
+    """Each pick by chance and independent of the others, in proportion to weight.
+
+    Suits many short-lived processes, where rotations would not get far. Weights are
+    scaled as for :class:`Weighted`.
+    """
+
+    __slots__ = ()
+
+    def __call__(self, members: tuple[Member[T], ...]) -> Pick[T]:
+        """Return a pick function over *members*.
+
+        Raises:
+            NoMemberAvailable: none of *members* takes traffic.
+        """
+        able = _some(members)
+        shares = _shares([member.weight for member in able])
+        return partial(random.choice, [*chain(*map(repeat, able, shares))])
+
+
+class Weighted(_Plain):
+    """Smooth weighted round robin, from a random place on.
+
+    A cycle has ``sum(weights) / gcd(weights)`` picks and gives every member exactly
+    its weight, spread out rather than in bursts. The cycle is computed in advance
+    and so a pick costs the same whatever the weights. If it would be longer than
+    :data:`MAX_STEPS`, weights are scaled down to about that sum: shares are then
+    right to half a step, and a tiny weight rounds up to one step, never to nothing.
+    """
+
+    __slots__ = ()
+
+    def __call__(self, members: tuple[Member[T], ...]) -> Pick[T]:
+        """Return a pick function over *members*.
+
+        Raises:
+            NoMemberAvailable: none of *members* takes traffic.
+        """
+        able = _some(members)
+        shares = _shares([member.weight for member in able])
+        return _rotation([able[index] for index in _smooth(shares)])
+
+
+BALANCERS: Mapping[str, type[RoundRobin | Random | Weighted]] = MappingProxyType(
+    {"round_robin": RoundRobin, "random": Random, "weighted": Weighted}
+)
+"""The strategies that have a short name."""
+
+
+def resolve_balancer(value: Balancer[T] | object) -> Strategy[T]:
+    """Return the strategy that *value* stands for.
+
+    Args:
+        value: a name in :data:`BALANCERS`; a dotted path, ``'package.module.name'``
+            or ``'package.module:name'``, to any of what follows; a class, which is
+            instantiated without arguments; or any callable that takes the members.
+
+    Raises:
+        UnknownBalancer: *value* is none of these.
+    """
+    found = _find(value) if isinstance(value, str) else value
+    if isinstance(found, type):
+        try:
+            found = found()
+        except TypeError as error:
+            raise UnknownBalancer(value, BALANCERS, f"{error}") from error
+    if not callable(found):
+        raise UnknownBalancer(value, BALANCERS, "it cannot be called")
+    return cast("Strategy[T]", found)
+
+
+def _find(path: str) -> object:
+    """Return what a name or dotted path stands for."""
+    if path in BALANCERS:
+        return BALANCERS[path]
+    module, _, name = path.partition(":") if ":" in path else path.rpartition(".")
+    if not (module and name):
+        raise UnknownBalancer(path, BALANCERS, "no balancer has this name")
+    try:
+        return cast("object", attrgetter(name)(import_module(module)))
+    except (ImportError, AttributeError, TypeError) as error:
+        raise UnknownBalancer(path, BALANCERS, f"{error}") from error
