@@ -108,7 +108,7 @@ class CircuitBreaker:
 
     @property
     def state(self) -> State:
-        """``'closed'``, ``'open'`` or, from the grant of a probe on, ``'half_open'``."""
+        """``'closed'``, ``'open'``, or ``'half_open'`` once a probe is out."""
         return self._door.state
 
     @property
@@ -153,12 +153,12 @@ class CircuitBreaker:
         A closed breaker always gives leave. An open one whose wait is over, or a
         half-open one whose probe's lease is over, gives it to one caller.
         """
-        if self._door.state == "closed":
+        if self.quiet:
             return self.permit()
         with self._lock:
-            now = self.clock()
-            if self._door.state != "closed":
-                if now < self._door.due:
+            now, door = self.clock(), self._door
+            if door.state != "closed":
+                if now < door.due:
                     return None
                 self._move(now, state="half_open", due=now + self.lease)
             return self.permit()

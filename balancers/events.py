@@ -7,7 +7,7 @@ outside every lock. Two changes at the same moment may be told in either order.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias, Union
+from typing import Literal, Protocol, TypeAlias
 
 State: TypeAlias = Literal["closed", "open", "half_open"]
 
@@ -90,9 +90,9 @@ class MemberRestored:
     name: str
 
 
-Event: TypeAlias = Union[
-    MemberOpened, MemberProbed, MemberClosed, MemberDrained, MemberRestored
-]
+Event: TypeAlias = (
+    MemberOpened | MemberProbed | MemberClosed | MemberDrained | MemberRestored
+)
 
 
 class Listener(Protocol):

@@ -7,93 +7,33 @@ import math
 import os
 import random
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Lock
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from ._rotations import RotationBuilder, by_chance
+from ._slots import Slot, end_ramps, grant_probe, make_members
 from .breaker import CircuitBreaker, Permit, check_seconds
-from .errors import (
-    InvalidPick,
-    InvalidWeight,
-    NoMemberAvailable,
-    UnknownMember,
-    error_text,
-)
+from .errors import NoMemberAvailable, UnknownMember, error_text
 from .events import (
     Event,
     MemberClosed,
     MemberDrained,
-    MemberOpened,
     MemberProbed,
     MemberRestored,
-    MemberSnapshot,
     PoolSnapshot,
 )
-from .strategies import Member, RoundRobin, resolve_balancer
+from .strategies import RoundRobin, resolve_balancer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     from .events import Listener
-    from .strategies import Balancer, Pick, Strategy
+    from .strategies import Balancer, Member, Pick
 
 T = TypeVar("T")
 
-FIRST_SHARE = 0.1
-"""Part of its full share with which a recovered member's slow start begins."""
-
 _log = logging.getLogger(__name__)
-
-
-class _Slot(Generic[T]):
-    """What the pool knows of one member; changed under the pool's lock only."""
-
-    __slots__ = ("breaker", "drained", "last_error", "member", "recovered_at")
-
-    def __init__(self, member: Member[T], breaker: CircuitBreaker) -> None:
-        self.member = member
-        self.breaker = breaker
-        self.drained = False
-        self.last_error: str | None = None
-        self.recovered_at: float | None = None  # while its share is ramping up
-
-    @property
-    def enabled(self) -> bool:
-        """Whether it may take traffic or probes at all."""
-        return self.member.weight > 0 and not self.drained
-
-    @property
-    def live(self) -> bool:
-        """Whether it belongs in the rotation."""
-        return self.enabled and self.breaker.state == "closed"
-
-    def cause(self) -> str:
-        """Return why it is out, or that it is not."""
-        if self.drained:
-            return "drained"
-        if not self.member.weight:
-            return "weight 0"
-        state, wait = self.breaker.state, self.breaker.retry_in or 0.0
-        said = {
-            "closed": "in rotation",
-            "open": f"open for {wait:.1f} s more",
-            "half_open": f"half-open, being probed for {wait:.1f} s more at most",
-        }[state]
-        return f"{said}: {self.last_error}" if self.last_error else said
-
-    def snapshot(self) -> MemberSnapshot:
-        """Return its condition."""
-        return MemberSnapshot(
-            name=self.member.name,
-            weight=self.member.weight,
-            state=self.breaker.state,
-            drained=self.drained,
-            live=self.live,
-            failures=self.breaker.failures,
-            last_error=self.last_error,
-            opened_for=self.breaker.opened_for,
-            retry_in=self.breaker.retry_in,
-        )
 
 
 class Pool(Generic[T]):
@@ -167,18 +107,20 @@ class Pool(Generic[T]):
         breaker()  # says what is wrong with the numbers, even if there is no member
         check_seconds("slow_start", slow_start)
         self.clock = clock
-        self._strategy: Strategy[T] = resolve_balancer(balancer)
+        self._builder: RotationBuilder[T] = RotationBuilder(
+            resolve_balancer(balancer), clock=clock, causes=self.causes
+        )
         self._slow_start = slow_start
         self._listeners = tuple(listeners)
-        self._members = _members(targets, weights or {})
-        self._slots = {member: _Slot(member, breaker()) for member in self._members}
+        self._members = make_members(targets, weights or {})
+        self._slots = {member: Slot(member, breaker()) for member in self._members}
         self._names = {member.name: member for member in self._members}
         self._lock = Lock()
         self._pid = os.getpid()
         self._version = 0
         self._due = math.inf
         self._live = tuple(m for m in self._members if m.weight)
-        self._rotation = self._build(self._live)
+        self._rotation = self._builder.build_first(self._live)
         self.pick = self._rotation
 
     def __repr__(self) -> str:
@@ -246,12 +188,8 @@ class Pool(Generic[T]):
         Raises:
             UnknownMember: *member* is not of this pool.
         """
-        slot, text = self._slot(member), error_text(error)
-        with self._changing(slot):
-            opened = slot.breaker.failed(permit)
-            slot.last_error = text
-        if opened:
-            self._tell_opened(slot, text)
+        slot = self._slot(member)
+        self._report(slot, error, lambda: slot.breaker.failed(permit))
 
     def rest(
         self,
@@ -269,12 +207,8 @@ class Pool(Generic[T]):
             UnknownMember: *member* is not of this pool.
             InvalidSetting: *seconds* is not above 0.
         """
-        slot, text = self._slot(member), error_text(error)
-        with self._changing(slot):
-            opened = slot.breaker.rest(seconds, permit)
-            slot.last_error = text
-        if opened:
-            self._tell_opened(slot, text)
+        slot = self._slot(member)
+        self._report(slot, error, lambda: slot.breaker.rest(seconds, permit))
 
     def succeeded(self, member: Member[T], permit: Permit | None = None) -> None:
         """Report that a connect to *member* succeeded.
@@ -299,11 +233,7 @@ class Pool(Generic[T]):
         Raises:
             UnknownMember: there is none.
         """
-        slot = self._slots[self.member(name)]
-        with self._changing(slot):
-            news, slot.drained = not slot.drained, True
-        if news:
-            self._tell(MemberDrained(name))
+        self._set_drained(name, True, MemberDrained(name))
 
     def restore(self, name: str) -> None:
         """Undo :meth:`drain`; a member whose breaker is open stays out for that.
@@ -311,11 +241,7 @@ class Pool(Generic[T]):
         Raises:
             UnknownMember: there is none.
         """
-        slot = self._slots[self.member(name)]
-        with self._changing(slot):
-            news, slot.drained = slot.drained, False
-        if news:
-            self._tell(MemberRestored(name))
+        self._set_drained(name, False, MemberRestored(name))
 
     def causes(self) -> dict[str, str]:
         """Return, for every member by name, what its condition is and why."""
@@ -342,15 +268,32 @@ class Pool(Generic[T]):
             self._version += 1
         self._publish()
 
-    def _slot(self, member: Member[T]) -> _Slot[T]:
+    def _slot(self, member: Member[T]) -> Slot[T]:
         try:
             return self._slots[member]
         except (KeyError, TypeError):
             name = getattr(member, "name", member)
             raise UnknownMember(str(name), self._names) from None
 
+    def _report(
+        self, slot: Slot[T], error: BaseException, outcome: Callable[[], bool]
+    ) -> None:
+        text = error_text(error)
+        with self._changing(slot):
+            slot.last_error = text
+            event = slot.opened() if outcome() else None
+        if event:
+            self._tell(event)
+
+    def _set_drained(self, name: str, drained: bool, event: Event) -> None:
+        slot = self._slots[self.member(name)]
+        with self._changing(slot):
+            news, slot.drained = slot.drained != drained, drained
+        if news:
+            self._tell(event)
+
     @contextmanager
-    def _changing(self, slot: _Slot[T]) -> Iterator[None]:
+    def _changing(self, slot: Slot[T]) -> Iterator[None]:
         """Hold the lock around a change of *slot*, then publish what follows from it.
 
         Publishing is left out if the slot is as live, or not, as before.
@@ -361,18 +304,14 @@ class Pool(Generic[T]):
             changed = slot.live != before
             if changed:
                 self._version += 1
-                slot.recovered_at = self.clock() if slot.live else None
+                slot.start_slowly(self._slow_start)
             self._settle()
         if changed:
             self._publish()
 
     def _settle(self) -> None:
         """Work out when to look again, and whether anybody has to. Under the lock."""
-        slots = [slot for slot in self._slots.values() if slot.enabled]
-        ramps = [slot.recovered_at for slot in slots if slot.recovered_at is not None]
-        dues = [slot.breaker.due for slot in slots]
-        dues += [since + self._slow_start for since in ramps]
-        self._due = min(dues, default=math.inf)
+        self._due = min((slot.due for slot in self._slots.values()), default=math.inf)
         self.pick = self._rotation if self._due == math.inf else self._guarded
 
     def _publish(self) -> None:
@@ -383,68 +322,13 @@ class Pool(Generic[T]):
         with self._lock:
             version = self._version
             slots = [slot for slot in self._slots.values() if slot.live]
-            ramps = {
-                slot.member: slot.recovered_at
-                for slot in slots
-                if slot.recovered_at is not None
-            }
+            ramps = {slot.member: slot.ramp for slot in slots if slot.ramp}
         live = tuple(slot.member for slot in slots)
-        rotation = self._build_ramped(live, ramps)
+        rotation = self._builder.rebuild(live, ramps)
         with self._lock:
             if version == self._version:
                 self._live, self._rotation = live, rotation
                 self._settle()
-
-    def _build(self, live: tuple[Member[T], ...]) -> Pick[T]:
-        """Return the strategy's pick function over *live*, whatever it raises."""
-        if not live:
-            return self._nobody
-        pick: object = self._strategy(live)
-        if not callable(pick):
-            raise InvalidPick(self._strategy, pick)
-        return pick
-
-    def _rebuild(self, live: tuple[Member[T], ...]) -> Pick[T]:
-        """Do the same, but by round robin if the strategy fails."""
-        try:
-            return self._build(live)
-        except Exception:
-            _log.exception("%r failed; round robin takes its place", self._strategy)
-            return RoundRobin()(live)
-
-    def _build_ramped(
-        self, live: tuple[Member[T], ...], ramps: Mapping[Member[T], float]
-    ) -> Pick[T]:
-        """Return a rotation in which the members of *ramps* pass some picks on.
-
-        A pick that falls on one of them stands with a probability that grows with
-        time and otherwise goes to a rotation over the rest. So it works for every
-        strategy, keeps the ramping member's share exact on average, and spreads what
-        it leaves over the others as they share everything else.
-        """
-        rotation = self._rebuild(live)
-        steady = tuple(member for member in live if member not in ramps)
-        if not (ramps and steady and self._slow_start):
-            return rotation
-        return self._thin_out(rotation, self._rebuild(steady), ramps)
-
-    def _thin_out(
-        self, rotation: Pick[T], steady: Pick[T], ramps: Mapping[Member[T], float]
-    ) -> Pick[T]:
-        clock, span = self.clock, self._slow_start
-
-        def pick() -> Member[T]:
-            member = rotation()
-            since = ramps.get(member)
-            if since is None:
-                return member
-            share = max(FIRST_SHARE, (clock() - since) / span)
-            return member if random.random() < share else steady()  # noqa: S311
-
-        return pick
-
-    def _nobody(self) -> Member[T]:
-        raise NoMemberAvailable(self.causes())
 
     def _guarded(self) -> Member[T]:
         """Pick while something is due at some time."""
@@ -457,8 +341,10 @@ class Pool(Generic[T]):
     def _probe(self, tried: Collection[Member[T]] = ()) -> Member[T] | None:
         """Do what is due: end slow starts, hand out the longest due as a probe."""
         with self._lock:
-            ended = self._end_ramps()
-            granted = self._grant(tried)
+            now, slots = self.clock(), self._slots.values()
+            ended = end_ramps(slots, now)
+            self._version += ended
+            granted = grant_probe(slots, now, tried)
             self._settle()
         if ended:
             self._publish()
@@ -466,30 +352,6 @@ class Pool(Generic[T]):
             return None
         self._tell(MemberProbed(granted.member.name, granted.breaker.lease))
         return granted.member
-
-    def _end_ramps(self) -> bool:
-        until = self.clock() - self._slow_start
-        over = [
-            slot
-            for slot in self._slots.values()
-            if slot.recovered_at is not None and slot.recovered_at <= until
-        ]
-        for slot in over:
-            slot.recovered_at = None
-        self._version += bool(over)
-        return bool(over)
-
-    def _grant(self, tried: Collection[Member[T]]) -> _Slot[T] | None:
-        now = self.clock()
-        due = [
-            slot
-            for slot in self._slots.values()
-            if slot.enabled and slot.breaker.due <= now and slot.member not in tried
-        ]
-        if not due:
-            return None
-        slot = min(due, key=lambda slot: slot.breaker.due)
-        return slot if slot.breaker.acquire() else None
 
     def _candidates(self, first: Member[T] | None) -> Iterator[Member[T]]:
         try:
@@ -510,41 +372,17 @@ class Pool(Generic[T]):
         """Return live members as the rotation goes on, then any it has left out.
 
         Each step is taken from the shared rotation, so that the next caller's
-        substitute is another. Chance orders the left out, by weight: P. Efraimidis
-        and P. Spirakis, "Weighted random sampling with a reservoir" (2006).
+        substitute is another.
         """
-        for _ in self._live:
-            try:
+        with suppress(NoMemberAvailable):
+            for _ in self._live:
                 yield self._rotation()
-            except NoMemberAvailable:
-                return
-        left = [member for member in self._live if member not in tried]
-        left.sort(key=lambda one: random.random() ** (1 / one.weight))  # noqa: S311
-        yield from (one for one in reversed(left) if self._slots[one].live)
-
-    def _tell_opened(self, slot: _Slot[T], text: str) -> None:
-        breaker = slot.breaker
-        wait = breaker.retry_in or 0.0
-        self._tell(MemberOpened(slot.member.name, breaker.failures, wait, text))
+        left = by_chance(member for member in self._live if member not in tried)
+        yield from (member for member in left if self._slots[member].live)
 
     def _tell(self, event: Event) -> None:
         for listener in self._listeners:
             try:
                 listener(event)
-            except Exception:
+            except Exception:  # noqa: BLE001, PERF203 - a listener hurts nobody
                 _log.exception("%r failed on %r", listener, event)
-
-
-def _members(
-    targets: Mapping[str, T], weights: Mapping[str, int]
-) -> tuple[Member[T], ...]:
-    """Return a member for each target, once every weight is found right."""
-    for name, weight in weights.items():
-        if name not in targets:
-            raise UnknownMember(name, targets)
-        whole = isinstance(weight, int) and not isinstance(weight, bool)
-        if not whole or weight < 0:
-            raise InvalidWeight(name, weight)
-    return tuple(
-        Member(name, target, weights.get(name, 1)) for name, target in targets.items()
-    )

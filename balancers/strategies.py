@@ -16,14 +16,14 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from itertools import chain, count, cycle, repeat
 from math import gcd
 from operator import attrgetter
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, Union, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast
 
 from .errors import NoMemberAvailable, UnknownBalancer
 
@@ -36,7 +36,7 @@ MAX_STEPS = 4096
 """Longest sequence that is computed in advance; see :class:`Weighted`."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Member(Generic[T]):
     """One thing to pick; equal only to itself.
 
@@ -46,14 +46,23 @@ class Member(Generic[T]):
         weight: its share relative to the others; 0 takes no traffic.
     """
 
+    # Not dataclass(slots=True): before Python 3.12 Member[int](...) fails with it.
+    __slots__ = ("name", "target", "weight")
+
     name: str
-    target: T = field(repr=False)
-    weight: int = 1
+    target: T
+    weight: int
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(name={self.name!r}, weight={self.weight!r})"
+
+    def __reduce__(self) -> tuple[type[Member[T]], tuple[str, T, int]]:
+        return type(self), (self.name, self.target, self.weight)
 
 
 Pick: TypeAlias = Callable[[], Member[T]]
 Strategy: TypeAlias = Callable[[tuple[Member[T], ...]], Pick[T]]
-Balancer: TypeAlias = Union[str, type[Any], Strategy[T]]
+Balancer: TypeAlias = str | type[Any] | Strategy[T]
 
 
 def _has_gil() -> bool:

@@ -1,0 +1,126 @@
+"""From live members to a pick function, whatever a strategy does."""
+
+from __future__ import annotations
+
+import logging
+import random
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
+
+from .errors import InvalidPick, NoMemberAvailable
+from .strategies import RoundRobin
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from .strategies import Member, Pick, Strategy
+
+T = TypeVar("T")
+
+Ramp: TypeAlias = tuple[float, float]
+"""Start and length of a slow start, as a clock reading and in seconds."""
+
+FIRST_SHARE = 0.1
+"""Part of its full share with which a recovered member's slow start begins."""
+
+_log = logging.getLogger(__name__)
+
+
+class RotationBuilder(Generic[T]):
+    """Applies a strategy, and a slow start to those that have just recovered.
+
+    A slow start passes picks on: one that falls on a ramping member stands with a
+    probability that grows with time, and otherwise goes to a rotation over the
+    rest. So it works for every strategy, keeps the ramping member's share exact on
+    average, and spreads what it leaves as the others share everything else.
+
+    Args:
+        strategy: the strategy.
+        clock: returns seconds.
+        causes: says why each member is out, when there is nobody.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy[T],
+        *,
+        clock: Callable[[], float],
+        causes: Callable[[], Mapping[str, str]],
+    ) -> None:
+        self._strategy = strategy
+        self._clock = clock
+        self._causes = causes
+
+    def build(self, live: tuple[Member[T], ...]) -> Pick[T]:
+        """Return the strategy's own pick function; what it raises goes through.
+
+        Raises:
+            InvalidPick: the strategy returned something else.
+        """
+        if not live:
+            return self._nobody
+        pick: object = self._strategy(live)
+        if not callable(pick):
+            raise InvalidPick(self._strategy, pick)
+        return pick
+
+    def build_first(self, live: tuple[Member[T], ...]) -> Pick[T]:
+        """Do the same, and say in the log if weights were given in vain."""
+        if isinstance(self._strategy, RoundRobin) and len({m.weight for m in live}) > 1:
+            _log.warning("RoundRobin() reads no weights; Weighted() or Random() does")
+        return self.build(live)
+
+    def rebuild(
+        self, live: tuple[Member[T], ...], ramps: Mapping[Member[T], Ramp]
+    ) -> Pick[T]:
+        """Return a pick function in any case.
+
+        Args:
+            live: the live members.
+            ramps: those of them in slow start, each with its start and length.
+
+        Returns:
+            the strategy's pick function, or round robin if the strategy fails.
+        """
+        rotation = self._build_anyhow(live)
+        steady = tuple(member for member in live if member not in ramps)
+        if len(steady) == len(live) or not steady:
+            return rotation
+        return self._thin_out(rotation, self._build_anyhow(steady), ramps)
+
+    def _build_anyhow(self, live: tuple[Member[T], ...]) -> Pick[T]:
+        try:
+            return self.build(live)
+        except Exception:  # noqa: BLE001 - a foreign strategy must not take reads down
+            _log.exception("%r failed; round robin takes its place", self._strategy)
+            return RoundRobin()(live)
+
+    def _thin_out(
+        self, rotation: Pick[T], steady: Pick[T], ramps: Mapping[Member[T], Ramp]
+    ) -> Pick[T]:
+        clock = self._clock
+
+        def pick() -> Member[T]:
+            member = rotation()
+            ramp = ramps.get(member)
+            if ramp is None:
+                return member
+            share = max(FIRST_SHARE, (clock() - ramp[0]) / ramp[1])
+            return member if random.random() < share else steady()  # noqa: S311
+
+        return pick
+
+    def _nobody(self) -> Member[T]:
+        raise NoMemberAvailable(self._causes())
+
+
+def by_chance(members: Iterable[Member[T]]) -> list[Member[T]]:
+    """Return *members* in a random order in which heavier ones tend to come first.
+
+    P. Efraimidis and P. Spirakis, "Weighted random sampling with a reservoir" (2006):
+    sorted by ``random ** (1 / weight)``, each position is drawn by weight.
+    """
+
+    def key(member: Member[T]) -> float:
+        return float(random.random() ** (1 / member.weight))  # noqa: S311
+
+    return sorted(members, key=key, reverse=True)
