@@ -1,0 +1,270 @@
+"""From ``app.config`` to frozen settings; every configuration error is born here."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from balancers import Weighted, resolve_balancer
+from balancers.errors import BalancerError
+
+from .errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL, Engine
+
+__all__ = ["Binds", "Settings", "read_binds", "read_settings", "same_database"]
+
+PRIMARY_NAMES = ("master", "primary")
+_REPLICA_NAME = re.compile(r"(?:(?P<owner>.+)_)?(?:slave|replica)(?:_\d+)?")
+
+
+class Binds(NamedTuple):
+    """What ``SQLALCHEMY_BINDS`` says.
+
+    Attributes:
+        primary: The key that names the primary (``'master'``), or None.
+        replicas: Replica keys by the key of the bind that they copy, in the
+            order of the configuration; the default bind's under None.
+        orphans: Keys that look like replicas of a bind that does not exist.
+    """
+
+    primary: str | None
+    replicas: Mapping[str | None, tuple[str, ...]]
+    orphans: tuple[str, ...]
+
+    def hidden(self) -> frozenset[str]:
+        """Return the keys that name a copy, and so own no tables."""
+        names = {name for names in self.replicas.values() for name in names}
+        return frozenset(names | ({self.primary} if self.primary else set()))
+
+
+def read_binds(binds: Collection[str | None]) -> Binds:
+    """Sort the keys of ``SQLALCHEMY_BINDS`` into primary, replicas and others.
+
+    Raises:
+        ConfigurationError: Both ``'master'`` and ``'primary'`` are there.
+    """
+    primaries = [name for name in PRIMARY_NAMES if name in binds]
+    if len(primaries) > 1:
+        raise ConfigurationError(
+            "SQLALCHEMY_BINDS",
+            primaries,
+            "'master' and 'primary' are two names for one bind; keep one of them.",
+        )
+    replicas: dict[str | None, list[str]] = {}
+    orphans = []
+    for name in binds:
+        match = _REPLICA_NAME.fullmatch(name) if name else None
+        if name is None or match is None:
+            continue
+        owner = match["owner"]
+        if owner in PRIMARY_NAMES:
+            owner = None
+        if owner is not None and owner not in binds:
+            orphans.append(name)
+        else:
+            replicas.setdefault(owner, []).append(name)
+    return Binds(
+        primary=primaries[0] if primaries else None,
+        replicas={owner: tuple(names) for owner, names in replicas.items()},
+        orphans=tuple(orphans),
+    )
+
+
+def same_database(primary: Engine, master: Engine) -> bool:
+    """Whether two engines name one database; drivers and accounts may differ."""
+
+    def place(url: URL) -> tuple[object, ...]:
+        host = url.query.get("host") or url.host or "localhost"
+        host = "localhost" if host in {"127.0.0.1", "::1"} else host
+        return url.get_backend_name(), host, url.port, url.database or None
+
+    return place(primary.url) == place(master.url)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of one application.
+
+    Attributes:
+        balancer: Turns live replicas into a pick function, one for each pool.
+        weights: Shares of the traffic by bind key; others weigh 1.
+        readonly_methods: HTTP methods that read from a replica.
+        read_on_replica: ``AUTO_READ_ON_SLAVE``.
+        pin_seconds: How long a client reads its own writes; 0 is off.
+        pin_cookie: The name of the cookie that carries the pin.
+        fall_back: Whether the primary serves reads when every replica is out.
+        connect_timeout: Seconds that one replica may take to connect.
+        breaker_threshold: Failures in a row that take a replica out.
+        breaker_reset: Seconds until the first trial of a replica that is out.
+        breaker_max_reset: The longest time between two trials, in seconds.
+    """
+
+    balancer: Callable[..., Any]
+    weights: Mapping[str, int] = field(default_factory=dict)
+    readonly_methods: frozenset[str] = frozenset({"GET", "HEAD"})
+    read_on_replica: bool = True
+    pin_seconds: float = 5
+    pin_cookie: str = "replicated_pin"
+    fall_back: bool = True
+    connect_timeout: float = 2
+    breaker_threshold: int = 2
+    breaker_reset: float = 1
+    breaker_max_reset: float = 30
+
+
+_DEFAULTS: Mapping[str, Any] = {
+    "REPLICATED_BALANCER": "round_robin",
+    "REPLICATED_BREAKER_MAX_RESET": 30,
+    "REPLICATED_BREAKER_RESET": 1,
+    "REPLICATED_BREAKER_THRESHOLD": 2,
+    "REPLICATED_CONNECT_TIMEOUT": 2,
+    "REPLICATED_FALLBACK": "master",
+    "REPLICATED_PIN_COOKIE": "replicated_pin",
+    "REPLICATED_PIN_SECONDS": 5,
+    "REPLICATED_READONLY_METHODS": frozenset({"GET", "HEAD"}),
+    "REPLICATED_WEIGHTS": {},
+}
+
+
+def read_settings(
+    config: Mapping[str, Any], methods: Collection[str], replicas: Collection[str]
+) -> Settings:
+    """Read and check the settings of one application.
+
+    Args:
+        config: ``app.config``; it is not changed.
+        methods: The read-only methods where the configuration names none.
+        replicas: The names of the replica binds, which weights may name.
+
+    Raises:
+        ConfigurationError: A key is unknown or its value cannot be right.
+    """
+    _refuse_unknown(config)
+    reset = _number(config, "REPLICATED_BREAKER_RESET", above=0)
+    longest = _number(config, "REPLICATED_BREAKER_MAX_RESET", above=0)
+    if longest < reset:
+        raise ConfigurationError(
+            "REPLICATED_BREAKER_MAX_RESET",
+            longest,
+            f"must be at least REPLICATED_BREAKER_RESET = {reset!r}.",
+        )
+    weights = _weights(config, replicas)
+    return Settings(
+        balancer=_balancer(config, weights),
+        weights=weights,
+        readonly_methods=_methods(config, methods),
+        read_on_replica=_boolean(config, "AUTO_READ_ON_SLAVE", default=True),
+        pin_seconds=_number(config, "REPLICATED_PIN_SECONDS"),
+        pin_cookie=_name(config, "REPLICATED_PIN_COOKIE"),
+        fall_back=_choice(config, "REPLICATED_FALLBACK", "master", "error") == "master",
+        connect_timeout=_number(config, "REPLICATED_CONNECT_TIMEOUT", above=0),
+        breaker_threshold=_count(config, "REPLICATED_BREAKER_THRESHOLD"),
+        breaker_reset=reset,
+        breaker_max_reset=longest,
+    )
+
+
+def _refuse_unknown(config: Mapping[str, Any]) -> None:
+    for key in config:
+        if key.startswith("REPLICATED_") and key not in _DEFAULTS:
+            close = difflib.get_close_matches(key, _DEFAULTS, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            known = ", ".join(sorted(_DEFAULTS))
+            raise ConfigurationError(
+                key, config[key], f"no such setting; {hint}Known are {known}."
+            )
+
+
+def _get(config: Mapping[str, Any], key: str) -> Any:
+    return config.get(key, _DEFAULTS[key])
+
+
+def _number(config: Mapping[str, Any], key: str, above: float | None = None) -> float:
+    value = _get(config, key)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    floor_met = number and (value > above if above is not None else value >= 0)
+    if not floor_met or value == float("inf"):
+        least = f"above {above}" if above is not None else "of at least 0"
+        raise ConfigurationError(key, value, f"must be a number of seconds {least}.")
+    return float(value)
+
+
+def _count(config: Mapping[str, Any], key: str) -> int:
+    value = _get(config, key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigurationError(key, value, "must be a whole number of at least 1.")
+    return value
+
+
+def _boolean(config: Mapping[str, Any], key: str, *, default: bool) -> bool:
+    value = config.get(key, default)
+    if not isinstance(value, bool):
+        raise ConfigurationError(key, value, "must be True or False.")
+    return value
+
+
+def _choice(config: Mapping[str, Any], key: str, *choices: str) -> str:
+    value = _get(config, key)
+    if value not in choices:
+        listed = " or ".join(map(repr, choices))
+        raise ConfigurationError(key, value, f"must be {listed}.")
+    return str(value)
+
+
+def _name(config: Mapping[str, Any], key: str) -> str:
+    value = _get(config, key)
+    if not isinstance(value, str) or not re.fullmatch(r"[\w!#$%&'*+.^`|~-]+", value):
+        raise ConfigurationError(key, value, "must be a name that a cookie may have.")
+    return value
+
+
+def _methods(config: Mapping[str, Any], default: Collection[str]) -> frozenset[str]:
+    key = "REPLICATED_READONLY_METHODS"
+    value = config.get(key, default)
+    named = isinstance(value, Collection) and not isinstance(value, str | bytes)
+    if not named or not all(isinstance(name, str) and name for name in value):
+        raise ConfigurationError(
+            key, value, "must be a set of HTTP methods, such as {'GET', 'HEAD'}."
+        )
+    return frozenset(name.upper() for name in value)
+
+
+def _weights(config: Mapping[str, Any], replicas: Collection[str]) -> dict[str, int]:
+    key = "REPLICATED_WEIGHTS"
+    value = _get(config, key)
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(
+            key, value, "must be a mapping of replica binds, such as {'slave_1': 3}."
+        )
+    for name, weight in value.items():
+        item = f"{key}[{name!r}]"
+        # An app without replicas may share its settings with one that has some.
+        if replicas and name not in replicas:
+            raise ConfigurationError(
+                item,
+                weight,
+                f"no such replica; SQLALCHEMY_BINDS has {', '.join(replicas)}.",
+            )
+        if not isinstance(weight, int) or isinstance(weight, bool) or weight < 0:
+            raise ConfigurationError(
+                item, weight, "must be a whole number, 1 or more; 0 takes no traffic."
+            )
+    return dict(value)
+
+
+def _balancer(
+    config: Mapping[str, Any], weights: Mapping[str, int]
+) -> Callable[..., Any]:
+    key = "REPLICATED_BALANCER"
+    if key not in config and weights:
+        return Weighted()  # weights that nobody reads would be a trap
+    value = _get(config, key)
+    try:
+        return resolve_balancer(value)
+    except BalancerError as error:
+        raise ConfigurationError(key, value, f"{error}") from error

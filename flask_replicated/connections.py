@@ -1,0 +1,261 @@
+"""Connections that know which kind of server they talk to.
+
+A connection to the primary notes whether its transaction wrote, so that a
+commit can pin the client. A connection to a replica refuses to write before
+anything is sent, and ends its transaction in a way that can never make the
+commit of another one fail: ``SessionTransaction.commit()`` commits the
+connections of a session in no particular order, and a lost replica must not
+stop it between two of them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+from flask import has_request_context, request
+from sqlalchemy import (
+    Connection,
+    NestedTransaction,
+    RootTransaction,
+    Transaction,
+    TwoPhaseTransaction,
+)
+from sqlalchemy.exc import DBAPIError
+
+from .errors import WriteOnReplicaError
+from .statements import Kind, classify
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine, Result
+
+    from balancers import Member
+
+    from .engines import PrimaryEngine, ReplicaEngine
+
+__all__ = ["PrimaryConnection", "ReplicaConnection", "RoutedConnection"]
+
+
+class RoutedConnection(Connection):
+    """A connection that looks at each statement before it is sent.
+
+    Attributes:
+        shape: The Engine-shaped object whose ``connect()`` made it; ``engine``
+            is the real engine.
+    """
+
+    def __init__(self, engine: Engine, shape: PrimaryEngine | ReplicaEngine) -> None:
+        self.shape = shape
+        super().__init__(engine)
+
+    def _before(self, statement: object) -> None:
+        raise NotImplementedError
+
+    def _after(self) -> None:
+        """Note that a statement succeeded."""
+
+    def execute(self, statement: Any, *args: Any, **kwargs: Any) -> Result[Any]:  # type: ignore[override]  # every overload passes through unchanged
+        """Execute a statement, as any connection does."""
+        self._before(statement)
+        result = super().execute(statement, *args, **kwargs)
+        self._after()
+        return result
+
+    def scalar(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
+        """Execute a statement and return its first value."""
+        self._before(statement)
+        result = super().scalar(statement, *args, **kwargs)
+        self._after()
+        return result
+
+    def exec_driver_sql(self, statement: str, *args: Any, **kwargs: Any) -> Any:
+        """Execute a string on the driver's own cursor."""
+        self._before(statement)
+        result = super().exec_driver_sql(statement, *args, **kwargs)
+        self._after()
+        return result
+
+
+# --- primary ------------------------------------------------------------------
+
+
+class PrimaryConnection(RoutedConnection):
+    """A connection to the primary that reports committed writes.
+
+    Attributes:
+        wrote: Whether the transaction in progress has written.
+    """
+
+    wrote = False
+
+    def _before(self, statement: object) -> None:
+        kind = classify(statement)
+        if kind is Kind.READ:
+            return
+        state = self.shape.routed.app.request_state()
+        if state is not None:
+            state.latch("this request has written")
+        if kind is Kind.WRITE:
+            self.wrote = True
+            # In autocommit mode the statement is its own transaction.
+            if self.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+                self.committed()
+
+    def committed(self) -> None:
+        """Report that what this transaction wrote is, or may be, visible now."""
+        if self.wrote:
+            self.wrote = False
+            state = self.shape.routed.app.request_state()
+            if state is not None:
+                state.committed()
+
+    def begin(self) -> RootTransaction:
+        """Begin a transaction whose commit is reported, if it wrote."""
+        if self.in_transaction():
+            return super().begin()  # raises what every connection raises
+        self.wrote = False
+        return _Write(self)
+
+    def begin_twophase(self, xid: Any | None = None) -> TwoPhaseTransaction:
+        """Begin a two-phase transaction whose commit is reported, if it wrote."""
+        if self.in_transaction():
+            return super().begin_twophase(xid)
+        self.wrote = False
+        return _TwoPhaseWrite(self, self.dialect.create_xid() if xid is None else xid)
+
+
+class _Reported(Transaction):
+    """A transaction that tells its connection when its commit may have happened."""
+
+    __slots__ = ()
+
+    def commit(self) -> None:
+        connection = cast("PrimaryConnection", self.connection)
+        try:
+            super().commit()
+        except DBAPIError as error:
+            # Lost while committing: it may have happened, so the client must
+            # be able to see it.
+            if error.connection_invalidated:
+                connection.committed()
+            raise
+        connection.committed()
+
+
+class _Write(_Reported, RootTransaction):
+    __slots__ = ()
+
+
+class _TwoPhaseWrite(_Reported, TwoPhaseTransaction):
+    __slots__ = ()
+
+
+# --- replica ------------------------------------------------------------------
+
+
+class ReplicaConnection(RoutedConnection):
+    """A connection to one replica; it reads, and it harms nobody when lost.
+
+    Attributes:
+        member: The replica.
+        used: Whether a statement has succeeded in this transaction.
+    """
+
+    used = False
+
+    def __init__(
+        self, engine: Engine, shape: ReplicaEngine, member: Member[Engine]
+    ) -> None:
+        self.member = member
+        super().__init__(engine, shape)
+
+    def _before(self, statement: object) -> None:
+        if classify(statement) >= Kind.LOCK:
+            raise write_refused(statement, f"connected to {self.member.name!r}")
+
+    def _after(self) -> None:
+        self.used = True
+
+    def begin(self) -> RootTransaction:
+        """Begin a transaction that ends without failing."""
+        if self.in_transaction():
+            return super().begin()
+        self.used = False
+        return _Read(self)
+
+    def begin_twophase(self, xid: Any | None = None) -> TwoPhaseTransaction:
+        """Begin a plain transaction: a read has nothing to prepare."""
+        if self.in_transaction():
+            return super().begin_twophase(xid)
+        self.used = False
+        return _TwoPhaseRead(self, xid)
+
+    def begin_nested(self) -> NestedTransaction:
+        """Begin a savepoint that ends without failing."""
+        if not self.in_transaction():
+            return super().begin_nested()
+        return _ReadSavepoint(self)
+
+
+class _Harmless(Transaction):
+    """A read's transaction: its end gives the connection back, whatever happens.
+
+    The loss of a replica reaches the breaker through the next connect, and the
+    user through the statement that it interrupts; never through the end of a
+    transaction that has nothing to lose.
+    """
+
+    __slots__ = ()
+
+    def commit(self) -> None:
+        self.rollback()
+
+    def rollback(self) -> None:
+        try:
+            super().rollback()
+        except DBAPIError:
+            pass  # the connection was lost; SQLAlchemy has discarded it
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except DBAPIError:
+            pass  # the same
+
+
+class _Read(_Harmless, RootTransaction):
+    __slots__ = ()
+
+
+class _TwoPhaseRead(_Harmless, TwoPhaseTransaction):
+    __slots__ = ()
+
+    def prepare(self) -> None:
+        """Do nothing: there is nothing to prepare."""
+
+    def _connection_begin_impl(self) -> None:
+        RootTransaction._connection_begin_impl(self)  # noqa: SLF001 - plain BEGIN
+
+    def _connection_rollback_impl(self) -> None:
+        RootTransaction._connection_rollback_impl(self)  # noqa: SLF001 - the same
+
+
+class _ReadSavepoint(_Harmless, NestedTransaction):
+    __slots__ = ()
+
+    def commit(self) -> None:
+        try:
+            NestedTransaction.commit(self)
+        except DBAPIError:
+            pass  # the connection was lost, and the savepoint with it
+
+
+_SHOWN = 200  # characters of a statement that an error repeats
+
+
+def write_refused(statement: object, why: str) -> WriteOnReplicaError:
+    """Make the error that says who tried to write where, and the ways out."""
+    text = " ".join(str(statement).split())
+    if len(text) > _SHOWN:
+        text = f"{text[: _SHOWN - 1]}…"
+    view = request.endpoint if has_request_context() else None
+    return WriteOnReplicaError(text, view, why)

@@ -1,0 +1,187 @@
+"""Engine-shaped objects: they look like one engine and stand for several.
+
+``Session`` and Core only ever call ``connect()`` on an engine, and then know
+the connection by its real engine. So a replica is picked, and failed over,
+exactly where a connection is made: before any statement was sent, and not when
+somebody only asks for a dialect.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+
+from balancers.errors import error_text
+
+from .connections import PrimaryConnection, ReplicaConnection
+from .errors import AllReplicasOutError
+from .routing import Role
+from .scopes import active_role
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy.engine.interfaces import PoolProxiedConnection
+    from sqlalchemy.pool import Pool as ConnectionPool
+
+    from balancers import Member, Pool
+
+    from .state import AppState
+
+__all__ = ["PrimaryEngine", "ReplicaEngine", "RoutedEngine"]
+
+logger = logging.getLogger("flask_replicated")
+
+
+class _EngineShape(Engine):
+    """Something that connects like an engine, over a real one.
+
+    URL, dialect, connection pool and events are the real engine's, so a
+    listener that is added here hears that engine's connections.
+    """
+
+    def __init__(self, real: Engine) -> None:
+        self.real = real
+        super().__init__(
+            real.pool, real.dialect, real.url, hide_parameters=real.hide_parameters
+        )
+
+    # dispose() gives an engine another pool, so the pool is looked up each time.
+    @property
+    def pool(self) -> ConnectionPool:
+        return self.real.pool
+
+    @pool.setter
+    def pool(self, pool: ConnectionPool) -> None:
+        """Ignore what ``Engine`` wants to keep: the real engine keeps it."""
+
+    @property
+    def dispatch(self) -> Any:  # type: ignore[override]  # nobody sets it
+        return self.real.dispatch
+
+    @property
+    def _has_events(self) -> bool:
+        return self.real._has_events  # noqa: SLF001 - set by event.listen()
+
+    @_has_events.setter
+    def _has_events(self, value: bool) -> None:
+        self.real._has_events = value  # noqa: SLF001 - the same
+
+    def dispose(self, close: bool = True) -> None:
+        self.real.dispose(close)
+
+
+class PrimaryEngine(_EngineShape):
+    """The primary; its connections report committed writes."""
+
+    def __init__(self, real: Engine, routed: RoutedEngine) -> None:
+        self.routed = routed
+        super().__init__(real)
+
+    def connect(self) -> PrimaryConnection:
+        """Connect to the primary."""
+        return PrimaryConnection(self.real, self)
+
+
+class ReplicaEngine(_EngineShape):
+    """The pool of replicas as one engine: ``connect()`` picks and fails over."""
+
+    def __init__(self, replicas: Pool[Engine], routed: RoutedEngine) -> None:
+        self.replicas = replicas
+        self.routed = routed
+        super().__init__(replicas.members[0].target)
+
+    def connect(self) -> Connection:
+        """Connect to this request's replica, or pick one; try each once.
+
+        Raises:
+            AllReplicasOutError: None took the connection, and
+                ``REPLICATED_FALLBACK`` is ``'error'``.
+        """
+        state = self.routed.app.request_state()
+        kept = None if state is None else state.kept.get(self)
+        causes: dict[str, str] = {}
+        for member in self.replicas.candidates(kept):
+            permit = self.replicas.permit(member)
+            try:
+                connection = ReplicaConnection(member.target, self, member)
+            except (DBAPIError, OSError) as error:
+                self.replicas.failed(member, error, permit)
+                causes[member.name] = error_text(error)
+                continue
+            self.replicas.succeeded(member, permit)
+            if state is not None:
+                state.kept[self] = member
+            return connection
+        return self._without_replicas(causes)
+
+    def _without_replicas(self, causes: dict[str, str]) -> Connection:
+        if self.routed.app.settings.fall_back:
+            return PrimaryConnection(self.routed.real, self)
+        raise AllReplicasOutError(self.replicas.causes() | causes)
+
+    def lost(self, member: Member[Engine]) -> None:
+        """Let the running request go on with another replica."""
+        state = self.routed.app.request_state()
+        if state is not None and state.kept.get(self) is member:
+            del state.kept[self]
+
+
+class RoutedEngine(_EngineShape):
+    """What stands in ``db.engines`` for a bind that has replicas.
+
+    ``connect()`` goes where a read of the running request would go, and to the
+    primary outside a request; ``begin()`` announces a write, and so do
+    ``raw_connection()`` and ``execution_options()``, which cannot be followed:
+    they always mean the primary.
+
+    Attributes:
+        app: The application's state.
+        primary: The primary, as a session uses it for writes.
+        replicas: The replicas, as a session uses them for reads.
+    """
+
+    def __init__(self, app: AppState, real: Engine, replicas: Pool[Engine]) -> None:
+        super().__init__(real)
+        self.app = app
+        self.primary = PrimaryEngine(real, self)
+        self.replicas = ReplicaEngine(replicas, self)
+
+    def role(self) -> Role:
+        """Return where a read goes now."""
+        role = active_role()
+        if role is not None:
+            return role
+        state = self.app.request_state()
+        return Role.PRIMARY if state is None else state.decision.role
+
+    def connect(self) -> Connection:
+        """Connect to the primary or to a replica, whichever a read would use."""
+        if self.role() is Role.REPLICA:
+            return self.replicas.connect()
+        return self.primary.connect()
+
+    @contextlib.contextmanager
+    def begin(self) -> Iterator[Connection]:
+        """Connect to the primary and begin a transaction."""
+        with self.primary.connect() as connection, connection.begin():
+            yield connection
+
+    def raw_connection(self) -> PoolProxiedConnection:
+        """Return a DBAPI connection to the primary."""
+        return self.real.raw_connection()
+
+    def dispose(self, close: bool = True) -> None:
+        """Dispose of the connection pools of the primary and of every replica."""
+        self.real.dispose(close)
+        for member in self.replicas.replicas.members:
+            member.target.dispose(close)
+
+    def after_fork(self) -> None:
+        """Leave inherited sockets to the parent, and pick from another start."""
+        self.dispose(close=False)
+        self.replicas.replicas.reshuffle()

@@ -1,0 +1,87 @@
+"""Everything that this package raises, under one root.
+
+Each error keeps what it knows as attributes and survives pickling, so that it
+can be sent to an error tracker or across a process boundary unharmed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "AllReplicasOutError",
+    "ConfigurationError",
+    "ReplicatedError",
+    "WriteOnReplicaError",
+]
+
+
+class ReplicatedError(Exception):
+    """The root of every error raised by ``flask_replicated``."""
+
+
+class ConfigurationError(ReplicatedError, ValueError):
+    """A setting or a bind cannot be used as it stands.
+
+    Attributes:
+        key: The setting or bind, in Python syntax.
+        value: What was found there; URLs arrive with their password masked.
+        remedy: One sentence that says what would be right.
+    """
+
+    def __init__(self, key: str, value: object, remedy: str) -> None:
+        self.key = key
+        self.value = value
+        self.remedy = remedy
+        super().__init__(key, value, remedy)
+
+    def __str__(self) -> str:
+        return f"{self.key} = {self.value!r}: {self.remedy}"
+
+
+class WriteOnReplicaError(ReplicatedError):
+    """A statement that writes or locks was about to be sent to a replica.
+
+    It was not sent. Nothing was changed.
+
+    Attributes:
+        statement: The beginning of the statement, without its parameters.
+        view: The endpoint that was running, or None outside a request.
+        why: What had sent this connection to a replica.
+    """
+
+    def __init__(self, statement: str, view: str | None, why: str) -> None:
+        self.statement = statement
+        self.view = view
+        self.why = why
+        super().__init__(statement, view, why)
+
+    def __str__(self) -> str:
+        where = f"view {self.view!r}" if self.view else "code outside a request"
+        return (
+            f"{where} tried to write on a replica ({self.why}): {self.statement}. "
+            "Mark the view with @changes_database, or wrap the write in "
+            "'with using_master():'."
+        )
+
+
+class AllReplicasOutError(ReplicatedError):
+    """No replica took a connection and ``REPLICATED_FALLBACK`` is ``'error'``.
+
+    Attributes:
+        causes: For each replica, by bind name, why it could not serve.
+    """
+
+    def __init__(self, causes: Mapping[str, str]) -> None:
+        self.causes = dict(causes)
+        super().__init__(self.causes)
+
+    def __str__(self) -> str:
+        listed = "; ".join(f"{name}: {cause}" for name, cause in self.causes.items())
+        return (
+            f"every replica is out ({listed}). Repair one of them, or set "
+            "REPLICATED_FALLBACK = 'master' to read from the primary meanwhile."
+        )

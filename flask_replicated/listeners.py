@@ -1,0 +1,39 @@
+"""What happens when a replica leaves or joins: log lines, and a clean slate."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from balancers import MemberClosed, MemberOpened
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sqlalchemy import Engine
+
+    from balancers import Event
+
+__all__ = ["PoolLog"]
+
+logger = logging.getLogger("flask_replicated")
+
+
+class PoolLog:
+    """A listener that tells the operator, once per change.
+
+    It also drops the idle connections of a replica that is out: the trial that
+    lets it in again must be a new connection, or an old one that nobody has
+    used since would vouch for a server that no longer answers.
+    """
+
+    def __init__(self, engines: Mapping[str, Engine]) -> None:
+        self._engines = engines
+
+    def __call__(self, happened: Event) -> None:
+        """Receive one event of the pool."""
+        if isinstance(happened, MemberOpened):
+            logger.warning("replica %r is out: %s", happened.name, happened.error)
+            self._engines[happened.name].dispose()
+        elif isinstance(happened, MemberClosed):
+            logger.info("replica %r is back", happened.name)

@@ -1,0 +1,102 @@
+"""What is asked of every replica's engine, through SQLAlchemy's own events.
+
+Three listeners, none of them on the path of a statement: a limit on the time to
+connect, a session that the server itself keeps read-only, and a look at the
+socket of a pooled connection before it is used again.
+"""
+
+from __future__ import annotations
+
+import math
+import select
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import event
+from sqlalchemy.exc import DisconnectionError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+__all__ = ["prepare_replica"]
+
+_READ_ONLY = {
+    "postgresql": "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
+    "mysql": "SET SESSION TRANSACTION READ ONLY",
+    "mariadb": "SET SESSION TRANSACTION READ ONLY",
+    "sqlite": "PRAGMA query_only = ON",
+}
+_TIMEOUT_ARGUMENT = {
+    "psycopg": "connect_timeout",
+    "psycopg2": "connect_timeout",
+    "pymysql": "connect_timeout",
+    "mysqldb": "connect_timeout",
+    "mariadbconnector": "connect_timeout",
+    "mysqlconnector": "connection_timeout",
+    "pg8000": "timeout",
+}
+
+
+def prepare_replica(engine: Engine, connect_timeout: float) -> None:
+    """Add the three listeners to one replica's engine.
+
+    Args:
+        engine: The replica's engine, before its first connection.
+        connect_timeout: Seconds to connect in; whole ones, rounded up, because
+            drivers take no others. The bind's own ``connect_args`` are stronger.
+    """
+    _limit_connect(engine, math.ceil(connect_timeout))
+    _read_only(engine)
+    event.listen(engine, "checkout", _refuse_stale)
+
+
+def _limit_connect(engine: Engine, seconds: int) -> None:
+    argument = _TIMEOUT_ARGUMENT.get(engine.driver)
+    if argument is None:
+        return
+
+    @event.listens_for(engine, "do_connect")
+    def limit(
+        _dialect: Any, _record: Any, _cargs: Any, cparams: dict[str, Any]
+    ) -> None:
+        cparams.setdefault(argument, seconds)
+
+
+def _read_only(engine: Engine) -> None:
+    statement = _READ_ONLY.get(engine.dialect.name)
+    if statement is None:
+        return
+
+    @event.listens_for(engine, "connect")
+    def refuse_writes(connection: Any, _record: Any) -> None:
+        cursor = connection.cursor()
+        try:
+            cursor.execute(statement)
+        finally:
+            cursor.close()
+        # Or the first rollback would take the setting back.
+        connection.commit()
+
+
+def _refuse_stale(connection: Any, _record: Any, _proxy: Any) -> None:
+    """Replace a pooled connection that the server has ended meanwhile.
+
+    An idle connection has nothing to read. If its socket is readable, the
+    server has closed it or had something to say that ends it. Asking the
+    kernel takes about a microsecond; asking the server would take a round trip.
+    """
+    fileno = getattr(connection, "fileno", None)
+    if fileno is not None and _readable(fileno()):
+        raise DisconnectionError("the server has closed this idle connection")
+
+
+if hasattr(select, "poll"):
+
+    def _readable(fd: int) -> bool:
+        poll = select.poll()
+        poll.register(fd, select.POLLIN | select.POLLHUP | select.POLLERR)
+        return bool(poll.poll(0))
+
+else:  # Windows
+
+    def _readable(fd: int) -> bool:
+        return bool(select.select([fd], [], [], 0)[0])

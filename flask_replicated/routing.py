@@ -1,0 +1,86 @@
+"""Who decides where a statement goes, strongest first, and why.
+
+Nothing here does I/O or knows Flask or SQLAlchemy: facts in, decision out.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple
+
+__all__ = ["MARK", "Decision", "Role", "decide", "marked_role"]
+
+MARK = "__replicated__"
+"""The attribute under which a decorator leaves its role on a function."""
+
+
+class Role(Enum):
+    """The two kinds of database server."""
+
+    PRIMARY = "primary"
+    REPLICA = "replica"
+
+
+class Decision(NamedTuple):
+    """Where reads go for now.
+
+    Attributes:
+        role: Primary or replica.
+        reason: The rule that decided, as a clause that fits after "because".
+    """
+
+    role: Role
+    reason: str
+
+
+def decide(
+    *,
+    latched: str | None = None,
+    mark: Role | None = None,
+    pinned: bool = False,
+    method: str,
+    readonly_methods: frozenset[str],
+    read_on_replica: bool,
+) -> Decision:
+    """Decide where the reads of one request go.
+
+    Explicit binds and ``using_master()``/``using_slave()`` blocks are stronger
+    than all of this and never arrive here.
+
+    Args:
+        latched: What tied this request to the primary, or None.
+        mark: What a decorator on the view asked for, or None.
+        pinned: Whether the client must see a write that replicas may lack.
+        method: The request's HTTP method.
+        readonly_methods: The methods that only read.
+        read_on_replica: ``AUTO_READ_ON_SLAVE``.
+    """
+    if latched is not None:
+        return Decision(Role.PRIMARY, latched)
+    if mark is not None:
+        return Decision(mark, "the view is decorated")
+    if pinned:
+        return Decision(Role.PRIMARY, "the client has just written")
+    if not read_on_replica:
+        return Decision(Role.PRIMARY, "AUTO_READ_ON_SLAVE is off")
+    if method in readonly_methods:
+        return Decision(Role.REPLICA, f"{method} only reads")
+    return Decision(Role.PRIMARY, f"{method} may write")
+
+
+def marked_role(view: object, method: str) -> Role | None:
+    """Return what a decorator asked for on a registered view, or None.
+
+    Args:
+        view: The view function that would be called.
+        method: The request's HTTP method, to look at one method of a class.
+    """
+    cls = getattr(view, "view_class", None)
+    handler = getattr(cls, method.lower(), None)
+    if handler is None and method == "HEAD":
+        handler = getattr(cls, "get", None)
+    for candidate in (handler, view):
+        role = getattr(candidate, MARK, None)
+        if isinstance(role, Role):
+            return role
+    return None

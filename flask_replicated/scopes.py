@@ -1,0 +1,182 @@
+"""Asking for a database in code: ``using_*`` blocks and view decorators.
+
+A block is held in a context variable together with the thread and task that
+opened it, so it is never inherited: a task or a thread started inside a block
+decides for itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import threading
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar, cast
+
+from .routing import MARK, Role
+from .state import current_request_state
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from contextlib import AbstractContextManager
+
+__all__ = [
+    "active_role",
+    "changes_database",
+    "use_master_database",
+    "use_slave_database",
+    "using_master",
+    "using_slave",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class _Block(NamedTuple):
+    role: Role
+    owner: object
+    outer: _Block | None
+
+
+_block: ContextVar[_Block | None] = ContextVar("flask_replicated_block", default=None)
+
+
+def _owner() -> object:
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # no event loop runs in this thread
+        task = None
+    return threading.get_ident() if task is None else task
+
+
+def active_role() -> Role | None:
+    """Return what the innermost block of this thread or task asks for."""
+    block = _block.get()
+    if block is None:
+        return None
+    owner = _owner()
+    while block is not None and block.owner != owner:
+        block = block.outer
+    return None if block is None else block.role
+
+
+class _Using:
+    """A ``with`` block, or a decorator, for one role.
+
+    It keeps no state of its own: one object may be entered many times, nested
+    and from many threads.
+    """
+
+    def __init__(self, role: Role) -> None:
+        self._role = role
+
+    def __enter__(self) -> None:
+        _block.set(_Block(self._role, _owner(), _block.get()))
+
+    def __exit__(self, *_: object) -> None:
+        block = _block.get()
+        if block is not None:
+            _block.set(block.outer)
+
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+        return _around(function, lambda: self)
+
+
+def using_master() -> _Using:
+    """Send every read inside this block to the primary.
+
+    Use it as ``with using_master():`` or as a decorator on any function,
+    ``async`` ones included, inside or outside a request. The innermost block
+    wins; it ends where it ends, also when it raises.
+    """
+    return _Using(Role.PRIMARY)
+
+
+def using_slave() -> _Using:
+    """Send every read inside this block to a replica, whatever was decided.
+
+    A statement in it that writes or locks raises
+    :class:`~flask_replicated.WriteOnReplicaError` before it is sent.
+    Otherwise like :func:`using_master`.
+    """
+    return _Using(Role.REPLICA)
+
+
+def _around(
+    function: Callable[P, R], block: Callable[[], AbstractContextManager[None]]
+) -> Callable[P, R]:
+    """Wrap a function, plain or ``async``, so that it runs inside a block."""
+    if inspect.iscoroutinefunction(function):
+        call = cast("Callable[P, Awaitable[Any]]", function)
+
+        @functools.wraps(function)
+        async def awaited(*args: P.args, **kwargs: P.kwargs) -> Any:
+            with block():
+                return await call(*args, **kwargs)
+
+        return cast("Callable[P, R]", awaited)
+
+    @functools.wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        with block():
+            return function(*args, **kwargs)
+
+    return called
+
+
+class _Marking:
+    """Mark the running request from here on; outside one, act as a block."""
+
+    def __init__(self, role: Role) -> None:
+        self._role = role
+        self._block: _Using | None = None
+
+    def __enter__(self) -> None:
+        state = current_request_state()
+        if state is not None:
+            state.mark(self._role)
+        else:
+            self._block = _Using(self._role)
+            self._block.__enter__()
+
+    def __exit__(self, *exc: object) -> None:
+        if self._block is not None:
+            self._block.__exit__(*exc)
+
+
+def _view_decorator(role: Role, view: Callable[P, R]) -> Callable[P, R]:
+    marked = _around(view, lambda: _Marking(role))
+    # Readable before the view is called, so that a before_request function or
+    # an outer decorator already reads where the view will.
+    setattr(marked, MARK, role)
+    return marked
+
+
+def use_master_database(view: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a view that must read from the primary.
+
+    Works on functions, on methods of a ``MethodView``, in ``decorators = [...]``
+    and above or below other decorators, on plain and ``async`` views.
+    """
+    return _view_decorator(Role.PRIMARY, view)
+
+
+def changes_database(view: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a view that writes whatever its method: always the primary.
+
+    Works where :func:`use_master_database` works, and does the same; the name
+    tells the reader why.
+    """
+    return _view_decorator(Role.PRIMARY, view)
+
+
+def use_slave_database(view: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a view that may read from a replica whatever its method.
+
+    For a ``POST`` that only searches. A write in it still goes to the primary,
+    and the rest of the request with it. Works where
+    :func:`use_master_database` works.
+    """
+    return _view_decorator(Role.REPLICA, view)

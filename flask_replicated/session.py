@@ -1,0 +1,224 @@
+"""``Session.get_bind``: asks routing, then hands out an Engine-shaped object.
+
+The shapes pick a server when the session connects. From then until the end of
+the session's transaction ``get_bind`` returns the real engine behind that
+connection, so the session finds the connection that it already has.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from flask import has_request_context
+from flask_sqlalchemy.session import Session as FlaskSession
+from sqlalchemy import event, orm
+from sqlalchemy.exc import DBAPIError
+
+from .connections import PrimaryConnection, ReplicaConnection, write_refused
+from .engines import RoutedEngine
+from .routing import Role
+from .scopes import active_role
+from .state import current_app_state, this_request
+from .statements import Kind, classify
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from flask import Request
+    from sqlalchemy import Engine
+
+    from .state import AppState, RequestState
+
+__all__ = ["RoutedSession", "routed_session_class"]
+
+
+class RoutedSession(orm.Session):
+    """A session that reads from a replica and writes to the primary.
+
+    Put it before another session class to route what that class would send to
+    a bind that has replicas; see :func:`routed_session_class`.
+    """
+
+    _app: AppState | None = None
+    _default: RoutedEngine | None = None
+    _request: Request | None = None
+    _state: RequestState | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._reset()
+        app = current_app_state()
+        if app is not None:
+            self._app = app
+            if self._reads_bind_keys:
+                self._default = app.routes.get(None)
+        super().__init__(*args, **kwargs)
+
+    def _reset(self) -> None:
+        """Forget the connections of a transaction that has ended."""
+        self._lanes: dict[Engine, Engine | sa.Connection] = {}
+        self._primaries: dict[Engine, PrimaryConnection] = {}
+        self._read: ReplicaConnection | None = None
+
+    # Whether the class behind this one chooses engines by bind key alone, as
+    # Flask-SQLAlchemy's does; then the default bind is known without asking it.
+    _reads_bind_keys = False
+
+    def get_bind(
+        self,
+        mapper: Any | None = None,
+        clause: Any | None = None,
+        bind: Any | None = None,
+        **kwargs: Any,
+    ) -> Engine | sa.Connection:
+        """Return where a statement goes: an explicit bind, a replica, the primary.
+
+        Raises:
+            WriteOnReplicaError: It writes or locks inside ``using_slave()``.
+        """
+        if bind is not None:
+            return bind  # type: ignore[no-any-return]  # it is what the caller gave
+        routed: Any = self._default
+        if routed is None or not _on_default_bind(mapper, clause):
+            routed = super().get_bind(mapper, clause=clause, bind=bind, **kwargs)
+            if not isinstance(routed, RoutedEngine):
+                return routed  # type: ignore[no-any-return]  # another's engine
+        shape = (
+            routed.replicas
+            if self._role(routed, mapper, clause) is Role.REPLICA
+            else routed.primary
+        )
+        lane: Engine | sa.Connection = self._lanes.get(shape, shape)
+        return lane
+
+    def _role(self, routed: RoutedEngine, mapper: Any, clause: Any) -> Role:
+        if clause is not None and not self._flushing:
+            kind = classify(clause)
+        else:
+            # A flush, a bulk operation's second call, or connection(): what
+            # will run is not known.
+            kind = Kind.WRITE
+        block = active_role()
+        if block is None:
+            if kind is not Kind.READ:
+                return Role.PRIMARY
+            state = self._request_state(routed.app)
+            return Role.PRIMARY if state is None else state.decision.role
+        if block is Role.REPLICA and kind >= Kind.LOCK:
+            if clause is None and mapper is None and not self._flushing:
+                return block  # connection(): the connection watches what it is sent
+            raise write_refused(
+                "a flush" if clause is None else clause, "inside using_slave()"
+            )
+        return block
+
+    def _request_state(self, app: AppState) -> RequestState | None:
+        if not has_request_context():
+            return None
+        request = this_request()
+        # One session serves one request, nearly always.
+        if request is not self._request or app is not self._app:
+            self._state = app.request_state()
+            self._request = request
+        return self._state
+
+    def _note_primary(self, connection: PrimaryConnection) -> None:
+        routed = connection.shape.routed
+        earlier = self._primaries.setdefault(connection.engine, connection)
+        # Where every replica is out the primary serves their reads. Should this
+        # transaction have written there already, the earlier connection goes on:
+        # two on one server would wait for each other's locks.
+        lane = connection.engine if earlier is connection else earlier
+        self._lanes[connection.shape] = self._lanes[routed.primary] = lane
+        state = routed.app.request_state()
+        # Once the primary was read, a replica would show an older state.
+        if state and active_role() is None and state.decision.role is Role.REPLICA:
+            state.latch("this request has used the primary")
+
+    # --- a replica that is lost before it has answered ------------------------
+
+    def execute(self, *args: Any, **kwargs: Any) -> Any:
+        """Execute a statement, as any session does."""
+        return self._survive(super().execute, args, kwargs)
+
+    def scalar(self, *args: Any, **kwargs: Any) -> Any:
+        """Execute a statement and return its first value."""
+        return self._survive(super().scalar, args, kwargs)
+
+    def scalars(self, *args: Any, **kwargs: Any) -> Any:
+        """Execute a statement and return its first column."""
+        return self._survive(super().scalars, args, kwargs)
+
+    def _survive(
+        self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Run a statement; once more elsewhere for each replica that is lost.
+
+        Only a read that was the first of its replica's transaction is run again:
+        nothing that the program has seen can differ.
+        """
+        attempts = 1
+        while True:
+            try:
+                return run(*args, **kwargs)
+            except DBAPIError as error:
+                read = self._read
+                if (
+                    read is None
+                    or read.used
+                    or not read.invalidated
+                    or not error.connection_invalidated
+                    or attempts > len(read.shape.routed.replicas.replicas.members)
+                ):
+                    raise
+                attempts += 1
+                self._forget(read)
+
+    def _forget(self, read: ReplicaConnection) -> None:
+        self._read = None
+        self._lanes.pop(read.shape, None)
+        read.shape.routed.replicas.lost(read.member)
+
+
+def _on_default_bind(mapper: Any, clause: Any) -> bool:
+    """Whether Flask-SQLAlchemy would send this to the default engine."""
+    if mapper is None:
+        # Of clauses without a mapper it looks at tables and DML only.
+        return not isinstance(clause, sa.Table | sa.UpdateBase)
+    try:
+        return mapper.local_table.metadata.info.get("bind_key") is None
+    except AttributeError:  # a class, an alias, a join: the slow way knows
+        return False
+
+
+@event.listens_for(RoutedSession, "after_begin")
+def _note_connection(
+    session: RoutedSession, _: orm.SessionTransaction, connection: sa.Connection
+) -> None:
+    if isinstance(connection, ReplicaConnection):
+        session._read = connection  # noqa: SLF001 - a listener of this class
+        session._lanes[connection.shape] = connection.engine  # noqa: SLF001
+    elif isinstance(connection, PrimaryConnection):
+        session._note_primary(connection)  # noqa: SLF001
+
+
+@event.listens_for(RoutedSession, "after_transaction_create")
+def _start_afresh(session: RoutedSession, transaction: orm.SessionTransaction) -> None:
+    if transaction.parent is None:
+        session._reset()  # noqa: SLF001 - a listener of this class
+
+
+@event.listens_for(RoutedSession, "after_transaction_end")
+def _let_go(session: RoutedSession, transaction: orm.SessionTransaction) -> None:
+    _start_afresh(session, transaction)
+
+
+def routed_session_class(base: type[orm.Session]) -> type[orm.Session]:
+    """Return a session class that routes what ``base`` would send to the primary.
+
+    ``base`` may be any session class; its own ``get_bind`` is respected.
+    """
+    if issubclass(base, RoutedSession):
+        return base
+    attributes = {"_reads_bind_keys": base.get_bind is FlaskSession.get_bind}
+    return type(base.__name__, (RoutedSession, base), attributes)

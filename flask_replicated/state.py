@@ -1,0 +1,195 @@
+"""What one application and one request remember.
+
+A request's state belongs to Flask's request object: nested application
+contexts and several sessions of one request share it, and it ends with the
+request, however that ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import weakref
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+from flask import Flask, Request, current_app, has_app_context, has_request_context
+from flask.globals import request, request_ctx
+
+from .routing import Decision, Role, decide, marked_role
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from flask import Response
+    from sqlalchemy import Engine
+
+    from balancers import Member
+
+    from .config import Settings
+    from .engines import ReplicaEngine, RoutedEngine
+    from .pinning import PinStore
+
+__all__ = ["AppState", "RequestState", "current_app_state", "current_request_state"]
+
+logger = logging.getLogger("flask_replicated")
+
+# LocalProxy's documented way to the object itself, bound once: every statement
+# asks for it.
+this_request: Callable[[], Request] = request._get_current_object  # type: ignore[attr-defined]  # noqa: SLF001 - the proxy's documented method is not in its type
+
+
+class AppState:
+    """One application's settings, engines and running requests.
+
+    Attributes:
+        settings: The application's settings.
+        pins: Where clients' writes are remembered.
+        routes: The routed engines by bind key, the default under None.
+    """
+
+    def __init__(self, app: Flask, settings: Settings, pins: PinStore) -> None:
+        self._app = weakref.ref(app)  # the app owns this state, not the reverse
+        self.settings = settings
+        self.pins = pins
+        self.routes: dict[str | None, RoutedEngine] = {}
+        self._requests: WeakKeyDictionary[Request, RequestState] = WeakKeyDictionary()
+
+    def request_state(self) -> RequestState | None:
+        """Return the state of the running request, or None outside one.
+
+        A request of another application, inside which this one's context was
+        pushed, is no request of this one.
+        """
+        if not has_request_context():
+            return None
+        current = this_request()
+        state = self._requests.get(current)
+        if state is None and request_ctx.app is self._app():
+            state = self._requests[current] = RequestState(self)
+        return state
+
+    def decide(self, state: RequestState) -> Decision:
+        """Decide where the reads of the running request go."""
+        app = self._app()
+        views = app.view_functions if app is not None else {}
+        current = this_request()
+        mark = state.marked
+        if mark is None and current.endpoint is not None:
+            mark = marked_role(views.get(current.endpoint), current.method)
+        settled = state.latched is not None or mark is not None
+        return decide(
+            latched=state.latched,
+            mark=mark,
+            pinned=not settled and self._pinned(current),
+            method=current.method,
+            readonly_methods=self.settings.readonly_methods,
+            read_on_replica=self.settings.read_on_replica,
+        )
+
+    def _pinned(self, current: Request) -> bool:
+        if not self.settings.pin_seconds:
+            return False
+        written = self.pins.last_write(current)
+        if written is None:
+            return False
+        # Clocks of two workers differ by a little; more than that is a forgery.
+        return -1.0 <= time.time() - written < self.settings.pin_seconds
+
+    def finish(self, response: Response) -> None:
+        """Set the pin, if this request wrote; nothing of it can fail the response."""
+        state = self.request_state()
+        if state is None:
+            return
+        if state.wrote_at is not None and self.settings.pin_seconds:
+            try:
+                self.pins.remember_write(response, state.wrote_at)
+            except Exception:
+                logger.exception("the write of this request could not be remembered")
+        state.answered = True
+
+    def after_fork(self) -> None:
+        """Forget, in a child process, the connections that are the parent's."""
+        self._requests = WeakKeyDictionary()
+        for routed in self.routes.values():
+            routed.after_fork()
+
+
+class RequestState:
+    """What one request has done so far.
+
+    Attributes:
+        latched: What tied the request to the primary, or None.
+        marked: The role that a view decorator asked for, or None.
+        kept: The replica that serves this request, for each pool.
+        wrote_at: When the request last committed a write, in seconds of Unix
+            time, or None.
+        answered: Whether the response has left; a pin can no longer be set.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_app",
+        "_decision",
+        "answered",
+        "kept",
+        "latched",
+        "marked",
+        "wrote_at",
+    )
+
+    def __init__(self, app: AppState) -> None:
+        self._app = app
+        self._decision: Decision | None = None
+        self.latched: str | None = None
+        self.marked: Role | None = None
+        self.kept: dict[ReplicaEngine, Member[Engine]] = {}
+        self.wrote_at: float | None = None
+        self.answered = False
+
+    @property
+    def decision(self) -> Decision:
+        """Where this request's reads go now, and why; made once, lazily."""
+        decision = self._decision
+        if decision is None:
+            decision = self._decision = self._app.decide(self)
+        return decision
+
+    def latch(self, reason: str) -> None:
+        """Send this request's reads to the primary from here on."""
+        if self.latched is None:
+            self.latched = reason
+            self._decision = None
+
+    def mark(self, role: Role) -> None:
+        """Note what a view decorator asks for."""
+        self.marked = role
+        self._decision = None
+
+    def committed(self) -> None:
+        """Note that a write of this request is now visible to others."""
+        self.wrote_at = time.time()
+        if self.answered and self._app.settings.pin_seconds:
+            logger.warning(
+                "endpoint %r committed a write after its response had left: its "
+                "client is not pinned to the primary and may not see that write. "
+                "Write before the response is returned.",
+                this_request().endpoint if has_request_context() else None,
+            )
+
+
+def current_app_state() -> AppState | None:
+    """Return the state of the current application, if it has replicas."""
+    if not has_app_context():
+        return None
+    extension = current_app.extensions.get("replicated")
+    if extension is None:
+        return None
+    state: AppState | None = extension.state(current_app._get_current_object())  # type: ignore[attr-defined]  # noqa: SLF001 - the proxy's documented method is not in its type
+    return state
+
+
+def current_request_state() -> RequestState | None:
+    """Return the state of the running request, if its application has replicas."""
+    app = current_app_state()
+    return None if app is None else app.request_state()
