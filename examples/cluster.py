@@ -374,7 +374,11 @@ class Standby(Server):
     def rebuild(self) -> None:
         """Start anew from a copy of the primary, on the same port."""
         self.stop("immediate")
-        _release_memory(self.data / "postmaster.pid")
+        lock = self.data / "postmaster.pid"
+        if lock.exists():
+            # It was killed. Its account may free what the file names; root may not,
+            # in many containers: the watchdog will.
+            lock.rename(self._site.root / f"{self.name}.{time.time_ns()}.pid")
         shutil.rmtree(self.data, ignore_errors=True)
         source = f"host=127.0.0.1 port={self._primary.port} user=postgres"
         how = ("-R", "-X", "stream", "-c", "fast", "--no-sync", "--no-manifest")
@@ -553,7 +557,7 @@ class Cluster:
         if site.root.exists():
             # Somebody killed the watchdog.
             for server in self._servers():
-                server.kill()
+                server.stop("immediate")
             _sweep(site.root)
         for server in self._servers():
             server.kill()
@@ -606,7 +610,7 @@ def _sweep(root: Path) -> None:
         wait_until(lambda: not _residents(root), "a quick shutdown", timeout=3.0)
     except TimeoutError:
         wait_until(lambda: not _kill_residents(root), f"the end of all in {root}")
-    for lock in root.glob("*/postmaster.pid"):
+    for lock in (*root.glob("*/postmaster.pid"), *root.glob("*.pid")):
         _release_memory(lock)
     shutil.rmtree(root, ignore_errors=True)
 
@@ -647,7 +651,7 @@ def _is_gone(process: psutil.Process) -> bool:
 
 def _release_memory(lock: Path) -> None:
     """Remove the System V segment that a killed server's lock file names."""
-    lines = lock.read_text().splitlines() if lock.exists() else []
+    lines = lock.read_text().splitlines()
     if len(lines) > 6 and len(words := lines[6].split()) == 2:
         remove = 0  # IPC_RMID
         ctypes.CDLL(None).shmctl(int(words[1]), remove, None)

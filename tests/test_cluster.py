@@ -61,11 +61,9 @@ def read_root(owner: subprocess.Popen[bytes]) -> Path:
 def processes_of(root: Path) -> list[int]:
     """List the living processes that work in *root* or were started with it."""
     found = []
-    for process in psutil.process_iter():
-        try:
-            places = [process.cwd(), *process.cmdline()]
-        except psutil.Error:
-            continue
+    for process in psutil.process_iter(["cwd", "cmdline"]):
+        # A place that may not be read is None.
+        places = [process.info["cwd"] or "", *(process.info["cmdline"] or [])]
         if any(str(root) in place for place in places):
             found.append(process.pid)
     return found
@@ -232,11 +230,13 @@ def test_normal_end() -> None:
 
 
 def break_and_raise(cluster: Cluster, seen: list[str]) -> None:
-    """Break a started cluster, note its killed standby's lock file, and raise."""
+    """Break a started cluster, note its killed standbys' lock files, and raise."""
     with cluster:
+        for standby in cluster.standbys:
+            standby.kill()
+            seen.append((standby.data / "postmaster.pid").read_text())
+        cluster.standbys[0].rebuild()
         cluster.primary.freeze()
-        cluster.standbys[0].kill()
-        seen.append((cluster.standbys[0].data / "postmaster.pid").read_text())
         raise KeyboardInterrupt
 
 
@@ -244,13 +244,13 @@ def test_exception() -> None:
     """Nothing is left after an exception, frozen and killed servers included."""
     seen: list[str] = []
     with pytest.raises(KeyboardInterrupt):
-        break_and_raise(Cluster(standbys=1), seen)
-    _, data, *_, memory, _ = seen[0].splitlines()
-    assert is_clean(Path(data).parent)
+        break_and_raise(Cluster(standbys=2), seen)
     segments = Path("/proc/sysvipc/shm")
-    if segments.exists():
-        ids = [line.split()[1] for line in segments.read_text().splitlines()]
-        assert memory.split()[1] not in ids
+    table = segments.read_text().splitlines() if segments.exists() else []
+    for lock in seen:
+        _, data, *_, memory, _ = lock.splitlines()
+        assert is_clean(Path(data).parent)
+        assert memory.split()[1] not in {line.split()[1] for line in table}
 
 
 @pytest.mark.parametrize("step", ["pass", "cluster.standbys[0].freeze()"])
