@@ -1,0 +1,303 @@
+"""What every balancer promises, and what each one adds."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from itertools import cycle
+from random import randrange
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from balancers import (
+    BALANCERS,
+    Member,
+    NoMemberAvailable,
+    Pick,
+    Random,
+    RoundRobin,
+    Strategy,
+    UnknownBalancer,
+    Weighted,
+    resolve_balancer,
+)
+from balancers.strategies import MAX_STEPS, _shared_rotation
+from tests.balancers.support import members, names, tally
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def by_hand(live: tuple[Member[str], ...]) -> Pick[str]:
+    """Return a pick function as a user would write it."""
+    return cycle(live).__next__
+
+
+def by_counter(live: tuple[Member[str], ...]) -> Pick[str]:
+    """Rotate as on an interpreter without a lock."""
+    return _shared_rotation(live, randrange(len(live)))
+
+
+class NeedsArgument:
+    """A class that cannot be made without arguments."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+class BalancerContract:
+    """The tests that hold for every balancer; a subclass says which one."""
+
+    def balancer(self) -> Strategy[str]:
+        """Return the balancer under test."""
+        raise NotImplementedError
+
+    @pytest.mark.parametrize("count", [1, 2, 3, 17])
+    def test_picks_only_what_it_was_given(self, count: int) -> None:
+        """Every pick is one of the members handed in, the same object."""
+        live = members([1] * count)
+        pick = self.balancer()(live)
+        assert all(pick() in live for _ in range(100))
+
+    @pytest.mark.parametrize("count", [1, 2, 3, 17])
+    def test_reaches_everybody(self, count: int) -> None:
+        """No live member is left out for good."""
+        pick = self.balancer()(members([1] * count))
+        assert len(tally(pick, 100 * count)) == count
+
+    def test_a_single_member_takes_all(self) -> None:
+        """With one member every pick is that one, whatever its weight."""
+        pick = self.balancer()(members([7]))
+        assert tally(pick, 20) == {"m0": 20}
+
+    def test_starts_at_a_random_place(self) -> None:
+        """Fresh pick functions do not all begin with the same member."""
+        live, balancer = members([1, 1, 1]), self.balancer()
+        assert len({balancer(live)().name for _ in range(100)}) == 3
+
+    def test_pick_functions_are_independent(self) -> None:
+        """One instance serves several pools without mixing them up."""
+        balancer = self.balancer()
+        one, other = balancer(members([1, 1])), balancer(members([1, 1, 1]))
+        assert set(tally(other, 60)) == {"m0", "m1", "m2"}
+        assert set(tally(one, 60)) == {"m0", "m1"}
+
+    def test_leaves_its_argument_alone(self) -> None:
+        """The tuple of members is only read."""
+        live = members([2, 1])
+        self.balancer()(live)()
+        assert names(live) == ["m0", "m1"]
+
+
+class ShippedContract(BalancerContract):
+    """The tests for the balancers of this package."""
+
+    @pytest.mark.parametrize("weights", [[], [0], [0, 0]])
+    def test_refuses_to_pick_from_nobody(self, weights: list[int]) -> None:
+        """Without a member that takes traffic it says so at once."""
+        with pytest.raises(NoMemberAvailable):
+            self.balancer()(members(weights))
+
+    def test_weight_zero_is_never_picked(self) -> None:
+        """A member of weight 0 takes no traffic."""
+        pick = self.balancer()(members([1, 0, 1]))
+        assert set(tally(pick, 60)) == {"m0", "m2"}
+
+    def test_repr_is_short(self) -> None:
+        """The repr is the way to write it."""
+        balancer = self.balancer()
+        assert repr(balancer) == f"{type(balancer).__name__}()"
+
+
+class TestRoundRobin(ShippedContract):
+    """Each in turn."""
+
+    def balancer(self) -> Strategy[str]:
+        """Return the balancer under test."""
+        return RoundRobin()
+
+    @given(st.integers(1, 20), st.integers(0, 50), st.integers(0, 100))
+    def test_any_window_is_even(self, count: int, skip: int, picks: int) -> None:
+        """Over any run of picks, counts differ by at most one."""
+        pick = self.balancer()(members([1] * count))
+        tally(pick, skip)
+        counts = tally(pick, picks)
+        shares = [counts[f"m{i}"] for i in range(count)]
+        assert max(shares) - min(shares) <= 1
+
+    def test_is_the_cycle_itself(self) -> None:
+        """With an interpreter lock the pick is a C function, without a check."""
+        pick = self.balancer()(members([1, 1]))
+        assert isinstance(getattr(pick, "__self__", None), cycle)
+
+
+class TestSharedRotation(BalancerContract):
+    """Each in turn, by a counter."""
+
+    def balancer(self) -> Strategy[str]:
+        """Return the balancer under test."""
+        return by_counter
+
+    def test_is_used_without_an_interpreter_lock(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """On a free-threaded interpreter no cycle is shared, and the order is kept."""
+        monkeypatch.setattr(sys, "_is_gil_enabled", lambda: False, raising=False)
+        pick = RoundRobin()(members([1, 1, 1]))
+        assert not isinstance(getattr(pick, "__self__", None), cycle)
+        assert tally(pick, 30) == {"m0": 10, "m1": 10, "m2": 10}
+
+
+class TestRandom(ShippedContract):
+    """By chance."""
+
+    def balancer(self) -> Strategy[str]:
+        """Return the balancer under test."""
+        return Random()
+
+    def test_follows_weights(self) -> None:
+        """Chances are in proportion to weight."""
+        counts = tally(self.balancer()(members([9, 1])), 5000)
+        assert 0.85 < counts["m0"] / 5000 < 0.95
+
+
+WEIGHTS = st.lists(st.integers(1, 60), min_size=1, max_size=8)
+
+
+class TestWeighted(ShippedContract):
+    """In turn and by weight."""
+
+    def balancer(self) -> Strategy[str]:
+        """Return the balancer under test."""
+        return Weighted()
+
+    @given(WEIGHTS, st.integers(0, 500))
+    @example([10, 20, 30], 0)
+    def test_is_exact_over_a_cycle(self, weights: list[int], skip: int) -> None:
+        """Any window as long as the sum of weights gives everybody their weight."""
+        pick = self.balancer()(members(weights))
+        tally(pick, skip)
+        counts = tally(pick, sum(weights))
+        assert [counts[f"m{i}"] for i in range(len(weights))] == weights
+
+    def test_spreads_a_heavy_member(self) -> None:
+        """A member with more than half the weight comes in short runs, not bursts."""
+        pick = self.balancer()(members([100, 50, 25, 1]))
+        assert longest_run([pick().name for _ in range(352)]) <= 3
+
+    def test_is_nginx_smooth_sequence(self) -> None:
+        """Weights 5, 1, 1 give the sequence from nginx's own description."""
+        pick = self.balancer()(members([5, 1, 1]))
+        seen = "".join(pick().name[1] for _ in range(14))
+        assert "0010200" in seen + seen
+
+    @given(st.lists(st.integers(1, 10**12), min_size=1, max_size=5))
+    @example([10_000_019, 1])
+    def test_large_weights_are_bounded(self, weights: list[int]) -> None:
+        """However large the weights, a short cycle comes near and leaves nobody out."""
+        steps = MAX_STEPS + len(weights)
+        counts = tally(self.balancer()(members(weights)), steps)
+        for i, weight in enumerate(weights):
+            ideal = weight / sum(weights) * steps
+            assert counts[f"m{i}"] >= 1
+            assert abs(counts[f"m{i}"] - ideal) <= 2 * len(weights) + 1
+
+
+class TestByHand(BalancerContract):
+    """A user's own callable."""
+
+    def balancer(self) -> Strategy[str]:
+        """Return the balancer under test."""
+        return partial(shuffled, RoundRobin())
+
+
+def shuffled(inner: Strategy[str], live: tuple[Member[str], ...]) -> Pick[str]:
+    """Apply a balancer to the members in another order."""
+    return inner(live[::-1])
+
+
+def longest_run(seen: Sequence[str]) -> int:
+    """Return how often something came in a row, at most."""
+    best = run = 0
+    before = None
+    for one in seen:
+        run = run + 1 if one == before else 1
+        best, before = max(best, run), one
+    return best
+
+
+class TestMember:
+    """What can be picked."""
+
+    def test_repr_hides_the_target(self) -> None:
+        """A target may hold a password, so the repr leaves it out."""
+        text = repr(Member("a", "postgresql://u:secret@h/db", 2))
+        assert text == "Member(name='a', weight=2)"
+
+    def test_is_frozen_and_slim(self) -> None:
+        """A member cannot be changed and has no dict."""
+        member = Member[str]("a", "t", 1)
+        with pytest.raises(AttributeError):
+            member.weight = 2  # type: ignore[misc]  # that is the point
+        assert not hasattr(member, "__dict__")
+
+    def test_is_equal_to_itself_alone(self) -> None:
+        """Two members that look alike are two members."""
+        assert Member("a", "t", 1) != Member("a", "t", 1)
+        assert len({Member("a", [], 1), Member("a", [], 1)}) == 2
+
+
+class TestResolveBalancer:
+    """From configuration to a balancer."""
+
+    @pytest.mark.parametrize("name", sorted(BALANCERS))
+    def test_a_name(self, name: str) -> None:
+        """A short name stands for a new instance of its class."""
+        assert type(resolve_balancer(name)) is BALANCERS[name]
+
+    @pytest.mark.parametrize(
+        "path",
+        ["balancers.Weighted", "balancers:Weighted", "balancers.strategies:Weighted"],
+    )
+    def test_a_dotted_path(self, path: str) -> None:
+        """A dotted path to a class gives an instance of it."""
+        assert isinstance(resolve_balancer(path), Weighted)
+
+    def test_a_class_an_instance_a_function(self) -> None:
+        """A class is instantiated; any other callable is taken as it is."""
+        instance = Weighted()
+        assert isinstance(resolve_balancer(Random), Random)
+        assert resolve_balancer(instance) is instance
+        assert resolve_balancer(by_hand) is by_hand
+        assert resolve_balancer(f"{__name__}:by_hand") is by_hand
+
+    @pytest.mark.parametrize(
+        "value",
+        [
+            *("", ".", ":", "x", "roundrobin", "balancers.", "no.such.module"),
+            *("math.pi", "balancers:Nothing", "balancers.MAX_STEPS", ".relative.path"),
+        ],
+    )
+    def test_an_unknown_name(self, value: str) -> None:
+        """A name that leads nowhere is an error with the name and the known ones."""
+        with pytest.raises(UnknownBalancer) as caught:
+            resolve_balancer(value)
+        assert caught.value.value == value
+        assert caught.value.known == ("round_robin", "random", "weighted")
+        assert repr(value) in str(caught.value)
+        assert "'round_robin'" in str(caught.value)
+
+    @pytest.mark.parametrize("value", [None, 3, [], NeedsArgument])
+    def test_no_balancer_at_all(self, value: object) -> None:
+        """A value that cannot be called, or a class that needs arguments, fails."""
+        with pytest.raises(UnknownBalancer):
+            resolve_balancer(value)
+
+    def test_the_names_are_fixed(self) -> None:
+        """The table of names cannot be changed by its users."""
+        with pytest.raises(TypeError):
+            BALANCERS["mine"] = RoundRobin  # type: ignore[index]  # that is the point
+        assert set(BALANCERS) == {"round_robin", "random", "weighted"}
