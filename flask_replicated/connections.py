@@ -152,6 +152,9 @@ class _TwoPhaseWrite(_Reported, TwoPhaseTransaction):
 # --- replica ------------------------------------------------------------------
 
 
+_STATEMENT_SNAPSHOTS = frozenset({"READ COMMITTED", "READ UNCOMMITTED", "AUTOCOMMIT"})
+
+
 class ReplicaConnection(RoutedConnection):
     """A connection to one replica; it reads, and it harms nobody when lost.
 
@@ -161,6 +164,7 @@ class ReplicaConnection(RoutedConnection):
     """
 
     used = False
+    _changed = False
 
     def __init__(
         self, engine: Engine, shape: ReplicaEngine, member: Member[Engine]
@@ -169,11 +173,26 @@ class ReplicaConnection(RoutedConnection):
         super().__init__(engine, shape)
 
     def _before(self, statement: object) -> None:
-        if classify(statement) >= Kind.LOCK:
+        kind = classify(statement)
+        if kind >= Kind.LOCK:
             raise write_refused(statement, f"connected to {self.member.name!r}")
+        if kind is Kind.SETTING:
+            self._changed = True
 
     def _after(self) -> None:
         self.used = True
+
+    @property
+    def may_be_continued(self) -> bool:
+        """Whether the primary may answer the rest of this transaction's reads.
+
+        True where each statement sees the newest data anyway, and no ``SET`` was
+        lost with the connection.
+        """
+        level = self.get_execution_options().get(
+            "isolation_level", self.dialect.default_isolation_level
+        )
+        return not self._changed and level in _STATEMENT_SNAPSHOTS
 
     def begin(self) -> RootTransaction:
         """Begin a transaction that ends without failing."""

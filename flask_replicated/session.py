@@ -59,6 +59,7 @@ class RoutedSession(orm.Session):
         self._lanes: dict[Engine, Engine | sa.Connection] = {}
         self._primaries: dict[Engine, PrimaryConnection] = {}
         self._read: ReplicaConnection | None = None
+        self._losses = 0
 
     # Whether the class behind this one chooses engines by bind key alone, as
     # Flask-SQLAlchemy's does; then the default bind is known without asking it.
@@ -152,32 +153,39 @@ class RoutedSession(orm.Session):
     def _survive(
         self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Run a statement; once more elsewhere for each replica that is lost.
-
-        Only a read that was the first of its replica's transaction is run again:
-        nothing that the program has seen can differ.
-        """
-        attempts = 1
+        """Run a statement; once more elsewhere for each replica that is lost."""
         while True:
             try:
                 return run(*args, **kwargs)
             except DBAPIError as error:
-                read = self._read
-                if (
-                    read is None
-                    or read.used
-                    or not read.invalidated
-                    or not error.connection_invalidated
-                    or attempts > len(read.shape.routed.replicas.replicas.members)
-                ):
+                lost = self._read
+                # A primary that is lost may have done what it was asked.
+                if lost is None or not lost.invalidated:
                     raise
-                attempts += 1
-                self._forget(read)
+                if not error.connection_invalidated or not self._leave(lost):
+                    raise
 
-    def _forget(self, read: ReplicaConnection) -> None:
-        self._read = None
-        self._lanes.pop(read.shape, None)
-        read.shape.routed.replicas.lost(read.member)
+    def _leave(self, lost: ReplicaConnection) -> bool:
+        """Turn away from a lost replica; return whether reads may go on elsewhere.
+
+        If it had answered nothing yet, any replica may answer instead, and each
+        is tried once. If it had, only the primary is sure to know all that was
+        seen, and only where the transaction promised no fixed snapshot.
+        """
+        routed = lost.shape.routed
+        state = routed.app.request_state()
+        if not lost.used and self._losses < len(routed.replicas.replicas.members):
+            self._losses += 1
+            self._lanes.pop(lost.shape, None)
+            self._read = None
+            routed.replicas.lost(lost.member)
+            return True
+        if lost.used and not lost.may_be_continued:
+            return False
+        self._lanes[lost.shape] = routed.primary
+        if state is not None:
+            state.latch("its replica was lost")
+        return True
 
 
 def _on_default_bind(mapper: Any, clause: Any) -> bool:
