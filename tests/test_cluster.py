@@ -19,7 +19,7 @@ from sqlalchemy import create_engine, text
 psutil = pytest.importorskip("psutil")
 pytest.importorskip("examples.cluster")
 
-from examples import cluster as module  # noqa: E402
+from examples import servers as module  # noqa: E402
 from examples.cluster import Cluster, ClusterError, wait_until  # noqa: E402
 
 if TYPE_CHECKING:
