@@ -37,7 +37,7 @@ class Permit:
 
 class _Door(NamedTuple):
     state: State = "closed"
-    generation: int = 0
+    permit: Permit = Permit(0)  # made once here, so that asking for it is free
     failures: int = 0
     level: int = 0  # doublings that the next opening starts from
     changed_at: float = -math.inf  # last counted failure or change of state
@@ -144,8 +144,7 @@ class CircuitBreaker:
 
     def permit(self) -> Permit:
         """Return a mark of this moment, to hand in with the outcome. Takes no lock."""
-        door = self._door
-        return Permit(door.generation, door.state == "half_open")
+        return self._door.permit
 
     def acquire(self) -> Permit | None:
         """Return leave to try, or None while the breaker is open.
@@ -217,7 +216,7 @@ class CircuitBreaker:
         self._lock = Lock()
 
     def _is_late(self, permit: Permit | None) -> bool:
-        return permit is not None and permit.generation != self._door.generation
+        return permit is not None and permit != self._door.permit
 
     def _counts(self, permit: Permit | None, now: float) -> bool:
         door = self._door
@@ -244,12 +243,12 @@ class CircuitBreaker:
         )
 
     def _move(self, now: float, **changes: object) -> None:
-        generation = self._door.generation + 1
-        self._door = self._door._replace(
-            generation=generation,
+        door = self._door._replace(
             changed_at=now,
             **changes,  # type: ignore[arg-type]  # mypy cannot see the fields' names
         )
+        generation = door.permit.generation + 1
+        self._door = door._replace(permit=Permit(generation, door.state == "half_open"))
 
 
 def check_seconds(

@@ -384,5 +384,5 @@ class Pool(Generic[T]):
         for listener in self._listeners:
             try:
                 listener(event)
-            except Exception:  # noqa: BLE001, PERF203 - a listener hurts nobody
+            except Exception:  # noqa: BLE001 - a listener hurts nobody
                 _log.exception("%r failed on %r", listener, event)

@@ -17,7 +17,6 @@ import random
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from importlib import import_module
 from itertools import chain, count, cycle, repeat
 from math import gcd
@@ -150,10 +149,12 @@ class RoundRobin(_Plain):
 
 
 class Random(_Plain):
-    """Each pick by chance and independent of the others, in proportion to weight.
+    """By chance, in proportion to weight.
 
-    Suits many short-lived processes, where rotations would not get far. Weights are
-    scaled as for :class:`Weighted`.
+    Picks come from a shuffled deck of about :data:`MAX_STEPS` cards, which holds
+    every member exactly in proportion and is gone through again and again. So a pick
+    costs no random number, processes do not march in step, and shares even out over
+    one deck. Weights are scaled as for :class:`Weighted`.
     """
 
     __slots__ = ()
@@ -166,7 +167,10 @@ class Random(_Plain):
         """
         able = _some(members)
         shares = _shares([member.weight for member in able])
-        return partial(random.choice, [*chain(*map(repeat, able, shares))])
+        repeats = max(1, MAX_STEPS // sum(shares))
+        deck = [*chain(*map(repeat, able, shares))] * repeats
+        random.shuffle(deck)
+        return _rotation(deck)
 
 
 class Weighted(_Plain):
