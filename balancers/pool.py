@@ -8,6 +8,7 @@ import os
 import random
 import time
 from contextlib import contextmanager, suppress
+from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -79,6 +80,9 @@ class Pool(Generic[T]):
 
     pick: Pick[T]
 
+    _version = 0
+    _due = math.inf
+
     def __init__(
         self,
         targets: Mapping[str, T],
@@ -94,16 +98,15 @@ class Pool(Generic[T]):
         lease: float = 10.0,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        def breaker() -> CircuitBreaker:
-            return CircuitBreaker(
-                threshold=threshold,
-                reset=reset,
-                max_reset=max_reset,
-                lease=lease,
-                clock=clock,
-                jitter=jitter,
-            )
-
+        breaker = partial(
+            CircuitBreaker,
+            threshold=threshold,
+            reset=reset,
+            max_reset=max_reset,
+            lease=lease,
+            clock=clock,
+            jitter=jitter,
+        )
         breaker()  # says what is wrong with the numbers, even if there is no member
         check_seconds("slow_start", slow_start)
         self.clock = clock
@@ -117,8 +120,6 @@ class Pool(Generic[T]):
         self._names = {member.name: member for member in self._members}
         self._lock = Lock()
         self._pid = os.getpid()
-        self._version = 0
-        self._due = math.inf
         self._live = tuple(m for m in self._members if m.weight)
         self._rotation = self._builder.build_first(self._live)
         self.pick = self._rotation

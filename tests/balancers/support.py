@@ -69,3 +69,14 @@ def fail(pool: Pool[str], name: str, times: int = 2) -> None:
     member = pool.member(name)
     for _ in range(times):
         pool.failed(member, REFUSED, pool.permit(member))
+
+
+def recover(pool: Pool[str], clock: FakeClock, name: str) -> None:
+    """Let a member fail, wait, and let its probe succeed."""
+    fail(pool, name)
+    clock.advance(
+        pool.snapshot().members[names(pool.members).index(name)].retry_in or 0
+    )
+    probe = pool.pick()
+    assert probe.name == name
+    pool.succeeded(probe, pool.permit(probe))

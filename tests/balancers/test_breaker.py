@@ -13,12 +13,6 @@ from tests.balancers.support import FakeClock, longest
 
 
 @pytest.fixture
-def clock() -> FakeClock:
-    """Give a clock that stands still."""
-    return FakeClock()
-
-
-@pytest.fixture
 def breaker(clock: FakeClock) -> CircuitBreaker:
     """Give a breaker whose waits are as long as they can be."""
     return CircuitBreaker(
