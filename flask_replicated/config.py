@@ -14,6 +14,7 @@ from balancers.errors import BalancerError
 from .errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from flask import Request
     from sqlalchemy import URL, Engine
 
 __all__ = ["Binds", "Settings", "read_binds", "read_settings", "same_database"]
@@ -86,6 +87,10 @@ def same_database(primary: Engine, master: Engine) -> bool:
     return place(primary.url) == place(master.url)
 
 
+def _by_method(_: Request) -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class Settings:
     """The settings of one application.
@@ -95,6 +100,10 @@ class Settings:
         weights: Shares of the traffic by bind key; others weigh 1.
         readonly_methods: HTTP methods that read from a replica.
         read_on_replica: ``AUTO_READ_ON_SLAVE``.
+        is_read: Says whether a request only reads; None leaves it to the method.
+        write_functions: Names of SQL functions that write.
+        learn_writers: Whether an endpoint whose write a replica has refused
+            starts on the primary from then on.
         pin_seconds: How long a client reads its own writes; 0 is off.
         pin_cookie: The name of the cookie that carries the pin.
         fall_back: Whether the primary serves reads when every replica is out.
@@ -108,6 +117,9 @@ class Settings:
     weights: Mapping[str, int] = field(default_factory=dict)
     readonly_methods: frozenset[str] = frozenset({"GET", "HEAD"})
     read_on_replica: bool = True
+    is_read: Callable[[Request], bool | None] = _by_method
+    write_functions: frozenset[str] = frozenset()
+    learn_writers: bool = True
     pin_seconds: float = 5
     pin_cookie: str = "replicated_pin"
     fall_back: bool = True
@@ -124,10 +136,13 @@ _DEFAULTS: Mapping[str, Any] = {
     "REPLICATED_BREAKER_THRESHOLD": 2,
     "REPLICATED_CONNECT_TIMEOUT": 2,
     "REPLICATED_FALLBACK": "master",
+    "REPLICATED_IS_READ": None,
+    "REPLICATED_LEARN_WRITERS": True,
     "REPLICATED_PIN_COOKIE": "replicated_pin",
     "REPLICATED_PIN_SECONDS": 5,
     "REPLICATED_READONLY_METHODS": frozenset({"GET", "HEAD"}),
     "REPLICATED_WEIGHTS": {},
+    "REPLICATED_WRITE_FUNCTIONS": (),
 }
 
 
@@ -159,6 +174,9 @@ def read_settings(
         weights=weights,
         readonly_methods=_methods(config, methods),
         read_on_replica=_boolean(config, "AUTO_READ_ON_SLAVE", default=True),
+        is_read=_callable(config, "REPLICATED_IS_READ") or _by_method,
+        write_functions=_names(config, "REPLICATED_WRITE_FUNCTIONS"),
+        learn_writers=_boolean(config, "REPLICATED_LEARN_WRITERS", default=True),
         pin_seconds=_number(config, "REPLICATED_PIN_SECONDS"),
         pin_cookie=_name(config, "REPLICATED_PIN_COOKIE"),
         fall_back=_choice(config, "REPLICATED_FALLBACK", "master", "error") == "master",
@@ -214,6 +232,23 @@ def _choice(config: Mapping[str, Any], key: str, *choices: str) -> str:
         listed = " or ".join(map(repr, choices))
         raise ConfigurationError(key, value, f"must be {listed}.")
     return str(value)
+
+
+def _callable(config: Mapping[str, Any], key: str) -> Callable[..., Any] | None:
+    value = _get(config, key)
+    if value is not None and not callable(value):
+        raise ConfigurationError(
+            key, value, "must be a function of the request: True, False or None."
+        )
+    return value  # type: ignore[no-any-return]  # callable, as was just seen
+
+
+def _names(config: Mapping[str, Any], key: str) -> frozenset[str]:
+    value = _get(config, key)
+    named = isinstance(value, Collection) and not isinstance(value, str | bytes)
+    if not named or not all(isinstance(name, str) and name for name in value):
+        raise ConfigurationError(key, value, "must be a list of names.")
+    return frozenset(value)
 
 
 def _name(config: Mapping[str, Any], key: str) -> str:

@@ -23,14 +23,20 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError
 
 from .errors import WriteOnReplicaError
-from .statements import Kind, classify
+from .failures import refused_as_write
+from .sqltext import Kind
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine, Result
+    from collections.abc import Callable
+    from typing import TypeAlias
+
+    from sqlalchemy import CursorResult, Engine
 
     from balancers import Member
 
     from .engines import PrimaryEngine, ReplicaEngine
+
+    Send: TypeAlias = Callable[..., Any]
 
 __all__ = ["PrimaryConnection", "ReplicaConnection", "RoutedConnection"]
 
@@ -47,31 +53,33 @@ class RoutedConnection(Connection):
         self.shape = shape
         super().__init__(engine)
 
-    def _before(self, statement: object) -> None:
+    def _send(self, send: Send, statement: Any, parameters: Any, options: Any) -> Any:
+        """Judge a statement, then send it."""
         raise NotImplementedError
 
-    def _after(self) -> None:
-        """Note that a statement succeeded."""
-
-    def execute(self, statement: Any, *args: Any, **kwargs: Any) -> Result[Any]:  # type: ignore[override]  # every overload passes through unchanged
+    # The overloads of Connection differ in the type of their result alone.
+    def execute(
+        self, statement: Any, parameters: Any = None, *, execution_options: Any = None
+    ) -> CursorResult[Any]:
         """Execute a statement, as any connection does."""
-        self._before(statement)
-        result = super().execute(statement, *args, **kwargs)
-        self._after()
+        result: CursorResult[Any] = self._send(
+            super().execute, statement, parameters, execution_options
+        )
         return result
 
-    def scalar(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
+    def scalar(
+        self, statement: Any, parameters: Any = None, *, execution_options: Any = None
+    ) -> Any:
         """Execute a statement and return its first value."""
-        self._before(statement)
-        result = super().scalar(statement, *args, **kwargs)
-        self._after()
-        return result
+        return self._send(super().scalar, statement, parameters, execution_options)
 
-    def exec_driver_sql(self, statement: str, *args: Any, **kwargs: Any) -> Any:
+    def exec_driver_sql(
+        self, statement: str, parameters: Any = None, execution_options: Any = None
+    ) -> CursorResult[Any]:
         """Execute a string on the driver's own cursor."""
-        self._before(statement)
-        result = super().exec_driver_sql(statement, *args, **kwargs)
-        self._after()
+        result: CursorResult[Any] = self._send(
+            super().exec_driver_sql, statement, parameters, execution_options
+        )
         return result
 
 
@@ -87,10 +95,13 @@ class PrimaryConnection(RoutedConnection):
 
     wrote = False
 
-    def _before(self, statement: object) -> None:
-        kind = classify(statement)
-        if kind is Kind.READ:
-            return
+    def _send(self, send: Send, statement: Any, parameters: Any, options: Any) -> Any:
+        kind = self.shape.routed.app.classify(statement)
+        if kind is not Kind.READ:
+            self._note(kind)
+        return send(statement, parameters, execution_options=options)
+
+    def _note(self, kind: Kind) -> None:
         state = self.shape.routed.app.request_state()
         if state is not None:
             state.latch("this request has written")
@@ -172,15 +183,23 @@ class ReplicaConnection(RoutedConnection):
         self.member = member
         super().__init__(engine, shape)
 
-    def _before(self, statement: object) -> None:
-        kind = classify(statement)
+    def _send(self, send: Send, statement: Any, parameters: Any, options: Any) -> Any:
+        app = self.shape.routed.app
+        kind = app.classify(statement)
         if kind >= Kind.LOCK:
             raise write_refused(statement, f"connected to {self.member.name!r}")
         if kind is Kind.SETTING:
             self._changed = True
-
-    def _after(self) -> None:
+        try:
+            result = send(statement, parameters, execution_options=options)
+        except DBAPIError as error:
+            if not refused_as_write(error):
+                raise
+            refusal = write_refused(statement, f"{self.member.name!r} refused it")
+            app.learn_writer(refusal)
+            raise refusal from error
         self.used = True
+        return result
 
     @property
     def may_be_continued(self) -> bool:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from balancers import Member, Pool
 
-    from .state import AppState
+    from .state import AppState, RequestState
 
 __all__ = ["PrimaryEngine", "ReplicaEngine", "RoutedEngine"]
 
@@ -117,10 +117,15 @@ class ReplicaEngine(_EngineShape):
             if state is not None:
                 state.kept[self] = member
             return connection
-        return self._without_replicas(causes)
+        return self._without_replicas(causes, state)
 
-    def _without_replicas(self, causes: dict[str, str]) -> Connection:
+    def _without_replicas(
+        self, causes: dict[str, str], state: RequestState | None
+    ) -> Connection:
         if self.routed.app.settings.fall_back:
+            if state is not None:
+                # Once the primary was read, a replica would show an older state.
+                state.latch("every replica is out")
             return PrimaryConnection(self.routed.real, self)
         raise AllReplicasOutError(self.replicas.causes() | causes)
 

@@ -158,6 +158,8 @@ def _pool(engines: dict[str, Engine], settings: Settings) -> Pool[Engine]:
         threshold=settings.breaker_threshold,
         reset=settings.breaker_reset,
         max_reset=settings.breaker_max_reset,
+        # A trial that is still connecting must not be taken for lost.
+        lease=max(10.0, 3 * settings.connect_timeout),
         listeners=[PoolLog(engines)],
     )
 

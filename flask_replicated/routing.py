@@ -33,11 +33,13 @@ class Decision(NamedTuple):
     reason: str
 
 
-def decide(
+def decide(  # noqa: PLR0911 - one return for each rule, in their order
     *,
     latched: str | None = None,
     mark: Role | None = None,
+    known_writer: bool = False,
     pinned: bool = False,
+    is_read: bool | None = None,
     method: str,
     readonly_methods: frozenset[str],
     read_on_replica: bool,
@@ -50,7 +52,9 @@ def decide(
     Args:
         latched: What tied this request to the primary, or None.
         mark: What a decorator on the view asked for, or None.
+        known_writer: Whether a replica has refused a write of this endpoint.
         pinned: Whether the client must see a write that replicas may lack.
+        is_read: What ``REPLICATED_IS_READ`` said; None leaves it to the method.
         method: The request's HTTP method.
         readonly_methods: The methods that only read.
         read_on_replica: ``AUTO_READ_ON_SLAVE``.
@@ -59,10 +63,15 @@ def decide(
         return Decision(Role.PRIMARY, latched)
     if mark is not None:
         return Decision(mark, "the view is decorated")
+    if known_writer:
+        return Decision(Role.PRIMARY, "a replica has refused a write of this endpoint")
     if pinned:
         return Decision(Role.PRIMARY, "the client has just written")
     if not read_on_replica:
         return Decision(Role.PRIMARY, "AUTO_READ_ON_SLAVE is off")
+    if is_read is not None:
+        role = Role.REPLICA if is_read else Role.PRIMARY
+        return Decision(role, f"REPLICATED_IS_READ says {is_read}")
     if method in readonly_methods:
         return Decision(Role.REPLICA, f"{method} only reads")
     return Decision(Role.PRIMARY, f"{method} may write")

@@ -62,7 +62,7 @@ def active_role() -> Role | None:
     return None if block is None else block.role
 
 
-class _Using:
+class Using:
     """A ``with`` block, or a decorator, for one role.
 
     It keeps no state of its own: one object may be entered many times, nested
@@ -84,24 +84,24 @@ class _Using:
         return _around(function, lambda: self)
 
 
-def using_master() -> _Using:
+def using_master() -> Using:
     """Send every read inside this block to the primary.
 
     Use it as ``with using_master():`` or as a decorator on any function,
     ``async`` ones included, inside or outside a request. The innermost block
     wins; it ends where it ends, also when it raises.
     """
-    return _Using(Role.PRIMARY)
+    return Using(Role.PRIMARY)
 
 
-def using_slave() -> _Using:
+def using_slave() -> Using:
     """Send every read inside this block to a replica, whatever was decided.
 
     A statement in it that writes or locks raises
     :class:`~flask_replicated.WriteOnReplicaError` before it is sent.
     Otherwise like :func:`using_master`.
     """
-    return _Using(Role.REPLICA)
+    return Using(Role.REPLICA)
 
 
 def _around(
@@ -131,14 +131,14 @@ class _Marking:
 
     def __init__(self, role: Role) -> None:
         self._role = role
-        self._block: _Using | None = None
+        self._block: Using | None = None
 
     def __enter__(self) -> None:
         state = current_request_state()
         if state is not None:
             state.mark(self._role)
         else:
-            self._block = _Using(self._role)
+            self._block = Using(self._role)
             self._block.__enter__()
 
     def __exit__(self, *exc: object) -> None:

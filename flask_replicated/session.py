@@ -17,10 +17,12 @@ from sqlalchemy.exc import DBAPIError
 
 from .connections import PrimaryConnection, ReplicaConnection, write_refused
 from .engines import RoutedEngine
+from .errors import WriteOnReplicaError
+from .options import carrying, preference, wanted_role
 from .routing import Role
-from .scopes import active_role
+from .scopes import Using, active_role
+from .sqltext import Kind
 from .state import current_app_state, this_request
-from .statements import Kind, classify
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,17 +96,24 @@ class RoutedSession(orm.Session):
 
     def _role(self, routed: RoutedEngine, mapper: Any, clause: Any) -> Role:
         if clause is not None and not self._flushing:
-            kind = classify(clause)
+            kind = routed.app.classify(clause)
         else:
             # A flush, a bulk operation's second call, or connection(): what
             # will run is not known.
             kind = Kind.WRITE
         block = active_role()
-        if block is None:
-            if kind is not Kind.READ:
-                return Role.PRIMARY
-            state = self._request_state(routed.app)
-            return Role.PRIMARY if state is None else state.decision.role
+        if block is not None:
+            return self._role_in_block(block, kind, mapper, clause)
+        if kind is not Kind.READ:
+            return Role.PRIMARY
+        state = self._request_state(routed.app)
+        if mapper is not None:
+            preferred = preference(mapper)
+            if preferred is not None and not (state and state.latched):
+                return preferred
+        return Role.PRIMARY if state is None else state.decision.role
+
+    def _role_in_block(self, block: Role, kind: Kind, mapper: Any, clause: Any) -> Role:
         if block is Role.REPLICA and kind >= Kind.LOCK:
             if clause is None and mapper is None and not self._flushing:
                 return block  # connection(): the connection watches what it is sent
@@ -131,32 +140,62 @@ class RoutedSession(orm.Session):
         # two on one server would wait for each other's locks.
         lane = connection.engine if earlier is connection else earlier
         self._lanes[connection.shape] = self._lanes[routed.primary] = lane
-        state = routed.app.request_state()
-        # Once the primary was read, a replica would show an older state.
-        if state and active_role() is None and state.decision.role is Role.REPLICA:
-            state.latch("this request has used the primary")
 
-    # --- a replica that is lost before it has answered ------------------------
+    def connection(self, *args: Any, **kwargs: Any) -> sa.Connection:
+        """Return the connection of the current transaction, as any session does.
 
-    def execute(self, *args: Any, **kwargs: Any) -> Any:
+        Without a bind that says otherwise it is the primary's, because nobody
+        knows what it is for; the request's reads then stay there.
+        """
+        connection = super().connection(*args, **kwargs)
+        if isinstance(connection, PrimaryConnection) and active_role() is None:
+            state = connection.shape.routed.app.request_state()
+            if state is not None and state.decision.role is Role.REPLICA:
+                # Once the primary was read, a replica would show an older state.
+                state.latch("the session's connection was asked for")
+        return connection
+
+    # --- statements, and what may happen to them ------------------------------
+
+    def execute(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
         """Execute a statement, as any session does."""
-        return self._survive(super().execute, args, kwargs)
+        return self._run(super().execute, statement, args, kwargs)
 
-    def scalar(self, *args: Any, **kwargs: Any) -> Any:
+    def scalar(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
         """Execute a statement and return its first value."""
-        return self._survive(super().scalar, args, kwargs)
+        return self._run(super().scalar, statement, args, kwargs)
 
-    def scalars(self, *args: Any, **kwargs: Any) -> Any:
+    def scalars(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
         """Execute a statement and return its first column."""
-        return self._survive(super().scalars, args, kwargs)
+        return self._run(super().scalars, statement, args, kwargs)
+
+    def _run(
+        self,
+        run: Callable[..., Any],
+        statement: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        wanted = wanted_role(statement, kwargs.get("execution_options"))
+        if wanted is None:
+            return self._survive(run, statement, args, kwargs)
+        with Using(wanted):
+            return self._survive(run, carrying(statement, wanted), args, kwargs)
 
     def _survive(
-        self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        run: Callable[..., Any],
+        statement: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
-        """Run a statement; once more elsewhere for each replica that is lost."""
+        """Run a statement; once more elsewhere if its replica cannot answer."""
         while True:
             try:
-                return run(*args, **kwargs)
+                return run(statement, *args, **kwargs)
+            except WriteOnReplicaError:
+                if not self._repair():
+                    raise
             except DBAPIError as error:
                 lost = self._read
                 # A primary that is lost may have done what it was asked.
@@ -164,6 +203,17 @@ class RoutedSession(orm.Session):
                     raise
                 if not error.connection_invalidated or not self._leave(lost):
                     raise
+
+    def _repair(self) -> bool:
+        """Turn to the primary after a write that only the replica recognised.
+
+        Only where it was the first statement there: nothing was seen yet.
+        """
+        read = self._read
+        if read is None or read.used or active_role() is Role.REPLICA:
+            return False
+        self._continue_on_primary(read, "a replica has refused its write")
+        return True
 
     def _leave(self, lost: ReplicaConnection) -> bool:
         """Turn away from a lost replica; return whether reads may go on elsewhere.
@@ -173,7 +223,6 @@ class RoutedSession(orm.Session):
         seen, and only where the transaction promised no fixed snapshot.
         """
         routed = lost.shape.routed
-        state = routed.app.request_state()
         if not lost.used and self._losses < len(routed.replicas.replicas.members):
             self._losses += 1
             self._lanes.pop(lost.shape, None)
@@ -182,10 +231,16 @@ class RoutedSession(orm.Session):
             return True
         if lost.used and not lost.may_be_continued:
             return False
-        self._lanes[lost.shape] = routed.primary
-        if state is not None:
-            state.latch("its replica was lost")
+        self._continue_on_primary(lost, "its replica was lost")
         return True
+
+    def _continue_on_primary(self, read: ReplicaConnection, reason: str) -> None:
+        routed = read.shape.routed
+        self._read = None
+        self._lanes[read.shape] = self._lanes.get(routed.primary, routed.primary)
+        state = routed.app.request_state()
+        if state is not None:
+            state.latch(reason)
 
 
 def _on_default_bind(mapper: Any, clause: Any) -> bool:

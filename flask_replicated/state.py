@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 import weakref
+from collections import Counter
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -17,6 +18,7 @@ from flask import Flask, Request, current_app, has_app_context, has_request_cont
 from flask.globals import request, request_ctx
 
 from .routing import Decision, Role, decide, marked_role
+from .statements import Classifier
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from .config import Settings
     from .engines import ReplicaEngine, RoutedEngine
+    from .errors import WriteOnReplicaError
     from .pinning import PinStore
 
 __all__ = ["AppState", "RequestState", "current_app_state", "current_request_state"]
@@ -46,6 +49,8 @@ class AppState:
         settings: The application's settings.
         pins: Where clients' writes are remembered.
         routes: The routed engines by bind key, the default under None.
+        classify: Tells what a statement does.
+        writers: How often a replica has refused a write, by endpoint.
     """
 
     def __init__(self, app: Flask, settings: Settings, pins: PinStore) -> None:
@@ -53,6 +58,8 @@ class AppState:
         self.settings = settings
         self.pins = pins
         self.routes: dict[str | None, RoutedEngine] = {}
+        self.classify = Classifier(settings.write_functions)
+        self.writers: Counter[str] = Counter()
         self._requests: WeakKeyDictionary[Request, RequestState] = WeakKeyDictionary()
 
     def request_state(self) -> RequestState | None:
@@ -81,11 +88,28 @@ class AppState:
         return decide(
             latched=state.latched,
             mark=mark,
+            known_writer=self.settings.learn_writers
+            and current.endpoint in self.writers,
+            is_read=None if settled else self.settings.is_read(current),
             pinned=not settled and self._pinned(current),
             method=current.method,
             readonly_methods=self.settings.readonly_methods,
             read_on_replica=self.settings.read_on_replica,
         )
+
+    def learn_writer(self, refusal: WriteOnReplicaError) -> None:
+        """Remember an endpoint whose write only a replica's server recognised."""
+        endpoint = refusal.view
+        if endpoint is None:
+            return
+        if endpoint not in self.writers:
+            learnt = self.settings.learn_writers
+            logger.warning(
+                "%s Its requests %s.",
+                refusal,
+                "start on the primary from now on" if learnt else "fail or run twice",
+            )
+        self.writers[endpoint] += 1
 
     def _pinned(self, current: Request) -> bool:
         if not self.settings.pin_seconds:

@@ -1,0 +1,81 @@
+"""What a statement or a model says about itself.
+
+``execution_options(replicated='master')`` on a statement, and ``__replicated__ =
+'master'`` on a model; both also take ``'slave'``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Select
+from sqlalchemy.orm import UserDefinedOption
+
+from .errors import ConfigurationError
+from .routing import MARK, Role
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["carrying", "preference", "wanted_role"]
+
+_OPTION = "replicated"
+_ROLES = {
+    "master": Role.PRIMARY,
+    "primary": Role.PRIMARY,
+    "slave": Role.REPLICA,
+    "replica": Role.REPLICA,
+}
+
+
+class _Carried(UserDefinedOption):
+    """A statement's role, which the objects it loads keep for their own loads."""
+
+    propagate_to_loaders = True
+
+
+def _role(key: str, value: object) -> Role:
+    try:
+        return _ROLES[str(value)]
+    except KeyError:
+        raise ConfigurationError(key, value, "must be 'master' or 'slave'.") from None
+
+
+def wanted_role(statement: Any, options: Mapping[str, Any] | None) -> Role | None:
+    """Return what the options of a statement ask for, or None.
+
+    Options given to ``execute()`` are stronger than the statement's own, and
+    those are stronger than what a loaded object carries to its relationships.
+
+    Raises:
+        ConfigurationError: The option is neither ``'master'`` nor ``'slave'``.
+    """
+    value = options.get(_OPTION) if options else None
+    if value is None:
+        own = getattr(statement, "_execution_options", None)
+        value = own.get(_OPTION) if own else None
+    if value is not None:
+        return _role(f"execution_options[{_OPTION!r}]", value)
+    for option in getattr(statement, "_with_options", ()):
+        if type(option) is _Carried:
+            return option.payload
+    return None
+
+
+def carrying(statement: Any, role: Role) -> Any:
+    """Return the statement with its role passed on to relationship loads."""
+    if isinstance(statement, Select):
+        return statement.options(_Carried(role))
+    return statement
+
+
+def preference(mapper: Any) -> Role | None:
+    """Return what a mapped class prefers for its reads, or None.
+
+    Raises:
+        ConfigurationError: ``__replicated__`` is neither ``'master'`` nor
+            ``'slave'``.
+    """
+    model = getattr(mapper, "class_", mapper)
+    value = getattr(model, MARK, None)
+    return None if value is None else _role(f"{model.__name__}.{MARK}", value)

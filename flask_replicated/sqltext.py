@@ -1,0 +1,177 @@
+"""What a string of SQL does.
+
+A small scanner and not a parser: it has to be right about keywords outside
+comments and quotes, in the dialects of three servers, quickly and without a
+dependency; it does not have to understand the rest. Verdicts are cached.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import IntEnum
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["Kind", "TextClassifier"]
+
+
+class Kind(IntEnum):
+    """What a statement needs, in rising order of what it does."""
+
+    READ = 0
+    """Changes nothing and locks nothing: any server will do."""
+    SETTING = 1
+    """Changes the session (``SET``): later statements must follow it."""
+    LOCK = 2
+    """Locks rows or names: only the primary's locks mean anything."""
+    WRITE = 3
+    """Changes data, or may: only the primary."""
+
+
+_LOCKING_FUNCTIONS = frozenset(
+    """
+    get_lock release_lock release_all_locks is_free_lock is_used_lock
+    pg_advisory_lock pg_advisory_lock_shared pg_advisory_unlock
+    pg_advisory_unlock_all pg_advisory_unlock_shared pg_advisory_xact_lock
+    pg_advisory_xact_lock_shared pg_try_advisory_lock
+    pg_try_advisory_lock_shared pg_try_advisory_xact_lock
+    pg_try_advisory_xact_lock_shared
+    """.split()  # noqa: SIM905 - a table of names reads better as text
+)
+_WRITING_FUNCTIONS = frozenset(
+    """
+    nextval setval currval lastval next_value last_insert_id
+    pg_notify txid_current pg_current_xact_id pg_export_snapshot
+    dblink_exec lo_creat lo_create lo_from_bytea lo_import lo_put lo_unlink lowrite
+    pg_logical_emit_message pg_switch_wal pg_create_restore_point
+    pg_promote pg_wal_replay_pause pg_wal_replay_resume
+    """.split()  # noqa: SIM905 - the same
+)
+
+
+# Everything that can hide a keyword or a semicolon. ``/*!`` is MySQL's comment
+# that the server executes, so it is no comment here.
+_HIDDEN = r"""
+      --[^\n]*
+    | (?:^|(?<=\s))\#\s[^\n;]*
+    | /\*(?!!)(?:[^*]|\*(?!/))*\*/
+    | \b[eE]'(?:[^'\\]|\\.|'')*'
+    | {string}
+    | "(?:[^"]|"")*"
+    | `(?:[^`]|``)*`
+    | \$(?P<tag>[A-Za-z_]\w*)?\$.*?\$(?(tag)(?P=tag))\$
+    """
+_STANDARD = re.compile(
+    _HIDDEN.format(string=r"'(?:[^']|'')*'"), re.VERBOSE | re.DOTALL | re.MULTILINE
+)
+# MySQL's strings, in which a backslash escapes a quote.
+_ESCAPING = re.compile(
+    _HIDDEN.format(string=r"'(?:[^'\\]|\\.|'')*'"),
+    re.VERBOSE | re.DOTALL | re.MULTILINE,
+)
+_FIRST_WORD = re.compile(r"[\s(]*([A-Za-z]+)")
+_EXPLAIN = re.compile(
+    r"\s*EXPLAIN(?P<options>\s*\([^)]*\)|(?:\s+(?:ANALYZE|ANALYSE|VERBOSE|EXTENDED"
+    r"|QUERY\s+PLAN|FORMAT\s*=\s*\w+))*)",
+    re.IGNORECASE,
+)
+_LOCKS = re.compile(
+    r"\bFOR\s+(?:NO\s+KEY\s+UPDATE|KEY\s+SHARE|UPDATE|SHARE)\b"
+    r"|\bLOCK\s+IN\s+SHARE\s+MODE\b",
+    re.IGNORECASE,
+)
+_WRITES = re.compile(
+    r"\b(?:INSERT|UPDATE|DELETE|MERGE|REPLACE)\b(?!\s*\()|\bINTO\b|/\*!|:=",
+    re.IGNORECASE,
+)
+_CALLS = re.compile(r"\b([A-Za-z_]\w*)\s*\(")
+_READING_PRAGMAS = re.compile(
+    r"\s*PRAGMA\s+(?:\w+\.)?(?:table_x?info|table_list|index_list|index_x?info"
+    r"|foreign_key_list|database_list|collation_list|function_list|compile_options)\b"
+    r"[^=;]*$",
+    re.IGNORECASE,
+)
+_QUERIES = frozenset({"SELECT", "WITH", "VALUES", "TABLE"})
+_REPORTS = frozenset({"SHOW", "DESCRIBE", "DESC"})
+_CACHED_LENGTH = 20_000
+
+
+class TextClassifier:
+    """Judges SQL text.
+
+    Args:
+        write_functions: Names of functions that write, beyond the well-known
+            ones; case does not matter.
+    """
+
+    def __init__(self, write_functions: Iterable[str] = ()) -> None:
+        added = frozenset(name.lower() for name in write_functions)
+        self._writing = _WRITING_FUNCTIONS | added
+        # Bounded in entries here, and in their size by _CACHED_LENGTH.
+        self._statement = lru_cache(maxsize=1024)(self._judge)
+        self._fragment = lru_cache(maxsize=1024)(self._calls)
+
+    def statement(self, sql: str) -> Kind:
+        """Return what a statement does; of several in one string, the most."""
+        return (self._judge if len(sql) > _CACHED_LENGTH else self._statement)(sql)
+
+    def fragment(self, sql: str) -> Kind:
+        """Return what a piece of a statement does: only its calls can do anything."""
+        return (self._calls if len(sql) > _CACHED_LENGTH else self._fragment)(sql)
+
+    def function(self, name: str) -> Kind:
+        """Return what a function of this name does."""
+        name = name.lower()
+        if name in self._writing:
+            return Kind.WRITE
+        if name in _LOCKING_FUNCTIONS:
+            return Kind.LOCK
+        return Kind.SETTING if name == "set_config" else Kind.READ
+
+    def _judge(self, sql: str) -> Kind:
+        kind = self._judge_bare(_bare(sql, _STANDARD))
+        if "\\" in sql:
+            # Where a string ends depends on the server; take the worse reading.
+            kind = max(kind, self._judge_bare(_bare(sql, _ESCAPING)))
+        return kind
+
+    def _judge_bare(self, sql: str) -> Kind:
+        parts = (self._one(part) for part in sql.split(";") if part.strip())
+        return max(parts, default=Kind.READ)
+
+    def _one(self, sql: str) -> Kind:
+        match = _FIRST_WORD.match(sql)
+        word = match.group(1).upper() if match else ""
+        if word in _QUERIES:
+            return self._query(sql)
+        if word == "EXPLAIN":
+            return self._explain(sql)
+        if word in _REPORTS or _READING_PRAGMAS.match(sql):
+            return Kind.READ
+        return {"SET": Kind.SETTING, "LOCK": Kind.LOCK}.get(word, Kind.WRITE)
+
+    def _explain(self, sql: str) -> Kind:
+        match = _EXPLAIN.match(sql)
+        if match is None or "ANALY" not in match["options"].upper():
+            return Kind.READ  # a plan is shown, nothing is run
+        return self._one(sql[match.end() :])
+
+    def _query(self, sql: str) -> Kind:
+        without_locks = _LOCKS.sub(" ", sql)
+        if _WRITES.search(without_locks):
+            return Kind.WRITE
+        called = self._names(sql)
+        return max(called, Kind.LOCK) if without_locks != sql else called
+
+    def _calls(self, sql: str) -> Kind:
+        return self._names(_bare(sql, _STANDARD))
+
+    def _names(self, bare: str) -> Kind:
+        return max(map(self.function, _CALLS.findall(bare)), default=Kind.READ)
+
+
+def _bare(sql: str, hidden: re.Pattern[str]) -> str:
+    return hidden.sub(lambda found: " " if found[0][0] in "-#/" else "''", sql)
