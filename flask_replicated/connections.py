@@ -113,9 +113,10 @@ class PrimaryConnection(RoutedConnection):
 
     def committed(self) -> None:
         """Report that what this transaction wrote is, or may be, visible now."""
-        if self.wrote:
-            self.wrote = False
-            state = self.shape.routed.app.request_state()
+        wrote, self.wrote = self.wrote, False
+        app = self.shape.routed.app
+        if wrote or app.in_known_writer():
+            state = app.request_state()
             if state is not None:
                 state.committed()
 

@@ -43,9 +43,10 @@ class ConfigurationError(ReplicatedError, ValueError):
 
 
 class WriteOnReplicaError(ReplicatedError):
-    """A statement that writes or locks was about to be sent to a replica.
+    """A statement that writes or locks was meant for a replica.
 
-    It was not sent. Nothing was changed.
+    It was not sent, or the replica refused it: nothing was changed. Where the
+    replica refused it, the driver's error is the ``__cause__``.
 
     Attributes:
         statement: The beginning of the statement, without its parameters.
@@ -63,8 +64,8 @@ class WriteOnReplicaError(ReplicatedError):
         where = f"view {self.view!r}" if self.view else "code outside a request"
         return (
             f"{where} tried to write on a replica ({self.why}): {self.statement}. "
-            "Mark the view with @changes_database, or wrap the write in "
-            "'with using_master():'."
+            "Mark the view with @changes_database or @use_master_database, or wrap "
+            "the write in 'with using_master():'."
         )
 
 

@@ -88,8 +88,7 @@ class AppState:
         return decide(
             latched=state.latched,
             mark=mark,
-            known_writer=self.settings.learn_writers
-            and current.endpoint in self.writers,
+            known_writer=self.settings.learn_writers and self.in_known_writer(),
             is_read=None if settled else self.settings.is_read(current),
             pinned=not settled and self._pinned(current),
             method=current.method,
@@ -110,6 +109,15 @@ class AppState:
                 "start on the primary from now on" if learnt else "fail or run twice",
             )
         self.writers[endpoint] += 1
+
+    def in_known_writer(self) -> bool:
+        """Whether the running request's endpoint writes in ways not recognised."""
+        writers = self.writers
+        return (
+            bool(writers)
+            and has_request_context()
+            and (this_request().endpoint in writers)
+        )
 
     def _pinned(self, current: Request) -> bool:
         if not self.settings.pin_seconds:
