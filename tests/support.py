@@ -207,10 +207,12 @@ def build_fixture(tmp_path: Path) -> Iterator[Build]:
         primary = make_file(folder, "master")
         named = {name: sqlite_url(make_file(folder, name)) for name in replicas}
         app.config.update(
-            SQLALCHEMY_DATABASE_URI=sqlite_url(primary),
-            SQLALCHEMY_BINDS=named | dict(binds or {}),
-            SECRET_KEY=SECRET,
-            **config,
+            {
+                "SECRET_KEY": SECRET,
+                "SQLALCHEMY_DATABASE_URI": sqlite_url(primary),
+                "SQLALCHEMY_BINDS": named | dict(binds or {}),
+            }
+            | config
         )
         known = next((site for site in sites if site.db is db), None)
         if db is None:
@@ -250,3 +252,12 @@ def pin_of(response: TestResponse) -> str | None:
         if name == COOKIE:
             return value.partition(";")[0]
     return None
+
+
+def get_with_pin(app: Flask, pin: object) -> str:
+    """Return the body of a GET that brings this text as its pin."""
+    # A client that keeps cookies would drop the header.
+    client = app.test_client(use_cookies=False)
+    response = client.get("/", headers={"Cookie": f"{COOKIE}={pin}"})
+    assert response.status_code == 200, response.text
+    return response.text

@@ -1,0 +1,372 @@
+"""What pins a client to the primary, and for how long."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import sqlalchemy as sa
+from flask import Blueprint, Response, stream_with_context
+from flask.sessions import SessionInterface
+
+from flask_replicated import use_slave_database
+from tests.support import (
+    COOKIE,
+    REPLICAS,
+    Build,
+    Site,
+    build_fixture,
+    get_with_pin,
+    pin_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from flask import Flask, Request
+    from flask.sessions import SessionMixin
+    from werkzeug.test import TestResponse
+
+build = build_fixture
+
+
+@pytest.fixture
+def site(build: Build) -> Site:
+    """Give an application with three replicas."""
+    return build()
+
+
+class Clock:
+    """A wall clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        """Return the seconds of Unix time."""
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Give the clock that the pins go by."""
+    clock = Clock()
+    monkeypatch.setattr(time, "time", clock)
+    return clock
+
+
+def request(site: Site, view: Callable[[], Any], method: str = "GET") -> TestResponse:
+    """Return the answer of a view to a fresh client."""
+    site.app.add_url_rule("/view", "view", view, methods=[method])
+    return site.client().open("/view", method=method)
+
+
+class TestHowLong:
+    """A pin is one client's, and ends."""
+
+    def test_reads_its_own_write(self, site: Site) -> None:
+        """After a write the same client reads from the primary, another does not."""
+        writer, other = site.client(), site.client()
+        writer.post("/write")
+        assert [writer.get("/").text for _ in range(3)] == ["master"] * 3
+        assert other.get("/").text in REPLICAS
+
+    @pytest.mark.parametrize("seconds", [0.5, 5, 60])
+    def test_ends(self, build: Build, clock: Clock, seconds: float) -> None:
+        """A pin lasts for REPLICATED_PIN_SECONDS and no longer."""
+        site = build(REPLICATED_PIN_SECONDS=seconds)
+        pin = pin_of(site.client().post("/write"))
+        clock.now += seconds - 0.1
+        assert get_with_pin(site.app, pin) == "master"
+        clock.now += 0.2
+        assert get_with_pin(site.app, pin) in REPLICAS
+
+    def test_begins_anew(self, site: Site, clock: Clock) -> None:
+        """A second write pins for the full time again."""
+        client = site.client()
+        client.post("/write")
+        clock.now += 4
+        client.post("/write")
+        clock.now += 4
+        assert client.get("/").text == "master"
+
+    def test_reading_does_not_prolong(self, site: Site, clock: Clock) -> None:
+        """A read by a pinned client sets no cookie."""
+        client = site.client()
+        client.post("/write")
+        clock.now += 1
+        assert pin_of(client.get("/")) is None
+
+    def test_off(self, build: Build) -> None:
+        """REPLICATED_PIN_SECONDS = 0 pins nobody and sets no cookie."""
+        site = build(REPLICATED_PIN_SECONDS=0)
+        client = site.client()
+        assert pin_of(client.post("/write")) is None
+        assert client.get("/").text in REPLICAS
+
+
+def insert(site: Site) -> sa.Insert:
+    """Return an insert without a model."""
+    return sa.insert(site.entry.__table__).values(text="core")
+
+
+def flush(site: Site) -> None:
+    """Write through the unit of work."""
+    site.who()
+    site.db.session.add(site.entry(text="orm"))
+    site.db.session.flush()
+    site.who()
+
+
+def savepoint(site: Site) -> None:
+    """Write inside a savepoint that is released."""
+    # The driver begins a transaction at the first write and not at a savepoint.
+    site.db.session.execute(sa.delete(site.entry))
+    with site.db.session.begin_nested():
+        site.db.session.execute(insert(site))
+
+
+WRITES: dict[str, Callable[[Site], Any]] = {
+    "orm": flush,
+    "core": lambda s: s.db.session.execute(insert(s)),
+    "update of nothing": lambda s: s.db.session.execute(
+        sa.update(s.entry).values(text="")
+    ),
+    "text": lambda s: s.db.session.execute(
+        sa.text("INSERT INTO entry VALUES (1, 'x')")
+    ),
+    "connection": lambda s: s.db.session.connection().exec_driver_sql(
+        "/* SELECT */ INSERT INTO entry VALUES (1, 'x')"
+    ),
+    "returning": lambda s: s.db.session.scalars(
+        insert(s).returning(sa.literal(1))
+    ).all(),
+    "savepoint": savepoint,
+    "ddl": lambda s: s.db.session.execute(sa.text("CREATE TABLE more (id INTEGER)")),
+}
+
+
+def write_by_engine(site: Site) -> None:
+    """Commit on a Core connection of ``db.engine``."""
+    with site.db.engine.begin() as connection:
+        connection.execute(insert(site))
+
+
+def write_autocommit(site: Site) -> None:
+    """Write on a connection that commits each statement."""
+    options = {"isolation_level": "AUTOCOMMIT"}
+    site.db.session.connection(execution_options=options).execute(insert(site))
+    site.db.session.rollback()
+
+
+def write_in_own_context(site: Site) -> None:
+    """Commit in a nested application context."""
+    with site.app.app_context():
+        site.write()
+
+
+COMMITS: dict[str, Callable[[Site], Any]] = {
+    "engine": write_by_engine,
+    "autocommit": write_autocommit,
+    "own context": write_in_own_context,
+    "session": lambda s: s.write(),
+}
+
+
+class TestWhatPins:
+    """A transaction that wrote and was committed, and nothing else."""
+
+    @pytest.mark.parametrize("way", WRITES)
+    @pytest.mark.parametrize("method", ["GET", "POST"])
+    def test_commit(self, site: Site, way: str, method: str) -> None:
+        """Every committed write pins, whatever the method and however written."""
+
+        def view() -> str:
+            WRITES[way](site)
+            site.db.session.commit()
+            return "done"
+
+        pin = pin_of(request(site, view, method))
+        assert pin is not None
+        assert get_with_pin(site.app, pin) == "master"
+
+    @pytest.mark.parametrize("way", COMMITS)
+    def test_own_commit(self, site: Site, way: str) -> None:
+        """A write pins wherever its commit happened."""
+
+        def view() -> str:
+            COMMITS[way](site)
+            return "done"
+
+        assert pin_of(request(site, view)) is not None
+        assert len(site.entries()) == 1
+
+    @pytest.mark.parametrize("way", WRITES)
+    def test_rollback(self, site: Site, way: str) -> None:
+        """A write that is rolled back pins nobody."""
+
+        def view() -> str:
+            WRITES[way](site)
+            site.db.session.rollback()
+            return "done"
+
+        assert pin_of(request(site, view, "POST")) is None
+        assert site.entries() == []
+
+    @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "DELETE"])
+    def test_reading(self, site: Site, method: str) -> None:
+        """A request that only read pins nobody, whatever its method."""
+
+        def view() -> str:
+            site.who()
+            site.db.session.commit()
+            return "done"
+
+        response = request(site, view, method)
+        assert response.status_code == 200
+        assert "Set-Cookie" not in response.headers
+
+    def test_lock(self, site: Site) -> None:
+        """A transaction that only locked pins nobody."""
+
+        def view() -> str:
+            site.db.session.scalars(sa.select(site.marker).with_for_update()).all()
+            site.db.session.commit()
+            return "done"
+
+        assert pin_of(request(site, view, "POST")) is None
+
+    def test_forgotten_commit(self, site: Site) -> None:
+        """A view that forgets to commit changes nothing and pins nobody."""
+
+        def view() -> str:
+            site.db.session.add(site.entry(text="lost"))
+            site.db.session.flush()
+            return "done"
+
+        assert pin_of(request(site, view, "POST")) is None
+        assert site.entries() == []
+
+    def test_write_then_rolled_back_read(self, site: Site) -> None:
+        """A committed write pins though a later transaction is rolled back."""
+
+        def view() -> str:
+            site.write()
+            site.db.session.execute(insert(site))
+            site.db.session.rollback()
+            return "done"
+
+        assert pin_of(request(site, view)) is not None
+
+    def test_commit_then_raise(self, site: Site) -> None:
+        """A view that commits and then raises pins, through the error page."""
+
+        def view() -> str:
+            site.write()
+            raise KeyError
+
+        response = request(site, view, "POST")
+        assert response.status_code == 500
+        assert pin_of(response) is not None
+
+    def test_redirect(self, site: Site) -> None:
+        """The usual redirect after a POST reads the write."""
+
+        def view() -> Response:
+            site.write()
+            return site.app.redirect("/")  # type: ignore[return-value]  # a Response
+
+        site.app.add_url_rule("/post", "post", view, methods=["POST"])
+        assert site.client().post("/post", follow_redirects=True).text == "master"
+
+    def test_decorated_for_replicas(self, site: Site) -> None:
+        """A write in a view decorated for replicas pins as well."""
+
+        @use_slave_database
+        def view() -> str:
+            site.write()
+            return "done"
+
+        assert pin_of(request(site, view)) is not None
+
+    @pytest.mark.parametrize("hook", ["before_request", "after_request"])
+    def test_hook(self, site: Site, hook: str) -> None:
+        """A write in a hook pins."""
+
+        def work(response: Response | None = None) -> Response | None:
+            site.write()
+            return response
+
+        getattr(site.app, hook)(work)
+        assert pin_of(request(site, lambda: "page")) is not None
+
+    def test_session_interface(self, site: Site) -> None:
+        """A write in Flask's session interface, which saves last, pins."""
+
+        class Saving(SessionInterface):
+            def open_session(self, app: Flask, request: Request) -> Any:
+                return {}
+
+            def save_session(
+                self, app: Flask, session: SessionMixin, response: Response
+            ) -> None:
+                site.write()
+
+        site.app.session_interface = Saving()
+        assert pin_of(request(site, lambda: "page")) is not None
+
+    def test_blueprint(self, site: Site) -> None:
+        """A write in a blueprint's view pins the client in the whole application."""
+        blueprint = Blueprint("part", __name__, url_prefix="/part")
+
+        @blueprint.post("/page")
+        def page() -> str:
+            site.write()
+            return "done"
+
+        site.app.register_blueprint(blueprint)
+        client = site.client()
+        client.post("/part/page")
+        assert client.get("/").text == "master"
+
+    def test_write_while_streaming(
+        self, site: Site, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A write in a streamed body comes too late to pin, and is logged."""
+
+        def view() -> Response:
+            def body() -> Iterator[str]:
+                yield "one"
+                site.write()
+                yield "two"
+
+            return Response(stream_with_context(body()))
+
+        response = request(site, view)
+        assert response.text == "onetwo"
+        assert site.entries() == ["written"]
+        assert pin_of(response) is None
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        assert "'view' committed a write after its response" in caplog.text
+
+    def test_outside_a_request(self, site: Site) -> None:
+        """A write outside a request pins nobody and raises nothing."""
+        with site.app.app_context():
+            site.write()
+        assert site.get() in REPLICAS
+
+    def test_other_cookies_survive(self, site: Site) -> None:
+        """The pin is one more cookie, beside those of the view."""
+
+        def view() -> Response:
+            site.write()
+            response = Response("done")
+            response.set_cookie("mine", "1")
+            return response
+
+        cookies = request(site, view).headers.getlist("Set-Cookie")
+        assert sorted(cookie.partition("=")[0] for cookie in cookies) == [
+            "mine",
+            COOKIE,
+        ]
