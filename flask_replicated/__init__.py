@@ -9,6 +9,7 @@ from .errors import (
     WriteOnReplicaError,
 )
 from .extension import FlaskReplicated
+from .pools import replicated_engine
 from .scopes import (
     changes_database,
     use_master_database,
@@ -16,14 +17,17 @@ from .scopes import (
     using_master,
     using_slave,
 )
+from .session import RoutedSession
 
 __all__ = [
     "AllReplicasOutError",
     "ConfigurationError",
     "FlaskReplicated",
     "ReplicatedError",
+    "RoutedSession",
     "WriteOnReplicaError",
     "changes_database",
+    "replicated_engine",
     "use_master_database",
     "use_slave_database",
     "using_master",

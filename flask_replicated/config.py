@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from flask import Request
     from sqlalchemy import URL, Engine
 
+    from .fronts import Front
+
 __all__ = ["Binds", "Settings", "read_binds", "read_settings", "same_database"]
 
 PRIMARY_NAMES = ("master", "primary")
@@ -37,14 +39,18 @@ class Binds(NamedTuple):
     replicas: Mapping[str | None, tuple[str, ...]]
     orphans: tuple[str, ...]
 
+    def replica_names(self) -> list[str]:
+        """Return the keys of all replicas."""
+        return [name for names in self.replicas.values() for name in names]
+
     def hidden(self) -> frozenset[str]:
         """Return the keys that name a copy, and so own no tables."""
-        names = {name for names in self.replicas.values() for name in names}
-        return frozenset(names | ({self.primary} if self.primary else set()))
+        primary = [self.primary] if self.primary else []
+        return frozenset([*self.replica_names(), *primary])
 
 
-def read_binds(binds: Collection[str | None]) -> Binds:
-    """Sort the keys of ``SQLALCHEMY_BINDS`` into primary, replicas and others.
+def read_binds(binds: Collection[str | None], front: Front) -> Binds:
+    """Sort the keys of the engines into primary, replicas and others.
 
     Raises:
         ConfigurationError: Both ``'master'`` and ``'primary'`` are there.
@@ -52,7 +58,7 @@ def read_binds(binds: Collection[str | None]) -> Binds:
     primaries = [name for name in PRIMARY_NAMES if name in binds]
     if len(primaries) > 1:
         raise ConfigurationError(
-            "SQLALCHEMY_BINDS",
+            front.setting,
             primaries,
             "'master' and 'primary' are two names for one bind; keep one of them.",
         )
@@ -253,7 +259,7 @@ def _names(config: Mapping[str, Any], key: str) -> frozenset[str]:
 
 def _name(config: Mapping[str, Any], key: str) -> str:
     value = _get(config, key)
-    if not isinstance(value, str) or not re.fullmatch(r"[\w!#$%&'*+.^`|~-]+", value):
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_!#$%&'*+.^`|~-]+", value):
         raise ConfigurationError(key, value, "must be a name that a cookie may have.")
     return value
 

@@ -5,28 +5,25 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from flask import Flask, request_finished
 
-from balancers import Pool
-
-from .config import Binds, Settings, read_binds, read_settings, same_database
-from .engines import RoutedEngine
+from .config import Binds, read_binds, read_settings, same_database
 from .errors import ConfigurationError
-from .listeners import PoolLog
+from .fronts import Front, fronts_of
 from .pinning import CookiePins
-from .replicas import prepare_replica
-from .session import routed_session_class
+from .pools import routed_engine
 from .state import AppState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from flask import Response
-    from flask_sqlalchemy import SQLAlchemy
     from sqlalchemy import Engine
+
+    from .engines import RoutedEngine
 
     Engines = dict[str | None, Engine]
 
@@ -67,30 +64,29 @@ class FlaskReplicated:
             ConfigurationError: A setting cannot be right, Flask-SQLAlchemy is
                 not registered yet, or this extension already is.
         """
-        db = _flask_sqlalchemy(app)
-        with app.app_context():
-            engines = cast("Engines", db.engines)
-        binds = read_binds(app.config["SQLALCHEMY_BINDS"])
-        names = [name for owned in binds.replicas.values() for name in owned]
+        if "replicated" in app.extensions:
+            raise ConfigurationError(
+                "app.extensions['replicated']",
+                app.extensions["replicated"],
+                "FlaskReplicated is already registered on this app; register it once.",
+            )
+        fronts = fronts_of(app)
+        binds = [read_binds(front.engines, front) for front in fronts]
+        names = [name for found in binds for name in found.replica_names()]
         settings = read_settings(app.config, self.READONLY_METHODS, names)
-        _settle_primary(engines, binds)
         state = AppState(
-            app, settings, CookiePins(settings.pin_cookie, settings.pin_seconds)
+            settings, CookiePins(settings.pin_cookie, settings.pin_seconds), app
         )
-        for owner, replicas in binds.replicas.items():
-            pool = _pool({name: engines[name] for name in replicas}, settings)
-            state.routes[owner] = RoutedEngine(state, engines[owner], pool)
-        engines.update(state.routes)
-        _hide(app, db, binds)
+        for front, found in zip(fronts, binds, strict=True):
+            _route(front, found, state)
         if state.routes:
-            _route_sessions(db)
             _finish_requests(app, state)
             _follow_forks(state)
         else:
             logger.warning(
-                "%s: SQLALCHEMY_BINDS has no 'slave_1': every statement goes to "
-                "the primary.",
+                "%s: %s has no 'slave_1': every statement goes to the primary.",
                 app.name,
+                fronts[0].setting,
             )
         self._states[app] = state
         app.extensions["replicated"] = self
@@ -100,87 +96,48 @@ class FlaskReplicated:
         return self._states.get(app)
 
 
-def _flask_sqlalchemy(app: Flask) -> SQLAlchemy:
-    db = app.extensions.get("sqlalchemy")
-    if db is None:
-        raise ConfigurationError(
-            "app.extensions['sqlalchemy']",
-            None,
-            "register Flask-SQLAlchemy first: db.init_app(app), then "
-            "FlaskReplicated(app).",
-        )
-    if "replicated" in app.extensions:
-        raise ConfigurationError(
-            "app.extensions['replicated']",
-            app.extensions["replicated"],
-            "FlaskReplicated is already registered on this app; register it once.",
-        )
-    return cast("SQLAlchemy", db)
+def _route(front: Front, binds: Binds, state: AppState) -> None:
+    _settle_primary(front, binds)
+    routes: dict[str | None, RoutedEngine] = {}
+    for owner, replicas in binds.replicas.items():
+        key = front.default if owner is None else owner
+        targets = {name: front.engines[name] for name in replicas}
+        routes[key] = routed_engine(state, front.engines[key], targets)
+    front.hide(binds)
+    if routes:
+        front.route(routes)
+    for key, routed in routes.items():
+        plain = key == front.default and not front.prefix
+        state.routes[None if plain else f"{front.prefix}{key}"] = routed
 
 
-def _settle_primary(engines: Engines, binds: Binds) -> None:
-    """Let ``SQLALCHEMY_BINDS['master']`` and the default bind be one engine."""
-    name = binds.primary
+def _settle_primary(front: Front, binds: Binds) -> None:
+    """Let the bind ``'master'`` and the default bind be one engine."""
+    engines, name = front.engines, binds.primary
     for orphan in binds.orphans:
         logger.warning(
-            "SQLALCHEMY_BINDS[%r] looks like a replica of a bind that is not "
-            "there; it stays an ordinary bind.",
+            "%s[%r] looks like a replica of a bind that is not there; it stays an "
+            "ordinary bind.",
+            front.setting,
             orphan,
         )
     if name is not None:
-        default = engines.setdefault(None, engines[name])
+        default = engines.setdefault(front.default, engines[name])
         if not same_database(default, engines[name]):
             raise ConfigurationError(
-                f"SQLALCHEMY_BINDS[{name!r}]",
+                f"{front.setting}[{name!r}]",
                 engines[name].url,  # its repr masks the password
-                "must name the database of SQLALCHEMY_DATABASE_URI = "
-                f"{default.url!r}; remove one of the two.",
+                f"must name the database of the default bind, {default.url!r}; "
+                "remove one of the two.",
             )
         engines[name] = default
-    for owner in binds.replicas:
-        if owner not in engines:
-            raise ConfigurationError(
-                "SQLALCHEMY_DATABASE_URI",
-                None,
-                f"{', '.join(binds.replicas[owner])} need a primary to replicate; "
-                "set SQLALCHEMY_DATABASE_URI or SQLALCHEMY_BINDS['master'].",
-            )
-
-
-def _pool(engines: dict[str, Engine], settings: Settings) -> Pool[Engine]:
-    for engine in engines.values():
-        prepare_replica(engine, settings.connect_timeout)
-    weights = {n: w for n, w in settings.weights.items() if n in engines}
-    return Pool(
-        engines,
-        balancer=settings.balancer,
-        weights=weights,
-        threshold=settings.breaker_threshold,
-        reset=settings.breaker_reset,
-        max_reset=settings.breaker_max_reset,
-        # A trial that is still connecting must not be taken for lost.
-        lease=max(10.0, 3 * settings.connect_timeout),
-        listeners=[PoolLog(engines)],
-    )
-
-
-def _hide(app: Flask, db: SQLAlchemy, binds: Binds) -> None:
-    """Take the copies out of what ``create_all()`` and migrations walk through."""
-    hidden = binds.hidden()
-    configured = app.config["SQLALCHEMY_BINDS"]
-    app.config["SQLALCHEMY_BINDS"] = {
-        name: value for name, value in configured.items() if name not in hidden
-    }
-    for name in hidden:
-        metadata = db.metadatas.get(name)
-        # Models may call the primary by its bind name; those tables are real.
-        if metadata is not None and not (name == binds.primary and metadata.tables):
-            del db.metadatas[name]
-
-
-def _route_sessions(db: SQLAlchemy) -> None:
-    factory: Any = db.session.session_factory
-    factory.class_ = routed_session_class(factory.class_)
+    if None in binds.replicas and front.default not in engines:
+        raise ConfigurationError(
+            "SQLALCHEMY_DATABASE_URI",
+            None,
+            f"{', '.join(binds.replicas[None])} need a primary to replicate; set "
+            f"it, or {front.setting}['master'].",
+        )
 
 
 def _finish_requests(app: Flask, state: AppState) -> None:

@@ -34,6 +34,8 @@ class PoolLog:
         """Receive one event of the pool."""
         if isinstance(happened, MemberOpened):
             logger.warning("replica %r is out: %s", happened.name, happened.error)
-            self._engines[happened.name].dispose()
+            engine = self._engines[happened.name]
+            # An async driver can close nothing outside its event loop.
+            engine.dispose(close=not engine.dialect.is_async)
         elif isinstance(happened, MemberClosed):
             logger.info("replica %r is back", happened.name)

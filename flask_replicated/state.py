@@ -42,6 +42,10 @@ logger = logging.getLogger("flask_replicated")
 this_request: Callable[[], Request] = request._get_current_object  # type: ignore[attr-defined]  # noqa: SLF001 - the proxy's documented method is not in its type
 
 
+def _no_app() -> None:
+    return None
+
+
 class AppState:
     """One application's settings, engines and running requests.
 
@@ -53,8 +57,12 @@ class AppState:
         writers: How often a replica has refused a write, by endpoint.
     """
 
-    def __init__(self, app: Flask, settings: Settings, pins: PinStore) -> None:
-        self._app = weakref.ref(app)  # the app owns this state, not the reverse
+    def __init__(
+        self, settings: Settings, pins: PinStore, app: Flask | None = None
+    ) -> None:
+        # The app owns this state, not the reverse. Without one there are no
+        # requests either.
+        self._app = weakref.ref(app) if app is not None else _no_app
         self.settings = settings
         self.pins = pins
         self.routes: dict[str | None, RoutedEngine] = {}

@@ -1,0 +1,148 @@
+"""The extensions that own the engines and sessions of an application.
+
+One adapter each for Flask-SQLAlchemy and Flask-SQLAlchemy-Lite. They know where
+engines and session factories are kept, and nothing about routing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from .errors import ConfigurationError
+from .session import routed_session_class
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from flask import Flask
+    from sqlalchemy import Engine
+
+    from .config import Binds
+    from .engines import RoutedEngine
+
+__all__ = ["Front", "fronts_of"]
+
+
+class Front:
+    """Where one application's engines and sessions are.
+
+    Attributes:
+        setting: The key of ``app.config`` that names the binds.
+        default: The key of the default engine.
+        prefix: What tells this front's routes from another's.
+        engines: The engines by key.
+    """
+
+    setting: str
+    default: str | None
+    prefix = ""
+    engines: dict[str | None, Engine]
+
+    def hide(self, binds: Binds) -> None:
+        """Take the replicas out of what migrations and metadata walk through."""
+
+    def route(self, routes: Mapping[str | None, RoutedEngine]) -> None:
+        """Let the application use the routed engines, by key."""
+        raise NotImplementedError
+
+
+class _FlaskSQLAlchemy(Front):
+    setting = "SQLALCHEMY_BINDS"
+    default = None
+
+    def __init__(self, app: Flask, db: Any) -> None:
+        self._app = app
+        self._db = db
+        with app.app_context():
+            self.engines: dict[str | None, Engine] = db.engines
+
+    def hide(self, binds: Binds) -> None:
+        hidden = binds.hidden()
+        self._app.config[self.setting] = {
+            name: value
+            for name, value in self._app.config[self.setting].items()
+            if name not in hidden
+        }
+        metadatas = self._db.metadatas
+        for name in hidden & metadatas.keys():
+            # Models may call the primary by its bind name; those tables are real.
+            if not (name == binds.primary and metadatas[name].tables):
+                del metadatas[name]
+
+    def route(self, routes: Mapping[str | None, RoutedEngine]) -> None:
+        self.engines.update(routes)
+        factory = self._db.session.session_factory
+        factory.class_ = routed_session_class(factory.class_)
+
+
+class _Lite(Front):
+    """Flask-SQLAlchemy-Lite's engines and sessions."""
+
+    setting = "SQLALCHEMY_ENGINES"
+    default = "default"
+
+    def __init__(self, app: Flask, db: Any) -> None:
+        with app.app_context():
+            self.engines: dict[str | None, Engine] = db.engines
+            self._factory = db.sessionmaker
+
+    def route(self, routes: Mapping[str | None, RoutedEngine]) -> None:
+        self.engines.update(routes)
+        _rebind(self._factory, {routed.real: routed for routed in routes.values()})
+        self._factory.class_ = routed_session_class(self._factory.class_)
+
+
+class _AsyncLite(Front):
+    """Flask-SQLAlchemy-Lite's async engines and sessions."""
+
+    setting = "SQLALCHEMY_ASYNC_ENGINES"
+    default = "default"
+    prefix = "async "
+
+    def __init__(self, app: Flask, db: Any) -> None:
+        with app.app_context():
+            self._async_engines: dict[str | None, AsyncEngine] = db.async_engines
+            self._factory = db.async_sessionmaker
+        self.engines: dict[str | None, Engine] = {
+            name: engine.sync_engine for name, engine in self._async_engines.items()
+        }
+
+    def route(self, routes: Mapping[str | None, RoutedEngine]) -> None:
+        by_real = {}
+        for name, routed in routes.items():
+            by_real[self._async_engines[name]] = AsyncEngine(routed)
+            self._async_engines[name] = by_real[self._async_engines[name]]
+        _rebind(self._factory, by_real)
+        inner = self._factory.kw.get("sync_session_class")
+        inner = inner or self._factory.class_.sync_session_class
+        self._factory.configure(sync_session_class=routed_session_class(inner))
+
+
+def _rebind(factory: Any, routed: Mapping[Any, Any]) -> None:
+    """Exchange the engines in a session factory's options."""
+    bind, binds = factory.kw.get("bind"), factory.kw.get("binds")
+    factory.configure(bind=routed.get(bind, bind))
+    if binds:
+        factory.configure(binds={k: routed.get(e, e) for k, e in binds.items()})
+
+
+def fronts_of(app: Flask) -> list[Front]:
+    """Return what owns the engines of an application.
+
+    Raises:
+        ConfigurationError: Nothing does yet.
+    """
+    db = app.extensions.get("sqlalchemy")
+    if isinstance(db, SQLAlchemy):
+        return [_FlaskSQLAlchemy(app, db)]
+    if hasattr(type(db), "async_engines"):  # Lite, which need not be installed
+        fronts = [_Lite(app, db), _AsyncLite(app, db)]
+        return [front for front in fronts if front.engines]
+    raise ConfigurationError(
+        "app.extensions['sqlalchemy']",
+        db,
+        "register Flask-SQLAlchemy first: db.init_app(app), then FlaskReplicated(app).",
+    )

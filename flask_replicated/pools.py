@@ -1,0 +1,63 @@
+"""From a primary and its replicas to one routed engine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from balancers import Pool
+
+from .config import read_settings
+from .engines import RoutedEngine
+from .listeners import PoolLog
+from .pinning import CookiePins
+from .replicas import prepare_replica
+from .state import AppState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sqlalchemy import Engine
+
+__all__ = ["replicated_engine", "routed_engine"]
+
+
+def routed_engine(
+    app: AppState, primary: Engine, replicas: Mapping[str, Engine]
+) -> RoutedEngine:
+    """Put replicas into a pool and return it with its primary as one engine."""
+    settings = app.settings
+    for engine in replicas.values():
+        prepare_replica(engine, settings.connect_timeout)
+    pool = Pool(
+        replicas,
+        balancer=settings.balancer,
+        weights={n: w for n, w in settings.weights.items() if n in replicas},
+        threshold=settings.breaker_threshold,
+        reset=settings.breaker_reset,
+        max_reset=settings.breaker_max_reset,
+        # A trial that is still connecting must not be taken for lost.
+        lease=max(10.0, 3 * settings.connect_timeout),
+        listeners=[PoolLog(replicas)],
+    )
+    return RoutedEngine(app, primary, pool)
+
+
+def replicated_engine(
+    primary: Engine, replicas: Mapping[str, Engine], **settings: Any
+) -> RoutedEngine:
+    """Return one engine for a primary and its replicas, without any application.
+
+    For ``sessionmaker(engine, class_=RoutedSession)``: such sessions read from
+    the primary, and from a replica inside ``using_slave()``.
+
+    Args:
+        primary: The engine that writes.
+        replicas: The engines that read, by name.
+        settings: The settings of ``app.config``, as ``REPLICATED_WEIGHTS={...}``.
+
+    Raises:
+        ConfigurationError: A setting cannot be right.
+    """
+    read = read_settings(settings, ("GET", "HEAD"), replicas)
+    pins = CookiePins(read.pin_cookie, read.pin_seconds)
+    return routed_engine(AppState(read, pins), primary, replicas)
