@@ -259,7 +259,9 @@ def _names(config: Mapping[str, Any], key: str) -> frozenset[str]:
 
 def _name(config: Mapping[str, Any], key: str) -> str:
     value = _get(config, key)
-    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_!#$%&'*+.^`|~-]+", value):
+    if not isinstance(value, str) or not re.fullmatch(
+        r"[A-Za-z0-9_!#$%&'*+.^`|~-]+", value
+    ):
         raise ConfigurationError(key, value, "must be a name that a cookie may have.")
     return value
 

@@ -127,13 +127,13 @@ def _settle_primary(front: Front, binds: Binds) -> None:
             raise ConfigurationError(
                 f"{front.setting}[{name!r}]",
                 engines[name].url,  # its repr masks the password
-                f"must name the database of the default bind, {default.url!r}; "
-                "remove one of the two.",
+                f"must name the database of {front.primary} = {default.url!r}; remove "
+                "one of the two.",
             )
         engines[name] = default
     if None in binds.replicas and front.default not in engines:
         raise ConfigurationError(
-            "SQLALCHEMY_DATABASE_URI",
+            front.primary,
             None,
             f"{', '.join(binds.replicas[None])} need a primary to replicate; set "
             f"it, or {front.setting}['master'].",

@@ -32,12 +32,14 @@ class Front:
     Attributes:
         setting: The key of ``app.config`` that names the binds.
         default: The key of the default engine.
+        primary: The setting that names the default engine.
         prefix: What tells this front's routes from another's.
         engines: The engines by key.
     """
 
     setting: str
     default: str | None
+    primary: str
     prefix = ""
     engines: dict[str | None, Engine]
 
@@ -52,6 +54,7 @@ class Front:
 class _FlaskSQLAlchemy(Front):
     setting = "SQLALCHEMY_BINDS"
     default = None
+    primary = "SQLALCHEMY_DATABASE_URI"
 
     def __init__(self, app: Flask, db: Any) -> None:
         self._app = app
@@ -83,6 +86,7 @@ class _Lite(Front):
 
     setting = "SQLALCHEMY_ENGINES"
     default = "default"
+    primary = "SQLALCHEMY_ENGINES['default']"
 
     def __init__(self, app: Flask, db: Any) -> None:
         with app.app_context():
@@ -100,6 +104,7 @@ class _AsyncLite(Front):
 
     setting = "SQLALCHEMY_ASYNC_ENGINES"
     default = "default"
+    primary = "SQLALCHEMY_ASYNC_ENGINES['default']"
     prefix = "async "
 
     def __init__(self, app: Flask, db: Any) -> None:
