@@ -176,6 +176,10 @@ class RoutedSession(orm.Session):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
+        if type(statement) is sa.CompoundSelect:
+            # The one read that SQLAlchemy does not show to get_bind().
+            given = kwargs.get("bind_arguments") or {}
+            kwargs["bind_arguments"] = {"clause": statement, **given}
         wanted = wanted_role(statement, kwargs.get("execution_options"))
         if wanted is None:
             return self._survive(run, statement, args, kwargs)
