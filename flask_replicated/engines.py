@@ -148,6 +148,7 @@ class RoutedEngine(_EngineShape):
         app: The application's state.
         primary: The primary, as a session uses it for writes.
         replicas: The replicas, as a session uses them for reads.
+        shapes: These two by role.
     """
 
     def __init__(self, app: AppState, real: Engine, replicas: Pool[Engine]) -> None:
@@ -155,6 +156,10 @@ class RoutedEngine(_EngineShape):
         self.app = app
         self.primary = PrimaryEngine(real, self)
         self.replicas = ReplicaEngine(replicas, self)
+        self.shapes: dict[Role, Engine] = {
+            Role.PRIMARY: self.primary,
+            Role.REPLICA: self.replicas,
+        }
 
     def role(self) -> Role:
         """Return where a read goes now."""

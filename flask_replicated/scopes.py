@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "active_role",
     "changes_database",
+    "current_block",
     "use_master_database",
     "use_slave_database",
     "using_master",
@@ -40,7 +41,9 @@ class _Block(NamedTuple):
     outer: _Block | None
 
 
-_block: ContextVar[_Block | None] = ContextVar("flask_replicated_block", default=None)
+current_block: ContextVar[_Block | None] = ContextVar(
+    "flask_replicated_block", default=None
+)
 
 
 def _owner() -> object:
@@ -53,7 +56,7 @@ def _owner() -> object:
 
 def active_role() -> Role | None:
     """Return what the innermost block of this thread or task asks for."""
-    block = _block.get()
+    block = current_block.get()
     if block is None:
         return None
     owner = _owner()
@@ -73,12 +76,12 @@ class Using:
         self._role = role
 
     def __enter__(self) -> None:
-        _block.set(_Block(self._role, _owner(), _block.get()))
+        current_block.set(_Block(self._role, _owner(), current_block.get()))
 
     def __exit__(self, *_: object) -> None:
-        block = _block.get()
+        block = current_block.get()
         if block is not None:
-            _block.set(block.outer)
+            current_block.set(block.outer)
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         return _around(function, lambda: self)

@@ -20,7 +20,7 @@ from .engines import RoutedEngine
 from .errors import WriteOnReplicaError
 from .options import carrying, preference, wanted_role
 from .routing import Role
-from .scopes import Using, active_role
+from .scopes import Using, active_role, current_block
 from .sqltext import Kind
 from .state import current_app_state, this_request
 
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["RoutedSession", "routed_session_class"]
 
+_READ = Kind.READ
+
 
 class RoutedSession(orm.Session):
     """A session that reads from a replica and writes to the primary.
@@ -44,6 +46,7 @@ class RoutedSession(orm.Session):
 
     _app: AppState | None = None
     _default: RoutedEngine | None = None
+    # The request that this session serves and, for the default bind, its state.
     _request: Request | None = None
     _state: RequestState | None = None
 
@@ -52,8 +55,12 @@ class RoutedSession(orm.Session):
         app = current_app_state()
         if app is not None:
             self._app = app
-            if self._reads_bind_keys:
-                self._default = app.routes.get(None)
+            self._classify = app.classify
+            self._plain = app.plain_mappers
+            default = app.routes.get(None)
+            if default is not None and self._reads_bind_keys:
+                self._default = default
+                self._shapes = default.shapes
         super().__init__(*args, **kwargs)
 
     def _reset(self) -> None:
@@ -81,16 +88,34 @@ class RoutedSession(orm.Session):
         """
         if bind is not None:
             return bind  # type: ignore[no-any-return]  # it is what the caller gave
+        # Every statement comes through here, and nearly every one is a read of
+        # the default bind in a request whose role is settled. Its way is laid
+        # out flat, cheapest questions first: calls would double the price.
+        state = self._state
+        if (
+            state is not None
+            and state.settled is not None
+            and clause is not None
+            and not self._flushing
+            and current_block.get() is None
+            and has_request_context()
+            and this_request() is self._request
+            and (mapper is None or mapper in self._plain)
+            and self._classify(clause) is _READ
+        ):
+            shape = self._shapes[state.settled]
+            return self._lanes.get(shape, shape)
+        return self._find_bind(mapper, clause, kwargs)
+
+    def _find_bind(
+        self, mapper: Any, clause: Any, kwargs: dict[str, Any]
+    ) -> Engine | sa.Connection:
         routed: Any = self._default
         if routed is None or not _on_default_bind(mapper, clause):
-            routed = super().get_bind(mapper, clause=clause, bind=bind, **kwargs)
+            routed = super().get_bind(mapper, clause=clause, **kwargs)
             if not isinstance(routed, RoutedEngine):
                 return routed  # type: ignore[no-any-return]  # another's engine
-        shape = (
-            routed.replicas
-            if self._role(routed, mapper, clause) is Role.REPLICA
-            else routed.primary
-        )
+        shape = routed.shapes[self._role(routed, mapper, clause)]
         lane: Engine | sa.Connection = self._lanes.get(shape, shape)
         return lane
 
@@ -111,6 +136,8 @@ class RoutedSession(orm.Session):
             preferred = preference(mapper)
             if preferred is not None and not (state and state.latched):
                 return preferred
+            if preferred is None and routed is self._default:
+                self._plain[mapper] = True
         return Role.PRIMARY if state is None else state.decision.role
 
     def _role_in_block(self, block: Role, kind: Kind, mapper: Any, clause: Any) -> Role:
@@ -125,12 +152,10 @@ class RoutedSession(orm.Session):
     def _request_state(self, app: AppState) -> RequestState | None:
         if not has_request_context():
             return None
-        request = this_request()
-        # One session serves one request, nearly always.
-        if request is not self._request or app is not self._app:
-            self._state = app.request_state()
-            self._request = request
-        return self._state
+        state = app.request_state()
+        if self._default is not None and app is self._app:
+            self._request, self._state = this_request(), state
+        return state
 
     def _note_primary(self, connection: PrimaryConnection) -> None:
         routed = connection.shape.routed

@@ -11,7 +11,7 @@ import logging
 import time
 import weakref
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from flask import Flask, Request, current_app, has_app_context, has_request_context
@@ -54,6 +54,7 @@ class AppState:
         pins: Where clients' writes are remembered.
         routes: The routed engines by bind key, the default under None.
         classify: Tells what a statement does.
+        plain_mappers: Mapped classes on the default bind that prefer no role.
         writers: How often a replica has refused a write, by endpoint.
     """
 
@@ -66,7 +67,8 @@ class AppState:
         self.settings = settings
         self.pins = pins
         self.routes: dict[str | None, RoutedEngine] = {}
-        self.classify = Classifier(settings.write_functions)
+        self.classify = Classifier(settings.write_functions).kind
+        self.plain_mappers: dict[Any, bool] = {}
         self.writers: Counter[str] = Counter()
         self._requests: WeakKeyDictionary[Request, RequestState] = WeakKeyDictionary()
 
@@ -161,6 +163,7 @@ class RequestState:
     Attributes:
         latched: What tied the request to the primary, or None.
         marked: The role that a view decorator asked for, or None.
+        settled: The role of ``decision``, or None while there is none.
         kept: The replica that serves this request, for each pool.
         wrote_at: When the request last committed a write, in seconds of Unix
             time, or None.
@@ -175,12 +178,14 @@ class RequestState:
         "kept",
         "latched",
         "marked",
+        "settled",
         "wrote_at",
     )
 
     def __init__(self, app: AppState) -> None:
         self._app = app
         self._decision: Decision | None = None
+        self.settled: Role | None = None
         self.latched: str | None = None
         self.marked: Role | None = None
         self.kept: dict[ReplicaEngine, Member[Engine]] = {}
@@ -193,18 +198,19 @@ class RequestState:
         decision = self._decision
         if decision is None:
             decision = self._decision = self._app.decide(self)
+            self.settled = decision.role
         return decision
 
     def latch(self, reason: str) -> None:
         """Send this request's reads to the primary from here on."""
         if self.latched is None:
             self.latched = reason
-            self._decision = None
+            self._decision = self.settled = None
 
     def mark(self, role: Role) -> None:
         """Note what a view decorator asks for."""
         self.marked = role
-        self._decision = None
+        self._decision = self.settled = None
 
     def committed(self) -> None:
         """Note that a write of this request is now visible to others."""

@@ -63,7 +63,7 @@ class Classifier:
         # The classes of a program are few.
         self._rule_for = lru_cache(maxsize=512)(self._find_rule)
 
-    def __call__(self, statement: Any) -> Kind:
+    def kind(self, statement: Any) -> Kind:
         """Return what a statement does.
 
         ``None`` (a connection is wanted, the statement unknown) is a write, and
@@ -71,8 +71,8 @@ class Classifier:
         """
         if type(statement) is Select:  # nine in ten, at a third of the price
             return self._select(statement)
-        kind: Any = type(statement)
-        return self._rule_for(kind)(statement)
+        cls: Any = type(statement)
+        return self._rule_for(cls)(statement)
 
     def _find_rule(self, kind: type) -> Callable[[Any], Kind]:
         for base, rule in self._rules:
@@ -87,11 +87,11 @@ class Classifier:
         return self.text.statement(statement.text)
 
     def _element(self, statement: Any) -> Kind:
-        return self(statement.element)
+        return self.kind(statement.element)
 
     def _lambda(self, statement: StatementLambdaElement) -> Kind:
         # What the lambda has built has no public name.
-        return self(statement._resolved)  # noqa: SLF001
+        return self.kind(statement._resolved)  # noqa: SLF001
 
     def _function(self, statement: FunctionElement[Any]) -> Kind:
         return self._parts([statement])
@@ -103,7 +103,7 @@ class Classifier:
         return max(kind, Kind.LOCK) if locks else kind
 
     def _compound(self, statement: CompoundSelect[Any]) -> Kind:
-        return max(self._generative(statement), *map(self, statement.selects))
+        return max(self._generative(statement), *map(self.kind, statement.selects))
 
     def _select(self, statement: Select[Any]) -> Kind:
         # The private attributes are what Select was built from; its public
