@@ -1,0 +1,191 @@
+"""The guestbook and the tour through it do what they show."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from examples import tour
+from examples.guestbook import create_app, db
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from flask import Flask
+
+psutil = pytest.importorskip("psutil")
+pytest.importorskip("rich")
+
+from examples.tour_stage import Check, Screen  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+
+
+@contextmanager
+def opened(primary: Path, *copies: Path) -> Iterator[Flask]:
+    """Give a guestbook on files, and close them in the end."""
+    app = create_app(f"sqlite:///{primary}", [f"sqlite:///{copy}" for copy in copies])
+    yield app
+    with app.app_context():
+        for engine in db.engines.values():
+            engine.dispose()
+
+
+@pytest.fixture
+def guestbook(tmp_path: Path) -> Iterator[Flask]:
+    """Give a guestbook on a primary and two copies, with one entry."""
+    primary, *copies = [tmp_path / f"{name}.db" for name in ("primary", "one", "two")]
+    with opened(primary) as app:
+        entry = {"author": "Eve", "message": "<b>before</b>"}
+        app.test_client().post("/", data=entry)
+    for copy in copies:
+        shutil.copy(primary, copy)
+    with opened(primary, *copies) as app:
+        yield app
+
+
+def test_guestbook_reads_in_turn(guestbook: Flask) -> None:
+    """Visitors are served by the copies in turn, and the page says by whom."""
+    pages = [guestbook.test_client().get("/").text for _ in range(4)]
+    for name in ("one.db", "two.db"):
+        assert sum(f"served by {name} (replica)" in page for page in pages) == 2
+
+
+def test_guestbook_shows_its_pool(guestbook: Flask) -> None:
+    """Page and JSON list the replicas."""
+    client = guestbook.test_client()
+    assert client.get("/pool").json == [
+        {"name": "slave_1", "live": True},
+        {"name": "slave_2", "live": True},
+    ]
+    assert '<td id="slave_2">in rotation' in client.get("/").text
+
+
+def test_guestbook_reads_its_writes(guestbook: Flask) -> None:
+    """Who has signed reads the primary; others go on reading copies."""
+    author, other = guestbook.test_client(), guestbook.test_client()
+    entry = {"author": "Ann", "message": "new"}
+    page = author.post("/", data=entry, follow_redirects=True).text
+    assert "<strong>Ann</strong>" in page
+    assert author.get("/who").json == {"server": "primary.db", "role": "primary"}
+    assert other.get("/who").json in (
+        {"server": "one.db", "role": "replica"},
+        {"server": "two.db", "role": "replica"},
+    )
+
+
+def test_guestbook_escapes_what_visitors_write(guestbook: Flask) -> None:
+    """Markup in an entry is shown, not obeyed."""
+    page = guestbook.test_client().get("/").text
+    assert "&lt;b&gt;before&lt;/b&gt;" in page
+    assert "<b>" not in page
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"author": " ", "message": "hello"},
+        {"author": "Ann", "message": ""},
+        {"author": "Ann", "message": "x" * 401},
+        {"author": "Ann"},
+    ],
+)
+def test_guestbook_refuses_incomplete_forms(
+    guestbook: Flask, form: dict[str, str]
+) -> None:
+    """A form without a name or a message, or with too long ones, is refused."""
+    assert guestbook.test_client().post("/", data=form).status_code == 400
+
+
+def test_guestbook_does_without_replicas(tmp_path: Path) -> None:
+    """With no replica at all the primary serves everything."""
+    with opened(tmp_path / "only.db") as app:
+        assert "served by only.db (primary)" in app.test_client().get("/").text
+        assert app.test_client().get("/pool").json == []
+
+
+def test_summary_tells_what_did_not_happen(capsys: pytest.CaptureFixture[str]) -> None:
+    """One failed check is shown as such and makes the status 1."""
+    good, bad = Check.same("a", 1, 1), Check.same("b", 1, 2)
+    assert tour.conclude(Screen(), [good]) == 0
+    assert "All 1 happened" in capsys.readouterr().out
+    assert tour.conclude(Screen(), [good, bad]) == 1
+    assert "NOT OK" in capsys.readouterr().out
+
+
+def test_tour_that_breaks_off_has_failed(capsys: pytest.CaptureFixture[str]) -> None:
+    """An error keeps the checks made so far and adds one that failed."""
+
+    def checks() -> Iterator[Check]:
+        yield Check.same("a", 1, 1)
+        raise TimeoutError("too late")
+
+    assert [check.ok for check in tour.collect(Screen(), checks())] == [True, False]
+    assert "too late" in capsys.readouterr().out
+
+
+def test_missing_extra_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the extra the tour says what to install, and nothing else."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    message = str(tour.main([]))
+    assert "pip install 'flask-replicated[demo]'" in message
+    assert "\n" not in message
+
+
+def start_tour(*arguments: str) -> subprocess.Popen[str]:
+    """Start the tour as ``make demo`` does."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "examples.tour", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def remains(pid: int) -> list[str]:
+    """List directories and living processes that a tour has left behind."""
+    mark = f"flask-replicated-{pid}-"
+    found = [str(path) for path in Path(tempfile.gettempdir()).glob(f"{mark}*")]
+    for process in psutil.process_iter(["cwd", "cmdline"]):
+        places = [process.info["cwd"] or "", *(process.info["cmdline"] or [])]
+        found += [place for place in places if mark in place]
+    return found
+
+
+@pytest.mark.postgres
+def test_tour_shows_what_it_promises() -> None:
+    """On real servers everything happens as announced, and nothing is left."""
+    with start_tour("--once") as process:
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    summary = output.partition("\nSummary\n")[2]
+    assert summary.count(" ok ") == 14
+    assert "All 14 happened as expected." in summary
+    assert "NOT OK" not in summary
+    assert "\x1b" not in output
+    assert remains(process.pid) == []
+
+
+@pytest.mark.postgres
+def test_tour_can_be_interrupted() -> None:
+    """Ctrl-C while servers start ends the tour and leaves nothing behind."""
+    with start_tour() as process:
+        assert process.stdout is not None
+        while "primary on port" not in (line := process.stdout.readline()):
+            assert line, "it has ended"
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "Stopped" in output
+    assert "Traceback" not in output
+    assert remains(process.pid) == []
