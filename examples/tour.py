@@ -69,7 +69,7 @@ def _run(*, once: bool) -> int:
     screen.title("flask_replicated: a Flask application on four database servers")
     screen.say(
         "One PostgreSQL server, the primary, takes all writes and sends them on to its "
-        "copies, the standbys. The application, a guestbook of a hundred lines, only "
+        "copies, the standbys. The application, a small guestbook, only "
         "lists the four addresses; who serves what is decided by flask_replicated."
     )
     cluster = Cluster(standbys=3, progress=screen.note)
