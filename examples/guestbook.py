@@ -19,8 +19,7 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import String, func, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from flask_replicated import FlaskReplicated
-from flask_replicated.engines import RoutedEngine
+from flask_replicated import ConfigurationError, FlaskReplicated
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -136,7 +135,7 @@ def who_serves() -> Served:
 
 def members() -> tuple[MemberSnapshot, ...]:
     """Return the present condition of every replica of this application."""
-    routed = db.engine
-    if not isinstance(routed, RoutedEngine):
+    try:
+        return replicated.pool().snapshot().members
+    except ConfigurationError:  # this application has no replicas
         return ()
-    return routed.replicas.replicas.snapshot().members

@@ -15,13 +15,15 @@ from .errors import ConfigurationError
 from .fronts import Front, fronts_of
 from .pinning import CookiePins
 from .pools import routed_engine
-from .state import AppState
+from .state import AppState, current_app_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from flask import Response
     from sqlalchemy import Engine
+
+    from balancers import Pool
 
     from .engines import RoutedEngine
 
@@ -94,6 +96,26 @@ class FlaskReplicated:
     def state(self, app: Flask) -> AppState | None:
         """Return what this extension keeps for an application, if registered."""
         return self._states.get(app)
+
+    def pool(self, bind_key: str | None = None) -> Pool[Engine]:
+        """Return the replicas of a bind of the current application.
+
+        For a status page (``pool().snapshot()``) or maintenance
+        (``pool().drain('slave_1')``).
+
+        Args:
+            bind_key: The bind that they copy; None is the default one.
+
+        Raises:
+            ConfigurationError: That bind has no replicas.
+        """
+        state = current_app_state()
+        routed = state.routes.get(bind_key) if state is not None else None
+        if routed is None:
+            raise ConfigurationError(
+                "bind_key", bind_key, "no replicas are configured for this bind."
+            )
+        return routed.replicas.replicas
 
 
 def _route(front: Front, binds: Binds, state: AppState) -> None:

@@ -20,7 +20,7 @@ logger = logging.getLogger("flask_replicated")
 
 
 class PoolLog:
-    """A listener that tells the operator, once per change.
+    """A listener that tells the operator, once for each outage and return.
 
     It also drops the idle connections of a replica that is out: the trial that
     lets it in again must be a new connection, or an old one that nobody has
@@ -29,13 +29,18 @@ class PoolLog:
 
     def __init__(self, engines: Mapping[str, Engine]) -> None:
         self._engines = engines
+        self._out: set[str] = set()
 
     def __call__(self, happened: Event) -> None:
         """Receive one event of the pool."""
         if isinstance(happened, MemberOpened):
-            logger.warning("replica %r is out: %s", happened.name, happened.error)
+            # A trial that fails opens it again, and is no news.
+            level = logging.DEBUG if happened.name in self._out else logging.WARNING
+            self._out.add(happened.name)
+            logger.log(level, "replica %r is out: %s", happened.name, happened.error)
             engine = self._engines[happened.name]
             # An async driver can close nothing outside its event loop.
             engine.dispose(close=not engine.dialect.is_async)
         elif isinstance(happened, MemberClosed):
-            logger.info("replica %r is back", happened.name)
+            self._out.discard(happened.name)
+            logger.warning("replica %r is back", happened.name)
