@@ -140,9 +140,8 @@ class RoutedEngine(_EngineShape):
     """What stands in ``db.engines`` for a bind that has replicas.
 
     ``connect()`` goes where a read of the running request would go, and to the
-    primary outside a request; ``begin()`` announces a write, and so do
-    ``raw_connection()`` and ``execution_options()``, which cannot be followed:
-    they always mean the primary.
+    primary outside a request. ``begin()`` announces a write; ``raw_connection()``
+    and ``execution_options()`` do not tell; all three mean the primary.
 
     Attributes:
         app: The application's state.
@@ -180,6 +179,10 @@ class RoutedEngine(_EngineShape):
         """Connect to the primary and begin a transaction."""
         with self.primary.connect() as connection, connection.begin():
             yield connection
+
+    def execution_options(self, **options: Any) -> PrimaryEngine:  # type: ignore[override]  # an engine all the same
+        """Return the primary with execution options of its own."""
+        return PrimaryEngine(self.real.execution_options(**options), self)
 
     def raw_connection(self) -> PoolProxiedConnection:
         """Return a DBAPI connection to the primary."""
