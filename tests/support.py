@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pytest
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
+from hypothesis import settings
 from sqlalchemy import Engine, NullPool, select, text
 
 from flask_replicated import FlaskReplicated
@@ -28,6 +29,9 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 COOKIE = "replicated_pin"
 REPLICAS = ("slave_1", "slave_2", "slave_3")
 SECRET = "not-a-secret"
+
+# How long one example takes says more about the machine than about the code.
+unhurried = settings(deadline=None, max_examples=60)
 
 
 @functools.cache

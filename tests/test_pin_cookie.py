@@ -24,6 +24,7 @@ from tests.support import (
     build_fixture,
     get_with_pin,
     pin_of,
+    unhurried,
 )
 
 if TYPE_CHECKING:
@@ -200,12 +201,14 @@ def reader(key: str | None) -> Flask:
 
 
 @pytest.mark.parametrize("key", [SECRET, None])
+@unhurried
 @given(value=st.text(st.characters(codec="latin-1", exclude_characters="\r\n\0")))
 def test_arbitrary_cookie(key: str | None, value: str) -> None:
     """No text at all in the cookie is an error or, unsigned by us, a pin."""
     assert get_with_pin(reader(key), value) == "replica"
 
 
+@unhurried
 @given(
     payload=st.recursive(st.none() | st.booleans() | st.floats() | st.text(), st.lists)
 )

@@ -68,15 +68,7 @@ def test_reading_in_a_post(site: Site, name: str) -> None:
     assert answer(site, lambda: READERS[name](site), "POST") == "master"
 
 
-UNION = pytest.param(
-    "union",
-    marks=pytest.mark.xfail(
-        strict=True, reason="SQLAlchemy hands get_bind no clause for a compound select"
-    ),
-)
-
-
-@pytest.mark.parametrize("name", [UNION if way == "union" else way for way in READERS])
+@pytest.mark.parametrize("name", READERS)
 class TestWaysToRead:
     """A read is routed however it is written."""
 

@@ -1,0 +1,88 @@
+"""The names that users may rely on."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pickle
+import subprocess
+import sys
+from importlib.resources import files
+
+import pytest
+
+import flask_replicated
+from flask_replicated import (
+    AllReplicasOutError,
+    ConfigurationError,
+    ReplicatedError,
+    WriteOnReplicaError,
+)
+
+NAMES = [
+    "AllReplicasOutError",
+    "ConfigurationError",
+    "FlaskReplicated",
+    "ReplicatedError",
+    "RoutedSession",
+    "WriteOnReplicaError",
+    "changes_database",
+    "replicated_engine",
+    "use_master_database",
+    "use_slave_database",
+    "using_master",
+    "using_slave",
+]
+
+
+def test_names() -> None:
+    """The list of public names changes only together with this test."""
+    assert sorted(flask_replicated.__all__) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_documented(name: str) -> None:
+    """Every public name exists and says what it is."""
+    assert inspect.getdoc(getattr(flask_replicated, name))
+
+
+@pytest.mark.parametrize(
+    "name", ["Pool", "RoundRobin", "Random", "Weighted", "CircuitBreaker"]
+)
+def test_balancers(name: str) -> None:
+    """The promised names can be imported from ``balancers``."""
+    assert name in importlib.import_module("balancers").__all__
+
+
+@pytest.mark.parametrize("package", ["balancers", "flask_replicated"])
+def test_typed(package: str) -> None:
+    """Both packages ship their types."""
+    assert files(package).joinpath("py.typed").is_file()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        AllReplicasOutError({"slave_1": "refused", "slave_2": "timeout"}),
+        ConfigurationError("REPLICATED_FALLBACK", "no", "must be 'error'."),
+        WriteOnReplicaError("INSERT INTO entry", "blog.page", "inside using_slave()"),
+        WriteOnReplicaError("INSERT INTO entry", None, "inside using_slave()"),
+    ],
+)
+def test_errors(error: ReplicatedError) -> None:
+    """Every error has the one root, survives pickling and keeps its data."""
+    again = pickle.loads(pickle.dumps(error))
+    assert isinstance(again, ReplicatedError)
+    assert str(again) == str(error)
+    assert vars(again) == vars(error)
+
+
+def test_import_is_quiet() -> None:
+    """An import configures no logging, warns of nothing and starts no thread."""
+    script = (
+        "import flask_replicated, logging, threading;"
+        "assert not logging.getLogger().handlers;"
+        "assert not logging.getLogger('flask_replicated').handlers;"
+        "assert threading.active_count() == 1"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", script], check=True)
