@@ -21,7 +21,7 @@ def cluster() -> Iterator[Cluster]:
             pytest.skip(f"{package} is not installed")
     from examples.cluster import Cluster
 
-    with Cluster(standbys=3) as servers:
+    with Cluster(standbys=3, settings={"max_prepared_transactions": "50"}) as servers:
         yield servers
 
 
