@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import weakref
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -18,9 +16,8 @@ from .pools import routed_engine
 from .state import AppState, current_app_state
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Collection
 
-    from flask import Response
     from sqlalchemy import Engine
 
     from balancers import Pool
@@ -82,8 +79,9 @@ class FlaskReplicated:
         for front, found in zip(fronts, binds, strict=True):
             _route(front, found, state)
         if state.routes:
-            _finish_requests(app, state)
-            _follow_forks(state)
+            # Flask sends this signal after the last after_request function and
+            # after the session was saved: a write in those pins its client too.
+            request_finished.connect(state.finish, app)
         else:
             logger.warning(
                 "%s: %s has no 'slave_1': every statement goes to the primary.",
@@ -160,25 +158,3 @@ def _settle_primary(front: Front, binds: Binds) -> None:
             f"{', '.join(binds.replicas[None])} need a primary to replicate; set "
             f"it, or {front.setting}['master'].",
         )
-
-
-def _finish_requests(app: Flask, state: AppState) -> None:
-    def finish(_sender: Flask, response: Response, **_: object) -> None:
-        state.finish(response)
-
-    # Flask sends this signal after the last after_request function and after
-    # the session was saved, so a write in those pins its client too.
-    request_finished.connect(finish, app, weak=False)
-
-
-def _follow_forks(state: AppState) -> None:
-    if not hasattr(os, "register_at_fork"):  # Windows
-        return
-    alive: Callable[[], AppState | None] = weakref.ref(state)
-
-    def after_fork() -> None:
-        current = alive()
-        if current is not None:
-            current.after_fork()
-
-    os.register_at_fork(after_in_child=after_fork)

@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 __all__ = ["prepare_replica"]
 
 _READ_ONLY = {
-    "postgresql": "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
-    "mysql": "SET SESSION TRANSACTION READ ONLY",
-    "mariadb": "SET SESSION TRANSACTION READ ONLY",
-    "sqlite": "PRAGMA query_only = ON",
+    "postgresql": ("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",),
+    "mysql": ("SET SESSION TRANSACTION READ ONLY",),
+    "mariadb": ("SET SESSION TRANSACTION READ ONLY",),
+    # SQLite looks into the file at the first question only; so ask one, or a
+    # file that is damaged would pass for a replica.
+    "sqlite": ("PRAGMA query_only = ON", "PRAGMA schema_version"),
 }
 _TIMEOUT_ARGUMENT = {
     "psycopg": "connect_timeout",
@@ -62,15 +64,16 @@ def _limit_connect(engine: Engine, seconds: int) -> None:
 
 
 def _read_only(engine: Engine) -> None:
-    statement = _READ_ONLY.get(engine.dialect.name)
-    if statement is None:
+    statements = _READ_ONLY.get(engine.dialect.name)
+    if statements is None:
         return
 
     @event.listens_for(engine, "connect")
     def refuse_writes(connection: Any, _record: Any) -> None:
         cursor = connection.cursor()
         try:
-            cursor.execute(statement)
+            for statement in statements:
+                cursor.execute(statement)
         finally:
             cursor.close()
         # Or the first rollback would take the setting back.

@@ -52,29 +52,36 @@ _WRITING_FUNCTIONS = frozenset(
 )
 
 
-# Everything that can hide a keyword or a semicolon. ``/*!`` is MySQL's comment
-# that the server executes, so it is no comment here.
+# Everything that can hide a keyword or a semicolon. ``/*!`` and ``/*M!`` are
+# comments that MySQL and MariaDB execute, so they are none here.
 _HIDDEN = r"""
       --[^\n]*
-    | (?:^|(?<=\s))\#\s[^\n;]*
-    | /\*(?!!)(?:[^*]|\*(?!/))*\*/
+    | {comment}
+    | /\*(?!M?!)(?:[^*]|\*(?!/))*\*/
     | \b[eE]'(?:[^'\\]|\\.|'')*'
-    | {string}
-    | "(?:[^"]|"")*"
+    | {strings}
     | `(?:[^`]|``)*`
-    | \$(?P<tag>[A-Za-z_]\w*)?\$.*?\$(?(tag)(?P=tag))\$
+    | (?<![\w$])\$(?P<tag>[A-Za-z_]\w*)?\$.*?\$(?(tag)(?P=tag))\$
     """
+_FLAGS = re.VERBOSE | re.DOTALL | re.MULTILINE
 _STANDARD = re.compile(
-    _HIDDEN.format(string=r"'(?:[^']|'')*'"), re.VERBOSE | re.DOTALL | re.MULTILINE
+    _HIDDEN.format(
+        comment=r"(?:^|(?<=\s))\#\s[^\n;]*",
+        strings=r"""'(?:[^']|'')*' | "(?:[^"]|"")*" """,
+    ),
+    _FLAGS,
 )
-# MySQL's strings, in which a backslash escapes a quote.
-_ESCAPING = re.compile(
-    _HIDDEN.format(string=r"'(?:[^'\\]|\\.|'')*'"),
-    re.VERBOSE | re.DOTALL | re.MULTILINE,
+# As MySQL reads: a backslash escapes a quote, and every # begins a comment.
+_MYSQL = re.compile(
+    _HIDDEN.format(
+        comment=r"\#[^\n]*",
+        strings=r"""'(?:[^'\\]|\\.|'')*' | "(?:[^"\\]|\\.|"")*" """,
+    ),
+    _FLAGS,
 )
 _FIRST_WORD = re.compile(r"[\s(]*([A-Za-z]+)")
 _EXPLAIN = re.compile(
-    r"\s*EXPLAIN(?P<options>\s*\([^)]*\)|(?:\s+(?:ANALYZE|ANALYSE|VERBOSE|EXTENDED"
+    r"[\s(]*(?:EXPLAIN|DESCRIBE|DESC)\b(?P<options>\s*\([^)]*\)|(?:\s+(?:ANALYZE|ANALYSE|VERBOSE|EXTENDED"
     r"|QUERY\s+PLAN|FORMAT\s*=\s*\w+))*)",
     re.IGNORECASE,
 )
@@ -84,7 +91,7 @@ _LOCKS = re.compile(
     re.IGNORECASE,
 )
 _WRITES = re.compile(
-    r"\b(?:INSERT|UPDATE|DELETE|MERGE|REPLACE)\b(?!\s*\()|\bINTO\b|/\*!|:=",
+    r"\b(?:INSERT|UPDATE|DELETE|MERGE|REPLACE)\b(?!\s*\()|\bINTO\b|/\*M?!|:=",
     re.IGNORECASE,
 )
 _CALLS = re.compile(r"\b([A-Za-z_]\w*)\s*\(")
@@ -95,7 +102,7 @@ _READING_PRAGMAS = re.compile(
     re.IGNORECASE,
 )
 _QUERIES = frozenset({"SELECT", "WITH", "VALUES", "TABLE"})
-_REPORTS = frozenset({"SHOW", "DESCRIBE", "DESC"})
+_PLANS = frozenset({"EXPLAIN", "DESCRIBE", "DESC"})
 _CACHED_LENGTH = 20_000
 
 
@@ -133,9 +140,9 @@ class TextClassifier:
 
     def _judge(self, sql: str) -> Kind:
         kind = self._judge_bare(_bare(sql, _STANDARD))
-        if "\\" in sql:
-            # Where a string ends depends on the server; take the worse reading.
-            kind = max(kind, self._judge_bare(_bare(sql, _ESCAPING)))
+        if "\\" in sql or "#" in sql:
+            # What is hidden depends on the server; take the worse reading.
+            kind = max(kind, self._judge_bare(_bare(sql, _MYSQL)))
         return kind
 
     def _judge_bare(self, sql: str) -> Kind:
@@ -147,9 +154,9 @@ class TextClassifier:
         word = match.group(1).upper() if match else ""
         if word in _QUERIES:
             return self._query(sql)
-        if word == "EXPLAIN":
+        if word in _PLANS:
             return self._explain(sql)
-        if word in _REPORTS or _READING_PRAGMAS.match(sql):
+        if word == "SHOW" or _READING_PRAGMAS.match(sql):
             return Kind.READ
         return {"SET": Kind.SETTING, "LOCK": Kind.LOCK}.get(word, Kind.WRITE)
 
@@ -174,4 +181,12 @@ class TextClassifier:
 
 
 def _bare(sql: str, hidden: re.Pattern[str]) -> str:
-    return hidden.sub(lambda found: " " if found[0][0] in "-#/" else "''", sql)
+    return hidden.sub(_replacement, sql)
+
+
+def _replacement(found: re.Match[str]) -> str:
+    text = found[0]
+    if text.startswith("/*"):
+        # Comments nest in PostgreSQL alone: what follows may be hidden or not.
+        return " /*! " if "/*" in text[2:] else " "
+    return " " if text[0] in "-#" else "''"

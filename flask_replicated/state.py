@@ -8,11 +8,12 @@ request, however that ends.
 from __future__ import annotations
 
 import logging
+import os
 import time
 import weakref
 from collections import Counter
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from flask import Flask, Request, current_app, has_app_context, has_request_context
 from flask.globals import request, request_ctx
@@ -71,6 +72,7 @@ class AppState:
         self.plain_mappers: dict[Any, bool] = {}
         self.writers: Counter[str] = Counter()
         self._requests: WeakKeyDictionary[Request, RequestState] = WeakKeyDictionary()
+        _states.add(self)
 
     def request_state(self) -> RequestState | None:
         """Return the state of the running request, or None outside one.
@@ -138,7 +140,7 @@ class AppState:
         # Clocks of two workers differ by a little; more than that is a forgery.
         return -1.0 <= time.time() - written < self.settings.pin_seconds
 
-    def finish(self, response: Response) -> None:
+    def finish(self, _: Flask, response: Response, **__: object) -> None:
         """Set the pin, if this request wrote; nothing of it can fail the response."""
         state = self.request_state()
         if state is None:
@@ -155,6 +157,20 @@ class AppState:
         self._requests = WeakKeyDictionary()
         for routed in self.routes.values():
             routed.after_fork()
+
+
+# For the hook below, which can never be taken back: one for all applications,
+# and it keeps none of them alive.
+_states: WeakSet[AppState] = WeakSet()
+
+
+def _after_fork() -> None:
+    for state in list(_states):
+        state.after_fork()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class RequestState:

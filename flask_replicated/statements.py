@@ -23,6 +23,11 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import FromStatement
 from sqlalchemy.sql import visitors
+from sqlalchemy.sql.elements import (
+    ReleaseSavepointClause,
+    RollbackToSavepointClause,
+    SavepointClause,
+)
 from sqlalchemy.sql.expression import FunctionElement, TextualSelect
 from sqlalchemy.sql.lambdas import StatementLambdaElement
 from sqlalchemy.sql.selectable import FromClause, GenerativeSelect
@@ -58,6 +63,9 @@ class Classifier:
             (FromStatement, self._element),
             (FunctionElement, self._function),
             (str, self.text.statement),
+            (SavepointClause, self._read),
+            (RollbackToSavepointClause, self._read),
+            (ReleaseSavepointClause, self._read),
             (Executable, self._write),
         )
         # The classes of a program are few.
@@ -82,6 +90,9 @@ class Classifier:
 
     def _write(self, _: object) -> Kind:
         return Kind.WRITE
+
+    def _read(self, _: object) -> Kind:
+        return _READ
 
     def _text(self, statement: TextClause) -> Kind:
         return self.text.statement(statement.text)
@@ -131,9 +142,7 @@ class Classifier:
     def _column(self, column: Any) -> Kind:
         if column.__visit_name__ != "column":
             return self._parts([column])
-        if column.table is None:
-            return self.text.fragment(column.name)  # literal_column("nextval('s')")
-        return self._parts([column.table])
+        return self._parts([column if column.table is None else column.table])
 
     def _parts(self, elements: Iterable[Any]) -> Kind:
         """Judge clause elements by walking them: the rare, dear case."""
@@ -147,7 +156,7 @@ class Classifier:
             default=_READ,
         )
 
-    def _part(self, part: Any) -> Kind:
+    def _part(self, part: Any) -> Kind:  # noqa: PLR0911 - one return for each rule
         if isinstance(part, UpdateBase | Sequence):
             return Kind.WRITE
         if isinstance(part, CTE) and isinstance(part.element, UpdateBase):
@@ -157,4 +166,8 @@ class Classifier:
         if isinstance(part, GenerativeSelect):
             locks = part._for_update_arg is not None  # noqa: SLF001
             return Kind.LOCK if locks else _READ
-        return self.text.fragment(part.text) if isinstance(part, TextClause) else _READ
+        if isinstance(part, TextClause):
+            return self.text.fragment(part.text)
+        if getattr(part, "is_literal", False):  # literal_column()
+            return self.text.fragment(part.name)
+        return _READ

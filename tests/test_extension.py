@@ -330,7 +330,6 @@ def used_app(folder: Path) -> tuple[weakref.ref[Any], ...]:
 class TestMemory:
     """Nothing outlives its application."""
 
-    @pytest.mark.xfail(strict=True, reason="blinker keeps a receiver for ever")
     def test_applications_are_collected(self, tmp_path: Path) -> None:
         """An application, its extension and its engines are garbage once unused."""
         left = used_app(tmp_path)

@@ -286,7 +286,6 @@ class TestAllDown:
 class TestCorrupt:
     """A file that opens but is no database."""
 
-    @pytest.mark.xfail(strict=True, reason="SQLite opens a file without reading it")
     def test_later(self, site: Site, tmp_path: Path) -> None:
         """A replica whose file is damaged costs no failed GET."""
         (tmp_path / "slave_2.db").write_bytes(b"This is no database. " * 500)

@@ -237,7 +237,6 @@ class TestWhatPins:
 
         assert pin_of(request(site, view, "POST")) is None
 
-    @pytest.mark.xfail(strict=True, reason="SAVEPOINT counts as a write")
     def test_savepoint(self, site: Site) -> None:
         """A savepoint in which nothing was written pins nobody."""
 

@@ -127,7 +127,6 @@ class TestOneReplicaPerRequest:
         served = site.get()
         assert site.seen == [served] * 4
 
-    @pytest.mark.xfail(strict=True, reason="SAVEPOINT counts as a write")
     @pytest.mark.parametrize("read_before", [False, True])
     def test_savepoint(self, site: Site, read_before: bool) -> None:
         """A read inside a savepoint stays on the request's replica."""

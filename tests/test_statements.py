@@ -136,7 +136,6 @@ def test_text(sql: str, expected: Kind) -> None:
         pytest.param("DESC ANALYZE DELETE item FROM item", id="described, MySQL"),
     ],
 )
-@pytest.mark.xfail(strict=True, reason="a quirk of one dialect hides the write")
 def test_hidden_by_dialect(sql: str) -> None:
     """A write that only one dialect's comments or quotes lay open is no read."""
     assert kind(sql) is WRITE
@@ -213,7 +212,6 @@ def test_construct(name: str) -> None:
     assert kind(statement) is expected
 
 
-@pytest.mark.xfail(strict=True, reason="a label hides the text of a literal column")
 def test_labelled_literal_column() -> None:
     """A label around a literal column does not hide what it calls."""
     column: sa.Label[Any] = sa.literal_column("pg_advisory_lock(1)").label("locked")
