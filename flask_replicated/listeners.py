@@ -10,25 +10,25 @@ from balancers import MemberClosed, MemberOpened
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sqlalchemy import Engine
-
     from balancers import Event
 
-__all__ = ["PoolLog"]
+    from .replicas import Replica
+
+__all__ = ["PoolListener"]
 
 logger = logging.getLogger("flask_replicated")
 
 
-class PoolLog:
-    """A listener that tells the operator, once for each outage and return.
+class PoolListener:
+    """Tells the operator, once for each outage and return.
 
-    It also drops the idle connections of a replica that is out: the trial that
-    lets it in again must be a new connection, or an old one that nobody has
-    used since would vouch for a server that no longer answers.
+    It also retires the open connections of a replica that is out: the trial
+    that lets it in again must be a new one, or an old one that nobody has used
+    since would vouch for a server that no longer answers.
     """
 
-    def __init__(self, engines: Mapping[str, Engine]) -> None:
-        self._engines = engines
+    def __init__(self, replicas: Mapping[str, Replica]) -> None:
+        self._replicas = replicas
         self._out: set[str] = set()
 
     def __call__(self, happened: Event) -> None:
@@ -38,9 +38,7 @@ class PoolLog:
             level = logging.DEBUG if happened.name in self._out else logging.WARNING
             self._out.add(happened.name)
             logger.log(level, "replica %r is out: %s", happened.name, happened.error)
-            engine = self._engines[happened.name]
-            # An async driver can close nothing outside its event loop.
-            engine.dispose(close=not engine.dialect.is_async)
+            self._replicas[happened.name].retire_connections()
         elif isinstance(happened, MemberClosed):
             self._out.discard(happened.name)
             logger.warning("replica %r is back", happened.name)

@@ -8,9 +8,9 @@ from balancers import Pool
 
 from .config import read_settings
 from .engines import RoutedEngine
-from .listeners import PoolLog
+from .listeners import PoolListener
 from .pinning import CookiePins
-from .replicas import prepare_replica
+from .replicas import Replica
 from .state import AppState
 
 if TYPE_CHECKING:
@@ -26,8 +26,10 @@ def routed_engine(
 ) -> RoutedEngine:
     """Put replicas into a pool and return it with its primary as one engine."""
     settings = app.settings
-    for engine in replicas.values():
-        prepare_replica(engine, settings.connect_timeout)
+    prepared = {
+        name: Replica(engine, settings.connect_timeout)
+        for name, engine in replicas.items()
+    }
     pool = Pool(
         replicas,
         balancer=settings.balancer,
@@ -37,7 +39,7 @@ def routed_engine(
         max_reset=settings.breaker_max_reset,
         # A trial that is still connecting must not be taken for lost.
         lease=max(10.0, 3 * settings.connect_timeout),
-        listeners=[PoolLog(replicas)],
+        listeners=[PoolListener(prepared)],
     )
     return RoutedEngine(app, primary, pool)
 

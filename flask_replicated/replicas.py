@@ -1,8 +1,8 @@
 """What is asked of every replica's engine, through SQLAlchemy's own events.
 
-Three listeners, none of them on the path of a statement: a limit on the time to
-connect, a session that the server itself keeps read-only, and a look at the
-socket of a pooled connection before it is used again.
+None of them is on the path of a statement: a limit on the time to connect, a
+session that the server itself keeps read-only, and a look at a pooled connection
+before it is used again.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from sqlalchemy.exc import DisconnectionError
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
+    from sqlalchemy.pool import ConnectionPoolEntry
 
-__all__ = ["prepare_replica"]
+__all__ = ["Replica"]
 
 _READ_ONLY = {
     "postgresql": ("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",),
@@ -38,17 +39,47 @@ _TIMEOUT_ARGUMENT = {
 }
 
 
-def prepare_replica(engine: Engine, connect_timeout: float) -> None:
-    """Add the three listeners to one replica's engine.
+class Replica:
+    """One replica's engine, with what is asked of its connections.
 
     Args:
         engine: The replica's engine, before its first connection.
         connect_timeout: Seconds to connect in; whole ones, rounded up, because
             drivers take no others. The bind's own ``connect_args`` are stronger.
     """
-    _limit_connect(engine, math.ceil(connect_timeout))
-    _read_only(engine)
-    event.listen(engine, "checkout", _refuse_stale)
+
+    def __init__(self, engine: Engine, connect_timeout: float) -> None:
+        self._outages = 0
+        _limit_connect(engine, math.ceil(connect_timeout))
+        _read_only(engine)
+        event.listen(engine, "connect", self._stamp)
+        event.listen(engine, "checkout", self._refuse_stale)
+
+    def retire_connections(self) -> None:
+        """Let no connection that is open now be used again.
+
+        After an outage only a new connection can vouch for the server. Each old
+        one is closed when the connection pool would hand it out.
+        """
+        self._outages += 1
+
+    def _stamp(self, _connection: Any, record: ConnectionPoolEntry) -> None:
+        record.info[self] = self._outages
+
+    def _refuse_stale(
+        self, connection: Any, record: ConnectionPoolEntry, _proxy: Any
+    ) -> None:
+        """Replace a pooled connection that the server has ended meanwhile.
+
+        An idle connection has nothing to read. If its socket is readable, the
+        server has closed it or had something to say that ends it. Asking the
+        kernel takes about a microsecond; asking the server, a round trip.
+        """
+        if record.info.get(self) != self._outages:
+            raise DisconnectionError("opened before the replica's last outage")
+        fileno = getattr(connection, "fileno", None)
+        if fileno is not None and _readable(fileno()):
+            raise DisconnectionError("the server has closed this idle connection")
 
 
 def _limit_connect(engine: Engine, seconds: int) -> None:
@@ -78,18 +109,6 @@ def _read_only(engine: Engine) -> None:
             cursor.close()
         # Or the first rollback would take the setting back.
         connection.commit()
-
-
-def _refuse_stale(connection: Any, _record: Any, _proxy: Any) -> None:
-    """Replace a pooled connection that the server has ended meanwhile.
-
-    An idle connection has nothing to read. If its socket is readable, the
-    server has closed it or had something to say that ends it. Asking the
-    kernel takes about a microsecond; asking the server would take a round trip.
-    """
-    fileno = getattr(connection, "fileno", None)
-    if fileno is not None and _readable(fileno()):
-        raise DisconnectionError("the server has closed this idle connection")
 
 
 if hasattr(select, "poll"):

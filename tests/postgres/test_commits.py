@@ -100,7 +100,6 @@ def read_in_savepoint(site: Site, text: str, lose: Lose) -> Backend:
         (savepoint_rolled_back, False),
         pytest.param(
             (read_in_savepoint, False),
-            marks=pytest.mark.xfail(reason="SAVEPOINT counts as a write", strict=True),
         ),
         (plain, True),
         (read_again, True),

@@ -85,8 +85,6 @@ def lose_and_regain(load: Load, victim: Standby, lost: str) -> None:
     assert load.next(60)[victim.name]
 
 
-# psycopg warns of a connection that the garbage collector closes; see below.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_killed_under_load(build: Build, healthy_cluster: Cluster) -> None:
     """Standbys killed one after the other fail no request and lose no write."""
     site = build(REPLICATED_PIN_SECONDS=0)
@@ -231,10 +229,6 @@ def test_terminated_before_a_lazy_load(build: Build, healthy_cluster: Cluster) -
     assert site.client().get("/read").text == "kept"
 
 
-@pytest.mark.xfail(
-    reason="it goes to a pool that was replaced, and waits for the garbage collector",
-    strict=True,
-)
 def test_outage_leaves_no_connection_open(
     build: Build, healthy_cluster: Cluster
 ) -> None:

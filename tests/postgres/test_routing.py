@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.postgres
 
-SAVEPOINTS = pytest.mark.xfail(reason="SAVEPOINT counts as a write", strict=True)
-
 
 def test_rotation(build: Build) -> None:
     """Thirty reads by fresh clients are ten for each of three standbys."""
@@ -126,7 +124,6 @@ def test_engine(build: Build) -> None:
         assert core()["servers"] == ["primary"]
 
 
-@SAVEPOINTS
 def test_savepoint_in_a_read(build: Build) -> None:
     """Reads in a savepoint are answered by a standby like any others."""
     site = build()
@@ -144,7 +141,6 @@ def test_savepoint_in_a_read(build: Build) -> None:
         assert others == [first, first]
 
 
-@SAVEPOINTS
 def test_savepoint_pins_nobody(build: Build) -> None:
     """A POST that only reads in a savepoint pins nobody."""
     site = build(REPLICATED_PIN_SECONDS=120)
