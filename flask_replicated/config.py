@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from flask import Request
     from sqlalchemy import URL, Engine
 
-    from .fronts import Front
-
 __all__ = ["Binds", "Settings", "read_binds", "read_settings", "same_database"]
 
 PRIMARY_NAMES = ("master", "primary")
@@ -49,8 +47,12 @@ class Binds(NamedTuple):
         return frozenset([*self.replica_names(), *primary])
 
 
-def read_binds(binds: Collection[str | None], front: Front) -> Binds:
+def read_binds(binds: Collection[str | None], setting: str) -> Binds:
     """Sort the keys of the engines into primary, replicas and others.
+
+    Args:
+        binds: The keys, in their order.
+        setting: What the keys are keys of, for errors.
 
     Raises:
         ConfigurationError: Both ``'master'`` and ``'primary'`` are there.
@@ -58,7 +60,7 @@ def read_binds(binds: Collection[str | None], front: Front) -> Binds:
     primaries = [name for name in PRIMARY_NAMES if name in binds]
     if len(primaries) > 1:
         raise ConfigurationError(
-            front.setting,
+            setting,
             primaries,
             "'master' and 'primary' are two names for one bind; keep one of them.",
         )

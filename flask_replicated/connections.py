@@ -2,35 +2,41 @@
 
 A connection to the primary notes whether its transaction wrote, so that a
 commit can pin the client. A connection to a replica refuses to write before
-anything is sent, and ends its transaction in a way that can never make the
-commit of another one fail: ``SessionTransaction.commit()`` commits the
-connections of a session in no particular order, and a lost replica must not
-stop it between two of them.
+anything is sent.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from flask import has_request_context, request
-from sqlalchemy import (
-    Connection,
-    NestedTransaction,
-    RootTransaction,
-    Transaction,
-    TwoPhaseTransaction,
-)
+from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
+
+from balancers import redact
 
 from .errors import WriteOnReplicaError
 from .failures import refused_as_write
 from .sqltext import Kind
+from .transactions import (
+    ReadSavepoint,
+    ReadTransaction,
+    ReadTwoPhase,
+    ReportedTransaction,
+    ReportedTwoPhase,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeAlias
 
-    from sqlalchemy import CursorResult, Engine
+    from sqlalchemy import (
+        CursorResult,
+        Engine,
+        NestedTransaction,
+        RootTransaction,
+        TwoPhaseTransaction,
+    )
 
     from balancers import Member
 
@@ -83,9 +89,6 @@ class RoutedConnection(Connection):
         return result
 
 
-# --- primary ------------------------------------------------------------------
-
-
 class PrimaryConnection(RoutedConnection):
     """A connection to the primary that reports committed writes.
 
@@ -104,7 +107,7 @@ class PrimaryConnection(RoutedConnection):
     def _note(self, kind: Kind) -> None:
         state = self.shape.routed.app.request_state()
         if state is not None:
-            state.latch("this request has written")
+            state.latch("this request has written or locked")
         if kind is Kind.WRITE:
             self.wrote = True
             # In autocommit mode the statement is its own transaction.
@@ -125,43 +128,14 @@ class PrimaryConnection(RoutedConnection):
         if self.in_transaction():
             return super().begin()  # raises what every connection raises
         self.wrote = False
-        return _Write(self)
+        return ReportedTransaction(self)
 
     def begin_twophase(self, xid: Any | None = None) -> TwoPhaseTransaction:
         """Begin a two-phase transaction whose commit is reported, if it wrote."""
         if self.in_transaction():
             return super().begin_twophase(xid)
         self.wrote = False
-        return _TwoPhaseWrite(self, self.dialect.create_xid() if xid is None else xid)
-
-
-class _Reported(Transaction):
-    """A transaction that tells its connection when its commit may have happened."""
-
-    __slots__ = ()
-
-    def commit(self) -> None:
-        connection = cast("PrimaryConnection", self.connection)
-        try:
-            super().commit()
-        except DBAPIError as error:
-            # Lost while committing: it may have happened, so the client must
-            # be able to see it.
-            if error.connection_invalidated:
-                connection.committed()
-            raise
-        connection.committed()
-
-
-class _Write(_Reported, RootTransaction):
-    __slots__ = ()
-
-
-class _TwoPhaseWrite(_Reported, TwoPhaseTransaction):
-    __slots__ = ()
-
-
-# --- replica ------------------------------------------------------------------
+        return ReportedTwoPhase(self, self.dialect.create_xid() if xid is None else xid)
 
 
 _STATEMENT_SNAPSHOTS = frozenset({"READ COMMITTED", "READ UNCOMMITTED", "AUTOCOMMIT"})
@@ -173,9 +147,10 @@ class ReplicaConnection(RoutedConnection):
     Attributes:
         member: The replica.
         used: Whether a statement has succeeded in this transaction.
+        refused: Whether the server has refused a write in it.
     """
 
-    used = False
+    used = refused = False
     _changed = False
 
     def __init__(
@@ -196,6 +171,7 @@ class ReplicaConnection(RoutedConnection):
         except DBAPIError as error:
             if not refused_as_write(error):
                 raise
+            self.refused = True
             refusal = write_refused(statement, f"{self.member.name!r} refused it")
             app.learn_writer(refusal)
             raise refusal from error
@@ -218,74 +194,24 @@ class ReplicaConnection(RoutedConnection):
         """Begin a transaction that ends without failing."""
         if self.in_transaction():
             return super().begin()
-        self.used = False
-        return _Read(self)
+        self.used = self.refused = False
+        return ReadTransaction(self)
 
     def begin_twophase(self, xid: Any | None = None) -> TwoPhaseTransaction:
         """Begin a plain transaction: a read has nothing to prepare."""
         if self.in_transaction():
             return super().begin_twophase(xid)
-        self.used = False
-        return _TwoPhaseRead(self, xid)
+        self.used = self.refused = False
+        return ReadTwoPhase(self, xid)
 
     def begin_nested(self) -> NestedTransaction:
         """Begin a savepoint that ends without failing."""
         if not self.in_transaction():
             return super().begin_nested()
-        return _ReadSavepoint(self)
-
-
-class _Harmless(Transaction):
-    """A read's transaction: its end gives the connection back, whatever happens.
-
-    The loss of a replica reaches the breaker through the next connect, and the
-    user through the statement that it interrupts; never through the end of a
-    transaction that has nothing to lose.
-    """
-
-    __slots__ = ()
-
-    def commit(self) -> None:
-        self.rollback()
-
-    def rollback(self) -> None:
-        try:
-            super().rollback()
-        except DBAPIError:
-            pass  # the connection was lost; SQLAlchemy has discarded it
-
-    def close(self) -> None:
-        try:
-            super().close()
-        except DBAPIError:
-            pass  # the same
-
-
-class _Read(_Harmless, RootTransaction):
-    __slots__ = ()
-
-
-class _TwoPhaseRead(_Harmless, TwoPhaseTransaction):
-    __slots__ = ()
-
-    def prepare(self) -> None:
-        """Do nothing: there is nothing to prepare."""
-
-    def _connection_begin_impl(self) -> None:
-        RootTransaction._connection_begin_impl(self)  # noqa: SLF001 - plain BEGIN
-
-    def _connection_rollback_impl(self) -> None:
-        RootTransaction._connection_rollback_impl(self)  # noqa: SLF001 - the same
-
-
-class _ReadSavepoint(_Harmless, NestedTransaction):
-    __slots__ = ()
-
-    def commit(self) -> None:
-        try:
-            NestedTransaction.commit(self)
-        except DBAPIError:
-            pass  # the connection was lost, and the savepoint with it
+        used = self.used
+        savepoint = ReadSavepoint(self)
+        self.used = used  # a savepoint has shown nothing to anybody
+        return savepoint
 
 
 _SHOWN = 200  # characters of a statement that an error repeats
@@ -293,7 +219,7 @@ _SHOWN = 200  # characters of a statement that an error repeats
 
 def write_refused(statement: object, why: str) -> WriteOnReplicaError:
     """Make the error that says who tried to write where, and the ways out."""
-    text = " ".join(str(statement).split())
+    text = redact(" ".join(str(statement).split()))
     if len(text) > _SHOWN:
         text = f"{text[: _SHOWN - 1]}…"
     view = request.endpoint if has_request_context() else None

@@ -70,7 +70,7 @@ class FlaskReplicated:
                 "FlaskReplicated is already registered on this app; register it once.",
             )
         fronts = fronts_of(app)
-        binds = [read_binds(front.engines, front) for front in fronts]
+        binds = [read_binds(front.engines, front.setting) for front in fronts]
         names = [name for found in binds for name in found.replica_names()]
         settings = read_settings(app.config, self.READONLY_METHODS, names)
         state = AppState(

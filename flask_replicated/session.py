@@ -67,7 +67,7 @@ class RoutedSession(orm.Session):
         """Forget the connections of a transaction that has ended."""
         self._lanes: dict[Engine, Engine | sa.Connection] = {}
         self._primaries: dict[Engine, PrimaryConnection] = {}
-        self._read: ReplicaConnection | None = None
+        self._reads: dict[Engine, ReplicaConnection] = {}
         self._losses = 0
 
     # Whether the class behind this one chooses engines by bind key alone, as
@@ -226,11 +226,11 @@ class RoutedSession(orm.Session):
                 if not self._repair():
                     raise
             except DBAPIError as error:
-                lost = self._read
                 # A primary that is lost may have done what it was asked.
-                if lost is None or not lost.invalidated:
+                lost = next((r for r in self._reads.values() if r.invalidated), None)
+                if lost is None or not error.connection_invalidated:
                     raise
-                if not error.connection_invalidated or not self._leave(lost):
+                if not self._leave(lost):
                     raise
 
     def _repair(self) -> bool:
@@ -238,7 +238,7 @@ class RoutedSession(orm.Session):
 
         Only where it was the first statement there: nothing was seen yet.
         """
-        read = self._read
+        read = next((r for r in self._reads.values() if r.refused), None)
         if read is None or read.used or active_role() is Role.REPLICA:
             return False
         self._continue_on_primary(read, "a replica has refused its write")
@@ -254,8 +254,7 @@ class RoutedSession(orm.Session):
         routed = lost.shape.routed
         if not lost.used and self._losses < len(routed.replicas.replicas.members):
             self._losses += 1
-            self._lanes.pop(lost.shape, None)
-            self._read = None
+            del self._lanes[lost.shape], self._reads[lost.shape]
             routed.replicas.lost(lost.member)
             return True
         if lost.used and not lost.may_be_continued:
@@ -265,7 +264,7 @@ class RoutedSession(orm.Session):
 
     def _continue_on_primary(self, read: ReplicaConnection, reason: str) -> None:
         routed = read.shape.routed
-        self._read = None
+        del self._reads[read.shape]
         self._lanes[read.shape] = self._lanes.get(routed.primary, routed.primary)
         state = routed.app.request_state()
         if state is not None:
@@ -288,7 +287,7 @@ def _note_connection(
     session: RoutedSession, _: orm.SessionTransaction, connection: sa.Connection
 ) -> None:
     if isinstance(connection, ReplicaConnection):
-        session._read = connection  # noqa: SLF001 - a listener of this class
+        session._reads[connection.shape] = connection  # noqa: SLF001 - a listener of this class
         session._lanes[connection.shape] = connection.engine  # noqa: SLF001
     elif isinstance(connection, PrimaryConnection):
         session._note_primary(connection)  # noqa: SLF001

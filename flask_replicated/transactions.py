@@ -1,0 +1,119 @@
+"""Transactions that report their commit, and transactions that cannot fail one.
+
+``SessionTransaction.commit()`` commits the connections of a session in no
+particular order. A replica that was lost must not stop it between two of them,
+or the primary's commit would happen by chance.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from sqlalchemy import (
+    NestedTransaction,
+    RootTransaction,
+    Transaction,
+    TwoPhaseTransaction,
+)
+from sqlalchemy.exc import DBAPIError
+
+if TYPE_CHECKING:
+    from .connections import PrimaryConnection
+
+__all__ = [
+    "ReadSavepoint",
+    "ReadTransaction",
+    "ReadTwoPhase",
+    "ReportedTransaction",
+    "ReportedTwoPhase",
+]
+
+
+class _Reported(Transaction):
+    """A transaction that tells its connection when its commit may have happened."""
+
+    __slots__ = ()
+
+    def commit(self) -> None:
+        connection = cast("PrimaryConnection", self.connection)
+        try:
+            super().commit()
+        except DBAPIError as error:
+            # Lost while committing: it may have happened, so the client must
+            # be able to see it.
+            if error.connection_invalidated:
+                connection.committed()
+            raise
+        connection.committed()
+
+
+class ReportedTransaction(_Reported, RootTransaction):
+    """The primary's transaction."""
+
+    __slots__ = ()
+
+
+class ReportedTwoPhase(_Reported, TwoPhaseTransaction):
+    """The primary's transaction in two phases."""
+
+    __slots__ = ()
+
+
+class _Harmless(Transaction):
+    """A read's transaction: its end gives the connection back, whatever happens.
+
+    The loss of a replica reaches the breaker through the next connect, and the
+    user through the statement that it interrupts; never through the end of a
+    transaction that has nothing to lose.
+    """
+
+    __slots__ = ()
+
+    def commit(self) -> None:
+        self.rollback()
+
+    def rollback(self) -> None:
+        try:
+            super().rollback()
+        except DBAPIError:
+            pass  # the connection was lost; SQLAlchemy has discarded it
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except DBAPIError:
+            pass  # the same
+
+
+class ReadTransaction(_Harmless, RootTransaction):
+    """A replica's transaction."""
+
+    __slots__ = ()
+
+
+class ReadTwoPhase(_Harmless, TwoPhaseTransaction):
+    """A replica's part in two phases: a plain transaction, with nothing to prepare."""
+
+    __slots__ = ()
+
+    def prepare(self) -> None:
+        """Do nothing: there is nothing to prepare."""
+
+    def _connection_begin_impl(self) -> None:
+        RootTransaction._connection_begin_impl(self)  # noqa: SLF001 - plain BEGIN
+
+    def _connection_rollback_impl(self) -> None:
+        RootTransaction._connection_rollback_impl(self)  # noqa: SLF001 - the same
+
+
+class ReadSavepoint(_Harmless, NestedTransaction):
+    """A savepoint on a replica."""
+
+    __slots__ = ()
+
+    def commit(self) -> None:
+        """Release the savepoint, if the connection is still there."""
+        try:
+            NestedTransaction.commit(self)
+        except DBAPIError:
+            pass  # the connection was lost, and the savepoint with it
