@@ -95,10 +95,6 @@ def same_database(primary: Engine, master: Engine) -> bool:
     return place(primary.url) == place(master.url)
 
 
-def _by_method(_: Request) -> None:
-    return None
-
-
 @dataclass(frozen=True)
 class Settings:
     """The settings of one application.
@@ -125,7 +121,7 @@ class Settings:
     weights: Mapping[str, int] = field(default_factory=dict)
     readonly_methods: frozenset[str] = frozenset({"GET", "HEAD"})
     read_on_replica: bool = True
-    is_read: Callable[[Request], bool | None] = _by_method
+    is_read: Callable[[Request], bool | None] | None = None
     write_functions: frozenset[str] = frozenset()
     learn_writers: bool = True
     pin_seconds: float = 5
@@ -182,7 +178,7 @@ def read_settings(
         weights=weights,
         readonly_methods=_methods(config, methods),
         read_on_replica=_boolean(config, "AUTO_READ_ON_SLAVE", default=True),
-        is_read=_callable(config, "REPLICATED_IS_READ") or _by_method,
+        is_read=_callable(config, "REPLICATED_IS_READ"),
         write_functions=_names(config, "REPLICATED_WRITE_FUNCTIONS"),
         learn_writers=_boolean(config, "REPLICATED_LEARN_WRITERS", default=True),
         pin_seconds=_number(config, "REPLICATED_PIN_SECONDS"),

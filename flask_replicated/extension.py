@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 from flask import Flask, request_finished
 
@@ -13,7 +12,7 @@ from .errors import ConfigurationError
 from .fronts import Front, fronts_of
 from .pinning import CookiePins
 from .pools import routed_engine
-from .state import AppState, current_app_state
+from .state import STATE, AppState, current_app_state
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -48,7 +47,6 @@ class FlaskReplicated:
     READONLY_METHODS: Collection[str] = frozenset({"GET", "HEAD"})
 
     def __init__(self, app: Flask | None = None) -> None:
-        self._states: WeakKeyDictionary[Flask, AppState] = WeakKeyDictionary()
         if app is not None:
             self.init_app(app)
 
@@ -88,12 +86,13 @@ class FlaskReplicated:
                 app.name,
                 fronts[0].setting,
             )
-        self._states[app] = state
         app.extensions["replicated"] = self
+        app.extensions[STATE] = state
 
     def state(self, app: Flask) -> AppState | None:
         """Return what this extension keeps for an application, if registered."""
-        return self._states.get(app)
+        state: AppState | None = app.extensions.get(STATE)
+        return state
 
     def pool(self, bind_key: str | None = None) -> Pool[Engine]:
         """Return the replicas of a bind of the current application.

@@ -7,6 +7,7 @@ before it is used again.
 
 from __future__ import annotations
 
+import functools
 import math
 import select
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ from sqlalchemy import event
 from sqlalchemy.exc import DisconnectionError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlalchemy import Engine
     from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -52,8 +55,9 @@ class Replica:
         self._outages = 0
         _limit_connect(engine, math.ceil(connect_timeout))
         _read_only(engine)
-        event.listen(engine, "connect", self._stamp)
-        event.listen(engine, "checkout", self._refuse_stale)
+        if engine.dialect.name != "sqlite":  # a file is always there or never
+            event.listen(engine, "connect", self._stamp)
+            event.listen(engine, "checkout", self._refuse_stale)
 
     def retire_connections(self) -> None:
         """Let no connection that is open now be used again.
@@ -63,11 +67,13 @@ class Replica:
         """
         self._outages += 1
 
-    def _stamp(self, _connection: Any, record: ConnectionPoolEntry) -> None:
-        record.info[self] = self._outages
+    def _stamp(self, connection: Any, record: ConnectionPoolEntry) -> None:
+        fileno = getattr(connection, "fileno", None)
+        watch = _nothing if fileno is None else _watch(fileno())
+        record.info[self] = self._outages, watch
 
     def _refuse_stale(
-        self, connection: Any, record: ConnectionPoolEntry, _proxy: Any
+        self, _connection: Any, record: ConnectionPoolEntry, _proxy: Any
     ) -> None:
         """Replace a pooled connection that the server has ended meanwhile.
 
@@ -75,11 +81,19 @@ class Replica:
         server has closed it or had something to say that ends it. Asking the
         kernel takes about a microsecond; asking the server, a round trip.
         """
-        if record.info.get(self) != self._outages:
+        outages, readable = record.info.get(self, _UNKNOWN)
+        if outages != self._outages:
             raise DisconnectionError("opened before the replica's last outage")
-        fileno = getattr(connection, "fileno", None)
-        if fileno is not None and _readable(fileno()):
+        if readable():
             raise DisconnectionError("the server has closed this idle connection")
+
+
+# Of a connection from before this extension was registered.
+_UNKNOWN = (None, None)
+
+
+def _nothing() -> None:
+    """Know nothing of a connection whose driver does not show its socket."""
 
 
 def _limit_connect(engine: Engine, seconds: int) -> None:
@@ -113,12 +127,14 @@ def _read_only(engine: Engine) -> None:
 
 if hasattr(select, "poll"):
 
-    def _readable(fd: int) -> bool:
+    def _watch(fd: int) -> Callable[[], object]:
+        """Return a function that says whether a socket has something to read."""
         poll = select.poll()
         poll.register(fd, select.POLLIN | select.POLLHUP | select.POLLERR)
-        return bool(poll.poll(0))
+        return functools.partial(poll.poll, 0)
 
 else:  # Windows
 
-    def _readable(fd: int) -> bool:
-        return bool(select.select([fd], [], [], 0)[0])
+    def _watch(fd: int) -> Callable[[], object]:
+        """Return a function that says whether a socket has something to read."""
+        return lambda: select.select([fd], [], [], 0)[0]

@@ -27,10 +27,12 @@ class Decision(NamedTuple):
     Attributes:
         role: Primary or replica.
         reason: The rule that decided, as a clause that fits after "because".
+        may_be_pinned: Whether a pin would have been stronger.
     """
 
     role: Role
     reason: str
+    may_be_pinned: bool = False
 
 
 def decide(  # noqa: PLR0911 - one return for each rule, in their order
@@ -73,7 +75,7 @@ def decide(  # noqa: PLR0911 - one return for each rule, in their order
         role = Role.REPLICA if is_read else Role.PRIMARY
         return Decision(role, f"REPLICATED_IS_READ says {is_read}")
     if method in readonly_methods:
-        return Decision(Role.REPLICA, f"{method} only reads")
+        return Decision(Role.REPLICA, f"{method} only reads", may_be_pinned=True)
     return Decision(Role.PRIMARY, f"{method} may write")
 
 

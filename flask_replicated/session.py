@@ -30,11 +30,15 @@ if TYPE_CHECKING:
     from flask import Request
     from sqlalchemy import Engine
 
+    from .engines import PrimaryEngine, ReplicaEngine
     from .state import AppState, RequestState
 
 __all__ = ["RoutedSession", "routed_session_class"]
 
+# An enum's attribute costs as much as a question.
 _READ = Kind.READ
+_PRIMARY, _REPLICA = Role.PRIMARY, Role.REPLICA
+_TABLE_OR_DML = (sa.Table, sa.UpdateBase)
 
 
 class RoutedSession(orm.Session):
@@ -46,6 +50,8 @@ class RoutedSession(orm.Session):
 
     _app: AppState | None = None
     _default: RoutedEngine | None = None
+    _primary: PrimaryEngine
+    _replicas: ReplicaEngine
     # The request that this session serves and, for the default bind, its state.
     _request: Request | None = None
     _state: RequestState | None = None
@@ -60,7 +66,7 @@ class RoutedSession(orm.Session):
             default = app.routes.get(None)
             if default is not None and self._reads_bind_keys:
                 self._default = default
-                self._shapes = default.shapes
+                self._primary, self._replicas = default.primary, default.replicas
         super().__init__(*args, **kwargs)
 
     def _reset(self) -> None:
@@ -68,6 +74,8 @@ class RoutedSession(orm.Session):
         self._lanes: dict[Engine, Engine | sa.Connection] = {}
         self._primaries: dict[Engine, PrimaryConnection] = {}
         self._reads: dict[Engine, ReplicaConnection] = {}
+        # The default bind's read lane once more, for the way of nearly all.
+        self._lane: Engine | None = None
         self._losses = 0
 
     # Whether the class behind this one chooses engines by bind key alone, as
@@ -94,18 +102,24 @@ class RoutedSession(orm.Session):
         state = self._state
         if (
             state is not None
-            and state.settled is not None
             and clause is not None
             and not self._flushing
             and current_block.get() is None
-            and has_request_context()
-            and this_request() is self._request
             and (mapper is None or mapper in self._plain)
+            and self._serves_this_request()
             and self._classify(clause) is _READ
         ):
-            shape = self._shapes[state.settled]
-            return self._lanes.get(shape, shape)
+            if state.settled is _REPLICA:
+                return self._lane or self._replicas
+            if state.settled is _PRIMARY:
+                return self._lanes.get(self._primary, self._primary)
         return self._find_bind(mapper, clause, kwargs)
+
+    def _serves_this_request(self) -> bool:
+        try:
+            return this_request() is self._request
+        except RuntimeError:  # dearer than to ask first, and seldom
+            return False
 
     def _find_bind(
         self, mapper: Any, clause: Any, kwargs: dict[str, Any]
@@ -156,6 +170,13 @@ class RoutedSession(orm.Session):
         if self._default is not None and app is self._app:
             self._request, self._state = this_request(), state
         return state
+
+    def _note_replica(self, connection: ReplicaConnection) -> None:
+        shape = connection.shape
+        self._reads[shape] = connection
+        self._lanes[shape] = connection.engine
+        if self._default is not None and shape is self._replicas:
+            self._lane = connection.engine
 
     def _note_primary(self, connection: PrimaryConnection) -> None:
         routed = connection.shape.routed
@@ -254,6 +275,7 @@ class RoutedSession(orm.Session):
         routed = lost.shape.routed
         if not lost.used and self._losses < len(routed.replicas.replicas.members):
             self._losses += 1
+            self._lane = None
             del self._lanes[lost.shape], self._reads[lost.shape]
             routed.replicas.lost(lost.member)
             return True
@@ -264,6 +286,7 @@ class RoutedSession(orm.Session):
 
     def _continue_on_primary(self, read: ReplicaConnection, reason: str) -> None:
         routed = read.shape.routed
+        self._lane = None
         del self._reads[read.shape]
         self._lanes[read.shape] = self._lanes.get(routed.primary, routed.primary)
         state = routed.app.request_state()
@@ -275,7 +298,7 @@ def _on_default_bind(mapper: Any, clause: Any) -> bool:
     """Whether Flask-SQLAlchemy would send this to the default engine."""
     if mapper is None:
         # Of clauses without a mapper it looks at tables and DML only.
-        return not isinstance(clause, sa.Table | sa.UpdateBase)
+        return not isinstance(clause, _TABLE_OR_DML)
     try:
         return mapper.local_table.metadata.info.get("bind_key") is None
     except AttributeError:  # a class, an alias, a join: the slow way knows
@@ -287,21 +310,15 @@ def _note_connection(
     session: RoutedSession, _: orm.SessionTransaction, connection: sa.Connection
 ) -> None:
     if isinstance(connection, ReplicaConnection):
-        session._reads[connection.shape] = connection  # noqa: SLF001 - a listener of this class
-        session._lanes[connection.shape] = connection.engine  # noqa: SLF001
+        session._note_replica(connection)  # noqa: SLF001 - a listener of this class
     elif isinstance(connection, PrimaryConnection):
         session._note_primary(connection)  # noqa: SLF001
 
 
-@event.listens_for(RoutedSession, "after_transaction_create")
-def _start_afresh(session: RoutedSession, transaction: orm.SessionTransaction) -> None:
-    if transaction.parent is None:
-        session._reset()  # noqa: SLF001 - a listener of this class
-
-
 @event.listens_for(RoutedSession, "after_transaction_end")
 def _let_go(session: RoutedSession, transaction: orm.SessionTransaction) -> None:
-    _start_afresh(session, transaction)
+    if transaction.parent is None:
+        session._reset()  # noqa: SLF001 - a listener of this class
 
 
 def routed_session_class(base: type[orm.Session]) -> type[orm.Session]:

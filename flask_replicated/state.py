@@ -13,7 +13,7 @@ import time
 import weakref
 from collections import Counter
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakSet
 
 from flask import Flask, Request, current_app, has_app_context, has_request_context
 from flask.globals import request, request_ctx
@@ -38,8 +38,15 @@ __all__ = ["AppState", "RequestState", "current_app_state", "current_request_sta
 
 logger = logging.getLogger("flask_replicated")
 
-# LocalProxy's documented way to the object itself, bound once: every statement
-# asks for it.
+STATE = "replicated.state"
+"""The key of ``app.extensions`` under which an application's state is kept."""
+
+# On the request object itself: every statement asks for it, and so it ends with
+# the request.
+_ATTRIBUTE = "_replicated_state"
+
+# LocalProxy's documented way to the object itself, bound once.
+this_app: Callable[[], Flask] = current_app._get_current_object  # type: ignore[attr-defined]  # noqa: SLF001 - the proxy's documented method is not in its type
 this_request: Callable[[], Request] = request._get_current_object  # type: ignore[attr-defined]  # noqa: SLF001 - the proxy's documented method is not in its type
 
 
@@ -71,7 +78,7 @@ class AppState:
         self.classify = Classifier(settings.write_functions).kind
         self.plain_mappers: dict[Any, bool] = {}
         self.writers: Counter[str] = Counter()
-        self._requests: WeakKeyDictionary[Request, RequestState] = WeakKeyDictionary()
+        self._decisions: dict[tuple[str, str], Decision] = {}
         _states.add(self)
 
     def request_state(self) -> RequestState | None:
@@ -83,26 +90,49 @@ class AppState:
         if not has_request_context():
             return None
         current = this_request()
-        state = self._requests.get(current)
+        state: RequestState | None = current.__dict__.get(_ATTRIBUTE)
         if state is None and request_ctx.app is self._app():
-            state = self._requests[current] = RequestState(self)
-        return state
+            state = current.__dict__[_ATTRIBUTE] = RequestState(self)
+        return state if state is None or state.app is self else None
 
     def decide(self, state: RequestState) -> Decision:
         """Decide where the reads of the running request go."""
-        app = self._app()
-        views = app.view_functions if app is not None else {}
         current = this_request()
+        endpoint, method = current.endpoint, current.method
+        if (
+            endpoint is None
+            or state.latched is not None
+            or state.marked is not None
+            or self.settings.is_read is not None
+            or endpoint in self.writers
+        ):
+            return self._decide(state, current)
+        # What the view and the method say never changes. The keys are bounded:
+        # a request has an endpoint only if one of its rules takes the method.
+        decision = self._decisions.get((endpoint, method))
+        if decision is None:
+            decision = self._decide(state, current, pinned=False)
+            self._decisions[endpoint, method] = decision
+        if decision.may_be_pinned and self._pinned(current):
+            return self._decide(state, current, pinned=True)
+        return decision
+
+    def _decide(
+        self, state: RequestState, current: Request, *, pinned: bool | None = None
+    ) -> Decision:
+        app = self._app()
         mark = state.marked
-        if mark is None and current.endpoint is not None:
-            mark = marked_role(views.get(current.endpoint), current.method)
+        if mark is None and app is not None and current.endpoint is not None:
+            mark = marked_role(app.view_functions.get(current.endpoint), current.method)
         settled = state.latched is not None or mark is not None
+        is_read = self.settings.is_read
         return decide(
             latched=state.latched,
             mark=mark,
-            known_writer=self.settings.learn_writers and self.in_known_writer(),
-            is_read=None if settled else self.settings.is_read(current),
-            pinned=not settled and self._pinned(current),
+            known_writer=self.settings.learn_writers
+            and current.endpoint in self.writers,
+            pinned=not settled and self._pinned(current) if pinned is None else pinned,
+            is_read=None if settled or is_read is None else is_read(current),
             method=current.method,
             readonly_methods=self.settings.readonly_methods,
             read_on_replica=self.settings.read_on_replica,
@@ -154,7 +184,6 @@ class AppState:
 
     def after_fork(self) -> None:
         """Forget, in a child process, the connections that are the parent's."""
-        self._requests = WeakKeyDictionary()
         for routed in self.routes.values():
             routed.after_fork()
 
@@ -177,6 +206,7 @@ class RequestState:
     """What one request has done so far.
 
     Attributes:
+        app: The application's state.
         latched: What tied the request to the primary, or None.
         marked: The role that a view decorator asked for, or None.
         settled: The role of ``decision``, or None while there is none.
@@ -188,9 +218,9 @@ class RequestState:
 
     __slots__ = (
         "__weakref__",
-        "_app",
         "_decision",
         "answered",
+        "app",
         "kept",
         "latched",
         "marked",
@@ -199,7 +229,7 @@ class RequestState:
     )
 
     def __init__(self, app: AppState) -> None:
-        self._app = app
+        self.app = app
         self._decision: Decision | None = None
         self.settled: Role | None = None
         self.latched: str | None = None
@@ -213,7 +243,7 @@ class RequestState:
         """Where this request's reads go now, and why; made once, lazily."""
         decision = self._decision
         if decision is None:
-            decision = self._decision = self._app.decide(self)
+            decision = self._decision = self.app.decide(self)
             self.settled = decision.role
         return decision
 
@@ -231,7 +261,7 @@ class RequestState:
     def committed(self) -> None:
         """Note that a write of this request is now visible to others."""
         self.wrote_at = time.time()
-        if self.answered and self._app.settings.pin_seconds:
+        if self.answered and self.app.settings.pin_seconds:
             logger.warning(
                 "endpoint %r committed a write after its response had left: its "
                 "client is not pinned to the primary and may not see that write. "
@@ -241,13 +271,10 @@ class RequestState:
 
 
 def current_app_state() -> AppState | None:
-    """Return the state of the current application, if it has replicas."""
+    """Return the state of the current application, if it has the extension."""
     if not has_app_context():
         return None
-    extension = current_app.extensions.get("replicated")
-    if extension is None:
-        return None
-    state: AppState | None = extension.state(current_app._get_current_object())  # type: ignore[attr-defined]  # noqa: SLF001 - the proxy's documented method is not in its type
+    state: AppState | None = this_app().extensions.get(STATE)
     return state
 
 
