@@ -19,6 +19,7 @@ from balancers.errors import error_text
 
 from .connections import PrimaryConnection, ReplicaConnection
 from .errors import AllReplicasOutError
+from .failures import Verdict, judge_connect
 from .routing import Role
 from .scopes import active_role
 
@@ -28,13 +29,16 @@ if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import PoolProxiedConnection
     from sqlalchemy.pool import Pool as ConnectionPool
 
-    from balancers import Member, Pool
+    from balancers import Member, Permit, Pool
 
     from .state import AppState, RequestState
 
 __all__ = ["PrimaryEngine", "ReplicaEngine", "RoutedEngine"]
 
 logger = logging.getLogger("flask_replicated")
+
+_REST = 1.0
+"""Seconds for which a replica with no connection to spare is left alone."""
 
 
 class _EngineShape(Engine):
@@ -110,14 +114,25 @@ class ReplicaEngine(_EngineShape):
             try:
                 connection = ReplicaConnection(member.target, self, member)
             except (DBAPIError, OSError) as error:
-                self.replicas.failed(member, error, permit)
-                causes[member.name] = error_text(error)
+                causes[member.name] = self._report(member, error, permit)
                 continue
             self.replicas.succeeded(member, permit)
             if state is not None:
                 state.kept[self] = member
             return connection
         return self._without_replicas(causes, state)
+
+    def _report(self, member: Member[Engine], error: Exception, permit: Permit) -> str:
+        """Tell the breaker that a connect failed; return why, without passwords."""
+        cause = error_text(error)
+        verdict = judge_connect(error)
+        if verdict is Verdict.BUSY:
+            self.replicas.rest(member, _REST, error, permit)
+        else:
+            self.replicas.failed(member, error, permit)
+        if verdict is Verdict.MISCONFIGURED:
+            logger.error("replica %r is not configured right: %s", member.name, cause)
+        return cause
 
     def _without_replicas(
         self, causes: dict[str, str], state: RequestState | None

@@ -2,25 +2,91 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from enum import Enum
 
-if TYPE_CHECKING:
-    from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError
 
-__all__ = ["refused_as_write"]
+__all__ = ["Verdict", "judge_connect", "refused_as_write"]
 
+
+class Verdict(Enum):
+    """What a failure to connect says about a server."""
+
+    DOWN = "down"
+    """It cannot be reached, or is starting up or shutting down."""
+    BUSY = "busy"
+    """It lives, and has no connection to spare."""
+    MISCONFIGURED = "misconfigured"
+    """It lives, and does not know the account or the database."""
+
+
+# SQLSTATEs; drivers do not give them on connect, unless they speak the protocol
+# themselves, so the English messages are known too. Another language of messages
+# makes a server that is busy look down, which costs it a second.
+_STATES = {
+    "53300": Verdict.BUSY,
+    "53400": Verdict.BUSY,
+    "3D000": Verdict.MISCONFIGURED,
+    "28000": Verdict.MISCONFIGURED,
+    "28P01": Verdict.MISCONFIGURED,
+}
+_MYSQL = {
+    1040: Verdict.BUSY,  # too many connections
+    1203: Verdict.BUSY,  # the account has too many
+    1226: Verdict.BUSY,  # the account has used up a limit
+    1044: Verdict.MISCONFIGURED,  # no access to the database
+    1045: Verdict.MISCONFIGURED,  # wrong account or password
+    1049: Verdict.MISCONFIGURED,  # no such database
+}
+_MESSAGES = (
+    (
+        re.compile(r"too many (?:clients|connections)|remaining connection slots"),
+        Verdict.BUSY,
+    ),
+    (
+        re.compile(
+            r"(?:database|role) \".*\" does not exist"
+            r"|(?:password|authentication) (?:authentication )?failed"
+            r"|no pg_hba\.conf entry|permission denied for database"
+        ),
+        Verdict.MISCONFIGURED,
+    ),
+)
 _READ_ONLY_TRANSACTION = "25006"
 # The server runs with --read-only; the transaction is read only; the server is.
 _MYSQL_READ_ONLY = frozenset({1290, 1792, 1836})
 _SQLITE_READ_ONLY = "attempt to write a readonly database"
 
 
+def judge_connect(error: BaseException) -> Verdict:
+    """Return what a failure to connect says about the server.
+
+    Args:
+        error: What ``engine.connect()`` raised.
+    """
+    state, code = _codes(error)
+    verdict = _STATES.get(state) or (_MYSQL.get(code) if type(code) is int else None)
+    if verdict is not None:
+        return verdict
+    text = str(getattr(error, "orig", error))
+    return next((v for pattern, v in _MESSAGES if pattern.search(text)), Verdict.DOWN)
+
+
 def refused_as_write(error: DBAPIError) -> bool:
     """Whether a server refused a statement because it may only read there."""
-    driver = error.orig
+    state, code = _codes(error)
+    return (
+        state == _READ_ONLY_TRANSACTION
+        or code in _MYSQL_READ_ONLY
+        or code == _SQLITE_READ_ONLY
+    )
+
+
+def _codes(error: BaseException) -> tuple[str, object]:
+    """Return an error's SQLSTATE, or '', and the first thing that its driver says."""
+    driver = error.orig if isinstance(error, DBAPIError) else error
     state = getattr(driver, "sqlstate", None) or getattr(driver, "pgcode", None)
-    if state == _READ_ONLY_TRANSACTION:
-        return True
-    arguments = getattr(driver, "args", ())
-    first = arguments[0] if arguments else None
-    return first in _MYSQL_READ_ONLY or first == _SQLITE_READ_ONLY
+    arguments = getattr(driver, "args", None) or (None,)
+    first = arguments[0]
+    return str(state or ""), first if isinstance(first, int | str) else None
