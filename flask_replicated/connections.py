@@ -51,13 +51,11 @@ class RoutedConnection(Connection):
     """A connection that looks at each statement before it is sent.
 
     Attributes:
-        shape: The Engine-shaped object whose ``connect()`` made it; ``engine``
-            is the real engine.
+        shape: The Engine-shaped object whose ``connect()`` made it, and set this;
+            ``engine`` is the real engine.
     """
 
-    def __init__(self, engine: Engine, shape: PrimaryEngine | ReplicaEngine) -> None:
-        self.shape = shape
-        super().__init__(engine)
+    shape: PrimaryEngine | ReplicaEngine
 
     def _send(self, send: Send, statement: Any, parameters: Any, options: Any) -> Any:
         """Judge a statement, then send it."""
@@ -145,19 +143,15 @@ class ReplicaConnection(RoutedConnection):
     """A connection to one replica; it reads, and it harms nobody when lost.
 
     Attributes:
-        member: The replica.
+        member: The replica, set by ``shape``.
         used: Whether a statement has succeeded in this transaction.
         refused: Whether the server has refused a write in it.
     """
 
+    shape: ReplicaEngine
+    member: Member[Engine]
     used = refused = False
     _changed = False
-
-    def __init__(
-        self, engine: Engine, shape: ReplicaEngine, member: Member[Engine]
-    ) -> None:
-        self.member = member
-        super().__init__(engine, shape)
 
     def _send(self, send: Send, statement: Any, parameters: Any, options: Any) -> Any:
         app = self.shape.routed.app

@@ -88,7 +88,15 @@ class PrimaryEngine(_EngineShape):
 
     def connect(self) -> PrimaryConnection:
         """Connect to the primary."""
-        return PrimaryConnection(self.real, self)
+        return _to_primary(self.real, self)
+
+
+def _to_primary(
+    real: Engine, shape: PrimaryEngine | ReplicaEngine
+) -> PrimaryConnection:
+    connection = PrimaryConnection(real)
+    connection.shape = shape
+    return connection
 
 
 class ReplicaEngine(_EngineShape):
@@ -112,11 +120,12 @@ class ReplicaEngine(_EngineShape):
         for member in self.replicas.candidates(kept):
             permit = self.replicas.permit(member)
             try:
-                connection = ReplicaConnection(member.target, self, member)
+                connection = ReplicaConnection(member.target)
             except (DBAPIError, OSError) as error:
                 causes[member.name] = self._report(member, error, permit)
                 continue
             self.replicas.succeeded(member, permit)
+            connection.shape, connection.member = self, member
             if state is not None:
                 state.kept[self] = member
             return connection
@@ -141,7 +150,7 @@ class ReplicaEngine(_EngineShape):
             if state is not None:
                 # Once the primary was read, a replica would show an older state.
                 state.latch("every replica is out")
-            return PrimaryConnection(self.routed.real, self)
+            return _to_primary(self.routed.real, self)
         raise AllReplicasOutError(self.replicas.causes() | causes)
 
     def lost(self, member: Member[Engine]) -> None:
@@ -162,7 +171,6 @@ class RoutedEngine(_EngineShape):
         app: The application's state.
         primary: The primary, as a session uses it for writes.
         replicas: The replicas, as a session uses them for reads.
-        shapes: These two by role.
     """
 
     def __init__(self, app: AppState, real: Engine, replicas: Pool[Engine]) -> None:
@@ -170,10 +178,6 @@ class RoutedEngine(_EngineShape):
         self.app = app
         self.primary = PrimaryEngine(real, self)
         self.replicas = ReplicaEngine(replicas, self)
-        self.shapes: dict[Role, Engine] = {
-            Role.PRIMARY: self.primary,
-            Role.REPLICA: self.replicas,
-        }
 
     def role(self) -> Role:
         """Return where a read goes now."""

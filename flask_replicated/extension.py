@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from flask import Flask, request_finished
-
 from .config import Binds, read_binds, read_settings, same_database
 from .errors import ConfigurationError
 from .fronts import Front, fronts_of
@@ -17,6 +15,7 @@ from .state import STATE, AppState, current_app_state
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from flask import Flask
     from sqlalchemy import Engine
 
     from balancers import Pool
@@ -77,9 +76,7 @@ class FlaskReplicated:
         for front, found in zip(fronts, binds, strict=True):
             _route(front, found, state)
         if state.routes:
-            # Flask sends this signal after the last after_request function and
-            # after the session was saved: a write in those pins its client too.
-            request_finished.connect(state.finish, app)
+            app.wsgi_app = state.middleware(app.wsgi_app)  # type: ignore[assignment,method-assign]  # Flask's documented way
         else:
             logger.warning(
                 "%s: %s has no 'slave_1': every statement goes to the primary.",

@@ -25,7 +25,7 @@ from .sqltext import Kind
 from .state import current_app_state, this_request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Container
 
     from flask import Request
     from sqlalchemy import Engine
@@ -37,8 +37,9 @@ __all__ = ["RoutedSession", "routed_session_class"]
 
 # An enum's attribute costs as much as a question.
 _READ = Kind.READ
-_PRIMARY, _REPLICA = Role.PRIMARY, Role.REPLICA
+_REPLICA = Role.REPLICA
 _TABLE_OR_DML = (sa.Table, sa.UpdateBase)
+_EMPTY: dict[Any, Any] = {}  # never written to
 
 
 class RoutedSession(orm.Session):
@@ -48,35 +49,24 @@ class RoutedSession(orm.Session):
     a bind that has replicas; see :func:`routed_session_class`.
     """
 
+    # What is known once the first statement of a request has come; see _serve().
     _app: AppState | None = None
     _default: RoutedEngine | None = None
+    _request: Request | None = None
+    _state: RequestState
     _primary: PrimaryEngine
     _replicas: ReplicaEngine
-    # The request that this session serves and, for the default bind, its state.
-    _request: Request | None = None
-    _state: RequestState | None = None
+    _plain_mappers: dict[Any, bool]
+    _plain: Container[Any] = ()
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._reset()
-        app = current_app_state()
-        if app is not None:
-            self._app = app
-            self._classify = app.classify
-            self._plain = app.plain_mappers
-            default = app.routes.get(None)
-            if default is not None and self._reads_bind_keys:
-                self._default = default
-                self._primary, self._replicas = default.primary, default.replicas
-        super().__init__(*args, **kwargs)
-
-    def _reset(self) -> None:
-        """Forget the connections of a transaction that has ended."""
-        self._lanes: dict[Engine, Engine | sa.Connection] = {}
-        self._primaries: dict[Engine, PrimaryConnection] = {}
-        self._reads: dict[Engine, ReplicaConnection] = {}
-        # The default bind's read lane once more, for the way of nearly all.
-        self._lane: Engine | None = None
-        self._losses = 0
+    # The connections of the transaction in progress: the real engine behind each
+    # shape (the default bind's replica once more in _lane, for the way of nearly
+    # all), the primary's and the replicas' connections, the replicas lost so far.
+    _lanes: dict[Engine, Engine | sa.Connection] = _EMPTY
+    _lane: Engine | None = None
+    _primaries: dict[Engine, PrimaryConnection] = _EMPTY
+    _reads: dict[Engine, ReplicaConnection] = _EMPTY
+    _losses = 0
 
     # Whether the class behind this one chooses engines by bind key alone, as
     # Flask-SQLAlchemy's does; then the default bind is known without asking it.
@@ -97,29 +87,41 @@ class RoutedSession(orm.Session):
         if bind is not None:
             return bind  # type: ignore[no-any-return]  # it is what the caller gave
         # Every statement comes through here, and nearly every one is a read of
-        # the default bind in a request whose role is settled. Its way is laid
-        # out flat, cheapest questions first: calls would double the price.
-        state = self._state
+        # the default bind in a request. Its way is laid out flat, cheapest
+        # questions first: calls would double the price.
         if (
-            state is not None
-            and clause is not None
+            clause is not None
             and not self._flushing
             and current_block.get() is None
-            and (mapper is None or mapper in self._plain)
-            and self._serves_this_request()
+            and has_request_context()
+            and (this_request() is self._request or self._serve())
+            and (mapper is None or mapper in self._plain or self._is_plain(mapper))
             and self._classify(clause) is _READ
         ):
-            if state.settled is _REPLICA:
+            if (self._state.settled or self._state.decision.role) is _REPLICA:
                 return self._lane or self._replicas
-            if state.settled is _PRIMARY:
-                return self._lanes.get(self._primary, self._primary)
+            return self._lanes.get(self._primary, self._primary)
         return self._find_bind(mapper, clause, kwargs)
 
-    def _serves_this_request(self) -> bool:
-        try:
-            return this_request() is self._request
-        except RuntimeError:  # dearer than to ask first, and seldom
+    def _serve(self) -> bool:
+        """Learn which request this session serves; whether it is one of its app."""
+        app = self._app = self._app or current_app_state()
+        default = app.routes.get(None) if app and self._reads_bind_keys else None
+        state = app.request_state() if app and default else None
+        if app is None or default is None or state is None:
             return False
+        self._default, self._classify = default, app.classify
+        self._primary, self._replicas = default.primary, default.replicas
+        self._plain_mappers = self._plain = app.plain_mappers
+        self._request, self._state = this_request(), state
+        return True
+
+    def _is_plain(self, mapper: Any) -> bool:
+        """Whether a mapped class is on the default bind and prefers no role."""
+        plain = _on_default_bind(mapper, None) and preference(mapper) is None
+        if plain:
+            self._plain_mappers[mapper] = True
+        return plain
 
     def _find_bind(
         self, mapper: Any, clause: Any, kwargs: dict[str, Any]
@@ -129,9 +131,10 @@ class RoutedSession(orm.Session):
             routed = super().get_bind(mapper, clause=clause, **kwargs)
             if not isinstance(routed, RoutedEngine):
                 return routed  # type: ignore[no-any-return]  # another's engine
-        shape = routed.shapes[self._role(routed, mapper, clause)]
-        lane: Engine | sa.Connection = self._lanes.get(shape, shape)
-        return lane
+        shape: Engine = routed.primary
+        if self._role(routed, mapper, clause) is _REPLICA:
+            shape = routed.replicas
+        return self._lanes.get(shape, shape)
 
     def _role(self, routed: RoutedEngine, mapper: Any, clause: Any) -> Role:
         if clause is not None and not self._flushing:
@@ -145,13 +148,10 @@ class RoutedSession(orm.Session):
             return self._role_in_block(block, kind, mapper, clause)
         if kind is not Kind.READ:
             return Role.PRIMARY
-        state = self._request_state(routed.app)
-        if mapper is not None:
-            preferred = preference(mapper)
-            if preferred is not None and not (state and state.latched):
-                return preferred
-            if preferred is None and routed is self._default:
-                self._plain[mapper] = True
+        state = routed.app.request_state()
+        preferred = None if mapper is None else preference(mapper)
+        if preferred is not None and not (state and state.latched):
+            return preferred
         return Role.PRIMARY if state is None else state.decision.role
 
     def _role_in_block(self, block: Role, kind: Kind, mapper: Any, clause: Any) -> Role:
@@ -163,20 +163,18 @@ class RoutedSession(orm.Session):
             )
         return block
 
-    def _request_state(self, app: AppState) -> RequestState | None:
-        if not has_request_context():
-            return None
-        state = app.request_state()
-        if self._default is not None and app is self._app:
-            self._request, self._state = this_request(), state
-        return state
-
-    def _note_replica(self, connection: ReplicaConnection) -> None:
-        shape = connection.shape
-        self._reads[shape] = connection
-        self._lanes[shape] = connection.engine
-        if self._default is not None and shape is self._replicas:
-            self._lane = connection.engine
+    def _note(self, connection: sa.Connection) -> None:
+        """Remember which connection a transaction has begun on."""
+        if not self._lanes:
+            self._lanes, self._reads, self._primaries = {}, {}, {}
+        if isinstance(connection, ReplicaConnection):
+            shape = connection.shape
+            self._reads[shape] = connection
+            self._lanes[shape] = connection.engine
+            if shape.routed is self._default:
+                self._lane = connection.engine
+        elif isinstance(connection, PrimaryConnection):
+            self._note_primary(connection)
 
     def _note_primary(self, connection: PrimaryConnection) -> None:
         routed = connection.shape.routed
@@ -186,6 +184,12 @@ class RoutedSession(orm.Session):
         # two on one server would wait for each other's locks.
         lane = connection.engine if earlier is connection else earlier
         self._lanes[connection.shape] = self._lanes[routed.primary] = lane
+
+    def _forget(self) -> None:
+        """Forget the connections of a transaction that has ended."""
+        self._lanes = self._reads = self._primaries = _EMPTY
+        self._lane = None
+        self._losses = 0
 
     def connection(self, *args: Any, **kwargs: Any) -> sa.Connection:
         """Return the connection of the current transaction, as any session does.
@@ -309,16 +313,15 @@ def _on_default_bind(mapper: Any, clause: Any) -> bool:
 def _note_connection(
     session: RoutedSession, _: orm.SessionTransaction, connection: sa.Connection
 ) -> None:
-    if isinstance(connection, ReplicaConnection):
-        session._note_replica(connection)  # noqa: SLF001 - a listener of this class
-    elif isinstance(connection, PrimaryConnection):
-        session._note_primary(connection)  # noqa: SLF001
+    session._note(connection)  # noqa: SLF001 - a listener of this class
 
 
 @event.listens_for(RoutedSession, "after_transaction_end")
-def _let_go(session: RoutedSession, transaction: orm.SessionTransaction) -> None:
+def _forget_connections(
+    session: RoutedSession, transaction: orm.SessionTransaction
+) -> None:
     if transaction.parent is None:
-        session._reset()  # noqa: SLF001 - a listener of this class
+        session._forget()  # noqa: SLF001 - a listener of this class
 
 
 def routed_session_class(base: type[orm.Session]) -> type[orm.Session]:

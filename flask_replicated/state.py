@@ -15,7 +15,14 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from flask import Flask, Request, current_app, has_app_context, has_request_context
+from flask import (
+    Flask,
+    Request,
+    Response,
+    current_app,
+    has_app_context,
+    has_request_context,
+)
 from flask.globals import request, request_ctx
 
 from .routing import Decision, Role, decide, marked_role
@@ -24,7 +31,8 @@ from .statements import Classifier
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from flask import Response
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+    from flask.ctx import RequestContext
     from sqlalchemy import Engine
 
     from balancers import Member
@@ -33,6 +41,8 @@ if TYPE_CHECKING:
     from .engines import ReplicaEngine, RoutedEngine
     from .errors import WriteOnReplicaError
     from .pinning import PinStore
+
+    Headers = list[tuple[str, str]]
 
 __all__ = ["AppState", "RequestState", "current_app_state", "current_request_state"]
 
@@ -47,6 +57,7 @@ _ATTRIBUTE = "_replicated_state"
 
 # LocalProxy's documented way to the object itself, bound once.
 this_app: Callable[[], Flask] = current_app._get_current_object  # type: ignore[attr-defined]  # noqa: SLF001 - the proxy's documented method is not in its type
+this_context: Callable[[], RequestContext] = request_ctx._get_current_object  # type: ignore[attr-defined]  # noqa: SLF001 - the same
 this_request: Callable[[], Request] = request._get_current_object  # type: ignore[attr-defined]  # noqa: SLF001 - the proxy's documented method is not in its type
 
 
@@ -91,7 +102,7 @@ class AppState:
             return None
         current = this_request()
         state: RequestState | None = current.__dict__.get(_ATTRIBUTE)
-        if state is None and request_ctx.app is self._app():
+        if state is None and this_context().app is self._app():
             state = current.__dict__[_ATTRIBUTE] = RequestState(self)
         return state if state is None or state.app is self else None
 
@@ -170,17 +181,36 @@ class AppState:
         # Clocks of two workers differ by a little; more than that is a forgery.
         return -1.0 <= time.time() - written < self.settings.pin_seconds
 
-    def finish(self, _: Flask, response: Response, **__: object) -> None:
-        """Set the pin, if this request wrote; nothing of it can fail the response."""
-        state = self.request_state()
-        if state is None:
-            return
-        if state.wrote_at is not None and self.settings.pin_seconds:
-            try:
-                self.pins.remember_write(response, state.wrote_at)
-            except Exception:
-                logger.exception("the write of this request could not be remembered")
-        state.answered = True
+    def middleware(self, wsgi_app: WSGIApplication) -> WSGIApplication:
+        """Wrap an application so that its responses carry pins.
+
+        Here and not in an ``after_request`` function or a signal: this is later
+        than either, so every write before the headers leave is seen, and Flask
+        asks of neither whether it is a coroutine, at each request.
+        """
+
+        def app(environ: WSGIEnvironment, start_response: StartResponse) -> Any:
+            def start(status: str, headers: Headers, *exc_info: Any) -> Any:
+                state = self.request_state()
+                if state is not None:
+                    state.answered = True
+                    if state.wrote_at is not None and self.settings.pin_seconds:
+                        headers = headers + self._pin(state.wrote_at)
+                return start_response(status, headers, *exc_info)
+
+            return wsgi_app(environ, start)
+
+        return app
+
+    def _pin(self, written: float) -> Headers:
+        """Remember a write; return the headers to send. It cannot fail a response."""
+        response = Response()
+        response.headers.clear()
+        try:
+            self.pins.remember_write(response, written)
+        except Exception:
+            logger.exception("the write of this request could not be remembered")
+        return list(response.headers)
 
     def after_fork(self) -> None:
         """Forget, in a child process, the connections that are the parent's."""
