@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 TEXT_LIMIT = 300
 """Characters of a foreign error's text that :func:`error_text` keeps."""
 
-_URL_PASSWORD = re.compile(r"(://[^\s:/@]*):\S*@")
+_URL_PASSWORD = re.compile(r"(://[^\s:/]*):\S*@")
 _NAMED_PASSWORD = re.compile(
     r"""
-    (\w*(?:password|passwd|pwd|secret|token)\w*
+    (\w*(?:password|passwd|passphrase|pwd|secret|token)\w*
      (?:\s*=\s*|['"]\s*[:=]\s*))       # password=  'password':  "password" =
     (?:'(?:[^'\\]|\\.)*(?:'|$)         # an unfinished quotation hides the rest
      |"(?:[^"\\]|\\.)*(?:"|$)

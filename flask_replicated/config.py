@@ -84,13 +84,18 @@ def read_binds(binds: Collection[str | None], setting: str) -> Binds:
     )
 
 
+_PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
+
+
 def same_database(primary: Engine, master: Engine) -> bool:
     """Whether two engines name one database; drivers and accounts may differ."""
 
     def place(url: URL) -> tuple[object, ...]:
         host = url.query.get("host") or url.host or "localhost"
         host = "localhost" if host in {"127.0.0.1", "::1"} else host
-        return url.get_backend_name(), host, url.port, url.database or None
+        backend = url.get_backend_name()
+        port = url.port or _PORTS.get(backend)
+        return backend, host, port, url.database or None
 
     return place(primary.url) == place(master.url)
 

@@ -17,6 +17,8 @@ from balancers import redact
 
 from .errors import WriteOnReplicaError
 from .failures import refused_as_write
+from .routing import Role
+from .scopes import active_role
 from .sqltext import Kind
 from .transactions import (
     ReadSavepoint,
@@ -99,18 +101,31 @@ class PrimaryConnection(RoutedConnection):
     def _send(self, send: Send, statement: Any, parameters: Any, options: Any) -> Any:
         kind = self.shape.routed.app.classify(statement)
         if kind is not Kind.READ:
-            self._note(kind)
+            self._note(kind, statement)
         return send(statement, parameters, execution_options=options)
 
-    def _note(self, kind: Kind) -> None:
+    def _note(self, kind: Kind, statement: Any) -> None:
+        stands_in = self.shape is not self.shape.routed.primary
+        if stands_in and kind >= Kind.LOCK and active_role() is Role.REPLICA:
+            raise write_refused(statement, "inside using_slave()")
         state = self.shape.routed.app.request_state()
         if state is not None:
             state.latch("this request has written or locked")
         if kind is Kind.WRITE:
             self.wrote = True
-            # In autocommit mode the statement is its own transaction.
-            if self.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+            if self._in_autocommit():  # the statement is its own transaction
                 self.committed()
+
+    def _in_autocommit(self) -> bool:
+        level = self.get_execution_options().get("isolation_level")
+        if level is None:
+            # Newer versions of SQLAlchemy can ask the driver.
+            detect = getattr(self.dialect, "detect_autocommit_setting", None)
+            try:
+                return detect is not None and detect(self.connection.dbapi_connection)
+            except NotImplementedError:
+                return False
+        return bool(level == "AUTOCOMMIT")
 
     def committed(self) -> None:
         """Report that what this transaction wrote is, or may be, visible now."""

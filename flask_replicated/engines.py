@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError  # noqa: A004 - not the built-in one
 
 from balancers.errors import error_text
 
@@ -121,7 +122,10 @@ class ReplicaEngine(_EngineShape):
             permit = self.replicas.permit(member)
             try:
                 connection = ReplicaConnection(member.target)
-            except (DBAPIError, OSError) as error:
+            except TimeoutError as error:  # its pool is exhausted: load, not death
+                causes[member.name] = error_text(error)
+                continue
+            except Exception as error:  # noqa: BLE001 - a creator may raise anything
                 causes[member.name] = self._report(member, error, permit)
                 continue
             self.replicas.succeeded(member, permit)
@@ -160,6 +164,34 @@ class ReplicaEngine(_EngineShape):
             del state.kept[self]
 
 
+class _Alias(_EngineShape):
+    """A real engine under the name of the shape that a caller holds.
+
+    A plain Session keeps its connections by their engines, and looks for them
+    by its bind. For its dictionary the two are equal; everything else is real.
+    """
+
+    def __init__(self, real: Engine, shape: Engine) -> None:
+        self._shape = weakref.ref(shape)
+        self._hash = hash(shape)
+        super().__init__(real)
+
+    def __eq__(self, other: object) -> bool:
+        return other is self or other is self._shape()
+
+    def __hash__(self) -> int:
+        return self._hash
+
+
+class _PrimaryWithOptions(PrimaryEngine):
+    """The primary with execution options of its own, for a caller to hold."""
+
+    def connect(self) -> PrimaryConnection:
+        connection = super().connect()
+        connection.engine = _Alias(self.real, self)
+        return connection
+
+
 class RoutedEngine(_EngineShape):
     """What stands in ``db.engines`` for a bind that has replicas.
 
@@ -178,6 +210,7 @@ class RoutedEngine(_EngineShape):
         self.app = app
         self.primary = PrimaryEngine(real, self)
         self.replicas = ReplicaEngine(replicas, self)
+        self._aliases: dict[Engine, _Alias] = {}
 
     def role(self) -> Role:
         """Return where a read goes now."""
@@ -190,18 +223,35 @@ class RoutedEngine(_EngineShape):
     def connect(self) -> Connection:
         """Connect to the primary or to a replica, whichever a read would use."""
         if self.role() is Role.REPLICA:
-            return self.replicas.connect()
-        return self.primary.connect()
+            return self._named(self.replicas.connect())
+        return self._named(self.primary.connect())
+
+    def _named(self, connection: Connection) -> Connection:
+        real = connection.engine
+        alias = self._aliases.get(real)
+        if alias is None:
+            alias = self._aliases[real] = _Alias(real, self)
+        connection.engine = alias
+        return connection
 
     @contextlib.contextmanager
     def begin(self) -> Iterator[Connection]:
-        """Connect to the primary and begin a transaction."""
-        with self.primary.connect() as connection, connection.begin():
+        """Connect to the primary and begin a transaction.
+
+        Inside ``using_slave()`` it is a replica's, and cannot write.
+        """
+        reads = active_role() is Role.REPLICA
+        shape: Engine = self.replicas if reads else self.primary
+        with shape.connect() as connection, connection.begin():
             yield connection
 
     def execution_options(self, **options: Any) -> PrimaryEngine:  # type: ignore[override]  # an engine all the same
         """Return the primary with execution options of its own."""
-        return PrimaryEngine(self.real.execution_options(**options), self)
+        return _PrimaryWithOptions(self.real.execution_options(**options), self)
+
+    def update_execution_options(self, **options: Any) -> None:
+        """Change the execution options of the primary's engine."""
+        self.real.update_execution_options(**options)
 
     def raw_connection(self) -> PoolProxiedConnection:
         """Return a DBAPI connection to the primary."""

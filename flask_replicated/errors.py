@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sqlalchemy import URL
+
+from balancers import redact
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -33,10 +37,13 @@ class ConfigurationError(ReplicatedError, ValueError):
     """
 
     def __init__(self, key: str, value: object, remedy: str) -> None:
+        # What is kept is what is shown: an error may be pickled and sent away.
+        if isinstance(value, str | URL):
+            value = redact(str(value))
         self.key = key
         self.value = value
-        self.remedy = remedy
-        super().__init__(key, value, remedy)
+        self.remedy = redact(remedy)
+        super().__init__(key, self.value, self.remedy)
 
     def __str__(self) -> str:
         return f"{self.key} = {self.value!r}: {self.remedy}"

@@ -142,7 +142,7 @@ def _settle_primary(front: Front, binds: Binds) -> None:
         if not same_database(default, engines[name]):
             raise ConfigurationError(
                 f"{front.setting}[{name!r}]",
-                engines[name].url,  # its repr masks the password
+                engines[name].url,
                 f"must name the database of {front.primary} = {default.url!r}; remove "
                 "one of the two.",
             )

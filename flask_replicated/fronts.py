@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from .errors import ConfigurationError
 from .session import routed_session_class
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 
     from flask import Flask
     from sqlalchemy import Engine
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
     from .config import Binds
     from .engines import RoutedEngine
@@ -116,6 +116,9 @@ class _AsyncLite(Front):
         }
 
     def route(self, routes: Mapping[str | None, RoutedEngine]) -> None:
+        # Only here: without async engines nobody need have greenlet.
+        from sqlalchemy.ext.asyncio import AsyncEngine  # noqa: PLC0415
+
         by_real = {}
         for name, routed in routes.items():
             by_real[self._async_engines[name]] = AsyncEngine(routed)

@@ -1,7 +1,7 @@
 """What a statement or a model says about itself.
 
-``execution_options(replicated='master')`` on a statement, and ``__replicated__ =
-'master'`` on a model; both also take ``'slave'``.
+``execution_options(replicated='master')`` or ``'slave'`` on a statement, and
+``__replicated__ = 'master'`` on a model.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from sqlalchemy import Select
 from sqlalchemy.orm import UserDefinedOption
 
 from .errors import ConfigurationError
-from .routing import MARK, Role
+from .routing import MARK, ROLES, Role
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,12 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["carrying", "preference", "wanted_role"]
 
 _OPTION = "replicated"
-_ROLES = {
-    "master": Role.PRIMARY,
-    "primary": Role.PRIMARY,
-    "slave": Role.REPLICA,
-    "replica": Role.REPLICA,
-}
 
 
 class _Carried(UserDefinedOption):
@@ -36,7 +30,7 @@ class _Carried(UserDefinedOption):
 
 def _role(key: str, value: object) -> Role:
     try:
-        return _ROLES[str(value)]
+        return ROLES[str(value)]
     except KeyError:
         raise ConfigurationError(key, value, "must be 'master' or 'slave'.") from None
 
@@ -70,12 +64,17 @@ def carrying(statement: Any, role: Role) -> Any:
 
 
 def preference(mapper: Any) -> Role | None:
-    """Return what a mapped class prefers for its reads, or None.
+    """Return the primary if a mapped class must never be read stale, or None.
 
     Raises:
-        ConfigurationError: ``__replicated__`` is neither ``'master'`` nor
-            ``'slave'``.
+        ConfigurationError: ``__replicated__`` is anything but ``'master'``.
     """
     model = getattr(mapper, "class_", mapper)
     value = getattr(model, MARK, None)
-    return None if value is None else _role(f"{model.__name__}.{MARK}", value)
+    if value is None:
+        return None
+    if ROLES.get(value) is not Role.PRIMARY:
+        raise ConfigurationError(
+            f"{model.__name__}.{MARK}", value, "a model may only say 'master'."
+        )
+    return Role.PRIMARY

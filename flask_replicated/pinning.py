@@ -80,7 +80,7 @@ class CookiePins:
         serializer = self._serializer()
         try:
             written = float(serializer.loads(value) if serializer else value)
-        except (BadData, ValueError, TypeError):
+        except (BadData, ValueError, TypeError, OverflowError):
             return None
         return written if math.isfinite(written) else None
 

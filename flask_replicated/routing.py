@@ -8,7 +8,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple
 
-__all__ = ["MARK", "Decision", "Role", "decide", "marked_role"]
+__all__ = ["MARK", "ROLES", "Decision", "Role", "decide", "marked_role"]
 
 MARK = "__replicated__"
 """The attribute under which a decorator leaves its role on a function."""
@@ -19,6 +19,15 @@ class Role(Enum):
 
     PRIMARY = "primary"
     REPLICA = "replica"
+
+
+ROLES = {
+    "master": Role.PRIMARY,
+    "primary": Role.PRIMARY,
+    "slave": Role.REPLICA,
+    "replica": Role.REPLICA,
+}
+"""What a role may be called in code."""
 
 
 class Decision(NamedTuple):
@@ -92,6 +101,8 @@ def marked_role(view: object, method: str) -> Role | None:
         handler = getattr(cls, "get", None)
     for candidate in (handler, view):
         role = getattr(candidate, MARK, None)
+        if isinstance(role, str):
+            role = ROLES.get(role)
         if isinstance(role, Role):
             return role
     return None

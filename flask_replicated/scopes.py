@@ -14,8 +14,10 @@ import threading
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar, cast
 
+from flask import has_request_context
+
 from .routing import MARK, Role
-from .state import current_request_state
+from .state import current_request_state, this_request
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -37,7 +39,9 @@ R = TypeVar("R")
 
 class _Block(NamedTuple):
     role: Role
+    maker: Using
     owner: object
+    request: object
     outer: _Block | None
 
 
@@ -51,18 +55,28 @@ def _owner() -> object:
         task = asyncio.current_task()
     except RuntimeError:  # no event loop runs in this thread
         task = None
-    return threading.get_ident() if task is None else task
+    return task or threading.current_thread()
+
+
+def _request() -> object:
+    return this_request() if has_request_context() else None
 
 
 def active_role() -> Role | None:
-    """Return what the innermost block of this thread or task asks for."""
+    """Return what the innermost block of this thread or task asks for.
+
+    A block that was opened in a request ends with it at the latest: one in a
+    generator that nobody finishes must not reach the next request.
+    """
     block = current_block.get()
     if block is None:
         return None
-    owner = _owner()
-    while block is not None and block.owner != owner:
+    owner, request = _owner(), _request()
+    while block is not None:
+        if block.owner is owner and block.request in (None, request):
+            return block.role
         block = block.outer
-    return None if block is None else block.role
+    return None
 
 
 class Using:
@@ -76,15 +90,30 @@ class Using:
         self._role = role
 
     def __enter__(self) -> None:
-        current_block.set(_Block(self._role, _owner(), current_block.get()))
+        outer = current_block.get()
+        current_block.set(_Block(self._role, self, _owner(), _request(), outer))
 
     def __exit__(self, *_: object) -> None:
-        block = current_block.get()
-        if block is not None:
-            current_block.set(block.outer)
+        current_block.set(_without(current_block.get(), self))
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+        if _steps(function):
+            raise TypeError(
+                f"{function!r} is a generator: it runs when its caller asks, outside "
+                "this block. Open the block inside it, around each query."
+            )
         return _around(function, lambda: self)
+
+
+def _without(block: _Block | None, maker: Using) -> _Block | None:
+    """Take out the innermost block of one maker; blocks may end out of order."""
+    if block is None or block.maker is maker:
+        return None if block is None else block.outer
+    return block._replace(outer=_without(block.outer, maker))
+
+
+def _steps(function: object) -> bool:
+    return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
 
 
 def using_master() -> Using:
@@ -110,7 +139,16 @@ def using_slave() -> Using:
 def _around(
     function: Callable[P, R], block: Callable[[], AbstractContextManager[None]]
 ) -> Callable[P, R]:
-    """Wrap a function, plain or ``async``, so that it runs inside a block."""
+    """Wrap a function, plain or ``async``, so that it runs inside a block.
+
+    Raises:
+        TypeError: It is no function.
+    """
+    if inspect.isclass(function) or not callable(function):
+        raise TypeError(
+            f"{function!r} is no function; for a class-based view set "
+            "decorators = [...] on it, or decorate its methods."
+        )
     if inspect.iscoroutinefunction(function):
         call = cast("Callable[P, Awaitable[Any]]", function)
 

@@ -20,7 +20,7 @@ from .engines import RoutedEngine
 from .errors import WriteOnReplicaError
 from .options import carrying, preference, wanted_role
 from .routing import Role
-from .scopes import Using, active_role, current_block
+from .scopes import active_role, current_block
 from .sqltext import Kind
 from .state import current_app_state, this_request
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from .engines import PrimaryEngine, ReplicaEngine
-    from .state import AppState, RequestState
+    from .state import RequestState
 
 __all__ = ["RoutedSession", "routed_session_class"]
 
@@ -39,6 +39,7 @@ __all__ = ["RoutedSession", "routed_session_class"]
 _READ = Kind.READ
 _REPLICA = Role.REPLICA
 _TABLE_OR_DML = (sa.Table, sa.UpdateBase)
+_MANY = 2000
 _EMPTY: dict[Any, Any] = {}  # never written to
 
 
@@ -50,7 +51,6 @@ class RoutedSession(orm.Session):
     """
 
     # What is known once the first statement of a request has come; see _serve().
-    _app: AppState | None = None
     _default: RoutedEngine | None = None
     _request: Request | None = None
     _state: RequestState
@@ -67,6 +67,9 @@ class RoutedSession(orm.Session):
     _primaries: dict[Engine, PrimaryConnection] = _EMPTY
     _reads: dict[Engine, ReplicaConnection] = _EMPTY
     _losses = 0
+
+    # What the statement that is being executed asks for itself.
+    _wanted: Role | None = None
 
     # Whether the class behind this one chooses engines by bind key alone, as
     # Flask-SQLAlchemy's does; then the default bind is known without asking it.
@@ -85,13 +88,15 @@ class RoutedSession(orm.Session):
             WriteOnReplicaError: It writes or locks inside ``using_slave()``.
         """
         if bind is not None:
-            return bind  # type: ignore[no-any-return]  # it is what the caller gave
+            return self._given(bind, mapper, clause)
         # Every statement comes through here, and nearly every one is a read of
         # the default bind in a request. Its way is laid out flat, cheapest
         # questions first: calls would double the price.
         if (
             clause is not None
             and not self._flushing
+            and self._wanted is None
+            and not self._primaries
             and current_block.get() is None
             and has_request_context()
             and (this_request() is self._request or self._serve())
@@ -100,15 +105,24 @@ class RoutedSession(orm.Session):
         ):
             if (self._state.settled or self._state.decision.role) is _REPLICA:
                 return self._lane or self._replicas
-            return self._lanes.get(self._primary, self._primary)
+            return self._primary
         return self._find_bind(mapper, clause, kwargs)
 
+    def _given(
+        self, bind: Engine | sa.Connection, mapper: Any, clause: Any
+    ) -> Engine | sa.Connection:
+        if not isinstance(bind, RoutedEngine):
+            return bind
+        return self._lane_of(bind, self._role(bind, mapper, clause))
+
     def _serve(self) -> bool:
-        """Learn which request this session serves; whether it is one of its app."""
-        app = self._app = self._app or current_app_state()
+        """Learn which request this session serves; whether it may go the short way."""
+        app = current_app_state()
         default = app.routes.get(None) if app and self._reads_bind_keys else None
         state = app.request_state() if app and default else None
         if app is None or default is None or state is None:
+            return False
+        if self._own_engine() is not default:  # a test has put in another
             return False
         self._default, self._classify = default, app.classify
         self._primary, self._replicas = default.primary, default.replicas
@@ -116,24 +130,29 @@ class RoutedSession(orm.Session):
         self._request, self._state = this_request(), state
         return True
 
+    def _own_engine(self) -> Any:
+        """Return what Flask-SQLAlchemy has for the default bind."""
+        return self._db.engines.get(None)  # type: ignore[attr-defined]  # its session has it
+
     def _is_plain(self, mapper: Any) -> bool:
         """Whether a mapped class is on the default bind and prefers no role."""
         plain = _on_default_bind(mapper, None) and preference(mapper) is None
         if plain:
+            if len(self._plain_mappers) > _MANY:
+                self._plain_mappers.clear()  # a program that makes models as it runs
             self._plain_mappers[mapper] = True
         return plain
 
     def _find_bind(
         self, mapper: Any, clause: Any, kwargs: dict[str, Any]
     ) -> Engine | sa.Connection:
-        routed: Any = self._default
-        if routed is None or not _on_default_bind(mapper, clause):
-            routed = super().get_bind(mapper, clause=clause, **kwargs)
-            if not isinstance(routed, RoutedEngine):
-                return routed  # type: ignore[no-any-return]  # another's engine
-        shape: Engine = routed.primary
-        if self._role(routed, mapper, clause) is _REPLICA:
-            shape = routed.replicas
+        routed = super().get_bind(mapper=mapper, clause=clause, **kwargs)
+        if not isinstance(routed, RoutedEngine):
+            return routed
+        return self._lane_of(routed, self._role(routed, mapper, clause))
+
+    def _lane_of(self, routed: RoutedEngine, role: Role) -> Engine | sa.Connection:
+        shape: Engine = routed.replicas if role is _REPLICA else routed.primary
         return self._lanes.get(shape, shape)
 
     def _role(self, routed: RoutedEngine, mapper: Any, clause: Any) -> Role:
@@ -144,14 +163,18 @@ class RoutedSession(orm.Session):
             # will run is not known.
             kind = Kind.WRITE
         block = active_role()
+        if self._wanted is not None and not self._flushing:
+            block = self._wanted
         if block is not None:
             return self._role_in_block(block, kind, mapper, clause)
         if kind is not Kind.READ:
             return Role.PRIMARY
+        primary = self._primaries.get(routed.real)
+        if primary is not None and primary.wrote:
+            return Role.PRIMARY  # its own rows are nowhere else yet
+        if mapper is not None and preference(mapper) is not None:
+            return Role.PRIMARY
         state = routed.app.request_state()
-        preferred = None if mapper is None else preference(mapper)
-        if preferred is not None and not (state and state.latched):
-            return preferred
         return Role.PRIMARY if state is None else state.decision.role
 
     def _role_in_block(self, block: Role, kind: Kind, mapper: Any, clause: Any) -> Role:
@@ -231,10 +254,24 @@ class RoutedSession(orm.Session):
             given = kwargs.get("bind_arguments") or {}
             kwargs["bind_arguments"] = {"clause": statement, **given}
         wanted = wanted_role(statement, kwargs.get("execution_options"))
-        if wanted is None:
+        if wanted is not None:
+            statement = carrying(statement, wanted)
+        if isinstance(statement, sa.UpdateBase):
+            self._latch_early()
+        outer, self._wanted = self._wanted, wanted
+        try:
             return self._survive(run, statement, args, kwargs)
-        with Using(wanted):
-            return self._survive(run, carrying(statement, wanted), args, kwargs)
+        finally:
+            self._wanted = outer
+
+    def _latch_early(self) -> None:
+        """Let a write's own reads, of the rows to change, see the primary."""
+        app = current_app_state()
+        state = (
+            None if app is None or active_role() is not None else app.request_state()
+        )
+        if state is not None:
+            state.latch("this request has written or locked")
 
     def _survive(
         self,
@@ -264,7 +301,7 @@ class RoutedSession(orm.Session):
         Only where it was the first statement there: nothing was seen yet.
         """
         read = next((r for r in self._reads.values() if r.refused), None)
-        if read is None or read.used or active_role() is Role.REPLICA:
+        if read is None or read.used or _REPLICA in (active_role(), self._wanted):
             return False
         self._continue_on_primary(read, "a replica has refused its write")
         return True
@@ -316,6 +353,8 @@ def _note_connection(
     session._note(connection)  # noqa: SLF001 - a listener of this class
 
 
+# The end is where it belongs; the beginning is for an end that an error skipped.
+@event.listens_for(RoutedSession, "after_transaction_create")
 @event.listens_for(RoutedSession, "after_transaction_end")
 def _forget_connections(
     session: RoutedSession, transaction: orm.SessionTransaction

@@ -12,6 +12,7 @@ import os
 import time
 import weakref
 from collections import Counter
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -109,9 +110,11 @@ class AppState:
     def decide(self, state: RequestState) -> Decision:
         """Decide where the reads of the running request go."""
         current = this_request()
-        endpoint, method = current.endpoint, current.method
+        endpoint, method, rule = current.endpoint, current.method, current.url_rule
         if (
             endpoint is None
+            or rule is None
+            or rule.methods is None
             or state.latched is not None
             or state.marked is not None
             or self.settings.is_read is not None
@@ -119,7 +122,7 @@ class AppState:
         ):
             return self._decide(state, current)
         # What the view and the method say never changes. The keys are bounded:
-        # a request has an endpoint only if one of its rules takes the method.
+        # a rule that lists its methods takes no other.
         decision = self._decisions.get((endpoint, method))
         if decision is None:
             decision = self._decide(state, current, pinned=False)
@@ -232,6 +235,9 @@ if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_after_fork)
 
 
+_UNDECIDED = Decision(Role.PRIMARY, "nothing is decided yet")
+
+
 class RequestState:
     """What one request has done so far.
 
@@ -248,6 +254,7 @@ class RequestState:
 
     __slots__ = (
         "__weakref__",
+        "_deciding",
         "_decision",
         "answered",
         "app",
@@ -261,6 +268,7 @@ class RequestState:
     def __init__(self, app: AppState) -> None:
         self.app = app
         self._decision: Decision | None = None
+        self._deciding: int | None = None
         self.settled: Role | None = None
         self.latched: str | None = None
         self.marked: Role | None = None
@@ -272,9 +280,20 @@ class RequestState:
     def decision(self) -> Decision:
         """Where this request's reads go now, and why; made once, lazily."""
         decision = self._decision
-        if decision is None:
-            decision = self._decision = self.app.decide(self)
-            self.settled = decision.role
+        while decision is None:
+            if self._deciding == get_ident():
+                # REPLICATED_IS_READ reads from the database itself.
+                return _UNDECIDED
+            asked = self.latched, self.marked
+            self._deciding = get_ident()
+            try:
+                decision = self.app.decide(self)
+            finally:
+                self._deciding = None
+            self._decision, self.settled = decision, decision.role
+            if asked != (self.latched, self.marked):
+                # Another thread of this request has written meanwhile.
+                decision = self._decision = self.settled = None
         return decision
 
     def latch(self, reason: str) -> None:

@@ -7,6 +7,7 @@ or the primary's commit would happen by chance.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, cast
 
 from sqlalchemy import (
@@ -15,10 +16,11 @@ from sqlalchemy import (
     Transaction,
     TwoPhaseTransaction,
 )
-from sqlalchemy.exc import DBAPIError
 
 if TYPE_CHECKING:
     from .connections import PrimaryConnection
+
+logger = logging.getLogger("flask_replicated")
 
 __all__ = [
     "ReadSavepoint",
@@ -38,10 +40,10 @@ class _Reported(Transaction):
         connection = cast("PrimaryConnection", self.connection)
         try:
             super().commit()
-        except DBAPIError as error:
-            # Lost while committing: it may have happened, so the client must
-            # be able to see it.
-            if error.connection_invalidated:
+        except BaseException:
+            # Lost or interrupted while committing: it may have happened, so the
+            # client must be able to see it.
+            if connection.invalidated:
                 connection.committed()
             raise
         connection.committed()
@@ -75,14 +77,14 @@ class _Harmless(Transaction):
     def rollback(self) -> None:
         try:
             super().rollback()
-        except DBAPIError:
-            pass  # the connection was lost; SQLAlchemy has discarded it
+        except Exception:
+            logger.debug("a read did not end well", exc_info=True)
 
     def close(self) -> None:
         try:
             super().close()
-        except DBAPIError:
-            pass  # the same
+        except Exception:
+            logger.debug("a read did not end well", exc_info=True)
 
 
 class ReadTransaction(_Harmless, RootTransaction):
@@ -115,5 +117,5 @@ class ReadSavepoint(_Harmless, NestedTransaction):
         """Release the savepoint, if the connection is still there."""
         try:
             NestedTransaction.commit(self)
-        except DBAPIError:
-            pass  # the connection was lost, and the savepoint with it
+        except Exception:
+            logger.debug("a savepoint of reads did not end well", exc_info=True)

@@ -186,9 +186,10 @@ class TestWaysToWrite:
     def test_object_from_a_replica(self, site: Site) -> None:
         """An object that a replica gave is changed on the primary."""
         for name in ("master", *REPLICAS):
-            with sa.create_engine(f"sqlite:///{site.folder}/{name}.db").begin() as made:
+            engine = sa.create_engine(f"sqlite:///{site.folder}/{name}.db")
+            with engine.begin() as made:
                 made.exec_driver_sql("INSERT INTO entry VALUES (7, 'old')")
-                made.engine.dispose()
+            engine.dispose()
 
         def change() -> str:
             entry = site.db.session.get_one(site.entry, 7)

@@ -42,7 +42,7 @@ class Unprintable(Exception):  # noqa: N818 - a test's own
         raise RuntimeError("no")
 
 
-@pytest.mark.parametrize("error", ERRORS, ids=repr)
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_every_error_pickles(error: BalancerError) -> None:
     """An error comes back from pickling with its type, message and data."""
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
