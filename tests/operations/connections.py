@@ -70,7 +70,7 @@ def engines_read(w: World) -> object:
 
 @operation("`db.engine.begin()`, then a read")
 def begin_read(w: World) -> object:
-    """A transaction that commits by itself announces a write."""
+    """A block that ends with a commit announces a write; `using_slave()` forbids it."""
     with w.engine.begin() as connection:
         return connection.execute(select(Author.id)).all()
 

@@ -70,10 +70,9 @@ class Account(Model):
 
 
 class Country(Model):
-    """What hardly ever changes."""
+    """What requests write when it does not matter what."""
 
     __tablename__ = "country"
-    __replicated__ = "slave"
 
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(String(50))

@@ -8,7 +8,7 @@ from sqlalchemy import insert, lambda_stmt, orm, select, text, union
 
 from flask_replicated import using_master
 from tests.operations.catalogue import Section
-from tests.operations.models import Account, Author, Book, Country
+from tests.operations.models import Account, Author, Book
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,16 +105,7 @@ def selectin_master(w: World) -> Iterator[None]:
     w.session.scalars(chosen, execution_options=MASTER).all()
 
 
-@operation(
-    "`execution_options(replicated='slave')` with pending objects",
-    intended=(
-        "primary then replica, latch",
-        "primary then replica",
-        "primary then replica",
-        "primary then replica, latch",
-        "refused",
-    ),
-)
+@operation("`execution_options(replicated='slave')` with pending objects")
 def pending_slave(w: World) -> Iterator[None]:
     """The flush comes first and goes to the primary; only the statement asks."""
     w.session.add(Book(title="pending"))
@@ -195,21 +186,3 @@ def model_flush(w: World) -> None:
     """A flush writes."""
     w.session.add(Account(balance=0, author_id=2))
     w.session.flush()
-
-
-@operation("a model with `__replicated__ = 'slave'`")
-def model_slave(w: World) -> object:
-    """The model asks; a write of the same request is stronger."""
-    return w.session.scalars(select(Country)).all()
-
-
-@operation(
-    "a flush of such a model, then a read of it",
-    intended=("primary, latch", "primary", "primary", "primary, latch", "refused"),
-)
-def slave_flush(w: World) -> object:
-    """A flush writes, and its transaction reads what it wrote."""
-    country = Country(name="new")
-    w.session.add(country)
-    w.session.flush()
-    return w.session.scalars(select(Country.name)).all()

@@ -85,13 +85,13 @@ SECTION.text("VACUUM", "Writes.", on=(SQLITE,))
 SECTION.text("OPTIMIZE TABLE scratch", "Writes.", on=(MARIADB,))
 
 
-@operation("`db.create_all()`")
+@operation("`db.create_all()`, nothing new")
 def create_all(w: World) -> None:
-    """Replicas own no tables."""
+    """Replicas own no tables. It looks what is there over `db.engine.begin()`."""
     db.create_all(bind_key=None)
 
 
-@operation("`metadata.create_all(db.engine)`")
+@operation("`metadata.create_all(db.engine)`, nothing new")
 def metadata_create_all(w: World) -> None:
-    """`create_all()` begins a transaction, which announces a write."""
+    """The same."""
     scratch.metadata.create_all(w.engine)
