@@ -81,3 +81,12 @@ def write_drafts(w: World) -> None:
     """None of this package's business: it neither latches nor pins."""
     w.session.add(Draft(text="new"))
     w.session.flush()
+
+
+@operation(
+    "`insert(Model)` whose `__bind_key__` has no replicas",
+    intended=("its bind",) * 5,
+)
+def insert_drafts(w: World) -> object:
+    """The same."""
+    return w.session.execute(insert(Draft).values(text="new"))
