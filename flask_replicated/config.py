@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from balancers import Weighted, resolve_balancer
+from balancers import BALANCERS, Weighted, resolve_balancer
 from balancers.errors import BalancerError
 
 from .errors import ConfigurationError
@@ -21,6 +22,8 @@ __all__ = ["Binds", "Settings", "read_binds", "read_settings", "same_database"]
 
 PRIMARY_NAMES = ("master", "primary")
 _REPLICA_NAME = re.compile(r"(?:(?P<owner>.+)_)?(?:slave|replica)(?:_\d+)?")
+# Close enough to be meant as a replica of the default bind.
+_LOOKS_LIKE = re.compile(r"(?:slave|replica)s?[-_ ]?\w{0,3}", re.IGNORECASE)
 
 
 class Binds(NamedTuple):
@@ -30,7 +33,8 @@ class Binds(NamedTuple):
         primary: The key that names the primary (``'master'``), or None.
         replicas: Replica keys by the key of the bind that they copy, in the
             order of the configuration; the default bind's under None.
-        orphans: Keys that look like replicas of a bind that does not exist.
+        orphans: Keys that look like replicas and are none: nearly the right
+            name, or a copy of a bind that does not exist.
     """
 
     primary: str | None
@@ -68,7 +72,11 @@ def read_binds(binds: Collection[str | None], setting: str) -> Binds:
     orphans = []
     for name in binds:
         match = _REPLICA_NAME.fullmatch(name) if name else None
-        if name is None or match is None:
+        if name is None:
+            continue
+        if match is None:
+            if _LOOKS_LIKE.fullmatch(name):
+                orphans.append(name)
             continue
         owner = match["owner"]
         if owner in PRIMARY_NAMES:
@@ -139,6 +147,7 @@ class Settings:
 
 
 _DEFAULTS: Mapping[str, Any] = {
+    "AUTO_READ_ON_SLAVE": True,
     "REPLICATED_BALANCER": "round_robin",
     "REPLICATED_BREAKER_MAX_RESET": 30,
     "REPLICATED_BREAKER_RESET": 1,
@@ -182,10 +191,10 @@ def read_settings(
         balancer=_balancer(config, weights),
         weights=weights,
         readonly_methods=_methods(config, methods),
-        read_on_replica=_boolean(config, "AUTO_READ_ON_SLAVE", default=True),
+        read_on_replica=_boolean(config, "AUTO_READ_ON_SLAVE"),
         is_read=_callable(config, "REPLICATED_IS_READ"),
         write_functions=_names(config, "REPLICATED_WRITE_FUNCTIONS"),
-        learn_writers=_boolean(config, "REPLICATED_LEARN_WRITERS", default=True),
+        learn_writers=_boolean(config, "REPLICATED_LEARN_WRITERS"),
         pin_seconds=_number(config, "REPLICATED_PIN_SECONDS"),
         pin_cookie=_name(config, "REPLICATED_PIN_COOKIE"),
         fall_back=_choice(config, "REPLICATED_FALLBACK", "master", "error") == "master",
@@ -198,8 +207,12 @@ def read_settings(
 
 def _refuse_unknown(config: Mapping[str, Any]) -> None:
     for key in config:
-        if key.startswith("REPLICATED_") and key not in _DEFAULTS:
-            close = difflib.get_close_matches(key, _DEFAULTS, n=1)
+        ours = key.startswith(("REPLICATED_", "AUTO_READ_ON"))
+        if ours and key not in _DEFAULTS:
+            bare = key.removeprefix("REPLICATED_")
+            close = difflib.get_close_matches(
+                key if bare not in _DEFAULTS else bare, _DEFAULTS, n=1
+            )
             hint = f"did you mean {close[0]}? " if close else ""
             known = ", ".join(sorted(_DEFAULTS))
             raise ConfigurationError(
@@ -228,8 +241,8 @@ def _count(config: Mapping[str, Any], key: str) -> int:
     return value
 
 
-def _boolean(config: Mapping[str, Any], key: str, *, default: bool) -> bool:
-    value = config.get(key, default)
+def _boolean(config: Mapping[str, Any], key: str) -> bool:
+    value = _get(config, key)
     if not isinstance(value, bool):
         raise ConfigurationError(key, value, "must be True or False.")
     return value
@@ -249,6 +262,13 @@ def _callable(config: Mapping[str, Any], key: str) -> Callable[..., Any] | None:
         raise ConfigurationError(
             key, value, "must be a function of the request: True, False or None."
         )
+    if value is not None:
+        try:
+            inspect.signature(value).bind(object())
+        except TypeError as error:
+            raise ConfigurationError(key, value, "must take the request.") from error
+        except ValueError:
+            pass  # a built-in that does not tell
     return value  # type: ignore[no-any-return]  # callable, as was just seen
 
 
@@ -298,7 +318,9 @@ def _weights(config: Mapping[str, Any], replicas: Collection[str]) -> dict[str, 
             )
         if not isinstance(weight, int) or isinstance(weight, bool) or weight < 0:
             raise ConfigurationError(
-                item, weight, "must be a whole number, 1 or more; 0 takes no traffic."
+                item,
+                weight,
+                "must be a whole number: 0 for no traffic, 1 or more for a share.",
             )
     return dict(value)
 
@@ -313,4 +335,15 @@ def _balancer(
     try:
         return resolve_balancer(value)
     except BalancerError as error:
-        raise ConfigurationError(key, value, f"{error}") from error
+        close = (
+            difflib.get_close_matches(value, BALANCERS, n=1, cutoff=0.4)
+            if (isinstance(value, str))
+            else []
+        )
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ConfigurationError(
+            key,
+            value,
+            f"{hint}It must be {', '.join(map(repr, BALANCERS))}, a dotted path, a "
+            f"class or a callable ({error}).",
+        ) from error

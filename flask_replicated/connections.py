@@ -181,7 +181,11 @@ class ReplicaConnection(RoutedConnection):
             if not refused_as_write(error):
                 raise
             self.refused = True
-            refusal = write_refused(statement, f"{self.member.name!r} refused it")
+            refusal = write_refused(
+                statement,
+                f"{self.member.name!r} refused it; REPLICATED_WRITE_FUNCTIONS may name "
+                "the function that writes",
+            )
             app.learn_writer(refusal)
             raise refusal from error
         self.used = True

@@ -106,6 +106,7 @@ class ReplicaEngine(_EngineShape):
     def __init__(self, replicas: Pool[Engine], routed: RoutedEngine) -> None:
         self.replicas = replicas
         self.routed = routed
+        self._all_out = False
         super().__init__(replicas.members[0].target)
 
     def connect(self) -> Connection:
@@ -118,22 +119,37 @@ class ReplicaEngine(_EngineShape):
         state = self.routed.app.request_state()
         kept = None if state is None else state.kept.get(self)
         causes: dict[str, str] = {}
-        for member in self.replicas.candidates(kept):
-            permit = self.replicas.permit(member)
-            try:
-                connection = ReplicaConnection(member.target)
-            except TimeoutError as error:  # its pool is exhausted: load, not death
-                causes[member.name] = error_text(error)
-                continue
-            except Exception as error:  # noqa: BLE001 - a creator may raise anything
-                causes[member.name] = self._report(member, error, permit)
-                continue
-            self.replicas.succeeded(member, permit)
-            connection.shape, connection.member = self, member
-            if state is not None:
-                state.kept[self] = member
-            return connection
+        for picked in self.replicas.candidates(kept):
+            member = picked
+            if state is not None and kept is None and not causes:
+                # Another thread or task of the request may have picked meanwhile.
+                member = state.kept.setdefault(self, picked)
+            connection = self._try(member, causes)
+            if connection is not None:
+                if state is not None:
+                    state.kept[self] = member
+                return connection
         return self._without_replicas(causes, state)
+
+    def _try(
+        self, member: Member[Engine], causes: dict[str, str]
+    ) -> ReplicaConnection | None:
+        """Connect to one replica, or note why not."""
+        permit = self.replicas.permit(member)
+        try:
+            connection = ReplicaConnection(member.target)
+        except TimeoutError as error:  # its pool is exhausted: load, not death
+            causes[member.name] = error_text(error)
+            return None
+        except Exception as error:  # noqa: BLE001 - a creator may raise anything
+            causes[member.name] = self._report(member, error, permit)
+            return None
+        self.replicas.succeeded(member, permit)
+        if self._all_out:
+            self._all_out = False
+            logger.warning("replicas serve reads again")
+        connection.shape, connection.member = self, member
+        return connection
 
     def _report(self, member: Member[Engine], error: Exception, permit: Permit) -> str:
         """Tell the breaker that a connect failed; return why, without passwords."""
@@ -151,6 +167,13 @@ class ReplicaEngine(_EngineShape):
         self, causes: dict[str, str], state: RequestState | None
     ) -> Connection:
         if self.routed.app.settings.fall_back:
+            if not self._all_out:
+                self._all_out = True
+                logger.error(
+                    "every replica is out, and the primary serves their reads "
+                    "(REPLICATED_FALLBACK = 'master'): %s",
+                    self.replicas.causes() | causes,
+                )
             if state is not None:
                 # Once the primary was read, a replica would show an older state.
                 state.latch("every replica is out")

@@ -68,11 +68,16 @@ class WriteOnReplicaError(ReplicatedError):
         super().__init__(statement, view, why)
 
     def __str__(self) -> str:
-        where = f"view {self.view!r}" if self.view else "code outside a request"
+        said = f"to write on a replica ({self.why}): {self.statement}."
+        out = "wrap the write in 'with using_master():' or 'with db.engine.begin():'."
+        if self.view is None:
+            return (
+                f"code outside a request tried {said} Move it out of using_slave(), "
+                f"or {out}"
+            )
         return (
-            f"{where} tried to write on a replica ({self.why}): {self.statement}. "
-            "Mark the view with @changes_database or @use_master_database, or wrap "
-            "the write in 'with using_master():'."
+            f"view {self.view!r} tried {said} Mark the view with @changes_database "
+            f"or @use_master_database, or {out}"
         )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from flask import has_app_context
+
 from .config import Binds, read_binds, read_settings, same_database
 from .errors import ConfigurationError
 from .fronts import Front, fronts_of
@@ -102,7 +104,12 @@ class FlaskReplicated:
 
         Raises:
             ConfigurationError: That bind has no replicas.
+            RuntimeError: There is no application context.
         """
+        if not has_app_context():
+            raise RuntimeError(
+                "pool() needs an application context: with app.app_context(): ..."
+            )
         state = current_app_state()
         routed = state.routes.get(bind_key) if state is not None else None
         if routed is None:
@@ -132,8 +139,9 @@ def _settle_primary(front: Front, binds: Binds) -> None:
     engines, name = front.engines, binds.primary
     for orphan in binds.orphans:
         logger.warning(
-            "%s[%r] looks like a replica of a bind that is not there; it stays an "
-            "ordinary bind.",
+            "%s[%r] is not taken for a replica and stays an ordinary bind: replicas "
+            "are called 'slave', 'slave_1', 'slave_2' ..., and 'x_slave_1' copies a "
+            "bind 'x' that is there.",
             front.setting,
             orphan,
         )

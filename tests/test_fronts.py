@@ -253,7 +253,6 @@ class TestAsyncLite:
         # The sync session's read is over before the file is locked.
         assert async_lite.ask(view) == "replica primary"
 
-    @pytest.mark.xfail(strict=True, reason="they pick before one of them has connected")
     def test_tasks(self, async_lite: Lite) -> None:
         """Sessions of several tasks share the request's replica."""
 
