@@ -20,6 +20,7 @@ from .failures import refused_as_write
 from .routing import Role
 from .scopes import active_role
 from .sqltext import Kind
+from .state import NO_ENDPOINT
 from .transactions import (
     ReadSavepoint,
     ReadTransaction,
@@ -235,5 +236,5 @@ def write_refused(statement: object, why: str) -> WriteOnReplicaError:
     text = redact(" ".join(str(statement).split()))
     if len(text) > _SHOWN:
         text = f"{text[: _SHOWN - 1]}…"
-    view = request.endpoint if has_request_context() else None
+    view = (request.endpoint or NO_ENDPOINT) if has_request_context() else None
     return WriteOnReplicaError(text, view, why)

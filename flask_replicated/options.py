@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Select
 from sqlalchemy.orm import UserDefinedOption
+from sqlalchemy.sql.cache_key import HasCacheKey
+from sqlalchemy.sql.visitors import InternalTraversal
 
 from .errors import ConfigurationError
 from .routing import MARK, ROLES, Role
@@ -22,10 +24,15 @@ __all__ = ["carrying", "preference", "wanted_role"]
 _OPTION = "replicated"
 
 
-class _Carried(UserDefinedOption):
-    """A statement's role, which the objects it loads keep for their own loads."""
+class _Carried(HasCacheKey, UserDefinedOption):
+    """A statement's role, which the objects it loads keep for their own loads.
+
+    It is part of the statement's cache key: what is loaded along with the objects
+    is compiled once, options included.
+    """
 
     propagate_to_loaders = True
+    _cache_key_traversal = [("payload", InternalTraversal.dp_plain_obj)]  # noqa: RUF012 - SQLAlchemy's own form
 
 
 def _role(key: str, value: object) -> Role:

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from flask import has_request_context
 from flask_sqlalchemy.session import Session as FlaskSession
 from sqlalchemy import event, orm
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, UnboundExecutionError
 
 from .connections import PrimaryConnection, ReplicaConnection, write_refused
 from .engines import RoutedEngine
@@ -70,6 +70,9 @@ class RoutedSession(orm.Session):
 
     # What the statement that is being executed asks for itself.
     _wanted: Role | None = None
+
+    # Whether connection() was called, and so nothing is being executed.
+    _connecting = False
 
     # Whether the class behind this one chooses engines by bind key alone, as
     # Flask-SQLAlchemy's does; then the default bind is known without asking it.
@@ -166,7 +169,7 @@ class RoutedSession(orm.Session):
         if self._wanted is not None and not self._flushing:
             block = self._wanted
         if block is not None:
-            return self._role_in_block(block, kind, mapper, clause)
+            return self._role_in_block(block, kind, clause)
         if kind is not Kind.READ:
             return Role.PRIMARY
         primary = self._primaries.get(routed.real)
@@ -177,9 +180,9 @@ class RoutedSession(orm.Session):
         state = routed.app.request_state()
         return Role.PRIMARY if state is None else state.decision.role
 
-    def _role_in_block(self, block: Role, kind: Kind, mapper: Any, clause: Any) -> Role:
+    def _role_in_block(self, block: Role, kind: Kind, clause: Any) -> Role:
         if block is Role.REPLICA and kind >= Kind.LOCK:
-            if clause is None and mapper is None and not self._flushing:
+            if self._connecting:
                 return block  # connection(): the connection watches what it is sent
             raise write_refused(
                 "a flush" if clause is None else clause, "inside using_slave()"
@@ -220,7 +223,11 @@ class RoutedSession(orm.Session):
         Without a bind that says otherwise it is the primary's, because nobody
         knows what it is for; the request's reads then stay there.
         """
-        connection = super().connection(*args, **kwargs)
+        self._connecting = True
+        try:
+            connection = super().connection(*args, **kwargs)
+        finally:
+            self._connecting = False
         if isinstance(connection, PrimaryConnection) and active_role() is None:
             state = connection.shape.routed.app.request_state()
             if state is not None and state.decision.role is Role.REPLICA:
@@ -256,22 +263,26 @@ class RoutedSession(orm.Session):
         wanted = wanted_role(statement, kwargs.get("execution_options"))
         if wanted is not None:
             statement = carrying(statement, wanted)
-        if isinstance(statement, sa.UpdateBase):
-            self._latch_early()
+        if isinstance(statement, sa.UpdateBase) and wanted is None:
+            self._latch_early(statement, kwargs.get("bind_arguments"))
         outer, self._wanted = self._wanted, wanted
         try:
             return self._survive(run, statement, args, kwargs)
         finally:
             self._wanted = outer
 
-    def _latch_early(self) -> None:
+    def _latch_early(self, write: sa.UpdateBase, bound: Any) -> None:
         """Let a write's own reads, of the rows to change, see the primary."""
-        app = current_app_state()
-        state = (
-            None if app is None or active_role() is not None else app.request_state()
-        )
-        if state is not None:
-            state.latch("this request has written or locked")
+        if bound or active_role() is not None:
+            return
+        try:
+            routed = super().get_bind(clause=write)
+        except UnboundExecutionError:  # the mapper will tell
+            return
+        if isinstance(routed, RoutedEngine):
+            state = routed.app.request_state()
+            if state is not None:
+                state.latch("this request has written or locked")
 
     def _survive(
         self,

@@ -49,6 +49,9 @@ __all__ = ["AppState", "RequestState", "current_app_state", "current_request_sta
 
 logger = logging.getLogger("flask_replicated")
 
+NO_ENDPOINT = "(no endpoint)"
+"""What a request that matched no route is called."""
+
 STATE = "replicated.state"
 """The key of ``app.extensions`` under which an application's state is kept."""
 
@@ -143,8 +146,7 @@ class AppState:
         return decide(
             latched=state.latched,
             mark=mark,
-            known_writer=self.settings.learn_writers
-            and current.endpoint in self.writers,
+            known_writer=self.settings.learn_writers and self.in_known_writer(),
             pinned=not settled and self._pinned(current) if pinned is None else pinned,
             is_read=None if settled or is_read is None else is_read(current),
             method=current.method,
@@ -172,7 +174,7 @@ class AppState:
         return (
             bool(writers)
             and has_request_context()
-            and (this_request().endpoint in writers)
+            and ((this_request().endpoint or NO_ENDPOINT) in writers)
         )
 
     def _pinned(self, current: Request) -> bool:

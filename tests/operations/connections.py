@@ -39,7 +39,6 @@ def driver_sql(w: World) -> object:
 
 @operation(
     "`session.connection(bind_arguments={'mapper': Model})`",
-    intended=("primary, latch", "primary", "primary", "primary", "replica"),
 )
 def mapper_connection(w: World) -> object:
     """The same."""

@@ -93,7 +93,6 @@ def lazy_slave(w: World) -> Iterator[None]:
 
 @operation(
     "`execution_options(replicated='master')` with `selectinload()`",
-    intended=("primary",) * 5,
 )
 def selectin_master(w: World) -> Iterator[None]:
     """The same for its second read, also if the query has run without it before."""
