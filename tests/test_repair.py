@@ -140,7 +140,7 @@ class TestFirstStatement:
         assert sorted(site.entries()) == ["hidden", "pending"]
 
     def test_without_an_endpoint(self, site: Site) -> None:
-        """A write in the page for unknown URLs is repaired, and counted under no name."""
+        """A write in the page for unknown URLs is repaired, and counted apart."""
         site.app.register_error_handler(404, lambda _: slip_and_commit(site))
         assert site.get("/no-such-page") == "master"
         assert site.entries() == ["hidden"]
