@@ -129,6 +129,8 @@ def _route(front: Front, binds: Binds, state: AppState) -> None:
     front.hide(binds)
     if routes:
         front.route(routes)
+    if front.default is None:
+        state.engines = front.engines
     for key, routed in routes.items():
         plain = key == front.default and not front.prefix
         state.routes[None if plain else f"{front.prefix}{key}"] = routed

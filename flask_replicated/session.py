@@ -125,17 +125,13 @@ class RoutedSession(orm.Session):
         state = app.request_state() if app and default else None
         if app is None or default is None or state is None:
             return False
-        if self._own_engine() is not default:  # a test has put in another
+        if app.engines.get(None) is not default:  # a test has put in another
             return False
         self._default, self._classify = default, app.classify
         self._primary, self._replicas = default.primary, default.replicas
         self._plain_mappers = self._plain = app.plain_mappers
         self._request, self._state = this_request(), state
         return True
-
-    def _own_engine(self) -> Any:
-        """Return what Flask-SQLAlchemy has for the default bind."""
-        return self._db.engines.get(None)  # type: ignore[attr-defined]  # its session has it
 
     def _is_plain(self, mapper: Any) -> bool:
         """Whether a mapped class is on the default bind and prefers no role."""
@@ -263,11 +259,17 @@ class RoutedSession(orm.Session):
         wanted = wanted_role(statement, kwargs.get("execution_options"))
         if wanted is not None:
             statement = carrying(statement, wanted)
-        if isinstance(statement, sa.UpdateBase) and wanted is None:
+        elif isinstance(statement, sa.UpdateBase):
             self._latch_early(statement, kwargs.get("bind_arguments"))
         outer, self._wanted = self._wanted, wanted
         try:
-            return self._survive(run, statement, args, kwargs)
+            while True:
+                try:
+                    return run(statement, *args, **kwargs)
+                except (DBAPIError, WriteOnReplicaError) as error:
+                    # Once more elsewhere, if only its replica cannot answer.
+                    if not self._recovers(error):
+                        raise
         finally:
             self._wanted = outer
 
@@ -284,27 +286,15 @@ class RoutedSession(orm.Session):
             if state is not None:
                 state.latch("this request has written or locked")
 
-    def _survive(
-        self,
-        run: Callable[..., Any],
-        statement: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        """Run a statement; once more elsewhere if its replica cannot answer."""
-        while True:
-            try:
-                return run(statement, *args, **kwargs)
-            except WriteOnReplicaError:
-                if not self._repair():
-                    raise
-            except DBAPIError as error:
-                # A primary that is lost may have done what it was asked.
-                lost = next((r for r in self._reads.values() if r.invalidated), None)
-                if lost is None or not error.connection_invalidated:
-                    raise
-                if not self._leave(lost):
-                    raise
+    def _recovers(self, error: DBAPIError | WriteOnReplicaError) -> bool:
+        """Turn away from a replica that cannot answer; whether another server may."""
+        if isinstance(error, WriteOnReplicaError):
+            return self._repair()
+        lost = next((r for r in self._reads.values() if r.invalidated), None)
+        # A primary that is lost may have done what it was asked.
+        if lost is None or not error.connection_invalidated:
+            return False
+        return self._leave(lost)
 
     def _repair(self) -> bool:
         """Turn to the primary after a write that only the replica recognised.

@@ -12,6 +12,7 @@ import os
 import time
 import weakref
 from collections import Counter
+from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -30,7 +31,7 @@ from .routing import Decision, Role, decide, marked_role
 from .statements import Classifier
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
     from flask.ctx import RequestContext
@@ -59,6 +60,11 @@ STATE = "replicated.state"
 # the request.
 _ATTRIBUTE = "_replicated_state"
 
+# In the WSGI environment: whether the request has written, and whether its
+# response has left. One key there is cheaper than to look for the request.
+_WROTE = "flask_replicated.wrote"
+_ANSWERED = "flask_replicated.answered"
+
 # LocalProxy's documented way to the object itself, bound once.
 this_app: Callable[[], Flask] = current_app._get_current_object  # type: ignore[attr-defined]  # noqa: SLF001 - the proxy's documented method is not in its type
 this_context: Callable[[], RequestContext] = request_ctx._get_current_object  # type: ignore[attr-defined]  # noqa: SLF001 - the same
@@ -76,6 +82,7 @@ class AppState:
         settings: The application's settings.
         pins: Where clients' writes are remembered.
         routes: The routed engines by bind key, the default under None.
+        engines: What Flask-SQLAlchemy has by bind key; a test may put in others.
         classify: Tells what a statement does.
         plain_mappers: Mapped classes on the default bind that prefer no role.
         writers: How often a replica has refused a write, by endpoint.
@@ -90,6 +97,7 @@ class AppState:
         self.settings = settings
         self.pins = pins
         self.routes: dict[str | None, RoutedEngine] = {}
+        self.engines: Mapping[str | None, object] = {}
         self.classify = Classifier(settings.write_functions).kind
         self.plain_mappers: dict[Any, bool] = {}
         self.writers: Counter[str] = Counter()
@@ -195,17 +203,24 @@ class AppState:
         """
 
         def app(environ: WSGIEnvironment, start_response: StartResponse) -> Any:
-            def start(status: str, headers: Headers, *exc_info: Any) -> Any:
-                state = self.request_state()
-                if state is not None:
-                    state.answered = True
-                    if state.wrote_at is not None and self.settings.pin_seconds:
-                        headers = headers + self._pin(state.wrote_at)
-                return start_response(status, headers, *exc_info)
-
-            return wsgi_app(environ, start)
+            return wsgi_app(environ, partial(self._start, environ, start_response))
 
         return app
+
+    def _start(
+        self,
+        environ: WSGIEnvironment,
+        start_response: StartResponse,
+        status: str,
+        headers: Headers,
+        *exc_info: Any,
+    ) -> Any:
+        """Start a response, with the pin if its request wrote."""
+        environ[_ANSWERED] = True
+        state = self.request_state() if _WROTE in environ else None
+        if state and state.wrote_at is not None and self.settings.pin_seconds:
+            headers = headers + self._pin(state.wrote_at)
+        return start_response(status, headers, *exc_info)
 
     def _pin(self, written: float) -> Headers:
         """Remember a write; return the headers to send. It cannot fail a response."""
@@ -251,14 +266,12 @@ class RequestState:
         kept: The replica that serves this request, for each pool.
         wrote_at: When the request last committed a write, in seconds of Unix
             time, or None.
-        answered: Whether the response has left; a pin can no longer be set.
     """
 
     __slots__ = (
         "__weakref__",
         "_deciding",
         "_decision",
-        "answered",
         "app",
         "kept",
         "latched",
@@ -276,7 +289,6 @@ class RequestState:
         self.marked: Role | None = None
         self.kept: dict[ReplicaEngine, Member[Engine]] = {}
         self.wrote_at: float | None = None
-        self.answered = False
 
     @property
     def decision(self) -> Decision:
@@ -312,12 +324,16 @@ class RequestState:
     def committed(self) -> None:
         """Note that a write of this request is now visible to others."""
         self.wrote_at = time.time()
-        if self.answered and self.app.settings.pin_seconds:
+        if not has_request_context():
+            return
+        environ = this_request().environ
+        environ[_WROTE] = True
+        if _ANSWERED in environ and self.app.settings.pin_seconds:
             logger.warning(
                 "endpoint %r committed a write after its response had left: its "
                 "client is not pinned to the primary and may not see that write. "
                 "Write before the response is returned.",
-                this_request().endpoint if has_request_context() else None,
+                this_request().endpoint,
             )
 
 
