@@ -7,8 +7,9 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from flask import Flask
+from flask import Flask, render_template
 from flask_sqlalchemy import SQLAlchemy
+from jinja2 import DictLoader
 from sqlalchemy.orm import Mapped, mapped_column
 from werkzeug.test import EnvironBuilder
 
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
 __all__ = ["NotesApp", "sqlite_apps"]
 
 ROWS = 100
+PAGE = """<!doctype html><title>Notes</title><h1>Notes</h1>
+<ul>
+{% for note in notes %}
+  <li><a href="{{ url_for('show', number=note.id) }}">{{ note.text }}</a>
+{% endfor %}
+</ul>
+"""
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,8 @@ class NotesApp:
     """An application that shows notes as JSON.
 
     Attributes:
-        app: The application; ``/notes/<id>`` reads one row by its primary key.
+        app: The application; ``/notes/<id>`` reads one row by its primary key,
+            ``/notes`` renders a page of twenty.
         db: Its Flask-SQLAlchemy object.
         note: Its one model.
     """
@@ -62,6 +71,12 @@ class NotesApp:
             note = db.get_or_404(Note, number)
             return {"id": note.id, "text": note.text}
 
+        @app.get("/notes")
+        def page() -> str:
+            recent = db.select(Note).order_by(Note.id.desc()).limit(20)
+            return render_template("notes.html", notes=db.session.scalars(recent))
+
+        app.jinja_loader = DictLoader({"notes.html": PAGE})
         if replicas:
             FlaskReplicated(app)
         return cls(app, db, Note)
@@ -88,9 +103,9 @@ class NotesApp:
         context.run(self.app.test_request_context("/notes/1").push)
         return context
 
-    def environ(self) -> dict[str, Any]:
+    def environ(self, path: str) -> dict[str, Any]:
         """Return what a WSGI server hands over for one GET."""
-        return EnvironBuilder(path="/notes/42").get_environ()
+        return EnvironBuilder(path=path).get_environ()
 
 
 def sqlite_apps(folder: Path) -> tuple[NotesApp, NotesApp]:
