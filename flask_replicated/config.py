@@ -1,4 +1,4 @@
-"""From ``app.config`` to frozen settings; every configuration error is born here."""
+"""From ``app.config`` to frozen settings, and from bind names to servers."""
 
 from __future__ import annotations
 
@@ -70,21 +70,15 @@ def read_binds(binds: Collection[str | None], setting: str) -> Binds:
         )
     replicas: dict[str | None, list[str]] = {}
     orphans = []
-    for name in binds:
-        match = _REPLICA_NAME.fullmatch(name) if name else None
-        if name is None:
-            continue
-        if match is None:
-            if _LOOKS_LIKE.fullmatch(name):
-                orphans.append(name)
-            continue
-        owner = match["owner"]
+    for name in filter(None, binds):
+        match = _REPLICA_NAME.fullmatch(name)
+        owner = match["owner"] if match else None
         if owner in PRIMARY_NAMES:
             owner = None
-        if owner is not None and owner not in binds:
-            orphans.append(name)
-        else:
+        if match and (owner is None or owner in binds):
             replicas.setdefault(owner, []).append(name)
+        elif match or _LOOKS_LIKE.fullmatch(name):
+            orphans.append(name)
     return Binds(
         primary=primaries[0] if primaries else None,
         replicas={owner: tuple(names) for owner, names in replicas.items()},

@@ -17,7 +17,7 @@ from balancers import redact
 
 from .errors import WriteOnReplicaError
 from .failures import refused_as_write
-from .routing import Role
+from .routing import WROTE, Role
 from .scopes import active_role
 from .sqltext import Kind
 from .state import NO_ENDPOINT
@@ -47,7 +47,12 @@ if TYPE_CHECKING:
 
     Send: TypeAlias = Callable[..., Any]
 
-__all__ = ["PrimaryConnection", "ReplicaConnection", "RoutedConnection"]
+__all__ = [
+    "PrimaryConnection",
+    "ReplicaConnection",
+    "RoutedConnection",
+    "write_refused",
+]
 
 
 class RoutedConnection(Connection):
@@ -109,9 +114,7 @@ class PrimaryConnection(RoutedConnection):
         stands_in = self.shape is not self.shape.routed.primary
         if stands_in and kind >= Kind.LOCK and active_role() is Role.REPLICA:
             raise write_refused(statement, "inside using_slave()")
-        state = self.shape.routed.app.request_state()
-        if state is not None:
-            state.latch("this request has written or locked")
+        self.shape.routed.app.latch(WROTE)
         if kind is Kind.WRITE:
             self.wrote = True
             if self._in_autocommit():  # the statement is its own transaction

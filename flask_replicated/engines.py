@@ -220,7 +220,8 @@ class RoutedEngine(_EngineShape):
 
     ``connect()`` goes where a read of the running request would go, and to the
     primary outside a request. ``begin()`` announces a write; ``raw_connection()``
-    and ``execution_options()`` do not tell; all three mean the primary.
+    and ``execution_options()`` do not tell; so all three mean the primary. Only
+    ``begin()`` inside ``using_slave()`` is a replica's.
 
     Attributes:
         app: The application's state.
@@ -240,8 +241,7 @@ class RoutedEngine(_EngineShape):
         role = active_role()
         if role is not None:
             return role
-        state = self.app.request_state()
-        return Role.PRIMARY if state is None else state.decision.role
+        return self.app.role()
 
     def connect(self) -> Connection:
         """Connect to the primary or to a replica, whichever a read would use."""

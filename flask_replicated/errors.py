@@ -58,7 +58,8 @@ class WriteOnReplicaError(ReplicatedError):
     Attributes:
         statement: The beginning of the statement, without its parameters.
         view: The endpoint that was running, or None outside a request.
-        why: What had sent this connection to a replica.
+        why: What refused it: the block or option that asked for a replica, the
+            connection to one, or the replica's server.
     """
 
     def __init__(self, statement: str, view: str | None, why: str) -> None:
@@ -72,7 +73,7 @@ class WriteOnReplicaError(ReplicatedError):
         out = "wrap the write in 'with using_master():' or 'with db.engine.begin():'."
         if self.view is None:
             return (
-                f"code outside a request tried {said} Move it out of using_slave(), "
+                f"code outside a request tried {said} Ask for no replica there, "
                 f"or {out}"
             )
         return (

@@ -10,7 +10,7 @@ from flask import has_app_context
 from .config import Binds, read_binds, read_settings, same_database
 from .errors import ConfigurationError
 from .fronts import Front, fronts_of
-from .pinning import CookiePins
+from .pinning import pin_responses
 from .pools import routed_engine
 from .state import STATE, AppState, current_app_state
 
@@ -72,13 +72,11 @@ class FlaskReplicated:
         binds = [read_binds(front.engines, front.setting) for front in fronts]
         names = [name for found in binds for name in found.replica_names()]
         settings = read_settings(app.config, self.READONLY_METHODS, names)
-        state = AppState(
-            settings, CookiePins(settings.pin_cookie, settings.pin_seconds), app
-        )
+        state = AppState(settings, app)
         for front, found in zip(fronts, binds, strict=True):
             _route(front, found, state)
         if state.routes:
-            app.wsgi_app = state.middleware(app.wsgi_app)  # type: ignore[assignment,method-assign]  # Flask's documented way
+            app.wsgi_app = pin_responses(app.wsgi_app, state)  # type: ignore[assignment,method-assign]  # Flask's documented way
         else:
             logger.warning(
                 "%s: %s has no 'slave_1': every statement goes to the primary.",
@@ -101,6 +99,8 @@ class FlaskReplicated:
 
         Args:
             bind_key: The bind that they copy; None is the default one.
+                Flask-SQLAlchemy-Lite's async binds are called ``'async default'``,
+                ``'async analytics'``.
 
         Raises:
             ConfigurationError: That bind has no replicas.

@@ -19,7 +19,7 @@ from .routing import MARK, ROLES, Role
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["carrying", "preference", "wanted_role"]
+__all__ = ["carrying", "reads_primary", "wanted_role"]
 
 _OPTION = "replicated"
 
@@ -49,7 +49,7 @@ def wanted_role(statement: Any, options: Mapping[str, Any] | None) -> Role | Non
     those are stronger than what a loaded object carries to its relationships.
 
     Raises:
-        ConfigurationError: The option is neither ``'master'`` nor ``'slave'``.
+        ConfigurationError: The option is no name of a role.
     """
     value = options.get(_OPTION) if options else None
     if value is None:
@@ -70,8 +70,8 @@ def carrying(statement: Any, role: Role) -> Any:
     return statement
 
 
-def preference(mapper: Any) -> Role | None:
-    """Return the primary if a mapped class must never be read stale, or None.
+def reads_primary(mapper: Any) -> bool:
+    """Whether a mapped class must never be read stale.
 
     Raises:
         ConfigurationError: ``__replicated__`` is anything but ``'master'``.
@@ -79,9 +79,9 @@ def preference(mapper: Any) -> Role | None:
     model = getattr(mapper, "class_", mapper)
     value = getattr(model, MARK, None)
     if value is None:
-        return None
+        return False
     if ROLES.get(value) is not Role.PRIMARY:
         raise ConfigurationError(
             f"{model.__name__}.{MARK}", value, "a model may only say 'master'."
         )
-    return Role.PRIMARY
+    return True

@@ -1,17 +1,37 @@
-"""After a write: how a client is remembered until replicas have caught up."""
+"""After a write: how its time is kept with the client, and for how long it counts."""
 
 from __future__ import annotations
 
+import logging
 import math
-from typing import TYPE_CHECKING, Protocol
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
-from flask import current_app
+from flask import Response, current_app
 from itsdangerous import BadData, URLSafeSerializer
 
 if TYPE_CHECKING:
-    from flask import Request, Response
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+    from flask import Request
 
-__all__ = ["CookiePins", "PinStore"]
+    from .state import AppState
+
+__all__ = [
+    "ANSWERED",
+    "COMMITTED",
+    "CookiePins",
+    "PinStore",
+    "pin_responses",
+    "still_counts",
+]
+
+logger = logging.getLogger("flask_replicated")
+
+# In the WSGI environment: whether the request has committed a write, and whether
+# its response has left. One key there is cheaper than to look for the request.
+COMMITTED = "flask_replicated.committed"
+ANSWERED = "flask_replicated.answered"
 
 
 class PinStore(Protocol):
@@ -90,3 +110,51 @@ class CookiePins:
             return None
         older = current_app.config.get("SECRET_KEY_FALLBACKS") or []
         return URLSafeSerializer([*older, key], salt=f"flask-replicated.{self._name}")
+
+
+def still_counts(written: float | None, seconds: float) -> bool:
+    """Whether a write of that time, in seconds of Unix time, still pins its client."""
+    if written is None:
+        return False
+    # Clocks of two workers differ by a little; more than that is a forgery.
+    return -1.0 <= time.time() - written < seconds
+
+
+def pin_responses(wsgi_app: WSGIApplication, state: AppState) -> WSGIApplication:
+    """Wrap an application so that its responses carry pins.
+
+    Here and not in an ``after_request`` function or a signal: this is later than
+    either, so every write before the headers leave is seen, and Flask asks of
+    neither whether it is a coroutine, at each request.
+    """
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Any:
+        return wsgi_app(environ, partial(_start, state, environ, start_response))
+
+    return app
+
+
+def _start(
+    app: AppState,
+    environ: WSGIEnvironment,
+    start_response: StartResponse,
+    status: str,
+    headers: list[tuple[str, str]],
+    *exc_info: Any,
+) -> Any:
+    environ[ANSWERED] = True
+    state = app.request_state() if COMMITTED in environ else None
+    if state and state.wrote_at is not None and app.settings.pin_seconds:
+        headers = headers + _pin(app.pins, state.wrote_at)
+    return start_response(status, headers, *exc_info)
+
+
+def _pin(pins: PinStore, written: float) -> list[tuple[str, str]]:
+    """Remember a write; return the headers to send. It cannot fail a response."""
+    response = Response()
+    response.headers.clear()
+    try:
+        pins.remember_write(response, written)
+    except Exception:
+        logger.exception("the write of this request could not be remembered")
+    return list(response.headers)

@@ -8,8 +8,8 @@ from balancers import Pool
 
 from .config import read_settings
 from .engines import RoutedEngine
+from .errors import ConfigurationError
 from .listeners import PoolListener
-from .pinning import CookiePins
 from .replicas import Replica
 from .state import AppState
 
@@ -58,8 +58,9 @@ def replicated_engine(
         settings: The settings of ``app.config``, as ``REPLICATED_WEIGHTS={...}``.
 
     Raises:
-        ConfigurationError: A setting cannot be right.
+        ConfigurationError: A setting cannot be right, or there is no replica.
     """
+    if not replicas:
+        raise ConfigurationError("replicas", {}, "name at least one engine that reads.")
     read = read_settings(settings, ("GET", "HEAD"), replicas)
-    pins = CookiePins(read.pin_cookie, read.pin_seconds)
-    return routed_engine(AppState(read, pins), primary, replicas)
+    return routed_engine(AppState(read), primary, replicas)

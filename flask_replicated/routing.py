@@ -1,6 +1,6 @@
-"""Who decides where a statement goes, strongest first, and why.
+"""Where the reads of a request go, strongest rule first, and why.
 
-Nothing here does I/O or knows Flask or SQLAlchemy: facts in, decision out.
+No I/O, and nothing imported from Flask or SQLAlchemy: facts in, decision out.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple
 
-__all__ = ["MARK", "ROLES", "Decision", "Role", "decide", "marked_role"]
+__all__ = ["MARK", "ROLES", "WROTE", "Decision", "Role", "decide", "marked_role"]
 
 MARK = "__replicated__"
 """The attribute under which a decorator leaves its role on a function."""
@@ -20,6 +20,9 @@ class Role(Enum):
     PRIMARY = "primary"
     REPLICA = "replica"
 
+
+WROTE = "this request has written, locked or changed its session"
+"""Why a request is latched by its own statement."""
 
 ROLES = {
     "master": Role.PRIMARY,
@@ -36,12 +39,12 @@ class Decision(NamedTuple):
     Attributes:
         role: Primary or replica.
         reason: The rule that decided, as a clause that fits after "because".
-        may_be_pinned: Whether a pin would have been stronger.
+        by_method: Whether nothing but the method decided.
     """
 
     role: Role
     reason: str
-    may_be_pinned: bool = False
+    by_method: bool = False
 
 
 def decide(  # noqa: PLR0911 - one return for each rule, in their order
@@ -84,8 +87,8 @@ def decide(  # noqa: PLR0911 - one return for each rule, in their order
         role = Role.REPLICA if is_read else Role.PRIMARY
         return Decision(role, f"REPLICATED_IS_READ says {is_read}")
     if method in readonly_methods:
-        return Decision(Role.REPLICA, f"{method} only reads", may_be_pinned=True)
-    return Decision(Role.PRIMARY, f"{method} may write")
+        return Decision(Role.REPLICA, f"{method} only reads", by_method=True)
+    return Decision(Role.PRIMARY, f"{method} may write", by_method=True)
 
 
 def marked_role(view: object, method: str) -> Role | None:

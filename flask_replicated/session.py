@@ -18,14 +18,14 @@ from sqlalchemy.exc import DBAPIError, UnboundExecutionError
 from .connections import PrimaryConnection, ReplicaConnection, write_refused
 from .engines import RoutedEngine
 from .errors import WriteOnReplicaError
-from .options import carrying, preference, wanted_role
-from .routing import Role
+from .options import carrying, reads_primary, wanted_role
+from .routing import WROTE, Role
 from .scopes import active_role, current_block
 from .sqltext import Kind
 from .state import current_app_state, this_request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container
+    from collections.abc import Callable
 
     from flask import Request
     from sqlalchemy import Engine
@@ -38,7 +38,6 @@ __all__ = ["RoutedSession", "routed_session_class"]
 # An enum's attribute costs as much as a question.
 _READ = Kind.READ
 _REPLICA = Role.REPLICA
-_TABLE_OR_DML = (sa.Table, sa.UpdateBase)
 _MANY = 2000
 _EMPTY: dict[Any, Any] = {}  # never written to
 
@@ -56,8 +55,8 @@ class RoutedSession(orm.Session):
     _state: RequestState
     _primary: PrimaryEngine
     _replicas: ReplicaEngine
-    _plain_mappers: dict[Any, bool]
-    _plain: Container[Any] = ()
+    _plain_mappers: set[Any]
+    _classify: Callable[[Any], Kind]
 
     # The connections of the transaction in progress: the real engine behind each
     # shape (the default bind's replica once more in _lane, for the way of nearly
@@ -94,7 +93,8 @@ class RoutedSession(orm.Session):
             return self._given(bind, mapper, clause)
         # Every statement comes through here, and nearly every one is a read of
         # the default bind in a request. Its way is laid out flat, cheapest
-        # questions first: calls would double the price.
+        # questions first: calls would double the price. (Without a mapper, what
+        # Flask-SQLAlchemy sends elsewhere is a table or DML, and so no read.)
         if (
             clause is not None
             and not self._flushing
@@ -103,7 +103,11 @@ class RoutedSession(orm.Session):
             and current_block.get() is None
             and has_request_context()
             and (this_request() is self._request or self._serve())
-            and (mapper is None or mapper in self._plain or self._is_plain(mapper))
+            and (
+                mapper is None
+                or mapper in self._plain_mappers
+                or self._is_plain(mapper)
+            )
             and self._classify(clause) is _READ
         ):
             if (self._state.settled or self._state.decision.role) is _REPLICA:
@@ -129,17 +133,17 @@ class RoutedSession(orm.Session):
             return False
         self._default, self._classify = default, app.classify
         self._primary, self._replicas = default.primary, default.replicas
-        self._plain_mappers = self._plain = app.plain_mappers
+        self._plain_mappers = app.plain_mappers
         self._request, self._state = this_request(), state
         return True
 
     def _is_plain(self, mapper: Any) -> bool:
         """Whether a mapped class is on the default bind and prefers no role."""
-        plain = _on_default_bind(mapper, None) and preference(mapper) is None
+        plain = _on_default_bind(mapper) and not reads_primary(mapper)
         if plain:
             if len(self._plain_mappers) > _MANY:
                 self._plain_mappers.clear()  # a program that makes models as it runs
-            self._plain_mappers[mapper] = True
+            self._plain_mappers.add(mapper)
         return plain
 
     def _find_bind(
@@ -161,29 +165,28 @@ class RoutedSession(orm.Session):
             # A flush, a bulk operation's second call, or connection(): what
             # will run is not known.
             kind = Kind.WRITE
-        block = active_role()
         if self._wanted is not None and not self._flushing:
-            block = self._wanted
+            return self._asked(
+                self._wanted, "execution_options(replicated=...)", kind, clause
+            )
+        block = active_role()
         if block is not None:
-            return self._role_in_block(block, kind, clause)
+            return self._asked(block, "inside using_slave()", kind, clause)
         if kind is not Kind.READ:
             return Role.PRIMARY
         primary = self._primaries.get(routed.real)
         if primary is not None and primary.wrote:
             return Role.PRIMARY  # its own rows are nowhere else yet
-        if mapper is not None and preference(mapper) is not None:
+        if mapper is not None and reads_primary(mapper):
             return Role.PRIMARY
-        state = routed.app.request_state()
-        return Role.PRIMARY if state is None else state.decision.role
+        return routed.app.role()
 
-    def _role_in_block(self, block: Role, kind: Kind, clause: Any) -> Role:
-        if block is Role.REPLICA and kind >= Kind.LOCK:
-            if self._connecting:
-                return block  # connection(): the connection watches what it is sent
-            raise write_refused(
-                "a flush" if clause is None else clause, "inside using_slave()"
-            )
-        return block
+    def _asked(self, role: Role, why: str, kind: Kind, clause: Any) -> Role:
+        """Return the role that code asked for, unless a write would meet a replica."""
+        # connection(): nothing is sent yet; the connection watches what it is sent.
+        if role is Role.REPLICA and kind >= Kind.LOCK and not self._connecting:
+            raise write_refused("a flush" if clause is None else clause, why)
+        return role
 
     def _note(self, connection: sa.Connection) -> None:
         """Remember which connection a transaction has begun on."""
@@ -216,8 +219,8 @@ class RoutedSession(orm.Session):
     def connection(self, *args: Any, **kwargs: Any) -> sa.Connection:
         """Return the connection of the current transaction, as any session does.
 
-        Without a bind that says otherwise it is the primary's, because nobody
-        knows what it is for; the request's reads then stay there.
+        Without a bind or a using_slave() that says otherwise it is the primary's,
+        because nobody knows what it is for; the request's reads then stay there.
         """
         self._connecting = True
         try:
@@ -282,9 +285,7 @@ class RoutedSession(orm.Session):
         except UnboundExecutionError:  # the mapper will tell
             return
         if isinstance(routed, RoutedEngine):
-            state = routed.app.request_state()
-            if state is not None:
-                state.latch("this request has written or locked")
+            routed.app.latch(WROTE)
 
     def _recovers(self, error: DBAPIError | WriteOnReplicaError) -> bool:
         """Turn away from a replica that cannot answer; whether another server may."""
@@ -331,16 +332,11 @@ class RoutedSession(orm.Session):
         self._lane = None
         del self._reads[read.shape]
         self._lanes[read.shape] = self._lanes.get(routed.primary, routed.primary)
-        state = routed.app.request_state()
-        if state is not None:
-            state.latch(reason)
+        routed.app.latch(reason)
 
 
-def _on_default_bind(mapper: Any, clause: Any) -> bool:
-    """Whether Flask-SQLAlchemy would send this to the default engine."""
-    if mapper is None:
-        # Of clauses without a mapper it looks at tables and DML only.
-        return not isinstance(clause, _TABLE_OR_DML)
+def _on_default_bind(mapper: Any) -> bool:
+    """Whether Flask-SQLAlchemy would send this mapped class to the default engine."""
     try:
         return mapper.local_table.metadata.info.get("bind_key") is None
     except AttributeError:  # a class, an alias, a join: the slow way knows

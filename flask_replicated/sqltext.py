@@ -31,26 +31,27 @@ class Kind(IntEnum):
     """Changes data, or may: only the primary."""
 
 
-_LOCKING_FUNCTIONS = frozenset(
-    """
+_LOCKING = """
     get_lock release_lock release_all_locks is_free_lock is_used_lock
     pg_advisory_lock pg_advisory_lock_shared pg_advisory_unlock
     pg_advisory_unlock_all pg_advisory_unlock_shared pg_advisory_xact_lock
     pg_advisory_xact_lock_shared pg_try_advisory_lock
     pg_try_advisory_lock_shared pg_try_advisory_xact_lock
     pg_try_advisory_xact_lock_shared
-    """.split()  # noqa: SIM905 - a table of names reads better as text
-)
-_WRITING_FUNCTIONS = frozenset(
     """
+# currval() and its like write nothing: they speak of a write of their connection.
+_WRITING = """
     nextval setval currval lastval next_value last_insert_id
     pg_notify txid_current pg_current_xact_id pg_export_snapshot
     dblink_exec lo_creat lo_create lo_from_bytea lo_import lo_put lo_unlink lowrite
     pg_logical_emit_message pg_switch_wal pg_create_restore_point
     pg_promote pg_wal_replay_pause pg_wal_replay_resume
-    """.split()  # noqa: SIM905 - the same
-)
-
+    """
+_FUNCTIONS = {
+    **dict.fromkeys(_LOCKING.split(), Kind.LOCK),
+    **dict.fromkeys(_WRITING.split(), Kind.WRITE),
+    "set_config": Kind.SETTING,
+}
 
 # Everything that can hide a keyword or a semicolon. ``/*!`` and ``/*M!`` are
 # comments that MySQL and MariaDB execute, so they are none here.
@@ -115,11 +116,11 @@ class TextClassifier:
     """
 
     def __init__(self, write_functions: Iterable[str] = ()) -> None:
-        added = frozenset(name.lower() for name in write_functions)
-        self._writing = _WRITING_FUNCTIONS | added
+        added = dict.fromkeys(map(str.lower, write_functions), Kind.WRITE)
+        self._functions = _FUNCTIONS | added
         # Bounded in entries here, and in their size by _CACHED_LENGTH.
         self._statement = lru_cache(maxsize=1024)(self._judge)
-        self._fragment = lru_cache(maxsize=1024)(self._calls)
+        self._fragment = lru_cache(maxsize=1024)(self._judge_fragment)
 
     def statement(self, sql: str) -> Kind:
         """Return what a statement does; of several in one string, the most."""
@@ -127,16 +128,13 @@ class TextClassifier:
 
     def fragment(self, sql: str) -> Kind:
         """Return what a piece of a statement does: only its calls can do anything."""
-        return (self._calls if len(sql) > _CACHED_LENGTH else self._fragment)(sql)
+        return (self._judge_fragment if len(sql) > _CACHED_LENGTH else self._fragment)(
+            sql
+        )
 
     def function(self, name: str) -> Kind:
         """Return what a function of this name does."""
-        name = name.lower()
-        if name in self._writing:
-            return Kind.WRITE
-        if name in _LOCKING_FUNCTIONS:
-            return Kind.LOCK
-        return Kind.SETTING if name == "set_config" else Kind.READ
+        return self._functions.get(name.lower(), Kind.READ)
 
     def _judge(self, sql: str) -> Kind:
         kind = self._judge_bare(_bare(sql, _STANDARD))
@@ -170,13 +168,13 @@ class TextClassifier:
         without_locks = _LOCKS.sub(" ", sql)
         if _WRITES.search(without_locks):
             return Kind.WRITE
-        called = self._names(sql)
+        called = self._judge_calls(sql)
         return max(called, Kind.LOCK) if without_locks != sql else called
 
-    def _calls(self, sql: str) -> Kind:
-        return self._names(_bare(sql, _STANDARD))
+    def _judge_fragment(self, sql: str) -> Kind:
+        return self._judge_calls(_bare(sql, _STANDARD))
 
-    def _names(self, bare: str) -> Kind:
+    def _judge_calls(self, bare: str) -> Kind:
         return max(map(self.function, _CALLS.findall(bare)), default=Kind.READ)
 
 

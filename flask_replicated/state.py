@@ -20,20 +20,19 @@ from weakref import WeakSet
 from flask import (
     Flask,
     Request,
-    Response,
     current_app,
     has_app_context,
     has_request_context,
 )
 from flask.globals import request, request_ctx
 
+from .pinning import ANSWERED, COMMITTED, CookiePins, still_counts
 from .routing import Decision, Role, decide, marked_role
 from .statements import Classifier
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
     from flask.ctx import RequestContext
     from sqlalchemy import Engine
 
@@ -44,9 +43,15 @@ if TYPE_CHECKING:
     from .errors import WriteOnReplicaError
     from .pinning import PinStore
 
-    Headers = list[tuple[str, str]]
-
-__all__ = ["AppState", "RequestState", "current_app_state", "current_request_state"]
+__all__ = [
+    "NO_ENDPOINT",
+    "STATE",
+    "AppState",
+    "RequestState",
+    "current_app_state",
+    "current_request_state",
+    "this_request",
+]
 
 logger = logging.getLogger("flask_replicated")
 
@@ -59,11 +64,6 @@ STATE = "replicated.state"
 # On the request object itself: every statement asks for it, and so it ends with
 # the request.
 _ATTRIBUTE = "_replicated_state"
-
-# In the WSGI environment: whether the request has written, and whether its
-# response has left. One key there is cheaper than to look for the request.
-_WROTE = "flask_replicated.wrote"
-_ANSWERED = "flask_replicated.answered"
 
 # LocalProxy's documented way to the object itself, bound once.
 this_app: Callable[[], Flask] = current_app._get_current_object  # type: ignore[attr-defined]  # noqa: SLF001 - the proxy's documented method is not in its type
@@ -88,18 +88,16 @@ class AppState:
         writers: How often a replica has refused a write, by endpoint.
     """
 
-    def __init__(
-        self, settings: Settings, pins: PinStore, app: Flask | None = None
-    ) -> None:
+    def __init__(self, settings: Settings, app: Flask | None = None) -> None:
         # The app owns this state, not the reverse. Without one there are no
         # requests either.
         self._app = weakref.ref(app) if app is not None else _no_app
         self.settings = settings
-        self.pins = pins
+        self.pins: PinStore = CookiePins(settings.pin_cookie, settings.pin_seconds)
         self.routes: dict[str | None, RoutedEngine] = {}
         self.engines: Mapping[str | None, object] = {}
         self.classify = Classifier(settings.write_functions).kind
-        self.plain_mappers: dict[Any, bool] = {}
+        self.plain_mappers: set[Any] = set()
         self.writers: Counter[str] = Counter()
         self._decisions: dict[tuple[str, str], Decision] = {}
         _states.add(self)
@@ -117,6 +115,17 @@ class AppState:
         if state is None and this_context().app is self._app():
             state = current.__dict__[_ATTRIBUTE] = RequestState(self)
         return state if state is None or state.app is self else None
+
+    def role(self) -> Role:
+        """Return where a read of the running request goes; outside one, the primary."""
+        state = self.request_state()
+        return Role.PRIMARY if state is None else state.decision.role
+
+    def latch(self, reason: str) -> None:
+        """Send the running request's reads to the primary, if there is one."""
+        state = self.request_state()
+        if state is not None:
+            state.latch(reason)
 
     def decide(self, state: RequestState) -> Decision:
         """Decide where the reads of the running request go."""
@@ -138,7 +147,7 @@ class AppState:
         if decision is None:
             decision = self._decide(state, current, pinned=False)
             self._decisions[endpoint, method] = decision
-        if decision.may_be_pinned and self._pinned(current):
+        if decision.by_method and self._pinned(current):
             return self._decide(state, current, pinned=True)
         return decision
 
@@ -149,18 +158,23 @@ class AppState:
         mark = state.marked
         if mark is None and app is not None and current.endpoint is not None:
             mark = marked_role(app.view_functions.get(current.endpoint), current.method)
-        settled = state.latched is not None or mark is not None
-        is_read = self.settings.is_read
-        return decide(
+        explicit = state.latched is not None or mark is not None
+        if pinned is None:
+            pinned = not explicit and self._pinned(current)
+        decided = partial(
+            decide,
             latched=state.latched,
             mark=mark,
             known_writer=self.settings.learn_writers and self.in_known_writer(),
-            pinned=not settled and self._pinned(current) if pinned is None else pinned,
-            is_read=None if settled or is_read is None else is_read(current),
+            pinned=pinned,
             method=current.method,
             readonly_methods=self.settings.readonly_methods,
             read_on_replica=self.settings.read_on_replica,
         )
+        decision = decided()
+        if decision.by_method and self.settings.is_read is not None:
+            decision = decided(is_read=self.settings.is_read(current))
+        return decision
 
     def learn_writer(self, refusal: WriteOnReplicaError) -> None:
         """Remember an endpoint whose write only a replica's server recognised."""
@@ -172,7 +186,9 @@ class AppState:
             logger.warning(
                 "%s Its requests %s.",
                 refusal,
-                "start on the primary from now on" if learnt else "fail or run twice",
+                "start on the primary from now on"
+                if learnt
+                else "fail, or send it twice",
             )
         self.writers[endpoint] += 1
 
@@ -186,51 +202,8 @@ class AppState:
         )
 
     def _pinned(self, current: Request) -> bool:
-        if not self.settings.pin_seconds:
-            return False
-        written = self.pins.last_write(current)
-        if written is None:
-            return False
-        # Clocks of two workers differ by a little; more than that is a forgery.
-        return -1.0 <= time.time() - written < self.settings.pin_seconds
-
-    def middleware(self, wsgi_app: WSGIApplication) -> WSGIApplication:
-        """Wrap an application so that its responses carry pins.
-
-        Here and not in an ``after_request`` function or a signal: this is later
-        than either, so every write before the headers leave is seen, and Flask
-        asks of neither whether it is a coroutine, at each request.
-        """
-
-        def app(environ: WSGIEnvironment, start_response: StartResponse) -> Any:
-            return wsgi_app(environ, partial(self._start, environ, start_response))
-
-        return app
-
-    def _start(
-        self,
-        environ: WSGIEnvironment,
-        start_response: StartResponse,
-        status: str,
-        headers: Headers,
-        *exc_info: Any,
-    ) -> Any:
-        """Start a response, with the pin if its request wrote."""
-        environ[_ANSWERED] = True
-        state = self.request_state() if _WROTE in environ else None
-        if state and state.wrote_at is not None and self.settings.pin_seconds:
-            headers = headers + self._pin(state.wrote_at)
-        return start_response(status, headers, *exc_info)
-
-    def _pin(self, written: float) -> Headers:
-        """Remember a write; return the headers to send. It cannot fail a response."""
-        response = Response()
-        response.headers.clear()
-        try:
-            self.pins.remember_write(response, written)
-        except Exception:
-            logger.exception("the write of this request could not be remembered")
-        return list(response.headers)
+        seconds = self.settings.pin_seconds
+        return bool(seconds) and still_counts(self.pins.last_write(current), seconds)
 
     def after_fork(self) -> None:
         """Forget, in a child process, the connections that are the parent's."""
@@ -269,7 +242,6 @@ class RequestState:
     """
 
     __slots__ = (
-        "__weakref__",
         "_deciding",
         "_decision",
         "app",
@@ -327,8 +299,8 @@ class RequestState:
         if not has_request_context():
             return
         environ = this_request().environ
-        environ[_WROTE] = True
-        if _ANSWERED in environ and self.app.settings.pin_seconds:
+        environ[COMMITTED] = True
+        if ANSWERED in environ and self.app.settings.pin_seconds:
             logger.warning(
                 "endpoint %r committed a write after its response had left: its "
                 "client is not pinned to the primary and may not see that write. "

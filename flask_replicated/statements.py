@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import (
     CTE,
     CompoundSelect,
-    Executable,
     Select,
     Sequence,
     TextClause,
@@ -57,7 +56,6 @@ class Classifier:
             (StatementLambdaElement, self._lambda),
             (Select, self._select),
             (CompoundSelect, self._compound),
-            (GenerativeSelect, self._generative),
             (TextClause, self._text),
             (TextualSelect, self._element),
             (FromStatement, self._element),
@@ -66,7 +64,6 @@ class Classifier:
             (SavepointClause, self._read),
             (RollbackToSavepointClause, self._read),
             (ReleaseSavepointClause, self._read),
-            (Executable, self._write),
         )
         # The classes of a program are few.
         self._rule_for = lru_cache(maxsize=512)(self._find_rule)
@@ -82,9 +79,9 @@ class Classifier:
         cls: Any = type(statement)
         return self._rule_for(cls)(statement)
 
-    def _find_rule(self, kind: type) -> Callable[[Any], Kind]:
+    def _find_rule(self, cls: type) -> Callable[[Any], Kind]:
         for base, rule in self._rules:
-            if issubclass(kind, base):
+            if issubclass(cls, base):
                 return rule
         return self._write
 

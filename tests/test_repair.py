@@ -285,7 +285,7 @@ class TestLearning:
         assert writers(site) == {"page": 3}
         assert site.entries() == ["hidden"] * 3
         (message,) = warnings(caplog)
-        assert "run twice" in message
+        assert "send it twice" in message
 
     def test_off_and_late(self, build: Build) -> None:
         """Without learning a view that reads first fails each time."""
