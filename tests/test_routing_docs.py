@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 DOCUMENT = Path(__file__).parent.parent / "docs" / "routing.md"
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
@@ -86,6 +88,7 @@ engine.dispose()
 
 def test_code_runs_as_printed(tmp_path: Path) -> None:
     """All of the text's code runs, and its statements go where the text says."""
+    pytest.importorskip("flask_sqlalchemy_lite")
     # One folder for all fronts: each of them has its own idea of a relative path.
     blocks = [
         block.replace(":///", f":///{tmp_path}/")

@@ -192,7 +192,7 @@ class TestWaysToWrite:
             engine.dispose()
 
         def change() -> str:
-            entry = site.db.session.get_one(site.entry, 7)
+            entry = site.db.get_or_404(site.entry, 7)
             entry.text = "new"
             site.db.session.commit()
             return str(entry.text)
