@@ -6,8 +6,9 @@ READY := $(VENV)/.ready
 # Two workers fit a small machine; more where there is more.
 WORKERS ?= auto
 DEMO ?=
+FOREIGN ?=
 
-.PHONY: test check demo bench long clean
+.PHONY: test check demo bench foreign long clean
 
 test: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) --benchmark-disable $(TESTS)
@@ -22,6 +23,10 @@ demo: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
+
+# Other projects' tests, with and without replicas; FOREIGN=flask-admin runs one.
+foreign: $(READY)
+	$(BIN)/python -m tests.foreign $(FOREIGN)
 
 $(READY): pyproject.toml
 	@echo "Setting up $(VENV) (once) ..."

@@ -1,0 +1,1 @@
+"""Test suites of other projects, run over replicas that mirror their primary."""
