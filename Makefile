@@ -18,6 +18,10 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# Random transactions beside a plain session: 20,000 steps and more.
+long: $(READY)
+	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest tests/stateful/test_machine.py
+
 demo: $(READY)
 	$(BIN)/python -m examples.tour $(DEMO)
 
