@@ -127,6 +127,8 @@ class Mirrors:
             if not self._routed or not replicas:
                 return original(db, app)
             app.config["SQLALCHEMY_BINDS"] |= replicas
+            # The primary would hide it if the mirrors could not be read.
+            app.config["REPLICATED_FALLBACK"] = "error"
             if self._unpinned:
                 app.config["REPLICATED_PIN_SECONDS"] = 0
             original(db, app)
