@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from flask import has_request_context
 from flask_sqlalchemy.session import Session as FlaskSession
 from sqlalchemy import event, orm
-from sqlalchemy.exc import DBAPIError, UnboundExecutionError
+from sqlalchemy.exc import DBAPIError, PendingRollbackError, UnboundExecutionError
 
 from .connections import PrimaryConnection, ReplicaConnection, write_refused
 from .engines import RoutedEngine
@@ -207,8 +207,9 @@ class RoutedSession(orm.Session):
         # Where every replica is out the primary serves their reads. Should this
         # transaction have written there already, the earlier connection goes on:
         # two on one server would wait for each other's locks.
-        lane = connection.engine if earlier is connection else earlier
-        self._lanes[connection.shape] = self._lanes[routed.primary] = lane
+        # So by connection, not by engine: a savepoint that ends leaves the engine's
+        # name with whichever connection came last.
+        self._lanes[connection.shape] = self._lanes[routed.primary] = earlier
 
     def _forget(self) -> None:
         """Forget the connections of a transaction that has ended."""
@@ -269,7 +270,11 @@ class RoutedSession(orm.Session):
             while True:
                 try:
                     return run(statement, *args, **kwargs)
-                except (DBAPIError, WriteOnReplicaError) as error:
+                except (
+                    DBAPIError,
+                    PendingRollbackError,
+                    WriteOnReplicaError,
+                ) as error:
                     # Once more elsewhere, if only its replica cannot answer.
                     if not self._recovers(error):
                         raise
@@ -287,13 +292,18 @@ class RoutedSession(orm.Session):
         if isinstance(routed, RoutedEngine):
             routed.app.latch(WROTE)
 
-    def _recovers(self, error: DBAPIError | WriteOnReplicaError) -> bool:
+    def _recovers(
+        self, error: DBAPIError | PendingRollbackError | WriteOnReplicaError
+    ) -> bool:
         """Turn away from a replica that cannot answer; whether another server may."""
         if isinstance(error, WriteOnReplicaError):
             return self._repair()
         lost = next((r for r in self._reads.values() if r.invalidated), None)
-        # A primary that is lost may have done what it was asked.
-        if lost is None or not error.connection_invalidated:
+        # A primary that is lost may have done what it was asked. What is pending
+        # is the loss of a read that the end of a savepoint kept quiet.
+        if lost is None or not (
+            isinstance(error, PendingRollbackError) or error.connection_invalidated
+        ):
             return False
         return self._leave(lost)
 

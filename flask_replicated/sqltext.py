@@ -102,6 +102,13 @@ _READING_PRAGMAS = re.compile(
     r"[^=;]*$",
     re.IGNORECASE,
 )
+# To begin and to end a transaction is no write; dialects and listeners do it.
+_TRANSACTION = re.compile(
+    r"\s*(?:BEGIN(?:\s+(?:WORK|TRANSACTION|DEFERRED))*|START\s+TRANSACTION|COMMIT|END"
+    r"|ROLLBACK|ABORT|SAVEPOINT|RELEASE|PREPARE\s+TRANSACTION|XA)\b"
+    r"(?!\s+(?:IMMEDIATE|EXCLUSIVE))",
+    re.IGNORECASE,
+)
 _QUERIES = frozenset({"SELECT", "WITH", "VALUES", "TABLE"})
 _PLANS = frozenset({"EXPLAIN", "DESCRIBE", "DESC"})
 _CACHED_LENGTH = 20_000
@@ -155,6 +162,8 @@ class TextClassifier:
         if word in _PLANS:
             return self._explain(sql)
         if word == "SHOW" or _READING_PRAGMAS.match(sql):
+            return Kind.READ
+        if _TRANSACTION.match(sql):
             return Kind.READ
         return {"SET": Kind.SETTING, "LOCK": Kind.LOCK}.get(word, Kind.WRITE)
 

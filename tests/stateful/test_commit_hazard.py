@@ -135,13 +135,7 @@ SHAPES = [
     savepoint_left_open,
     savepoints_left_open,
     savepoint_rolled_back,
-    pytest.param(
-        read_after_savepoint,
-        marks=pytest.mark.xfail(
-            reason="a loss met at the end of a savepoint refuses the next read",
-            strict=True,
-        ),
-    ),
+    read_after_savepoint,
     lose_at_commit,
     lose_at_end_of_read,
     lose_in_flush,
@@ -221,10 +215,6 @@ def test_block_commits(pair: Pair, world: RoutedWorld) -> None:
         assert written(pair) == run
 
 
-@pytest.mark.xfail(
-    reason="a savepoint lets the transaction change to its other connection",
-    strict=True,
-)
 def test_keeps_one_connection_to_the_primary(pair: Pair, world: RoutedWorld) -> None:
     """Where the primary stands in for replicas, writes stay on one connection."""
 
