@@ -125,8 +125,12 @@ class PrimaryConnection(RoutedConnection):
         if level is None:
             # Newer versions of SQLAlchemy can ask the driver.
             detect = getattr(self.dialect, "detect_autocommit_setting", None)
+            driver = self.connection.dbapi_connection
+            # A BEGIN of the program's own is stronger than the driver's setting.
+            if detect is None or getattr(driver, "in_transaction", False):
+                return False
             try:
-                return detect is not None and detect(self.connection.dbapi_connection)
+                return bool(detect(driver))
             except NotImplementedError:
                 return False
         return bool(level == "AUTOCOMMIT")
