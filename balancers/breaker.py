@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -29,15 +29,20 @@ class Permit:
         generation: moves with every counted failure and every change of state, so
             that an outcome which arrives late is known to be late.
         probe: whether this attempt is the one probe of a half-open breaker.
+        quiet: whether the breaker was closed with no failure to forget, and so has
+            nothing to learn from a success.
     """
 
     generation: int
     probe: bool = False
+    quiet: bool = False
 
 
 class _Door(NamedTuple):
     state: State = "closed"
-    permit: Permit = Permit(0)  # made once here, so that asking for it is free
+    permit: Permit = Permit(
+        0, quiet=True
+    )  # made once here, so that asking for it is free
     failures: int = 0
     level: int = 0  # doublings that the next opening starts from
     changed_at: float = -math.inf  # last counted failure or change of state
@@ -187,7 +192,8 @@ class CircuitBreaker:
             if door.state == "open" or self._is_late(permit):
                 return False
             if door.state == "closed":
-                self._door = door._replace(failures=0)
+                permit = replace(door.permit, quiet=True)
+                self._door = door._replace(failures=0, permit=permit)
                 return False
             now = self.clock()
             self._move(now, state="closed", failures=0, due=math.inf, healthy_at=now)
@@ -216,7 +222,9 @@ class CircuitBreaker:
         self._lock = Lock()
 
     def _is_late(self, permit: Permit | None) -> bool:
-        return permit is not None and permit != self._door.permit
+        if permit is None:
+            return False
+        return permit.generation != self._door.permit.generation
 
     def _counts(self, permit: Permit | None, now: float) -> bool:
         door = self._door
@@ -248,7 +256,12 @@ class CircuitBreaker:
             **changes,  # type: ignore[arg-type]  # mypy cannot see the fields' names
         )
         generation = door.permit.generation + 1
-        self._door = door._replace(permit=Permit(generation, door.state == "half_open"))
+        permit = Permit(
+            generation,
+            probe=door.state == "half_open",
+            quiet=door.state == "closed" and not door.failures,
+        )
+        self._door = door._replace(permit=permit)
 
 
 def check_seconds(

@@ -160,9 +160,33 @@ class Pool(Generic[T]):
         Raises:
             UnknownMember: *first* is no member of this pool.
         """
-        if first is not None and self._slot(first).breaker.state != "closed":
-            first = None
-        return self._candidates(first)
+        return self._candidates(self.first(first))
+
+    def first(self, wish: Member[T] | None = None) -> Member[T] | None:
+        """Return the first member to try: *wish* unless it is open, else the pick.
+
+        None if nobody is left. It is how :meth:`candidates` begins.
+
+        Raises:
+            UnknownMember: *wish* is no member of this pool.
+        """
+        if wish is not None and self._slot(wish).breaker.state == "closed":
+            return wish
+        try:
+            return self.pick()
+        except NoMemberAvailable:
+            return None
+
+    def others(self, tried: Member[T]) -> Iterator[Member[T]]:
+        """Return the members to try after *tried*: the rest of :meth:`candidates`."""
+        seen = {tried}
+        for other in self._rest(seen):
+            if other not in seen:
+                seen.add(other)
+                yield other
+        while (probe := self._probe(seen)) is not None:
+            seen.add(probe)
+            yield probe
 
     def permit(self, member: Member[T]) -> Permit:
         """Return a mark of this moment, taken before a connect to *member*.
@@ -173,7 +197,10 @@ class Pool(Generic[T]):
         Raises:
             UnknownMember: *member* is not of this pool.
         """
-        return self._slot(member).breaker.permit()
+        try:
+            return self._slots[member].breaker.permit()
+        except (KeyError, TypeError):
+            return self._slot(member).breaker.permit()  # says what is wrong
 
     def failed(
         self, member: Member[T], error: BaseException, permit: Permit | None = None
@@ -355,21 +382,11 @@ class Pool(Generic[T]):
         return granted.member
 
     def _candidates(self, first: Member[T] | None) -> Iterator[Member[T]]:
-        try:
-            member = self.pick() if first is None else first
-        except NoMemberAvailable:
-            return
-        yield member
-        tried = {member}
-        for other in self._others(tried):
-            if other not in tried:
-                tried.add(other)
-                yield other
-        while (probe := self._probe(tried)) is not None:
-            tried.add(probe)
-            yield probe
+        if first is not None:
+            yield first
+            yield from self.others(first)
 
-    def _others(self, tried: Collection[Member[T]]) -> Iterator[Member[T]]:
+    def _rest(self, tried: Collection[Member[T]]) -> Iterator[Member[T]]:
         """Return live members as the rotation goes on, then any it has left out.
 
         Each step is taken from the shared rotation, so that the next caller's

@@ -6,6 +6,7 @@ from .errors import (
     AllReplicasOutError,
     ConfigurationError,
     ReplicatedError,
+    StaleReadError,
     WriteOnReplicaError,
 )
 from .extension import FlaskReplicated
@@ -25,6 +26,7 @@ __all__ = [
     "FlaskReplicated",
     "ReplicatedError",
     "RoutedSession",
+    "StaleReadError",
     "WriteOnReplicaError",
     "changes_database",
     "replicated_engine",

@@ -9,18 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from flask import has_request_context, request
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError
 
-from balancers import redact
-
-from .errors import WriteOnReplicaError
-from .failures import refused_as_write
+from .refusals import write_refused
 from .routing import WROTE, Role
 from .scopes import active_role
 from .sqltext import Kind
-from .state import NO_ENDPOINT
 from .transactions import (
     ReadSavepoint,
     ReadTransaction,
@@ -30,9 +24,6 @@ from .transactions import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import TypeAlias
-
     from sqlalchemy import (
         CursorResult,
         Engine,
@@ -40,77 +31,60 @@ if TYPE_CHECKING:
         RootTransaction,
         TwoPhaseTransaction,
     )
+    from sqlalchemy.exc import DBAPIError
 
     from balancers import Member
 
     from .engines import PrimaryEngine, ReplicaEngine
 
-    Send: TypeAlias = Callable[..., Any]
-
-__all__ = [
-    "PrimaryConnection",
-    "ReplicaConnection",
-    "RoutedConnection",
-    "write_refused",
-]
+__all__ = ["PrimaryConnection", "ReplicaConnection"]
 
 
-class RoutedConnection(Connection):
-    """A connection that looks at each statement before it is sent.
+class PrimaryConnection(Connection):
+    """A connection to the primary that reports committed writes.
 
     Attributes:
         shape: The Engine-shaped object whose ``connect()`` made it, and set this;
             ``engine`` is the real engine.
+        wrote: Whether the transaction in progress has written.
     """
 
     shape: PrimaryEngine | ReplicaEngine
-
-    def _send(self, send: Send, statement: Any, parameters: Any, options: Any) -> Any:
-        """Judge a statement, then send it."""
-        raise NotImplementedError
+    wrote = False
 
     # The overloads of Connection differ in the type of their result alone.
     def execute(
         self, statement: Any, parameters: Any = None, *, execution_options: Any = None
     ) -> CursorResult[Any]:
         """Execute a statement, as any connection does."""
-        result: CursorResult[Any] = self._send(
-            super().execute, statement, parameters, execution_options
+        self._note(statement)
+        return super().execute(
+            statement, parameters, execution_options=execution_options
         )
-        return result
 
     def scalar(
         self, statement: Any, parameters: Any = None, *, execution_options: Any = None
     ) -> Any:
         """Execute a statement and return its first value."""
-        return self._send(super().scalar, statement, parameters, execution_options)
+        self._note(statement)
+        return super().scalar(
+            statement, parameters, execution_options=execution_options
+        )
 
     def exec_driver_sql(
         self, statement: str, parameters: Any = None, execution_options: Any = None
     ) -> CursorResult[Any]:
         """Execute a string on the driver's own cursor."""
-        result: CursorResult[Any] = self._send(
-            super().exec_driver_sql, statement, parameters, execution_options
+        self._note(statement)
+        return super().exec_driver_sql(
+            statement, parameters, execution_options=execution_options
         )
-        return result
 
-
-class PrimaryConnection(RoutedConnection):
-    """A connection to the primary that reports committed writes.
-
-    Attributes:
-        wrote: Whether the transaction in progress has written.
-    """
-
-    wrote = False
-
-    def _send(self, send: Send, statement: Any, parameters: Any, options: Any) -> Any:
+    def _note(self, statement: Any) -> None:
+        """Remember what a statement will have done, before it is sent."""
         kind = self.shape.routed.app.classify(statement)
-        if kind is not Kind.READ:
-            self._note(kind, statement)
-        return send(statement, parameters, execution_options=options)
-
-    def _note(self, kind: Kind, statement: Any) -> None:
+        if kind is Kind.READ:
+            return
         stands_in = self.shape is not self.shape.routed.primary
         if stands_in and kind >= Kind.LOCK and active_role() is Role.REPLICA:
             raise write_refused(statement, "inside using_slave()")
@@ -162,42 +136,27 @@ class PrimaryConnection(RoutedConnection):
 _STATEMENT_SNAPSHOTS = frozenset({"READ COMMITTED", "READ UNCOMMITTED", "AUTOCOMMIT"})
 
 
-class ReplicaConnection(RoutedConnection):
+class ReplicaConnection(Connection):
     """A connection to one replica; it reads, and it harms nobody when lost.
 
+    A :class:`.gate.Gate` looks at what it sends, and notes here what came of it.
+
     Attributes:
+        shape: The Engine-shaped object whose ``connect()`` made it, and set this;
+            ``engine`` is the real engine.
         member: The replica, set by ``shape``.
-        used: Whether a statement has succeeded in this transaction.
-        refused: Whether the server has refused a write in it.
+        sent: How many statements of this transaction have been sent.
+        refused: Whether a write was stopped in it, here or by the server.
+        aborted: Whether it was by the server, which then takes no more.
+        changed: Whether it has changed its session with a ``SET``.
+        loss: The error that the loss of the connection was known by, or None.
     """
 
     shape: ReplicaEngine
     member: Member[Engine]
-    used = refused = False
-    _changed = False
-
-    def _send(self, send: Send, statement: Any, parameters: Any, options: Any) -> Any:
-        app = self.shape.routed.app
-        kind = app.classify(statement)
-        if kind >= Kind.LOCK:
-            raise write_refused(statement, f"connected to {self.member.name!r}")
-        if kind is Kind.SETTING:
-            self._changed = True
-        try:
-            result = send(statement, parameters, execution_options=options)
-        except DBAPIError as error:
-            if not refused_as_write(error):
-                raise
-            self.refused = True
-            refusal = write_refused(
-                statement,
-                f"{self.member.name!r} refused it; REPLICATED_WRITE_FUNCTIONS may name "
-                "the function that writes",
-            )
-            app.learn_writer(refusal)
-            raise refusal from error
-        self.used = True
-        return result
+    sent = 0
+    refused = aborted = changed = False
+    loss: DBAPIError | None = None
 
     @property
     def may_be_continued(self) -> bool:
@@ -209,39 +168,31 @@ class ReplicaConnection(RoutedConnection):
         level = self.get_execution_options().get(
             "isolation_level", self.dialect.default_isolation_level
         )
-        return not self._changed and level in _STATEMENT_SNAPSHOTS
+        return not self.changed and level in _STATEMENT_SNAPSHOTS
 
     def begin(self) -> RootTransaction:
         """Begin a transaction that ends without failing."""
         if self.in_transaction():
             return super().begin()
-        self.used = self.refused = False
-        return ReadTransaction(self)
+        transaction = ReadTransaction(self)
+        if self.sent or self.refused:
+            self.sent, self.refused, self.aborted = 0, False, False
+        return transaction
 
     def begin_twophase(self, xid: Any | None = None) -> TwoPhaseTransaction:
         """Begin a plain transaction: a read has nothing to prepare."""
         if self.in_transaction():
             return super().begin_twophase(xid)
-        self.used = self.refused = False
-        return ReadTwoPhase(self, xid)
+        transaction = ReadTwoPhase(self, xid)
+        self.sent, self.refused, self.aborted = 0, False, False
+        return transaction
 
     def begin_nested(self) -> NestedTransaction:
         """Begin a savepoint that ends without failing."""
         if not self.in_transaction():
             return super().begin_nested()
-        used = self.used
-        savepoint = ReadSavepoint(self)
-        self.used = used  # a savepoint has shown nothing to anybody
-        return savepoint
-
-
-_SHOWN = 200  # characters of a statement that an error repeats
-
-
-def write_refused(statement: object, why: str) -> WriteOnReplicaError:
-    """Make the error that says who tried to write where, and the ways out."""
-    text = redact(" ".join(str(statement).split()))
-    if len(text) > _SHOWN:
-        text = f"{text[: _SHOWN - 1]}…"
-    view = (request.endpoint or NO_ENDPOINT) if has_request_context() else None
-    return WriteOnReplicaError(text, view, why)
+        sent = self.sent
+        try:
+            return ReadSavepoint(self)
+        finally:
+            self.sent = sent  # a savepoint shows nothing to anybody

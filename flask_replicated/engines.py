@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sqlalchemy.engine.interfaces import PoolProxiedConnection
-    from sqlalchemy.pool import Pool as ConnectionPool
 
     from balancers import Member, Permit, Pool
 
@@ -42,39 +41,40 @@ _REST = 1.0
 """Seconds for which a replica with no connection to spare is left alone."""
 
 
+def _of_the_real_engine(name: str) -> Any:
+    def get(self: _EngineShape) -> Any:
+        return getattr(self.real, name)
+
+    def put(self: _EngineShape, value: Any) -> None:
+        setattr(self.real, name, value)
+
+    return property(get, put)
+
+
 class _EngineShape(Engine):
     """Something that connects like an engine, over a real one.
 
-    URL, dialect, connection pool and events are the real engine's, so a
-    listener that is added here hears that engine's connections.
+    Whatever an engine keeps is the real engine's, so a listener that is added here
+    hears that engine's connections, and an option that is set here holds for them.
     """
 
     def __init__(self, real: Engine) -> None:
+        # Not Engine's own: there is nothing to keep.
         self.real = real
-        super().__init__(
-            real.pool, real.dialect, real.url, hide_parameters=real.hide_parameters
-        )
 
-    # dispose() gives an engine another pool, so the pool is looked up each time.
-    @property
-    def pool(self) -> ConnectionPool:
-        return self.real.pool
-
-    @pool.setter
-    def pool(self, pool: ConnectionPool) -> None:
-        """Ignore what ``Engine`` wants to keep: the real engine keeps it."""
-
-    @property
-    def dispatch(self) -> Any:  # type: ignore[override]  # nobody sets it
-        return self.real.dispatch
-
-    @property
-    def _has_events(self) -> bool:
-        return self.real._has_events  # noqa: SLF001 - set by event.listen()
-
-    @_has_events.setter
-    def _has_events(self, value: bool) -> None:
-        self.real._has_events = value  # noqa: SLF001 - the same
+    # dispose() gives an engine another pool, so each is looked up each time.
+    pool = _of_the_real_engine("pool")
+    dialect = _of_the_real_engine("dialect")
+    url = _of_the_real_engine("url")
+    hide_parameters = _of_the_real_engine("hide_parameters")
+    dispatch = _of_the_real_engine("dispatch")
+    echo = _of_the_real_engine("echo")
+    logger = _of_the_real_engine("logger")
+    logging_name = _of_the_real_engine("logging_name")
+    _echo = _of_the_real_engine("_echo")
+    _has_events = _of_the_real_engine("_has_events")
+    _execution_options = _of_the_real_engine("_execution_options")
+    _compiled_cache = _of_the_real_engine("_compiled_cache")
 
     def dispose(self, close: bool = True) -> None:
         self.real.dispose(close)
@@ -103,11 +103,11 @@ def _to_primary(
 class ReplicaEngine(_EngineShape):
     """The pool of replicas as one engine: ``connect()`` picks and fails over."""
 
-    def __init__(self, replicas: Pool[Engine], routed: RoutedEngine) -> None:
-        self.replicas = replicas
+    def __init__(self, replica_pool: Pool[Engine], routed: RoutedEngine) -> None:
+        self.replica_pool = replica_pool
         self.routed = routed
         self._all_out = False
-        super().__init__(replicas.members[0].target)
+        super().__init__(replica_pool.members[0].target)
 
     def connect(self) -> Connection:
         """Connect to this request's replica, or pick one; try each once.
@@ -118,47 +118,61 @@ class ReplicaEngine(_EngineShape):
         """
         state = self.routed.app.request_state()
         kept = None if state is None else state.kept.get(self)
-        causes: dict[str, str] = {}
-        for picked in self.replicas.candidates(kept):
-            member = picked
-            if state is not None and kept is None and not causes:
+        member = self.replica_pool.first(kept)
+        if member is None:
+            return self._without_replicas({}, state)
+        if state is not None and member is not kept:
+            if kept is None:
                 # Another thread or task of the request may have picked meanwhile.
-                member = state.kept.setdefault(self, picked)
-            connection = self._try(member, causes)
-            if connection is not None:
-                if state is not None:
-                    state.kept[self] = member
-                return connection
-        return self._without_replicas(causes, state)
-
-    def _try(
-        self, member: Member[Engine], causes: dict[str, str]
-    ) -> ReplicaConnection | None:
-        """Connect to one replica, or note why not."""
-        permit = self.replicas.permit(member)
+                member = state.kept.setdefault(self, member)
+            else:
+                state.kept[self] = member
+        permit = self.replica_pool.permit(member)
         try:
             connection = ReplicaConnection(member.target)
-        except TimeoutError as error:  # its pool is exhausted: load, not death
-            causes[member.name] = error_text(error)
-            return None
         except Exception as error:  # noqa: BLE001 - a creator may raise anything
-            causes[member.name] = self._report(member, error, permit)
-            return None
-        self.replicas.succeeded(member, permit)
+            return self._elsewhere(member, self._report(member, error, permit), state)
+        if not permit.quiet or self._all_out:
+            self._welcome(member, permit)
+        connection.shape, connection.member = self, member
+        return connection
+
+    def _elsewhere(
+        self, failed: Member[Engine], cause: str, state: RequestState | None
+    ) -> Connection:
+        """Connect to another replica than the one that failed; try each once."""
+        causes = {failed.name: cause}
+        for member in self.replica_pool.others(failed):
+            permit = self.replica_pool.permit(member)
+            try:
+                connection = ReplicaConnection(member.target)
+            except Exception as error:  # noqa: BLE001 - the same
+                causes[member.name] = self._report(member, error, permit)
+                continue
+            self._welcome(member, permit)
+            connection.shape, connection.member = self, member
+            if state is not None:
+                state.kept[self] = member
+            return connection
+        return self._without_replicas(causes, state)
+
+    def _welcome(self, member: Member[Engine], permit: Permit) -> None:
+        """Tell the breaker that a connect succeeded, and the operator."""
+        self.replica_pool.succeeded(member, permit)
         if self._all_out:
             self._all_out = False
             logger.warning("replicas serve reads again")
-        connection.shape, connection.member = self, member
-        return connection
 
     def _report(self, member: Member[Engine], error: Exception, permit: Permit) -> str:
         """Tell the breaker that a connect failed; return why, without passwords."""
         cause = error_text(error)
+        if isinstance(error, TimeoutError):
+            return cause  # its connection pool is exhausted: load, not death
         verdict = judge_connect(error)
         if verdict is Verdict.BUSY:
-            self.replicas.rest(member, _REST, error, permit)
+            self.replica_pool.rest(member, _REST, error, permit)
         else:
-            self.replicas.failed(member, error, permit)
+            self.replica_pool.failed(member, error, permit)
         if verdict is Verdict.MISCONFIGURED:
             logger.error("replica %r is not configured right: %s", member.name, cause)
         return cause
@@ -172,13 +186,13 @@ class ReplicaEngine(_EngineShape):
                 logger.error(
                     "every replica is out, and the primary serves their reads "
                     "(REPLICATED_FALLBACK = 'master'): %s",
-                    self.replicas.causes() | causes,
+                    self.replica_pool.causes() | causes,
                 )
             if state is not None:
                 # Once the primary was read, a replica would show an older state.
                 state.latch("every replica is out")
             return _to_primary(self.routed.real, self)
-        raise AllReplicasOutError(self.replicas.causes() | causes)
+        raise AllReplicasOutError(self.replica_pool.causes() | causes)
 
     def lost(self, member: Member[Engine]) -> None:
         """Let the running request go on with another replica."""
@@ -273,8 +287,25 @@ class RoutedEngine(_EngineShape):
         return _PrimaryWithOptions(self.real.execution_options(**options), self)
 
     def update_execution_options(self, **options: Any) -> None:
-        """Change the execution options of the primary's engine."""
-        self.real.update_execution_options(**options)
+        """Change the execution options of the primary and of every replica."""
+        for engine in self._engines():
+            engine.update_execution_options(**options)
+
+    @property
+    def echo(self) -> Any:
+        """What the primary logs; to set it sets it for every replica too."""
+        return self.real.echo
+
+    @echo.setter
+    def echo(self, value: Any) -> None:
+        for engine in self._engines():
+            engine.echo = value
+
+    def _engines(self) -> list[Engine]:
+        return [
+            self.real,
+            *(member.target for member in self.replicas.replica_pool.members),
+        ]
 
     def raw_connection(self) -> PoolProxiedConnection:
         """Return a DBAPI connection to the primary."""
@@ -282,11 +313,10 @@ class RoutedEngine(_EngineShape):
 
     def dispose(self, close: bool = True) -> None:
         """Dispose of the connection pools of the primary and of every replica."""
-        self.real.dispose(close)
-        for member in self.replicas.replicas.members:
-            member.target.dispose(close)
+        for engine in self._engines():
+            engine.dispose(close)
 
     def after_fork(self) -> None:
         """Leave inherited sockets to the parent, and pick from another start."""
         self.dispose(close=False)
-        self.replicas.replicas.reshuffle()
+        self.replicas.replica_pool.reshuffle()

@@ -19,6 +19,7 @@ __all__ = [
     "AllReplicasOutError",
     "ConfigurationError",
     "ReplicatedError",
+    "StaleReadError",
     "WriteOnReplicaError",
 ]
 
@@ -79,6 +80,33 @@ class WriteOnReplicaError(ReplicatedError):
         return (
             f"view {self.view!r} tried {said} Mark the view with @changes_database "
             f"or @use_master_database, or {out}"
+        )
+
+
+class StaleReadError(ReplicatedError):
+    """A connection to a replica was to read a table that must never be read stale.
+
+    A session answers such a read from the primary by itself; only code that asked
+    for a connection has to ask for the right one.
+
+    Attributes:
+        table: The table of a model with ``__replicated__ = 'master'``.
+        statement: The beginning of the statement, without its parameters.
+        view: The endpoint that was running, or None outside a request.
+    """
+
+    def __init__(self, table: str, statement: str, view: str | None) -> None:
+        self.table = table
+        self.statement = statement
+        self.view = view
+        super().__init__(table, statement, view)
+
+    def __str__(self) -> str:
+        where = f"view {self.view!r}" if self.view else "code outside a request"
+        return (
+            f"{where} tried to read {self.table!r}, whose model says __replicated__ = "
+            f"'master', from a replica: {self.statement}. Connect inside 'with "
+            "using_master():', or accept an older state inside 'with using_slave():'."
         )
 
 

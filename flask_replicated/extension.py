@@ -116,7 +116,7 @@ class FlaskReplicated:
             raise ConfigurationError(
                 "bind_key", bind_key, "no replicas are configured for this bind."
             )
-        return routed.replicas.replicas
+        return routed.replicas.replica_pool
 
 
 def _route(front: Front, binds: Binds, state: AppState) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from flask_sqlalchemy import SQLAlchemy
 
 from .errors import ConfigurationError
+from .options import note_primary_models
 from .session import routed_session_class
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class _FlaskSQLAlchemy(Front):
         self._db = db
         with app.app_context():
             self.engines: dict[str | None, Engine] = db.engines
+        note_primary_models(db.Model.registry.mappers)
 
     def hide(self, binds: Binds) -> None:
         hidden = binds.hidden()

@@ -6,10 +6,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Select
-from sqlalchemy.orm import UserDefinedOption
+from sqlalchemy import Select, event
+from sqlalchemy.orm import Mapper, UserDefinedOption
 from sqlalchemy.sql.cache_key import HasCacheKey
 from sqlalchemy.sql.visitors import InternalTraversal
 
@@ -17,9 +18,16 @@ from .errors import ConfigurationError
 from .routing import MARK, ROLES, Role
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
-__all__ = ["carrying", "reads_primary", "wanted_role"]
+__all__ = [
+    "asks_nothing",
+    "carrying",
+    "note_primary_models",
+    "primary_tables",
+    "reads_primary",
+    "wanted_role",
+]
 
 _OPTION = "replicated"
 
@@ -63,11 +71,62 @@ def wanted_role(statement: Any, options: Mapping[str, Any] | None) -> Role | Non
     return None
 
 
+def asks_nothing(statement: Any, options: Mapping[str, Any] | None) -> bool:
+    """Whether a statement is a Select without a role of its own.
+
+    It answers quickly for most, and says False where it would have to look closer.
+    """
+    return (
+        type(statement) is Select
+        # What a Select was built from has no public name.
+        and not statement._with_options  # noqa: SLF001
+        and _OPTION not in statement._execution_options  # noqa: SLF001
+        and (options is None or _OPTION not in options)
+    )
+
+
 def carrying(statement: Any, role: Role) -> Any:
     """Return the statement with its role passed on to relationship loads."""
     if isinstance(statement, Select):
         return statement.options(_Carried(role))
     return statement
+
+
+class _PrimaryTables:
+    """The tables that must never be read stale, of all models of this process.
+
+    Attributes:
+        pattern: Finds one of their names in SQL; None while there is none. Another
+            object whenever there is another table.
+    """
+
+    def __init__(self) -> None:
+        self._names: set[str] = set()
+        self.pattern: re.Pattern[str] | None = None
+
+    def add(self, names: Iterable[str]) -> None:
+        """Add tables by name."""
+        names = set(names)
+        if not names <= self._names:
+            self._names |= names
+            listed = "|".join(map(re.escape, sorted(self._names, key=len)[::-1]))
+            self.pattern = re.compile(rf"(?<!\w)(?:{listed})(?!\w)", re.IGNORECASE)
+
+
+primary_tables = _PrimaryTables()
+
+
+@event.listens_for(Mapper, "after_mapper_constructed")
+def _note_model(mapper: Mapper[Any], model: type) -> None:
+    if ROLES.get(getattr(model, MARK, None) or "") is Role.PRIMARY:
+        own = getattr(mapper.local_table, "name", None)
+        primary_tables.add([own] if own else [table.name for table in mapper.tables])
+
+
+def note_primary_models(mappers: Iterable[Mapper[Any]]) -> None:
+    """Learn of models that were there before this module was imported."""
+    for mapper in mappers:
+        _note_model(mapper, mapper.class_)
 
 
 def reads_primary(mapper: Any) -> bool:

@@ -9,6 +9,7 @@ from balancers import Pool
 from .config import read_settings
 from .engines import RoutedEngine
 from .errors import ConfigurationError
+from .gate import Gate
 from .listeners import PoolListener
 from .replicas import Replica
 from .state import AppState
@@ -30,6 +31,9 @@ def routed_engine(
         name: Replica(engine, settings.connect_timeout)
         for name, engine in replicas.items()
     }
+    gate = Gate(app.classifier.text)
+    for engine in replicas.values():
+        gate.guard(engine)
     pool = Pool(
         replicas,
         balancer=settings.balancer,

@@ -15,10 +15,11 @@ from flask_sqlalchemy.session import Session as FlaskSession
 from sqlalchemy import event, orm
 from sqlalchemy.exc import DBAPIError, PendingRollbackError, UnboundExecutionError
 
-from .connections import PrimaryConnection, ReplicaConnection, write_refused
+from .connections import PrimaryConnection, ReplicaConnection
 from .engines import RoutedEngine
-from .errors import WriteOnReplicaError
-from .options import carrying, reads_primary, wanted_role
+from .errors import StaleReadError, WriteOnReplicaError
+from .options import asks_nothing, carrying, reads_primary, wanted_role
+from .refusals import write_refused
 from .routing import WROTE, Role
 from .scopes import active_role, current_block
 from .sqltext import Kind
@@ -40,6 +41,89 @@ _READ = Kind.READ
 _REPLICA = Role.REPLICA
 _MANY = 2000
 _EMPTY: dict[Any, Any] = {}  # never written to
+_MAY_RECOVER = (DBAPIError, PendingRollbackError, WriteOnReplicaError, StaleReadError)
+
+
+class _Ways:
+    """What a session knows of where its statements go.
+
+    The request that it serves, from its first statement on (see ``serve()``):
+    ``request``, ``state``, ``primary``, ``replicas``, ``plain_mappers``,
+    ``classify``.
+
+    The connections of the transaction in progress: the real engine behind each
+    shape (the default bind's replica once more in ``lane``, for the way of nearly
+    all), the primary's and the replicas' connections, the replicas lost so far.
+
+    ``wanted`` is what the statement that is being executed asks for itself;
+    ``connecting`` tells that connection() was called, and so nothing is executed.
+    """
+
+    # Kept in one object: so many attributes more would cost each session its compact
+    # dictionary, and every access to it. Each is set when there is something to say.
+    request: Request | None = None
+    state: RequestState
+    primary: PrimaryEngine
+    replicas: ReplicaEngine | None = None
+    plain_mappers: set[Any]
+    classify: Callable[[Any], Kind]
+    lanes: dict[Engine, Engine | sa.Connection] = _EMPTY
+    lane: Engine | None = None
+    primaries: dict[Engine, PrimaryConnection] = _EMPTY
+    reads: dict[Engine, ReplicaConnection] = _EMPTY
+    losses = 0
+    wanted: Role | None = None
+    connecting = False
+
+    def serve(self) -> bool:
+        """Learn which request is served; whether it may go the short way."""
+        app = current_app_state()
+        state = None if app is None else app.request_state()
+        if app is None or state is None:
+            return False
+        default = app.routes.get(None)
+        # A test may have put in another engine.
+        if default is None or app.engines.get(None) is not default:
+            return False
+        self.primary, self.replicas = default.primary, default.replicas
+        self.classify, self.plain_mappers = app.classify, app.plain_mappers
+        self.request, self.state = this_request(), state
+        return True
+
+    def note(self, connection: sa.Connection) -> None:
+        """Remember which connection a transaction has begun on."""
+        if self.lanes is _EMPTY:
+            self.lanes, self.reads, self.primaries = {}, {}, {}
+        if isinstance(connection, ReplicaConnection):
+            shape = connection.shape
+            self.reads[shape] = connection
+            self.lanes[shape] = connection.engine
+            if shape is self.replicas:
+                self.lane = connection.engine
+        elif isinstance(connection, PrimaryConnection):
+            self._note_primary(connection)
+
+    def _note_primary(self, connection: PrimaryConnection) -> None:
+        routed = connection.shape.routed
+        earlier = self.primaries.setdefault(connection.engine, connection)
+        # Where every replica is out the primary serves their reads. Should this
+        # transaction have written there already, the earlier connection goes on:
+        # two on one server would wait for each other's locks.
+        # So by connection, not by engine: a savepoint that ends leaves the engine's
+        # name with whichever connection came last.
+        self.lanes[connection.shape] = self.lanes[routed.primary] = earlier
+
+    def leave(self, read: ReplicaConnection) -> None:
+        """Forget a replica's connection."""
+        self.lane = None
+        del self.reads[read.shape]
+        self.lanes.pop(read.shape, None)
+
+    def forget(self) -> None:
+        """Forget the connections of a transaction that has ended."""
+        self.lanes = self.reads = self.primaries = _EMPTY
+        self.lane = None
+        self.losses = 0
 
 
 class RoutedSession(orm.Session):
@@ -49,29 +133,7 @@ class RoutedSession(orm.Session):
     a bind that has replicas; see :func:`routed_session_class`.
     """
 
-    # What is known once the first statement of a request has come; see _serve().
-    _default: RoutedEngine | None = None
-    _request: Request | None = None
-    _state: RequestState
-    _primary: PrimaryEngine
-    _replicas: ReplicaEngine
-    _plain_mappers: set[Any]
-    _classify: Callable[[Any], Kind]
-
-    # The connections of the transaction in progress: the real engine behind each
-    # shape (the default bind's replica once more in _lane, for the way of nearly
-    # all), the primary's and the replicas' connections, the replicas lost so far.
-    _lanes: dict[Engine, Engine | sa.Connection] = _EMPTY
-    _lane: Engine | None = None
-    _primaries: dict[Engine, PrimaryConnection] = _EMPTY
-    _reads: dict[Engine, ReplicaConnection] = _EMPTY
-    _losses = 0
-
-    # What the statement that is being executed asks for itself.
-    _wanted: Role | None = None
-
-    # Whether connection() was called, and so nothing is being executed.
-    _connecting = False
+    _ways: _Ways | None = None
 
     # Whether the class behind this one chooses engines by bind key alone, as
     # Flask-SQLAlchemy's does; then the default bind is known without asking it.
@@ -89,8 +151,9 @@ class RoutedSession(orm.Session):
         Raises:
             WriteOnReplicaError: It writes or locks inside ``using_slave()``.
         """
+        ways = self._ways or self._know_ways()
         if bind is not None:
-            return self._given(bind, mapper, clause)
+            return self._given(ways, bind, mapper, clause)
         # Every statement comes through here, and nearly every one is a read of
         # the default bind in a request. Its way is laid out flat, cheapest
         # questions first: calls would double the price. (Without a mapper, what
@@ -98,124 +161,76 @@ class RoutedSession(orm.Session):
         if (
             clause is not None
             and not self._flushing
-            and self._wanted is None
-            and not self._primaries
+            and ways.wanted is None
+            and not ways.primaries
             and current_block.get() is None
             and has_request_context()
-            and (this_request() is self._request or self._serve())
+            and (
+                this_request() is ways.request
+                or (self._reads_bind_keys and ways.serve())
+            )
             and (
                 mapper is None
-                or mapper in self._plain_mappers
-                or self._is_plain(mapper)
+                or mapper in ways.plain_mappers
+                or _is_plain(mapper, ways.plain_mappers)
             )
-            and self._classify(clause) is _READ
+            and ways.classify(clause) is _READ
         ):
-            if (self._state.settled or self._state.decision.role) is _REPLICA:
-                return self._lane or self._replicas
-            return self._primary
-        return self._find_bind(mapper, clause, kwargs)
+            if (ways.state.settled or ways.state.decision.role) is _REPLICA:
+                return ways.lane or ways.replicas  # type: ignore[return-value]  # set by serve()
+            return ways.primary
+        return self._find_bind(ways, mapper, clause, kwargs)
+
+    def _know_ways(self) -> _Ways:
+        ways = self._ways = _Ways()
+        return ways
 
     def _given(
-        self, bind: Engine | sa.Connection, mapper: Any, clause: Any
+        self, ways: _Ways, bind: Engine | sa.Connection, mapper: Any, clause: Any
     ) -> Engine | sa.Connection:
         if not isinstance(bind, RoutedEngine):
             return bind
-        return self._lane_of(bind, self._role(bind, mapper, clause))
-
-    def _serve(self) -> bool:
-        """Learn which request this session serves; whether it may go the short way."""
-        app = current_app_state()
-        default = app.routes.get(None) if app and self._reads_bind_keys else None
-        state = app.request_state() if app and default else None
-        if app is None or default is None or state is None:
-            return False
-        if app.engines.get(None) is not default:  # a test has put in another
-            return False
-        self._default, self._classify = default, app.classify
-        self._primary, self._replicas = default.primary, default.replicas
-        self._plain_mappers = app.plain_mappers
-        self._request, self._state = this_request(), state
-        return True
-
-    def _is_plain(self, mapper: Any) -> bool:
-        """Whether a mapped class is on the default bind and prefers no role."""
-        plain = _on_default_bind(mapper) and not reads_primary(mapper)
-        if plain:
-            if len(self._plain_mappers) > _MANY:
-                self._plain_mappers.clear()  # a program that makes models as it runs
-            self._plain_mappers.add(mapper)
-        return plain
+        return self._lane_of(ways, bind, self._role(ways, bind, mapper, clause))
 
     def _find_bind(
-        self, mapper: Any, clause: Any, kwargs: dict[str, Any]
+        self, ways: _Ways, mapper: Any, clause: Any, kwargs: dict[str, Any]
     ) -> Engine | sa.Connection:
         routed = super().get_bind(mapper=mapper, clause=clause, **kwargs)
         if not isinstance(routed, RoutedEngine):
             return routed
-        return self._lane_of(routed, self._role(routed, mapper, clause))
+        return self._lane_of(ways, routed, self._role(ways, routed, mapper, clause))
 
-    def _lane_of(self, routed: RoutedEngine, role: Role) -> Engine | sa.Connection:
+    def _lane_of(
+        self, ways: _Ways, routed: RoutedEngine, role: Role
+    ) -> Engine | sa.Connection:
         shape: Engine = routed.replicas if role is _REPLICA else routed.primary
-        return self._lanes.get(shape, shape)
+        return ways.lanes.get(shape, shape)
 
-    def _role(self, routed: RoutedEngine, mapper: Any, clause: Any) -> Role:
+    def _role(
+        self, ways: _Ways, routed: RoutedEngine, mapper: Any, clause: Any
+    ) -> Role:
         if clause is not None and not self._flushing:
             kind = routed.app.classify(clause)
         else:
             # A flush, a bulk operation's second call, or connection(): what
             # will run is not known.
             kind = Kind.WRITE
-        if self._wanted is not None and not self._flushing:
-            return self._asked(
-                self._wanted, "execution_options(replicated=...)", kind, clause
-            )
-        block = active_role()
-        if block is not None:
-            return self._asked(block, "inside using_slave()", kind, clause)
+        asked, why = ways.wanted, "execution_options(replicated=...)"
+        if asked is None or self._flushing:
+            asked, why = active_role(), "inside using_slave()"
+        if asked is not None:
+            # connection(): nothing is sent yet; the gate looks at what it sends.
+            if asked is _REPLICA and kind >= Kind.LOCK and not ways.connecting:
+                raise write_refused("a flush" if clause is None else clause, why)
+            return asked
         if kind is not Kind.READ:
             return Role.PRIMARY
-        primary = self._primaries.get(routed.real)
+        primary = ways.primaries.get(routed.real)
         if primary is not None and primary.wrote:
             return Role.PRIMARY  # its own rows are nowhere else yet
         if mapper is not None and reads_primary(mapper):
             return Role.PRIMARY
         return routed.app.role()
-
-    def _asked(self, role: Role, why: str, kind: Kind, clause: Any) -> Role:
-        """Return the role that code asked for, unless a write would meet a replica."""
-        # connection(): nothing is sent yet; the connection watches what it is sent.
-        if role is Role.REPLICA and kind >= Kind.LOCK and not self._connecting:
-            raise write_refused("a flush" if clause is None else clause, why)
-        return role
-
-    def _note(self, connection: sa.Connection) -> None:
-        """Remember which connection a transaction has begun on."""
-        if not self._lanes:
-            self._lanes, self._reads, self._primaries = {}, {}, {}
-        if isinstance(connection, ReplicaConnection):
-            shape = connection.shape
-            self._reads[shape] = connection
-            self._lanes[shape] = connection.engine
-            if shape.routed is self._default:
-                self._lane = connection.engine
-        elif isinstance(connection, PrimaryConnection):
-            self._note_primary(connection)
-
-    def _note_primary(self, connection: PrimaryConnection) -> None:
-        routed = connection.shape.routed
-        earlier = self._primaries.setdefault(connection.engine, connection)
-        # Where every replica is out the primary serves their reads. Should this
-        # transaction have written there already, the earlier connection goes on:
-        # two on one server would wait for each other's locks.
-        # So by connection, not by engine: a savepoint that ends leaves the engine's
-        # name with whichever connection came last.
-        self._lanes[connection.shape] = self._lanes[routed.primary] = earlier
-
-    def _forget(self) -> None:
-        """Forget the connections of a transaction that has ended."""
-        self._lanes = self._reads = self._primaries = _EMPTY
-        self._lane = None
-        self._losses = 0
 
     def connection(self, *args: Any, **kwargs: Any) -> sa.Connection:
         """Return the connection of the current transaction, as any session does.
@@ -223,11 +238,12 @@ class RoutedSession(orm.Session):
         Without a bind or a using_slave() that says otherwise it is the primary's,
         because nobody knows what it is for; the request's reads then stay there.
         """
-        self._connecting = True
+        ways = self._ways or self._know_ways()
+        ways.connecting = True
         try:
             connection = super().connection(*args, **kwargs)
         finally:
-            self._connecting = False
+            ways.connecting = False
         if isinstance(connection, PrimaryConnection) and active_role() is None:
             state = connection.shape.routed.app.request_state()
             if state is not None and state.decision.role is Role.REPLICA:
@@ -237,49 +253,55 @@ class RoutedSession(orm.Session):
 
     # --- statements, and what may happen to them ------------------------------
 
-    def execute(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
+    def execute(self, statement: Any, params: Any = None, **options: Any) -> Any:
         """Execute a statement, as any session does."""
-        return self._run(super().execute, statement, args, kwargs)
+        return self._run(super().execute, statement, params, options)
 
-    def scalar(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
+    def scalar(self, statement: Any, params: Any = None, **options: Any) -> Any:
         """Execute a statement and return its first value."""
-        return self._run(super().scalar, statement, args, kwargs)
+        return self._run(super().scalar, statement, params, options)
 
-    def scalars(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
+    def scalars(self, statement: Any, params: Any = None, **options: Any) -> Any:
         """Execute a statement and return its first column."""
-        return self._run(super().scalars, statement, args, kwargs)
+        return self._run(super().scalars, statement, params, options)
 
     def _run(
         self,
         run: Callable[..., Any],
         statement: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        params: Any,
+        options: dict[str, Any],
     ) -> Any:
-        if type(statement) is sa.CompoundSelect:
-            # The one read that SQLAlchemy does not show to get_bind().
-            given = kwargs.get("bind_arguments") or {}
-            kwargs["bind_arguments"] = {"clause": statement, **given}
-        wanted = wanted_role(statement, kwargs.get("execution_options"))
-        if wanted is not None:
-            statement = carrying(statement, wanted)
-        elif isinstance(statement, sa.UpdateBase):
-            self._latch_early(statement, kwargs.get("bind_arguments"))
-        outer, self._wanted = self._wanted, wanted
+        ways = self._ways or self._know_ways()
+        wanted = None
+        if not asks_nothing(statement, options.get("execution_options")):
+            statement, wanted = self._prepare(statement, options)
+        outer, ways.wanted = ways.wanted, wanted
         try:
             while True:
                 try:
-                    return run(statement, *args, **kwargs)
-                except (
-                    DBAPIError,
-                    PendingRollbackError,
-                    WriteOnReplicaError,
-                ) as error:
+                    return run(statement, params, **options)
+                except _MAY_RECOVER as error:
                     # Once more elsewhere, if only its replica cannot answer.
-                    if not self._recovers(error):
+                    if not self._recovers(ways, error):
                         raise
         finally:
-            self._wanted = outer
+            ways.wanted = outer
+
+    def _prepare(
+        self, statement: Any, options: dict[str, Any]
+    ) -> tuple[Any, Role | None]:
+        """Make ready what is more than a plain read; return the role it asks for."""
+        if type(statement) is sa.CompoundSelect:
+            # The one read that SQLAlchemy does not show to get_bind().
+            given = options.get("bind_arguments") or {}
+            options["bind_arguments"] = {"clause": statement, **given}
+        wanted = wanted_role(statement, options.get("execution_options"))
+        if wanted is not None:
+            return carrying(statement, wanted), wanted
+        if isinstance(statement, sa.UpdateBase):
+            self._latch_early(statement, options.get("bind_arguments"))
+        return statement, None
 
     def _latch_early(self, write: sa.UpdateBase, bound: Any) -> None:
         """Let a write's own reads, of the rows to change, see the primary."""
@@ -292,57 +314,73 @@ class RoutedSession(orm.Session):
         if isinstance(routed, RoutedEngine):
             routed.app.latch(WROTE)
 
-    def _recovers(
-        self, error: DBAPIError | PendingRollbackError | WriteOnReplicaError
-    ) -> bool:
+    def _recovers(self, ways: _Ways, error: Exception) -> bool:
         """Turn away from a replica that cannot answer; whether another server may."""
+        if isinstance(error, StaleReadError):
+            again, ways.wanted = ways.wanted is not Role.PRIMARY, Role.PRIMARY
+            return again
         if isinstance(error, WriteOnReplicaError):
-            return self._repair()
-        lost = next((r for r in self._reads.values() if r.invalidated), None)
-        # A primary that is lost may have done what it was asked. What is pending
-        # is the loss of a read that the end of a savepoint kept quiet.
-        if lost is None or not (
-            isinstance(error, PendingRollbackError) or error.connection_invalidated
-        ):
-            return False
-        return self._leave(lost)
+            return self._repair(ways)
+        # A primary that is lost may have done what it was asked.
+        for read in ways.reads.values():
+            if not read.invalidated:
+                continue
+            if read.loss is error:
+                return self._leave(ways, read, answered=read.sent > 1)
+            if isinstance(error, PendingRollbackError):
+                # The end of a savepoint kept quiet that a read was lost.
+                return self._leave(ways, read, answered=read.sent > 0)
+        return False
 
-    def _repair(self) -> bool:
-        """Turn to the primary after a write that only the replica recognised.
+    def _repair(self, ways: _Ways) -> bool:
+        """Turn to the primary after a write that only showed on the replica.
 
-        Only where it was the first statement there: nothing was seen yet.
+        Where the server had to refuse it, only as the first statement there:
+        nothing was seen yet, and the transaction takes no more.
         """
-        read = next((r for r in self._reads.values() if r.refused), None)
-        if read is None or read.used or _REPLICA in (active_role(), self._wanted):
+        read = next((r for r in ways.reads.values() if r.refused), None)
+        if read is None or _REPLICA in (active_role(), ways.wanted):
             return False
-        self._continue_on_primary(read, "a replica has refused its write")
+        if read.aborted and read.sent > 1:
+            return False
+        reason = WROTE if not read.aborted else "a replica has refused its write"
+        _continue_on_primary(ways, read, reason)
         return True
 
-    def _leave(self, lost: ReplicaConnection) -> bool:
+    def _leave(self, ways: _Ways, lost: ReplicaConnection, *, answered: bool) -> bool:
         """Turn away from a lost replica; return whether reads may go on elsewhere.
 
         If it had answered nothing yet, any replica may answer instead, and each
         is tried once. If it had, only the primary is sure to know all that was
         seen, and only where the transaction promised no fixed snapshot.
         """
-        routed = lost.shape.routed
-        if not lost.used and self._losses < len(routed.replicas.replicas.members):
-            self._losses += 1
-            self._lane = None
-            del self._lanes[lost.shape], self._reads[lost.shape]
-            routed.replicas.lost(lost.member)
+        replica_pool = lost.shape.replica_pool
+        if not answered and ways.losses < len(replica_pool.members):
+            ways.losses += 1
+            ways.leave(lost)
+            lost.shape.lost(lost.member)
             return True
-        if lost.used and not lost.may_be_continued:
+        if answered and not lost.may_be_continued:
             return False
-        self._continue_on_primary(lost, "its replica was lost")
+        _continue_on_primary(ways, lost, "its replica was lost")
         return True
 
-    def _continue_on_primary(self, read: ReplicaConnection, reason: str) -> None:
-        routed = read.shape.routed
-        self._lane = None
-        del self._reads[read.shape]
-        self._lanes[read.shape] = self._lanes.get(routed.primary, routed.primary)
-        routed.app.latch(reason)
+
+def _continue_on_primary(ways: _Ways, read: ReplicaConnection, reason: str) -> None:
+    routed = read.shape.routed
+    ways.leave(read)
+    ways.lanes[read.shape] = ways.lanes.get(routed.primary, routed.primary)
+    routed.app.latch(reason)
+
+
+def _is_plain(mapper: Any, known: set[Any]) -> bool:
+    """Whether a mapped class is on the default bind and prefers no role."""
+    plain = _on_default_bind(mapper) and not reads_primary(mapper)
+    if plain:
+        if len(known) > _MANY:
+            known.clear()  # a program that makes models as it runs
+        known.add(mapper)
+    return plain
 
 
 def _on_default_bind(mapper: Any) -> bool:
@@ -357,7 +395,7 @@ def _on_default_bind(mapper: Any) -> bool:
 def _note_connection(
     session: RoutedSession, _: orm.SessionTransaction, connection: sa.Connection
 ) -> None:
-    session._note(connection)  # noqa: SLF001 - a listener of this class
+    (session._ways or session._know_ways()).note(connection)  # noqa: SLF001 - a listener of this class
 
 
 # The end is where it belongs; the beginning is for an end that an error skipped.
@@ -366,8 +404,9 @@ def _note_connection(
 def _forget_connections(
     session: RoutedSession, transaction: orm.SessionTransaction
 ) -> None:
-    if transaction.parent is None:
-        session._forget()  # noqa: SLF001 - a listener of this class
+    ways = session._ways  # noqa: SLF001 - a listener of this class
+    if ways is not None and ways.lanes and transaction.parent is None:
+        ways.forget()
 
 
 def routed_session_class(base: type[orm.Session]) -> type[orm.Session]:

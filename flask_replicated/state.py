@@ -21,7 +21,6 @@ from flask import (
     Flask,
     Request,
     current_app,
-    has_app_context,
     has_request_context,
 )
 from flask.globals import request, request_ctx
@@ -83,7 +82,8 @@ class AppState:
         pins: Where clients' writes are remembered.
         routes: The routed engines by bind key, the default under None.
         engines: What Flask-SQLAlchemy has by bind key; a test may put in others.
-        classify: Tells what a statement does.
+        classifier: Tells what a statement does.
+        classify: How it tells.
         plain_mappers: Mapped classes on the default bind that prefer no role.
         writers: How often a replica has refused a write, by endpoint.
     """
@@ -96,10 +96,11 @@ class AppState:
         self.pins: PinStore = CookiePins(settings.pin_cookie, settings.pin_seconds)
         self.routes: dict[str | None, RoutedEngine] = {}
         self.engines: Mapping[str | None, object] = {}
-        self.classify = Classifier(settings.write_functions).kind
+        self.classifier = Classifier(settings.write_functions)
+        self.classify = self.classifier.kind
         self.plain_mappers: set[Any] = set()
         self.writers: Counter[str] = Counter()
-        self._decisions: dict[tuple[str, str], Decision] = {}
+        self._decisions: dict[tuple[str | None, str], Decision] = {}
         _states.add(self)
 
     def request_state(self) -> RequestState | None:
@@ -110,10 +111,13 @@ class AppState:
         """
         if not has_request_context():
             return None
-        current = this_request()
-        state: RequestState | None = current.__dict__.get(_ATTRIBUTE)
-        if state is None and this_context().app is self._app():
-            state = current.__dict__[_ATTRIBUTE] = RequestState(self)
+        context = this_context()
+        # Not by way of __dict__: to ask for one makes one, and every attribute of
+        # the request dearer.
+        state: RequestState | None = getattr(context.request, _ATTRIBUTE, None)
+        if state is None and context.app is self._app():
+            state = RequestState(self)
+            setattr(context.request, _ATTRIBUTE, state)
         return state if state is None or state.app is self else None
 
     def role(self) -> Role:
@@ -130,23 +134,22 @@ class AppState:
     def decide(self, state: RequestState) -> Decision:
         """Decide where the reads of the running request go."""
         current = this_request()
-        endpoint, method, rule = current.endpoint, current.method, current.url_rule
         if (
-            endpoint is None
-            or rule is None
-            or rule.methods is None
-            or state.latched is not None
+            state.latched is not None
             or state.marked is not None
             or self.settings.is_read is not None
-            or endpoint in self.writers
         ):
             return self._decide(state, current)
-        # What the view and the method say never changes. The keys are bounded:
-        # a rule that lists its methods takes no other.
-        decision = self._decisions.get((endpoint, method))
+        # What the view and the method say never changes. (Asking an endpoint's name
+        # of the rule spares a call.)
+        rule = current.url_rule
+        key = None if rule is None else rule.endpoint, current.method
+        decision = self._decisions.get(key)
         if decision is None:
             decision = self._decide(state, current, pinned=False)
-            self._decisions[endpoint, method] = decision
+            # So the keys are bounded: a rule that lists its methods takes no other.
+            if rule is not None and rule.methods is not None:
+                self._decisions[key] = decision
         if decision.by_method and self._pinned(current):
             return self._decide(state, current, pinned=True)
         return decision
@@ -191,6 +194,7 @@ class AppState:
                 else "fail, or send it twice",
             )
         self.writers[endpoint] += 1
+        self._decisions.clear()
 
     def in_known_writer(self) -> bool:
         """Whether the running request's endpoint writes in ways not recognised."""
@@ -203,7 +207,10 @@ class AppState:
 
     def _pinned(self, current: Request) -> bool:
         seconds = self.settings.pin_seconds
-        return bool(seconds) and still_counts(self.pins.last_write(current), seconds)
+        if not seconds:
+            return False
+        written = self.pins.last_write(current)
+        return written is not None and still_counts(written, seconds)
 
     def after_fork(self) -> None:
         """Forget, in a child process, the connections that are the parent's."""
@@ -311,9 +318,11 @@ class RequestState:
 
 def current_app_state() -> AppState | None:
     """Return the state of the current application, if it has the extension."""
-    if not has_app_context():
+    try:  # nearly always there is one, and to ask first is dearer
+        app = this_app()
+    except RuntimeError:
         return None
-    state: AppState | None = this_app().extensions.get(STATE)
+    state: AppState | None = app.extensions.get(STATE)
     return state
 
 

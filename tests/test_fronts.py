@@ -411,7 +411,8 @@ class TestPlainSessions:
         engine = replicated_engine(master, {"slave_1": replica})
         with using_slave(), RoutedSession(binds={Entry: engine}) as session:
             assert session.scalars(sa.select(Entry)).all() == []
-            (connection,) = session._reads.values()
+            assert session._ways is not None
+            (connection,) = session._ways.reads.values()
             assert connection.engine is replica
         engine.dispose()
 

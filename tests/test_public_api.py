@@ -29,6 +29,7 @@ NAMES = [
     "FlaskReplicated",
     "ReplicatedError",
     "RoutedSession",
+    "StaleReadError",
     "WriteOnReplicaError",
     "changes_database",
     "replicated_engine",

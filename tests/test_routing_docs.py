@@ -68,7 +68,7 @@ with app.test_request_context(
     "/graphql", method="POST", json={"query": "mutation { x }"}
 ) as context:
     assert is_read(context.request) is False
-assert "slave_1" in str(engine.replicas.replicas.members)
+assert "slave_1" in str(engine.replicas.replica_pool.members)
 
 import asyncio, gc
 with small.app_context():

@@ -47,7 +47,7 @@ class TestCounting:
         assert breaker.retry_in is None
         assert breaker.opened_for is None
         assert breaker.due == math.inf
-        assert breaker.acquire() == breaker.acquire() == Permit(0)
+        assert breaker.acquire() == breaker.acquire() == Permit(0, quiet=True)
 
     def test_threshold_opens(self, breaker: CircuitBreaker) -> None:
         """The failure that reaches the threshold opens it, and says so."""

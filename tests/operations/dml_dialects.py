@@ -129,6 +129,6 @@ def scalar_subquery(w: World) -> object:
 
 @operation("a DML CTE in `where(...in_())`", on=(POSTGRESQL,))
 def in_where(w: World) -> object:
-    """A `WHERE` clause is not walked; the replica refuses and the primary repeats."""
+    """Seen in the SQL that is about to be sent."""
     inner = select(_made().c.id)
     return w.session.scalars(select(Author).where(Author.id.in_(inner))).all()

@@ -136,12 +136,12 @@ def hidden(w: World) -> object:
 
 @operation("`func.nextval()` in `where()`", on=(POSTGRESQL,))
 def in_where(w: World) -> object:
-    """A `WHERE` clause is not walked; the replica refuses and the primary repeats."""
+    """Seen in the SQL that is about to be sent."""
     return w.session.scalars(select(Book).where(func.nextval("numbers") > 0)).all()
 
 
 @operation("`func.pg_try_advisory_xact_lock()` in `where()`", on=(POSTGRESQL,))
 def lock_in_where(w: World) -> object:
-    """A `WHERE` clause is not walked, and the server does not mind: see below."""
+    """Seen in the SQL that is about to be sent; no server would mind."""
     free = func.pg_try_advisory_xact_lock(Book.id)
     return w.session.scalars(select(Book).where(free)).all()

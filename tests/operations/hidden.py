@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from sqlalchemy import TextClause
-from sqlalchemy.ext.compiler import compiles
+import sqlalchemy as sa
 
 INSERT = "INSERT INTO book (title) VALUES ('hidden')"
+_HIDDEN = re.compile(r"SELECT store\(\) /\* (.*) \*/", re.DOTALL)
 
 
-class Hidden(TextClause):
-    """Reads like a SELECT and is compiled to a write, as a function may be.
+def hidden_write(write: str = INSERT) -> sa.TextClause:
+    """Return a write that only a server can recognise.
 
-    Args:
-        write: What it is compiled to.
+    It reads like a call of a function, and what that function does stands in a
+    comment.
     """
-
-    inherit_cache = False
-
-    def __init__(self, write: str) -> None:
-        super().__init__("SELECT store()")
-        self.write = write
+    return sa.text(f"SELECT store() /* {write} */")
 
 
-@compiles(Hidden)
-def _compile(element: Hidden, _compiler: Any, **_: Any) -> str:
-    return element.write
-
-
-def hidden_write(write: str = INSERT) -> Hidden:
-    """Return a write that only a server can recognise."""
-    return Hidden(write)
+@sa.event.listens_for(sa.Engine, "before_cursor_execute", retval=True)
+def _store(
+    _connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any
+) -> tuple[str, Any]:
+    """Do what the function does."""
+    found = _HIDDEN.fullmatch(statement)
+    return (found[1] if found else statement), parameters

@@ -130,7 +130,7 @@ def union(w: World) -> object:
 
 @operation("a lock in `where(...in_())`", on=(POSTGRESQL, MARIADB))
 def deep(w: World) -> object:
-    """A `WHERE` clause is not walked; the replica refuses and the primary repeats."""
+    """Seen in the SQL that is about to be sent."""
     inner = select(Author.id).limit(1).with_for_update().subquery()
     chosen = select(Book).where(Book.author_id.in_(select(inner.c.id)))
     return w.session.scalars(chosen).all()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 
-from flask_replicated import WriteOnReplicaError
+from flask_replicated import StaleReadError, WriteOnReplicaError
 from flask_replicated.failures import refused_as_write
 from tests.operations.models import Author
 
@@ -86,7 +86,7 @@ def _operate(world: World, operation: Operation, context: Context) -> str:
     try:
         with context.block():
             run()
-    except WriteOnReplicaError:
+    except (WriteOnReplicaError, StaleReadError):
         return "refused"
     except DBAPIError as error:
         if not refused_as_write(error):

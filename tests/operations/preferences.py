@@ -156,27 +156,27 @@ def model_selectin(w: World) -> Iterator[None]:
 
 @operation("`select(Owner).join(Owner.account)`")
 def model_join(w: World) -> object:
-    """Not seen: only the model that is selected first is asked."""
+    """Its table is seen in the SQL that is about to be sent."""
     return w.session.scalars(select(Author).join(Author.account)).all()
 
 
 @operation("`select(Other, Model)`, such a model in second place")
 def model_second(w: World) -> object:
-    """Not seen: only the model that is selected first is asked."""
+    """Its table is seen in the SQL that is about to be sent."""
     both = select(Author, Account).where(Account.author_id == Author.id)
     return w.session.execute(both).all()
 
 
 @operation("`joinedload()` of such a model")
 def model_joined(w: World) -> object:
-    """Not seen: one statement, and the model that is selected asks for nothing."""
+    """Its table is seen in the SQL that is about to be sent."""
     chosen = select(Author).options(orm.joinedload(Author.account))
     return w.session.scalars(chosen).all()
 
 
 @operation("`select(Account.__table__)`, the table of such a model")
 def model_table(w: World) -> object:
-    """A table is no model."""
+    """Seen by its name."""
     return w.session.execute(select(Account.__table__)).all()
 
 
@@ -185,3 +185,23 @@ def model_flush(w: World) -> None:
     """A flush writes."""
     w.session.add(Account(balance=0, author_id=2))
     w.session.flush()
+
+
+@operation("`text()` that names the table of such a model")
+def model_text(w: World) -> object:
+    """Seen by its name."""
+    return w.text("SELECT count(*) FROM account")
+
+
+@operation("such a table in a subquery")
+def model_subquery(w: World) -> object:
+    """Seen by its name."""
+    paid = select(Account.author_id).where(Account.id > 0)
+    return w.session.scalars(select(Author).where(Author.id.in_(paid))).all()
+
+
+@operation("`db.engine.connect()`, then a read of such a table")
+def model_core(w: World) -> object:
+    """A connection cannot change servers; the error names the ways out."""
+    with w.engine.connect() as connection:
+        return connection.execute(select(Account.__table__)).all()

@@ -187,18 +187,21 @@ class World:
             found: dict[Engine, tuple[str | None, str]] = {}
             for bind, routed in self.state(app).routes.items():
                 found[routed.real] = (bind, "primary")
-                for member in routed.replicas.replicas.members:
+                for member in routed.replicas.replica_pool.members:
                     found[member.target] = (bind, "replica")
             found[db.engines["drafts"]] = ("drafts", "other")
         for engine, (bind, role) in found.items():
             self._listen_to(engine, bind, role)
 
     def _listen_to(self, engine: Engine, bind: str | None, role: str) -> None:
-        def executed(_c: Any, _cursor: Any, sql: str, *_: Any) -> None:
+        def executed(_cursor: Any, sql: str, *_: Any) -> None:
             self.seen.append(Seen(bind, role, sql))
 
         def taken(*_: Any) -> None:
             self.seen.append(Seen(bind, role, ""))
 
-        event.listen(engine, "before_cursor_execute", executed)
+        # These come after the extension's own, and so hear what is really sent.
+        event.listen(engine, "do_execute", executed)
+        event.listen(engine, "do_executemany", executed)
+        event.listen(engine, "do_execute_no_params", executed)
         event.listen(engine, "checkout", taken)

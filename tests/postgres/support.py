@@ -126,7 +126,7 @@ class Site:
     def pool(self) -> Pool[Any]:
         """The pool of replicas of the default bind."""
         state = self.app.extensions["replicated"].state(self.app)
-        pool: Pool[Any] = state.routes[None].replicas.replicas
+        pool: Pool[Any] = state.routes[None].replicas.replica_pool
         return pool
 
     def live(self) -> set[str]:

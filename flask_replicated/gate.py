@@ -1,0 +1,129 @@
+"""The last look at a statement before it is sent to a replica.
+
+What is sent is text, whatever it was built from. So everything shows here: a lock
+taken by a function in a ``WHERE``, a write in a nested CTE, a table that must never
+be read stale. Routing cannot look so deep at each statement; here each text is judged
+once and remembered, and one that is known costs a look into a set.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError
+
+from .connections import ReplicaConnection
+from .errors import StaleReadError
+from .failures import refused_as_write
+from .options import primary_tables, wanted_role
+from .refusals import shown, view_name, write_refused
+from .routing import Role
+from .scopes import active_role
+from .sqltext import Kind
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+    from sqlalchemy.engine import ExceptionContext, ExecutionContext
+
+    from .sqltext import TextClassifier
+
+__all__ = ["Gate"]
+
+_MANY = 2000
+_LONG = 20_000  # characters; longer texts are rare, and judged each time
+
+
+class Gate:
+    """Lets reads pass to the replicas of one application, and nothing else.
+
+    Args:
+        text: Judges SQL.
+    """
+
+    def __init__(self, text: TextClassifier) -> None:
+        self._text = text
+        self._known_reads: set[str] = set()
+        self._tables = primary_tables.pattern
+
+    def guard(self, engine: Engine) -> None:
+        """Look at each statement that is sent to a replica's engine from here on.
+
+        The dialect's own events: those of the engine's would make every statement
+        dearer by a third, and these by a hundredth.
+        """
+        event.listen(engine, "do_execute", self._before)
+        event.listen(engine, "do_executemany", self._before)
+        event.listen(engine, "do_execute_no_params", self._before_bare)
+        event.listen(engine, "handle_error", _notice_error)
+
+    def _before(
+        self, _cursor: Any, statement: str, _parameters: Any, context: ExecutionContext
+    ) -> None:
+        connection = context.root_connection
+        if not isinstance(connection, ReplicaConnection):
+            return
+        # A compiled statement is the same string each time, and knows its hash.
+        compiled = context.compiled
+        sql = statement if compiled is None else compiled.string
+        if sql not in self._known_reads or self._tables is not primary_tables.pattern:
+            self._judge(sql, connection, context)
+        connection.sent += 1
+
+    def _before_bare(
+        self, cursor: Any, statement: str, context: ExecutionContext
+    ) -> None:
+        self._before(cursor, statement, None, context)
+
+    def _judge(
+        self, sql: str, connection: ReplicaConnection, context: ExecutionContext
+    ) -> None:
+        if not connection.in_transaction():
+            return  # a listener begins the transaction in its own way
+        if self._tables is not primary_tables.pattern:
+            self._tables = primary_tables.pattern
+            self._known_reads.clear()
+        kind = self._text.statement(sql)
+        if kind >= Kind.LOCK:
+            connection.refused = True
+            raise write_refused(sql, f"connected to {connection.member.name!r}")
+        if kind is Kind.SETTING:
+            connection.changed = True
+            return
+        found = self._tables and self._tables.search(sql)
+        if found:
+            if not _may_be_stale(context):
+                raise StaleReadError(found[0], shown(sql), view_name())
+        elif len(sql) <= _LONG:
+            if len(self._known_reads) >= _MANY:
+                self._known_reads.clear()  # a program that writes SQL as it runs
+            self._known_reads.add(sql)
+
+
+def _may_be_stale(context: ExecutionContext) -> bool:
+    """Whether code has asked for a replica, table or not."""
+    if active_role() is Role.REPLICA:
+        return True
+    statement = getattr(context.compiled, "statement", None)
+    return wanted_role(statement, context.execution_options) is Role.REPLICA
+
+
+def _notice_error(context: ExceptionContext) -> Exception | None:
+    """Note what an error says of its connection; name a refused write as one."""
+    connection, error = context.connection, context.sqlalchemy_exception
+    if not isinstance(connection, ReplicaConnection):
+        return None
+    if not isinstance(error, DBAPIError):
+        return None
+    if context.is_disconnect:
+        connection.loss = error
+    if context.statement is None or not refused_as_write(error):
+        return None
+    connection.refused = connection.aborted = True
+    refusal = write_refused(
+        context.statement,
+        f"{connection.member.name!r} refused it; REPLICATED_WRITE_FUNCTIONS may name "
+        "the function that writes",
+    )
+    connection.shape.routed.app.learn_writer(refusal)
+    return refusal
