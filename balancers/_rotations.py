@@ -65,9 +65,13 @@ class RotationBuilder(Generic[T]):
 
     def build_first(self, live: tuple[Member[T], ...]) -> Pick[T]:
         """Do the same, and say in the log if weights were given in vain."""
+        self.warn_of_weights(live)
+        return self.build(live)
+
+    def warn_of_weights(self, live: tuple[Member[T], ...]) -> None:
+        """Say in the log if weights were given in vain."""
         if isinstance(self._strategy, RoundRobin) and len({m.weight for m in live}) > 1:
             _log.warning("RoundRobin() reads no weights; Weighted() or Random() does")
-        return self.build(live)
 
     def rebuild(
         self, live: tuple[Member[T], ...], ramps: Mapping[Member[T], Ramp]

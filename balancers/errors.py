@@ -109,6 +109,26 @@ class UnknownMember(BalancerError, KeyError):  # noqa: N818 - as above
         return f"No member {self.name!r}; the pool knows {_names(self.known)}."
 
 
+class DuplicateMember(BalancerError, ValueError):  # noqa: N818 - as above
+    """A name for a new member that one of the pool's members has.
+
+    Attributes:
+        name: the name given.
+        known: the names of the pool's members.
+    """
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        self.name = name
+        self.known = tuple(known)
+        super().__init__(name, self.known)
+
+    def _message(self) -> str:
+        return (
+            f"There is a member {self.name!r} already; remove it first, or take a name "
+            f"other than {_names(self.known)}."
+        )
+
+
 class UnknownBalancer(BalancerError, ValueError):  # noqa: N818 - as above
     """A value that is no balancer and names none.
 

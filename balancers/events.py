@@ -90,8 +90,40 @@ class MemberRestored:
     name: str
 
 
+@dataclass(frozen=True)
+class MemberAdded:
+    """Somebody called :meth:`Pool.add`; not for those given to the pool at first.
+
+    Attributes:
+        name: the member.
+        weight: its weight; with 0 it takes no traffic.
+    """
+
+    name: str
+    weight: int
+
+
+@dataclass(frozen=True)
+class MemberRemoved:
+    """Somebody called :meth:`Pool.remove`: it is a member no longer.
+
+    Nothing is told of it afterwards, unless it happened at the same moment.
+
+    Attributes:
+        name: the member.
+    """
+
+    name: str
+
+
 Event: TypeAlias = (
-    MemberOpened | MemberProbed | MemberClosed | MemberDrained | MemberRestored
+    MemberOpened
+    | MemberProbed
+    | MemberClosed
+    | MemberDrained
+    | MemberRestored
+    | MemberAdded
+    | MemberRemoved
 )
 
 
@@ -114,7 +146,8 @@ class MemberSnapshot:
         weight: its weight; 0 takes no traffic.
         state: ``'closed'`` (healthy), ``'open'`` or ``'half_open'`` (on probe).
         drained: whether it was taken out by hand.
-        live: whether it is in rotation.
+        live: whether it is in rotation. One that is ``'closed'``, not drained and
+            of some weight is otherwise spare: the pool's limit is reached.
         failures: counted connect failures in a row.
         last_error: one line about the last one, kept after recovery; or None.
         opened_for: seconds since it was last healthy; None if closed.

@@ -8,19 +8,24 @@ import os
 import random
 import time
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Generic, TypeVar
+from weakref import WeakSet
 
+from ._membership import GONE, Subset
 from ._rotations import RotationBuilder, by_chance
 from ._slots import Slot, end_ramps, grant_probe, make_members
 from .breaker import CircuitBreaker, Permit, check_seconds
-from .errors import NoMemberAvailable, UnknownMember, error_text
+from .errors import DuplicateMember, NoMemberAvailable, UnknownMember, error_text
 from .events import (
     Event,
+    MemberAdded,
     MemberClosed,
     MemberDrained,
     MemberProbed,
+    MemberRemoved,
     MemberRestored,
     PoolSnapshot,
 )
@@ -62,6 +67,11 @@ class Pool(Generic[T]):
         listeners: each is called with every :data:`balancers.Event`.
         lease: seconds that a probe may take.
         jitter: returns a number from 0 to 1; spreads the waits.
+        limit: at most so many members are in the rotation, of those that could be.
+            The choice is random, by weight, and stable: one that is out is replaced
+            by the next in an order that is this process's own, and has its place
+            back when it returns. The others are spare: tried only if all in the
+            rotation fail. None for no limit.
 
     Attributes:
         pick: returns a live member, or one to probe. Replaced at every change of
@@ -97,6 +107,7 @@ class Pool(Generic[T]):
         listeners: Iterable[Listener] = (),
         lease: float = 10.0,
         jitter: Callable[[], float] = random.random,
+        limit: int | None = None,
     ) -> None:
         breaker = partial(
             CircuitBreaker,
@@ -113,14 +124,18 @@ class Pool(Generic[T]):
         self._builder: RotationBuilder[T] = RotationBuilder(
             resolve_balancer(balancer), clock=clock, causes=self.causes
         )
+        self._new_breaker = breaker
         self._slow_start = slow_start
         self._listeners = tuple(listeners)
         self._members = make_members(targets, weights or {})
         self._slots = {member: Slot(member, breaker()) for member in self._members}
         self._names = {member.name: member for member in self._members}
+        # Those removed that somebody still holds, and may report on.
+        self._gone: WeakSet[Member[T]] = WeakSet()
         self._lock = Lock()
         self._pid = os.getpid()
-        self._live = tuple(m for m in self._members if m.weight)
+        self._subset = Subset(limit)
+        self._live = self._subset.choose(tuple(m for m in self._members if m.weight))
         self._rotation = self._builder.build_first(self._live)
         self.pick = self._rotation
 
@@ -271,15 +286,87 @@ class Pool(Generic[T]):
         """
         self._set_drained(name, False, MemberRestored(name))
 
+    def add(self, name: str, target: T, weight: int = 1) -> Member[T]:
+        """Take in a new member, which has its share of the picks from here on.
+
+        Where the pool has a slow start, it begins with one: it is as cold as one
+        that has recovered.
+
+        Args:
+            name: a name that no member has.
+            target: what to pick.
+            weight: its share relative to the others; 0 takes no traffic.
+
+        Returns:
+            the member.
+
+        Raises:
+            DuplicateMember: a member has this name.
+            InvalidWeight: *weight* is no whole number from 0 up.
+        """
+        (member,) = make_members({name: target}, {name: weight})
+        slot = Slot(member, self._new_breaker())
+        with self._lock:
+            if name in self._names:
+                raise DuplicateMember(name, self._names)
+            slot.start_slowly(self._slow_start)
+            self._set_members({**self._slots, member: slot})
+        self._publish()
+        self._builder.warn_of_weights(self._live)
+        self._tell(MemberAdded(name, weight))
+        return member
+
+    def remove(self, name: str) -> Member[T]:
+        """Let a member go for good; it is not picked from when this returns.
+
+        Whoever holds it may go on using it and report as before; that changes
+        nothing. A new member may take its name at once.
+
+        Returns:
+            the member.
+
+        Raises:
+            UnknownMember: there is none of this name.
+        """
+        with self._lock:
+            member = self.member(name)
+            self._gone.add(member)
+            # Reports that are under way look for the breaker once they have the lock.
+            self._slots[member].breaker = GONE
+            self._set_members(
+                {one: slot for one, slot in self._slots.items() if one is not member}
+            )
+            self._settle()
+        self._publish()
+        while member in self._live:  # another change came between
+            self._publish()
+        self._tell(MemberRemoved(name))
+        return member
+
+    def _set_members(self, slots: dict[Member[T], Slot[T]]) -> None:
+        """Replace what is known of members, never change it: others read it meanwhile.
+
+        Under the lock; publish afterwards.
+        """
+        self._slots = slots
+        self._members = tuple(slots)
+        self._names = {member.name: member for member in slots}
+        self._version += 1
+
     def causes(self) -> dict[str, str]:
         """Return, for every member by name, what its condition is and why."""
-        return {slot.member.name: slot.cause() for slot in self._slots.values()}
+        causes = {slot.member.name: slot.cause() for slot in self._slots.values()}
+        return causes | {spare.name: "spare" for spare in self._spares()}
 
     def snapshot(self) -> PoolSnapshot:
         """Return the condition of every member at this moment."""
         with self._lock:
             members = tuple(slot.snapshot() for slot in self._slots.values())
-        return PoolSnapshot(members, tuple(one.name for one in members if one.live))
+            fit = tuple(slot.member for slot in self._slots.values() if slot.live)
+        live = tuple(member.name for member in self._subset.choose(fit))
+        if len(live) < len(fit):
+            members = tuple(replace(one, live=one.name in live) for one in members)
+        return PoolSnapshot(members, live)
 
     def reshuffle(self) -> None:
         """Start the rotation anew at a random place.
@@ -290,6 +377,7 @@ class Pool(Generic[T]):
         if os.getpid() != self._pid:
             self._pid = os.getpid()
             self._lock = Lock()
+            self._subset.renew()
             for slot in self._slots.values():
                 slot.breaker.renew_lock()
         with self._lock:
@@ -300,6 +388,8 @@ class Pool(Generic[T]):
         try:
             return self._slots[member]
         except (KeyError, TypeError):
+            if member in self._gone:
+                return Slot(member, GONE)
             name = getattr(member, "name", member)
             raise UnknownMember(str(name), self._names) from None
 
@@ -314,7 +404,7 @@ class Pool(Generic[T]):
             self._tell(event)
 
     def _set_drained(self, name: str, drained: bool, event: Event) -> None:
-        slot = self._slots[self.member(name)]
+        slot = self._slot(self.member(name))
         with self._changing(slot):
             news, slot.drained = slot.drained != drained, drained
         if news:
@@ -351,7 +441,8 @@ class Pool(Generic[T]):
             version = self._version
             slots = [slot for slot in self._slots.values() if slot.live]
             ramps = {slot.member: slot.ramp for slot in slots if slot.ramp}
-        live = tuple(slot.member for slot in slots)
+        live = self._subset.choose(tuple(slot.member for slot in slots))
+        ramps = {member: ramps[member] for member in live if member in ramps}
         rotation = self._builder.rebuild(live, ramps)
         with self._lock:
             if version == self._version:
@@ -387,7 +478,7 @@ class Pool(Generic[T]):
             yield from self.others(first)
 
     def _rest(self, tried: Collection[Member[T]]) -> Iterator[Member[T]]:
-        """Return live members as the rotation goes on, then any it has left out.
+        """Return live members as the rotation goes on, any it left out, then spares.
 
         Each step is taken from the shared rotation, so that the next caller's
         substitute is another.
@@ -396,7 +487,16 @@ class Pool(Generic[T]):
             for _ in self._live:
                 yield self._rotation()
         left = by_chance(member for member in self._live if member not in tried)
-        yield from (member for member in left if self._slots[member].live)
+        yield from (member for member in left if self._slot(member).live)
+        yield from (member for member in self._spares() if self._slot(member).live)
+
+    def _spares(self) -> list[Member[T]]:
+        """Return those that only the limit keeps out of the rotation, in order."""
+        if self._subset.limit is None:
+            return []
+        fit = [member for member, slot in self._slots.items() if slot.live]
+        live = self._live
+        return self._subset.order(member for member in fit if member not in live)
 
     def _tell(self, event: Event) -> None:
         for listener in self._listeners:

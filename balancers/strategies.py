@@ -46,7 +46,8 @@ class Member(Generic[T]):
     """
 
     # Not dataclass(slots=True): before Python 3.12 Member[int](...) fails with it.
-    __slots__ = ("name", "target", "weight")
+    # A pool remembers members that were removed as long as anybody else does.
+    __slots__ = ("__weakref__", "name", "target", "weight")
 
     name: str
     target: T

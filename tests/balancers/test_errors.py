@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from balancers import (
     BalancerError,
+    DuplicateMember,
     InvalidPick,
     InvalidSetting,
     InvalidWeight,
@@ -26,6 +27,7 @@ ERRORS = [
     NoMemberAvailable({}),
     UnknownMember("x", ["a", "b"]),
     UnknownMember("a", ["a", "b"]),
+    DuplicateMember("a", ["a", "b"]),
     UnknownBalancer("x", ["a"], "no such name"),
     UnknownBalancer(lambda: None, ["a"], "it cannot be called"),
     InvalidPick(print, 3),

@@ -10,11 +10,11 @@ from pathlib import Path
 import balancers
 
 PUBLIC = """
-BALANCERS Balancer BalancerError CircuitBreaker Event InvalidPick InvalidSetting
-InvalidWeight Listener Member MemberClosed MemberDrained MemberOpened MemberProbed
-MemberRestored MemberSnapshot NoMemberAvailable Permit Pick Pool PoolSnapshot Random
-RoundRobin State Strategy UnknownBalancer UnknownMember Weighted error_text redact
-resolve_balancer
+BALANCERS Balancer BalancerError CircuitBreaker DuplicateMember Event InvalidPick
+InvalidSetting InvalidWeight Listener Member MemberAdded MemberClosed MemberDrained
+MemberOpened MemberProbed MemberRemoved MemberRestored MemberSnapshot
+NoMemberAvailable Permit Pick Pool PoolSnapshot Random RoundRobin State Strategy
+UnknownBalancer UnknownMember Weighted error_text redact resolve_balancer
 """
 
 ALONE = """

@@ -5,12 +5,20 @@ from __future__ import annotations
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from balancers import MemberProbed, NoMemberAvailable, Pool
+from balancers import (
+    DuplicateMember,
+    Member,
+    MemberProbed,
+    NoMemberAvailable,
+    Pool,
+    UnknownMember,
+)
 from tests.balancers.support import REFUSED, FakeClock, Log, longest, names, targets
 
 NAMES = st.sampled_from("abc")
+MORE_NAMES = st.sampled_from("abcd")
 RESET, MAX_RESET, LEASE = 1.0, 4.0, 3.0
 
 
@@ -29,7 +37,7 @@ class Model:
 
 
 class PoolMachine(RuleBasedStateMachine):
-    """Connect outcomes, drains and time, in any order."""
+    """Connect outcomes, drains, comings, goings and time, in any order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,10 +52,50 @@ class PoolMachine(RuleBasedStateMachine):
             jitter=longest,
         )
         self.models = {name: Model() for name in "abc"}
+        self.gone: list[Member[str]] = []
+
+    @rule(name=MORE_NAMES)
+    def add(self, name: str) -> None:
+        """A member comes; it is healthy and the last in order."""
+        if name in self.models:
+            with pytest.raises(DuplicateMember):
+                self.pool.add(name, name)
+        else:
+            self.pool.add(name, name)
+            self.models[name] = Model()
+
+    @rule(name=MORE_NAMES)
+    def remove(self, name: str) -> None:
+        """A member goes, in whatever condition."""
+        if name in self.models:
+            self.gone.append(self.pool.remove(name))
+            del self.models[name]
+        else:
+            with pytest.raises(UnknownMember):
+                self.pool.remove(name)
+
+    @precondition(lambda self: self.gone)
+    @rule(outcome=st.sampled_from(["failed", "succeeded", "rest"]), data=st.data())
+    def late(self, outcome: str, data: st.DataObject) -> None:
+        """A report about a member that is gone changes nothing and tells nothing."""
+        member = data.draw(st.sampled_from(self.gone))
+        told, permit = len(self.log), self.pool.permit(member)
+        if outcome == "failed":
+            self.pool.failed(member, REFUSED, permit)
+        elif outcome == "rest":
+            self.pool.rest(member, 1.0, REFUSED, permit)
+        else:
+            self.pool.succeeded(member, permit)
+        assert len(self.log) == told
+        if not self.due():
+            first = self.pool.first(member)
+            assert first is None if not self.live() else first in self.pool.live
 
     @rule(name=NAMES)
     def connect_fails(self, name: str) -> None:
         """A connect that begins now fails."""
+        if name not in self.models:
+            return
         member, model = self.pool.member(name), self.models[name]
         self.pool.failed(member, REFUSED, self.pool.permit(member))
         if model.state == "open":
@@ -59,6 +107,8 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(name=NAMES)
     def connect_succeeds(self, name: str) -> None:
         """A connect that begins now succeeds."""
+        if name not in self.models:
+            return
         member, model = self.pool.member(name), self.models[name]
         self.pool.succeeded(member, self.pool.permit(member))
         if model.state != "open":
@@ -67,6 +117,8 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(name=NAMES, seconds=st.floats(0.1, 5))
     def rest(self, name: str, seconds: float) -> None:
         """The server turns callers away."""
+        if name not in self.models:
+            return
         model = self.models[name]
         self.pool.rest(self.pool.member(name), seconds, REFUSED)
         if model.state != "open":
@@ -75,6 +127,8 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(name=NAMES, drained=st.booleans())
     def drain(self, name: str, drained: bool) -> None:
         """Somebody drains or restores a member."""
+        if name not in self.models:
+            return
         (self.pool.drain if drained else self.pool.restore)(name)
         self.models[name].drained = drained
 
@@ -100,7 +154,7 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(first=st.none() | NAMES, outcome=st.booleans())
     def connect(self, first: str | None, outcome: bool) -> None:
         """A caller tries candidates and reports; all fail, or the first succeeds."""
-        wish = self.pool.member(first) if first else None
+        wish = self.pool.member(first) if first in self.models else None
         tried: list[str] = []
         for member in self.pool.candidates(wish):
             tried.append(member.name)

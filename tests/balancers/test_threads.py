@@ -13,6 +13,7 @@ import pytest
 
 from balancers import (
     CircuitBreaker,
+    DuplicateMember,
     MemberClosed,
     MemberOpened,
     NoMemberAvailable,
@@ -111,6 +112,70 @@ def test_transitions_stay_consistent() -> None:
     assert any(isinstance(event, MemberClosed) for event in log)
 
 
+def test_members_come_and_go_under_picks() -> None:
+    """Eight threads pick, report and look while members come and go.
+
+    Nobody sees an error, a removed member is picked no more once its removal has
+    returned, and in the end all is as if nothing had happened.
+    """
+    pool = Pool(targets(4), balancer="weighted", threshold=1)
+    stay = frozenset("abcd")
+    removed: set[int] = set()
+    held: list[object] = []  # or a new member might have an old one's id
+
+    def churn(number: int) -> int:
+        name = f"x{number}"
+        for turn in range(60):
+            member = pool.add(name, name, weight=turn % 3)
+            pool.failed(member, REFUSED, pool.permit(member))
+            held.append(pool.remove(name))
+            removed.add(id(member))
+            pool.succeeded(member)
+        return 0
+
+    def use(number: int) -> int:
+        chance, errors = random.Random(number), 0
+        for _ in range(1500):
+            known = len(removed) and set(removed)
+            member = pool.pick()
+            errors += bool(known) and id(member) in known
+            permit = pool.permit(member)
+            if chance.random() < 0.3 and member.name not in stay:
+                pool.failed(member, REFUSED, permit)
+            else:
+                pool.succeeded(member, permit)
+            found = pool.first(member)
+            assert found is not None
+            if chance.random() < 0.05:
+                assert stay <= {one.name for one in pool.candidates()}
+                assert stay <= set(pool.causes())
+                assert stay <= {one.name for one in pool.snapshot().members}
+        return errors
+
+    errors = together(lambda number: (churn if number < 3 else use)(number))
+    assert errors == [0] * THREADS
+    assert {one.name for one in pool.members} == stay
+    assert pool.live == pool.members
+    assert tally(pool.pick, 40) == dict.fromkeys("abcd", 10)
+    assert "__self__" in dir(pool.pick)
+
+
+def test_one_of_many_adds_a_name() -> None:
+    """Of threads that add one name together, one succeeds each time."""
+    pool = Pool(targets(2))
+
+    def add(_: int) -> bool:
+        try:
+            pool.add("x", "")
+        except DuplicateMember:
+            return False
+        return True
+
+    for _ in range(30):
+        assert sum(map(bool, together(add))) == 1
+        pool.remove("x")
+
+
 def connect(pool: Pool[str]) -> None:
     """Ask for a member, then for all of them."""
     try:
@@ -150,6 +215,21 @@ class TestFork:
 
         with pool._lock, pool._slots[pool.member("b")].breaker._lock:
             assert self.in_child(work)
+
+    def test_a_child_changes_its_own_members(self) -> None:
+        """Members that come and go in a child do so there alone."""
+        pool = Pool(targets(2))
+        pool.add("c", "")
+
+        def work() -> bool:
+            pool.reshuffle()
+            pool.remove("a")
+            pool.add("d", "")
+            return {pool.pick().name for _ in range(3)} == {"b", "c", "d"}
+
+        with pool._lock:
+            assert self.in_child(work)
+        assert tally(pool.pick, 30) == {"a": 10, "b": 10, "c": 10}
 
     def test_a_child_starts_elsewhere(self) -> None:
         """Reshuffled children do not all continue the parent's rotation in step."""
