@@ -86,6 +86,15 @@ def read_binds(binds: Collection[str | None], setting: str) -> Binds:
     )
 
 
+def is_replica_of(name: object, owner: str | None) -> bool:
+    """Whether this is a name for a replica of the bind *owner*; None is the default."""
+    match = _REPLICA_NAME.fullmatch(name) if isinstance(name, str) else None
+    if match is None:
+        return False
+    named = match["owner"]
+    return (None if named in PRIMARY_NAMES else named) == owner
+
+
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
 
 
@@ -122,6 +131,7 @@ class Settings:
         breaker_threshold: Failures in a row that take a replica out.
         breaker_reset: Seconds until the first trial of a replica that is out.
         breaker_max_reset: The longest time between two trials, in seconds.
+        max_pools: How many replicas of a bind this process uses; None for all.
     """
 
     balancer: Callable[..., Any]
@@ -138,6 +148,7 @@ class Settings:
     breaker_threshold: int = 2
     breaker_reset: float = 1
     breaker_max_reset: float = 30
+    max_pools: int | None = None
 
 
 _DEFAULTS: Mapping[str, Any] = {
@@ -150,6 +161,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "REPLICATED_FALLBACK": "master",
     "REPLICATED_IS_READ": None,
     "REPLICATED_LEARN_WRITERS": True,
+    "REPLICATED_MAX_POOLS": None,
     "REPLICATED_PIN_COOKIE": "replicated_pin",
     "REPLICATED_PIN_SECONDS": 5,
     "REPLICATED_READONLY_METHODS": frozenset({"GET", "HEAD"}),
@@ -196,6 +208,7 @@ def read_settings(
         breaker_threshold=_count(config, "REPLICATED_BREAKER_THRESHOLD"),
         breaker_reset=reset,
         breaker_max_reset=longest,
+        max_pools=_limit(config, "REPLICATED_MAX_POOLS"),
     )
 
 
@@ -232,6 +245,17 @@ def _count(config: Mapping[str, Any], key: str) -> int:
     value = _get(config, key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ConfigurationError(key, value, "must be a whole number of at least 1.")
+    return value
+
+
+def _limit(config: Mapping[str, Any], key: str) -> int | None:
+    value = _get(config, key)
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigurationError(
+            key, value, "must be a whole number of at least 1, or None for no limit."
+        )
     return value
 
 

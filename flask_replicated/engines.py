@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from balancers import Member, Permit, Pool
 
+    from .fleet import Fleet
     from .state import AppState, RequestState
 
 __all__ = ["PrimaryEngine", "ReplicaEngine", "RoutedEngine"]
@@ -107,7 +108,9 @@ class ReplicaEngine(_EngineShape):
         self.replica_pool = replica_pool
         self.routed = routed
         self._all_out = False
-        super().__init__(replica_pool.members[0].target)
+        members = replica_pool.members
+        # A fleet keeps this up to date.
+        super().__init__(members[0].target if members else routed.real)
 
     def connect(self) -> Connection:
         """Connect to this request's replica, or pick one; try each once.
@@ -241,7 +244,10 @@ class RoutedEngine(_EngineShape):
         app: The application's state.
         primary: The primary, as a session uses it for writes.
         replicas: The replicas, as a session uses them for reads.
+        fleet: Takes in new replicas and lets others go.
     """
+
+    fleet: Fleet
 
     def __init__(self, app: AppState, real: Engine, replicas: Pool[Engine]) -> None:
         super().__init__(real)
@@ -249,6 +255,7 @@ class RoutedEngine(_EngineShape):
         self.primary = PrimaryEngine(real, self)
         self.replicas = ReplicaEngine(replicas, self)
         self._aliases: dict[Engine, _Alias] = {}
+        self._shared_options: dict[str, Any] = {}
 
     def role(self) -> Role:
         """Return where a read goes now."""
@@ -268,6 +275,7 @@ class RoutedEngine(_EngineShape):
         alias = self._aliases.get(real)
         if alias is None:
             alias = self._aliases[real] = _Alias(real, self)
+            self.forget_aliases()
         connection.engine = alias
         return connection
 
@@ -288,6 +296,7 @@ class RoutedEngine(_EngineShape):
 
     def update_execution_options(self, **options: Any) -> None:
         """Change the execution options of the primary and of every replica."""
+        self._shared_options = {**self._shared_options, **options}
         for engine in self._engines():
             engine.update_execution_options(**options)
 
@@ -300,6 +309,18 @@ class RoutedEngine(_EngineShape):
     def echo(self, value: Any) -> None:
         for engine in self._engines():
             engine.echo = value
+
+    def share_options(self, engine: Engine) -> None:
+        """Give a new replica the options that were set for all."""
+        if self._shared_options:
+            engine.update_execution_options(**self._shared_options)
+        if self.real.echo:
+            engine.echo = self.real.echo
+
+    def forget_aliases(self) -> None:
+        """Let go of replicas that have been removed."""
+        there = set(self._engines())
+        self._aliases = {real: a for real, a in self._aliases.items() if real in there}
 
     def _engines(self) -> list[Engine]:
         return [
@@ -320,3 +341,4 @@ class RoutedEngine(_EngineShape):
         """Leave inherited sockets to the parent, and pick from another start."""
         self.dispose(close=False)
         self.replicas.replica_pool.reshuffle()
+        self.fleet.after_fork()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flask import has_app_context
 
@@ -15,10 +15,10 @@ from .pools import routed_engine
 from .state import STATE, AppState, current_app_state
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from flask import Flask
-    from sqlalchemy import Engine
+    from sqlalchemy import URL, Engine
 
     from balancers import Pool
 
@@ -106,17 +106,63 @@ class FlaskReplicated:
             ConfigurationError: That bind has no replicas.
             RuntimeError: There is no application context.
         """
-        if not has_app_context():
-            raise RuntimeError(
-                "pool() needs an application context: with app.app_context(): ..."
-            )
-        state = current_app_state()
-        routed = state.routes.get(bind_key) if state is not None else None
-        if routed is None:
-            raise ConfigurationError(
-                "bind_key", bind_key, "no replicas are configured for this bind."
-            )
-        return routed.replicas.replica_pool
+        return _routed(bind_key, "pool").replicas.replica_pool
+
+    def add(
+        self,
+        name: str,
+        bind: str | URL | Mapping[str, Any],
+        bind_key: str | None = None,
+        weight: int = 1,
+    ) -> None:
+        """Let a new replica of the current application serve reads from now on.
+
+        In this process alone: each worker has replicas of its own.
+
+        Args:
+            name: A name that a replica bind may have, such as ``'slave_4'``.
+            bind: What ``SQLALCHEMY_BINDS`` would have under this name: a URL, or
+                Flask-SQLAlchemy's dict of engine options.
+            bind_key: The bind that it copies, as for :meth:`pool`.
+            weight: Its share relative to the others; 0 takes no traffic.
+
+        Raises:
+            ConfigurationError: The name is no replica's or is taken, the URL or
+                the weight cannot be right, or that bind has no replicas.
+            RuntimeError: There is no application context.
+        """
+        _routed(bind_key, "add").fleet.add(name, bind, weight)
+
+    def remove(self, name: str, bind_key: str | None = None) -> None:
+        """Let a replica of the current application go.
+
+        It gets no new reads from now on. Requests that are being served by it
+        finish there; each of its connections is closed when it is given back.
+
+        Args:
+            name: The replica's name.
+            bind_key: The bind that it copies, as for :meth:`pool`.
+
+        Raises:
+            ConfigurationError: That bind has no such replica.
+            RuntimeError: There is no application context.
+        """
+        _routed(bind_key, "remove").fleet.remove(name)
+
+
+def _routed(bind_key: str | None, method: str) -> RoutedEngine:
+    """Return a bind of the current application with its replicas."""
+    if not has_app_context():
+        raise RuntimeError(
+            f"{method}() needs an application context: with app.app_context(): ..."
+        )
+    state = current_app_state()
+    routed = state.routes.get(bind_key) if state is not None else None
+    if routed is None:
+        raise ConfigurationError(
+            "bind_key", bind_key, "no replicas are configured for this bind."
+        )
+    return routed
 
 
 def _route(front: Front, binds: Binds, state: AppState) -> None:
@@ -126,6 +172,7 @@ def _route(front: Front, binds: Binds, state: AppState) -> None:
         key = front.default if owner is None else owner
         targets = {name: front.engines[name] for name in replicas}
         routes[key] = routed_engine(state, front.engines[key], targets)
+        routes[key].fleet.front, routes[key].fleet.owner = front, owner
     front.hide(binds)
     if routes:
         front.route(routes)

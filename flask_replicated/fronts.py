@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from flask_sqlalchemy import SQLAlchemy
+from flask_sqlalchemy import SQLAlchemy, record_queries
+from sqlalchemy import URL, engine_from_config
 
 from .errors import ConfigurationError
 from .options import note_primary_models
@@ -36,6 +37,7 @@ class Front:
         primary: The setting that names the default engine.
         prefix: What tells this front's routes from another's.
         engines: The engines by key.
+        grows: Whether :meth:`make_engine` can make more of them.
     """
 
     setting: str
@@ -43,6 +45,11 @@ class Front:
     primary: str
     prefix = ""
     engines: dict[str | None, Engine]
+    grows = True
+
+    def make_engine(self, name: str, bind: str | URL | Mapping[str, Any]) -> Engine:
+        """Make an engine as the extension makes those of its setting."""
+        raise NotImplementedError
 
     def hide(self, binds: Binds) -> None:
         """Take the replicas out of what migrations and metadata walk through."""
@@ -63,6 +70,19 @@ class _FlaskSQLAlchemy(Front):
         with app.app_context():
             self.engines: dict[str | None, Engine] = db.engines
         note_primary_models(db.Model.registry.mappers)
+
+    def make_engine(self, name: str, bind: str | URL | Mapping[str, Any]) -> Engine:
+        # As init_app() does for a bind; what it calls is there to be overridden.
+        app, db = self._app, self._db
+        given = {"url": bind} if isinstance(bind, str | URL) else bind
+        options = {**db._engine_options, **given}  # noqa: SLF001 - as said
+        options.setdefault("echo", app.config["SQLALCHEMY_ECHO"])
+        options.setdefault("echo_pool", app.config["SQLALCHEMY_ECHO"])
+        db._apply_driver_defaults(options, app)  # noqa: SLF001 - the same
+        engine: Engine = db._make_engine(name, options, app)  # noqa: SLF001 - the same
+        if app.config["SQLALCHEMY_RECORD_QUERIES"]:
+            record_queries._listen(engine)  # noqa: SLF001 - the same
+        return engine
 
     def hide(self, binds: Binds) -> None:
         hidden = binds.hidden()
@@ -91,9 +111,23 @@ class _Lite(Front):
     primary = "SQLALCHEMY_ENGINES['default']"
 
     def __init__(self, app: Flask, db: Any) -> None:
+        self._app = app
+        self._db = db
         with app.app_context():
             self.engines: dict[str | None, Engine] = db.engines
             self._factory = db.sessionmaker
+
+    def make_engine(self, name: str, bind: str | URL | Mapping[str, Any]) -> Engine:
+        # Only here, as not everybody has it.
+        from flask_sqlalchemy_lite import _make  # noqa: PLC0415
+
+        options = _make._prepare_engine_options(  # noqa: SLF001 - it is how they are made
+            self._app,
+            f'{self.setting}["{name}"]',
+            self._db._engine_options,  # noqa: SLF001 - the same
+            bind if isinstance(bind, str | URL) else {**bind},
+        )
+        return engine_from_config(options, prefix="")
 
     def route(self, routes: Mapping[str | None, RoutedEngine]) -> None:
         self.engines.update(routes)
@@ -108,6 +142,8 @@ class _AsyncLite(Front):
     default = "default"
     primary = "SQLALCHEMY_ASYNC_ENGINES['default']"
     prefix = "async "
+    # Their connections can be closed in the loop that opened them alone.
+    grows = False
 
     def __init__(self, app: Flask, db: Any) -> None:
         with app.app_context():

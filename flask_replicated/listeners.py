@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from balancers import MemberClosed, MemberOpened
+from balancers import MemberAdded, MemberClosed, MemberOpened, MemberRemoved
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,7 +38,15 @@ class PoolListener:
             level = logging.DEBUG if happened.name in self._out else logging.WARNING
             self._out.add(happened.name)
             logger.log(level, "replica %r is out: %s", happened.name, happened.error)
-            self._replicas[happened.name].retire_connections()
+            replica = self._replicas.get(happened.name)
+            if replica is not None:  # not removed at this moment
+                replica.retire_connections()
         elif isinstance(happened, MemberClosed):
             self._out.discard(happened.name)
             logger.warning("replica %r is back", happened.name)
+        elif isinstance(happened, MemberAdded):
+            self._out.discard(happened.name)
+            logger.info("replica %r is added", happened.name)
+        elif isinstance(happened, MemberRemoved):
+            self._out.discard(happened.name)
+            logger.info("replica %r is removed", happened.name)

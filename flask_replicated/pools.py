@@ -9,6 +9,7 @@ from balancers import Pool
 from .config import read_settings
 from .engines import RoutedEngine
 from .errors import ConfigurationError
+from .fleet import Fleet
 from .gate import Gate
 from .listeners import PoolListener
 from .replicas import Replica
@@ -27,13 +28,17 @@ def routed_engine(
 ) -> RoutedEngine:
     """Put replicas into a pool and return it with its primary as one engine."""
     settings = app.settings
-    prepared = {
-        name: Replica(engine, settings.connect_timeout)
-        for name, engine in replicas.items()
-    }
     gate = Gate(app.classifier.text)
-    for engine in replicas.values():
+
+    def care(engine: Engine) -> Replica:
+        replica = Replica(engine, settings.connect_timeout)
         gate.guard(engine)
+        return replica
+
+    prepared: dict[str, Replica] = {}
+    fleet = Fleet(care, prepared, limited=settings.max_pools is not None)
+    for name, engine in replicas.items():
+        prepared[name] = fleet.care(engine)
     pool = Pool(
         replicas,
         balancer=settings.balancer,
@@ -43,9 +48,13 @@ def routed_engine(
         max_reset=settings.breaker_max_reset,
         # A trial that is still connecting must not be taken for lost.
         lease=max(10.0, 3 * settings.connect_timeout),
-        listeners=[PoolListener(prepared)],
+        listeners=[PoolListener(prepared), fleet],
+        limit=settings.max_pools,
     )
-    return RoutedEngine(app, primary, pool)
+    fleet.routed = RoutedEngine(app, primary, pool)
+    fleet.routed.fleet = fleet
+    fleet.look_for_spares()
+    return fleet.routed
 
 
 def replicated_engine(

@@ -54,6 +54,8 @@ class TestValues:
             ("REPLICATED_BREAKER_THRESHOLD", 4, "breaker_threshold", 4),
             ("REPLICATED_CONNECT_TIMEOUT", 0.5, "connect_timeout", 0.5),
             ("REPLICATED_FALLBACK", "error", "fall_back", False),
+            ("REPLICATED_MAX_POOLS", 2, "max_pools", 2),
+            ("REPLICATED_MAX_POOLS", None, "max_pools", None),
             ("REPLICATED_PIN_COOKIE", "wrote", "pin_cookie", "wrote"),
             ("REPLICATED_PIN_SECONDS", 0, "pin_seconds", 0),
             ("REPLICATED_READONLY_METHODS", ["get"], "readonly_methods", {"GET"}),

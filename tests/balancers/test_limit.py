@@ -12,7 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balancers import InvalidSetting, MemberAdded, Pool
-from tests.balancers.support import REFUSED, FakeClock, fail, longest, names, tally
+from tests.balancers.support import (
+    REFUSED,
+    FakeClock,
+    fail,
+    longest,
+    names,
+    tally,
+    targets,
+)
 
 MANY = [f"m{number}" for number in range(12)]
 
@@ -79,7 +87,7 @@ class TestSubset:
 
     def test_weight_zero_is_never_chosen(self) -> None:
         """A member without weight fills no place."""
-        pool = Pool({"a": 1, "b": 1}, weights={"a": 0}, limit=1)
+        pool = Pool(targets(2), weights={"a": 0}, limit=1)
         assert names(pool.live) == ["b"]
 
 

@@ -136,9 +136,9 @@ def test_members_come_and_go_under_picks() -> None:
     def use(number: int) -> int:
         chance, errors = random.Random(number), 0
         for _ in range(1500):
-            known = len(removed) and set(removed)
+            known = set(removed)
             member = pool.pick()
-            errors += bool(known) and id(member) in known
+            errors += id(member) in known
             permit = pool.permit(member)
             if chance.random() < 0.3 and member.name not in stay:
                 pool.failed(member, REFUSED, permit)
