@@ -131,6 +131,8 @@ class Settings:
         breaker_threshold: Failures in a row that take a replica out.
         breaker_reset: Seconds until the first trial of a replica that is out.
         breaker_max_reset: The longest time between two trials, in seconds.
+        max_connecting: How many new connections to one replica this process opens
+            at a time; None for any number.
         max_pools: How many replicas of a bind this process uses; None for all.
     """
 
@@ -148,6 +150,7 @@ class Settings:
     breaker_threshold: int = 2
     breaker_reset: float = 1
     breaker_max_reset: float = 30
+    max_connecting: int | None = 4
     max_pools: int | None = None
 
 
@@ -161,6 +164,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "REPLICATED_FALLBACK": "master",
     "REPLICATED_IS_READ": None,
     "REPLICATED_LEARN_WRITERS": True,
+    "REPLICATED_MAX_CONNECTING": 4,
     "REPLICATED_MAX_POOLS": None,
     "REPLICATED_PIN_COOKIE": "replicated_pin",
     "REPLICATED_PIN_SECONDS": 5,
@@ -208,6 +212,7 @@ def read_settings(
         breaker_threshold=_count(config, "REPLICATED_BREAKER_THRESHOLD"),
         breaker_reset=reset,
         breaker_max_reset=longest,
+        max_connecting=_limit(config, "REPLICATED_MAX_CONNECTING"),
         max_pools=_limit(config, "REPLICATED_MAX_POOLS"),
     )
 

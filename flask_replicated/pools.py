@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from balancers import Pool
 
 from .config import read_settings
+from .connecting import limit_connecting
 from .engines import RoutedEngine
 from .errors import ConfigurationError
 from .fleet import Fleet
@@ -32,6 +33,13 @@ def routed_engine(
 
     def care(engine: Engine) -> Replica:
         replica = Replica(engine, settings.connect_timeout)
+        if settings.max_connecting is not None:
+            limit_connecting(
+                engine,
+                settings.max_connecting,
+                settings.connect_timeout,
+                lambda: replica.outages,
+            )
         gate.guard(engine)
         return replica
 

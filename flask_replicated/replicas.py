@@ -59,6 +59,11 @@ class Replica:
             event.listen(engine, "connect", self._stamp)
             event.listen(engine, "checkout", self._refuse_stale)
 
+    @property
+    def outages(self) -> int:
+        """How often it has gone out of rotation."""
+        return self._outages
+
     def retire_connections(self) -> None:
         """Let no connection that is open now be used again.
 

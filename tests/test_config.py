@@ -43,6 +43,8 @@ class TestValues:
         assert found.pin_cookie == "replicated_pin"
         assert found.fall_back
         assert found.connect_timeout == 2
+        assert found.max_connecting == 4
+        assert found.max_pools is None
         assert found.weights == {}
 
     @pytest.mark.parametrize(
@@ -54,6 +56,8 @@ class TestValues:
             ("REPLICATED_BREAKER_THRESHOLD", 4, "breaker_threshold", 4),
             ("REPLICATED_CONNECT_TIMEOUT", 0.5, "connect_timeout", 0.5),
             ("REPLICATED_FALLBACK", "error", "fall_back", False),
+            ("REPLICATED_MAX_CONNECTING", 1, "max_connecting", 1),
+            ("REPLICATED_MAX_CONNECTING", None, "max_connecting", None),
             ("REPLICATED_MAX_POOLS", 2, "max_pools", 2),
             ("REPLICATED_MAX_POOLS", None, "max_pools", None),
             ("REPLICATED_PIN_COOKIE", "wrote", "pin_cookie", "wrote"),

@@ -1,0 +1,115 @@
+"""How many new connections a process may be opening to one replica at a time.
+
+After a glitch every thread finds its pooled connection dead, and all of them connect
+at the same moment: to a server that has just come back, and by the hundred from
+every worker. A few at a time get there sooner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from contextlib import contextmanager
+from threading import BoundedSemaphore
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import event
+from sqlalchemy.exc import TimeoutError  # noqa: A004 - not the built-in one
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sqlalchemy import Engine
+
+__all__ = ["limit_connecting"]
+
+_LOOK = 0.02
+"""Seconds between two looks of a coroutine, which must not block its loop."""
+
+
+class _Places:
+    """Leave to connect, for so many at a time.
+
+    Args:
+        many: How many.
+        seconds: How long one waits for it.
+        outages: Counts the server's outages.
+    """
+
+    def __init__(self, many: int, seconds: float, outages: Callable[[], int]) -> None:
+        self._many = many
+        self._seconds = seconds
+        self._outages = outages
+        self._renew()
+
+    def _renew(self) -> None:
+        self._process = os.getpid()
+        self._free = BoundedSemaphore(self._many)
+
+    @contextmanager
+    def take(self, *, in_loop: bool) -> Iterator[None]:
+        """Hold a place; whoever gets none in time has met with load, not with death.
+
+        Raises:
+            TimeoutError: SQLAlchemy's, as for a connection pool that is exhausted.
+        """
+        if self._process != os.getpid():
+            self._renew()  # a forked child: those who hold places are not here
+        free, outages = self._free, self._outages()
+        if not free.acquire(blocking=False):
+            waits = self._wait_in_loop if in_loop else self._wait
+            if not waits(free):
+                raise TimeoutError(
+                    f"{self._many} connections to this replica are being opened "
+                    f"already (REPLICATED_MAX_CONNECTING); none was done within "
+                    f"{self._seconds:g} s"
+                )
+        try:
+            if outages != self._outages():
+                # Another one would take the time of a connect to learn the same.
+                raise TimeoutError("the replica went out while others connected")
+            yield
+        finally:
+            free.release()
+
+    def _wait(self, free: BoundedSemaphore) -> bool:
+        return free.acquire(timeout=self._seconds)
+
+    def _wait_in_loop(self, free: BoundedSemaphore) -> bool:
+        # Only here: without async engines nobody need have greenlet.
+        from sqlalchemy.util import await_only  # noqa: PLC0415
+
+        until = time.monotonic() + self._seconds
+        while time.monotonic() < until:
+            await_only(asyncio.sleep(_LOOK))
+            if free.acquire(blocking=False):
+                return True
+        return False
+
+
+def limit_connecting(
+    engine: Engine, many: int, seconds: float, outages: Callable[[], int]
+) -> None:
+    """Let so many new connections of an engine be opened at a time.
+
+    Args:
+        engine: A replica's engine.
+        many: How many.
+        seconds: How long one more waits before it fails.
+        outages: Counts the server's outages; who waited while it went out fails at
+            once, and so goes elsewhere.
+    """
+    places = _Places(many, seconds, outages)
+
+    # No event comes after a failure of every kind. So it connects by itself, once
+    # those who listen after it have had their say, as SQLAlchemy would have.
+    @event.listens_for(engine, "do_connect")
+    def connect(dialect: Any, record: Any, cargs: Any, cparams: dict[str, Any]) -> Any:
+        listeners = list(dialect.dispatch.do_connect)
+        for listener in listeners[listeners.index(connect) + 1 :]:
+            connection = listener(dialect, record, cargs, cparams)
+            if connection is not None:
+                return connection
+        with places.take(in_loop=dialect.is_async):
+            return dialect.connect(*cargs, **cparams)

@@ -1,0 +1,274 @@
+"""New connections to a replica are opened a few at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from threading import Barrier, Event, Lock
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.pool import NullPool
+
+from flask_replicated import FlaskReplicated
+from flask_replicated.connecting import limit_connecting
+from tests.support import Build, build_fixture, make_file, sqlite_url, unpooled
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+build = build_fixture
+
+
+class Slow:
+    """A ``creator``-like dialect whose connects take time and may fail.
+
+    Attributes:
+        most: How many were under way at once, at the most.
+        outages: What the limit is told.
+    """
+
+    def __init__(self, path: Path, many: int = 2, seconds: float = 5) -> None:
+        make_file(path, "slave_1")
+        self.engine = sa.create_engine(
+            sqlite_url(path / "slave_1.db"), poolclass=NullPool
+        )
+        self.now = self.most = self.calls = self.outages = 0
+        self.pause = 0.01
+        self.error: Exception | None = None
+        self._lock = Lock()
+        self._connect = self.engine.dialect.connect
+        self.engine.dialect.connect = self.connect  # type: ignore[method-assign]  # a slow server
+        limit_connecting(self.engine, many, seconds, lambda: self.outages)
+
+    def connect(self, *args: Any, **options: Any) -> Any:
+        """Connect slowly."""
+        with self._lock:
+            self.calls += 1
+            self.now += 1
+            self.most = max(self.most, self.now)
+        try:
+            time.sleep(self.pause)
+            if self.error is not None:
+                raise self.error
+            return self._connect(*args, **options)
+        finally:
+            with self._lock:
+                self.now -= 1
+
+    def ask(self, _: int = 0) -> object:
+        """Connect and return an answer, or the error."""
+        try:
+            with self.engine.connect() as connection:
+                return connection.scalar(sa.text("SELECT name FROM marker"))
+        except Exception as error:  # noqa: BLE001 - it is what is asked for
+            return error
+
+
+def storm(slow: Slow, threads: int = 12) -> list[object]:
+    """Let so many threads connect at once."""
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(slow.ask, range(threads)))
+
+
+class TestLimit:
+    """limit_connecting()."""
+
+    def test_so_many_at_a_time(self, tmp_path: Path) -> None:
+        """Twelve threads connect, two at a time, and all get there."""
+        slow = Slow(tmp_path)
+        assert storm(slow) == ["slave_1"] * 12
+        assert slow.most == 2
+
+    def test_one_more_fails_as_load(self, tmp_path: Path) -> None:
+        """Who waits in vain gets the error of an exhausted connection pool."""
+        slow = Slow(tmp_path, many=1, seconds=0.05)
+        slow.pause = 0.4
+        found = storm(slow, 3)
+        assert found.count("slave_1") == 1
+        errors = [one for one in found if isinstance(one, sa.exc.TimeoutError)]
+        assert len(errors) == 2
+        assert "REPLICATED_MAX_CONNECTING" in str(errors[0])
+        assert slow.ask() == "slave_1"
+
+    @pytest.mark.parametrize(
+        "error",
+        [sqlite3.OperationalError("no"), OSError("no"), ValueError("no")],
+    )
+    def test_a_place_is_given_back(self, tmp_path: Path, error: Exception) -> None:
+        """However a connect ends, its place is free again."""
+        slow = Slow(tmp_path, many=1, seconds=0.2)
+        slow.pause = 0
+        slow.error = error
+        for _ in range(5):
+            assert not isinstance(slow.ask(), sa.exc.TimeoutError)
+        slow.error = KeyboardInterrupt()  # type: ignore[assignment]  # it ends all the same
+        with suppress(KeyboardInterrupt):
+            slow.ask()
+        slow.error = None
+        assert slow.ask() == "slave_1"
+
+    def test_who_waits_for_one_that_goes_out_goes_elsewhere(
+        self, tmp_path: Path
+    ) -> None:
+        """A waiter does not try a server that went out while it waited."""
+        slow = Slow(tmp_path, many=1)
+        slow.pause = 0.2
+        begun = Event()
+
+        def fail(*_: Any, **__: Any) -> Any:
+            begun.set()
+            time.sleep(0.2)
+            slow.calls += 1
+            slow.outages += 1
+            raise sqlite3.OperationalError
+
+        slow.engine.dialect.connect = fail  # type: ignore[method-assign]  # dead
+        with ThreadPoolExecutor(4) as pool:
+            first = pool.submit(slow.ask)
+            begun.wait(5)
+            waiting = [pool.submit(slow.ask) for _ in range(3)]
+            assert isinstance(first.result(), sa.exc.OperationalError)
+            for one in waiting:
+                assert isinstance(one.result(), sa.exc.TimeoutError)
+        assert slow.calls == 1
+
+    def test_other_listeners_are_heard(self, tmp_path: Path) -> None:
+        """Listeners before and after it may change arguments, or connect."""
+        slow = Slow(tmp_path)
+        seen: list[Any] = []
+
+        @sa.event.listens_for(slow.engine, "do_connect")
+        def change(_dialect: Any, _record: Any, _cargs: Any, cparams: Any) -> None:
+            cparams["timeout"] = 7
+            seen.append("change")
+
+        assert slow.ask() == "slave_1"
+        assert seen == ["change"]
+
+        @sa.event.listens_for(slow.engine, "do_connect")
+        def own(_dialect: Any, _record: Any, cargs: Any, cparams: Any) -> Any:
+            assert cparams["timeout"] == 7
+            return sqlite3.connect(*cargs, **cparams)
+
+        calls = slow.calls
+        assert slow.ask() == "slave_1"
+        assert (seen, slow.calls) == (["change"] * 2, calls)
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+    @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+    def test_a_child_has_places_of_its_own(self, tmp_path: Path) -> None:
+        """A child forked while its parent connects finds all places free."""
+        slow = Slow(tmp_path, many=1, seconds=0.2)
+        slow.pause = 0.5
+        with ThreadPoolExecutor(1) as pool:
+            connecting = pool.submit(slow.ask)
+            while not slow.now:
+                time.sleep(0.001)
+            child = os.fork()
+            if child == 0:
+                slow._lock = Lock()
+                slow.pause = 0
+                os._exit(int(slow.ask() != "slave_1"))
+            assert connecting.result() == "slave_1"
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+class TestAsync:
+    """An async engine's loop is never blocked."""
+
+    def engine(self, folder: Path, pause: float, seconds: float) -> tuple[Any, Any]:
+        """Return an async engine whose connects sleep in the loop, and a counter."""
+        pytest.importorskip("aiosqlite")
+        pytest.importorskip("greenlet")
+        from sqlalchemy.ext.asyncio import create_async_engine
+        from sqlalchemy.util import await_only
+
+        path = make_file(folder, "slave_1")
+        engine = create_async_engine(f"sqlite+aiosqlite:///{path}", poolclass=NullPool)
+        dialect = engine.sync_engine.dialect
+        connect, counts = dialect.connect, {"now": 0, "most": 0}
+
+        def slow(*args: Any, **options: Any) -> Any:
+            counts["now"] += 1
+            counts["most"] = max(counts["most"], counts["now"])
+            try:
+                await_only(asyncio.sleep(pause))
+                return connect(*args, **options)
+            finally:
+                counts["now"] -= 1
+
+        dialect.connect = slow  # type: ignore[method-assign]  # a slow server
+        limit_connecting(engine.sync_engine, 2, seconds, lambda: 0)
+        return engine, counts
+
+    def test_waits_without_blocking(self, tmp_path: Path) -> None:
+        """Ten tasks connect two at a time, while the loop goes on."""
+        engine, counts = self.engine(tmp_path, 0.03, 5)
+
+        async def ask() -> object:
+            async with engine.connect() as connection:
+                return await connection.scalar(sa.text("SELECT name FROM marker"))
+
+        async def main() -> list[object]:
+            return list(await asyncio.gather(*(ask() for _ in range(10))))
+
+        assert asyncio.run(main()) == ["slave_1"] * 10
+        assert counts["most"] == 2
+
+    def test_fails_as_load(self, tmp_path: Path) -> None:
+        """A task that waits in vain gets the same error."""
+        engine, _ = self.engine(tmp_path, 0.5, 0.05)
+
+        async def ask() -> object:
+            async with engine.connect():
+                return "connected"
+
+        async def main() -> list[object]:
+            asked = (ask() for _ in range(3))
+            return list(await asyncio.gather(*asked, return_exceptions=True))
+
+        found = asyncio.run(main())
+        assert found.count("connected") == 2
+        assert sum(isinstance(one, sa.exc.TimeoutError) for one in found) == 1
+
+
+def test_an_application_goes_elsewhere(build: Build, tmp_path: Path) -> None:
+    """A replica that is busy with connects trips no breaker; others serve."""
+    for name in ("slave_1", "slave_2"):
+        make_file(tmp_path, name)
+    extension = FlaskReplicated()
+    site = build(
+        [],
+        binds={
+            name: unpooled(tmp_path / f"{name}.db") for name in ("slave_1", "slave_2")
+        },
+        extension=extension,
+        REPLICATED_MAX_CONNECTING=1,
+        REPLICATED_CONNECT_TIMEOUT=0.05,
+    )
+    with site.app.app_context():
+        dialect = site.db.engines["slave_1"].dialect
+        pool = extension.pool()
+    connect, gate = dialect.connect, Barrier(4)
+
+    def slow(*args: Any, **options: Any) -> Any:
+        time.sleep(0.3)
+        return connect(*args, **options)
+
+    dialect.connect = slow  # type: ignore[method-assign]  # a slow server
+
+    def get(_: int) -> str:
+        gate.wait()
+        return site.get()
+
+    with ThreadPoolExecutor(4) as threads:
+        served = set(threads.map(get, range(4)))
+    assert served <= {"slave_1", "slave_2"}
+    assert [one.failures for one in pool.snapshot().members] == [0, 0]
+    assert pool.snapshot().live == ("slave_1", "slave_2")
