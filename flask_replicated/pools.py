@@ -11,6 +11,8 @@ from .engines import RoutedEngine
 from .errors import ConfigurationError
 from .gate import Gate
 from .listeners import PoolListener
+from .monitor import Monitor, Policy
+from .primaries import watch_primary
 from .replicas import Replica
 from .state import AppState
 
@@ -28,9 +30,15 @@ def routed_engine(
     """Put replicas into a pool and return it with its primary as one engine."""
     settings = app.settings
     prepared = {
-        name: Replica(engine, settings.connect_timeout)
+        name: Replica(
+            engine,
+            settings.connect_timeout,
+            settings.read_timeout,
+            role_check=settings.role_check,
+        )
         for name, engine in replicas.items()
     }
+    watch_primary(primary)
     gate = Gate(app.classifier.text)
     for engine in replicas.values():
         gate.guard(engine)
@@ -41,11 +49,18 @@ def routed_engine(
         threshold=settings.breaker_threshold,
         reset=settings.breaker_reset,
         max_reset=settings.breaker_max_reset,
+        slow_start=settings.slow_start,
         # A trial that is still connecting must not be taken for lost.
         lease=max(10.0, 3 * settings.connect_timeout),
         listeners=[PoolListener(prepared)],
     )
-    return RoutedEngine(app, primary, pool)
+    policy = Policy(
+        interval=settings.probe_interval,
+        timeout=settings.connect_timeout,
+        max_lag=settings.max_lag,
+        role_check=settings.role_check,
+    )
+    return RoutedEngine(app, primary, pool, Monitor(pool, prepared, policy))
 
 
 def replicated_engine(
