@@ -57,6 +57,14 @@ class GoneBreaker(CircuitBreaker):
         """Change nothing."""
         return False
 
+    def trip(self, seconds: float) -> bool:  # noqa: ARG002 - deaf
+        """Change nothing."""
+        return False
+
+    def recover(self, permit: Permit | None = None) -> bool:  # noqa: ARG002 - deaf
+        """Change nothing."""
+        return False
+
 
 GONE = GoneBreaker()
 """It keeps nothing, so one serves all."""

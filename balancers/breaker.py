@@ -217,6 +217,38 @@ class CircuitBreaker:
             self._move(now, state="open", due=now + seconds, healthy_at=since)
             return True
 
+    def trip(self, seconds: float) -> bool:
+        """Open at once, on better evidence than an attempt; return whether it did.
+
+        It counts as one failure, whatever the threshold. The wait is *seconds* at
+        least; an open breaker's is prolonged to that, so that whoever has the evidence
+        and repeats this keeps others from probing.
+
+        Raises:
+            InvalidSetting: *seconds* is not above 0.
+        """
+        check_seconds("seconds", seconds, above=0.0)
+        with self._lock:
+            now, news = self.clock(), self._door.state != "open"
+            if news:
+                self._open(now, self._door.failures + 1)
+            due = max(self._door.due, now + seconds)
+            self._door = self._door._replace(due=due)
+            return news
+
+    def recover(self, permit: Permit | None = None) -> bool:
+        """Close at once, on better evidence than an attempt; return whether it did.
+
+        Unlike :meth:`succeeded` it also closes an open breaker. A *permit* from before
+        the latest news makes it void.
+        """
+        with self._lock:
+            if self._door.state == "closed" or self._is_late(permit):
+                return False
+            now = self.clock()
+            self._move(now, state="closed", failures=0, due=math.inf, healthy_at=now)
+            return True
+
     def renew_lock(self) -> None:
         """Replace the lock: for a forked child whose parent may have held it."""
         self._lock = Lock()

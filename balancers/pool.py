@@ -152,6 +152,11 @@ class Pool(Generic[T]):
         """The members in rotation, in the order given."""
         return self._live
 
+    @property
+    def spares(self) -> tuple[Member[T], ...]:
+        """The members that only the limit keeps out of rotation, the next one first."""
+        return tuple(self._spares())
+
     def member(self, name: str) -> Member[T]:
         """Return the member of this name.
 
@@ -262,13 +267,38 @@ class Pool(Generic[T]):
             UnknownMember: *member* is not of this pool.
         """
         slot = self._slot(member)
-        if slot.breaker.quiet:
-            return
-        with self._changing(slot):
-            opened_for = slot.breaker.opened_for or 0.0
-            closed = slot.breaker.succeeded(permit)
-        if closed:
-            self._tell(MemberClosed(member.name, opened_for))
+        if not slot.breaker.quiet:
+            self._close(slot, lambda: slot.breaker.succeeded(permit))
+
+    def trip(self, member: Member[T], seconds: float, error: BaseException) -> bool:
+        """Take *member* out at once: somebody who watches it knows that it is unfit.
+
+        Repeated while that lasts, each time with *seconds* until the next word, it
+        keeps callers from probing it meanwhile.
+
+        Returns:
+            Whether it was in rotation, or being probed, until now.
+
+        Raises:
+            UnknownMember: *member* is not of this pool.
+            InvalidSetting: *seconds* is not above 0.
+        """
+        slot = self._slot(member)
+        return self._report(slot, error, lambda: slot.breaker.trip(seconds))
+
+    def recover(self, member: Member[T], permit: Permit | None = None) -> None:
+        """Take *member* in again: somebody who watches it knows that it is fit.
+
+        Args:
+            member: the one that was looked at.
+            permit: from :meth:`permit`, taken before the look; if there was news of
+                this member since, the look proves nothing.
+
+        Raises:
+            UnknownMember: *member* is not of this pool.
+        """
+        slot = self._slot(member)
+        self._close(slot, lambda: slot.breaker.recover(permit))
 
     def drain(self, name: str) -> None:
         """Take the member of this name out of rotation until :meth:`restore`.
@@ -395,13 +425,21 @@ class Pool(Generic[T]):
 
     def _report(
         self, slot: Slot[T], error: BaseException, outcome: Callable[[], bool]
-    ) -> None:
+    ) -> bool:
         text = error_text(error)
         with self._changing(slot):
             slot.last_error = text
             event = slot.opened() if outcome() else None
         if event:
             self._tell(event)
+        return event is not None
+
+    def _close(self, slot: Slot[T], outcome: Callable[[], bool]) -> None:
+        with self._changing(slot):
+            opened_for = slot.breaker.opened_for or 0.0
+            closed = outcome()
+        if closed:
+            self._tell(MemberClosed(slot.member.name, opened_for))
 
     def _set_drained(self, name: str, drained: bool, event: Event) -> None:
         slot = self._slot(self.member(name))

@@ -134,6 +134,11 @@ class Settings:
         max_connecting: How many new connections to one replica this process opens
             at a time; None for any number.
         max_pools: How many replicas of a bind this process uses; None for all.
+        slow_start: Seconds over which a replica that is back takes its share again.
+        probe_interval: Seconds between two background looks at a replica; 0 is off.
+        read_timeout: Seconds that one statement may take on a replica; None for any.
+        max_lag: Seconds that a replica may be behind; None for any.
+        role_check: Whether a server that is no replica is left out.
     """
 
     balancer: Callable[..., Any]
@@ -152,6 +157,11 @@ class Settings:
     breaker_max_reset: float = 30
     max_connecting: int | None = 4
     max_pools: int | None = None
+    slow_start: float = 0
+    probe_interval: float = 5
+    read_timeout: float | None = None
+    max_lag: float | None = 30
+    role_check: bool = True
 
 
 _DEFAULTS: Mapping[str, Any] = {
@@ -165,10 +175,15 @@ _DEFAULTS: Mapping[str, Any] = {
     "REPLICATED_IS_READ": None,
     "REPLICATED_LEARN_WRITERS": True,
     "REPLICATED_MAX_CONNECTING": 4,
+    "REPLICATED_MAX_LAG": 30,
     "REPLICATED_MAX_POOLS": None,
     "REPLICATED_PIN_COOKIE": "replicated_pin",
     "REPLICATED_PIN_SECONDS": 5,
+    "REPLICATED_PROBE_INTERVAL": 5,
     "REPLICATED_READONLY_METHODS": frozenset({"GET", "HEAD"}),
+    "REPLICATED_READ_TIMEOUT": None,
+    "REPLICATED_ROLE_CHECK": True,
+    "REPLICATED_SLOW_START": 0,
     "REPLICATED_WEIGHTS": {},
     "REPLICATED_WRITE_FUNCTIONS": (),
 }
@@ -214,6 +229,11 @@ def read_settings(
         breaker_max_reset=longest,
         max_connecting=_limit(config, "REPLICATED_MAX_CONNECTING"),
         max_pools=_limit(config, "REPLICATED_MAX_POOLS"),
+        slow_start=_number(config, "REPLICATED_SLOW_START"),
+        probe_interval=_number(config, "REPLICATED_PROBE_INTERVAL"),
+        read_timeout=_optional(config, "REPLICATED_READ_TIMEOUT", above=0),
+        max_lag=_optional(config, "REPLICATED_MAX_LAG"),
+        role_check=_boolean(config, "REPLICATED_ROLE_CHECK"),
     )
 
 
@@ -244,6 +264,12 @@ def _number(config: Mapping[str, Any], key: str, above: float | None = None) -> 
         least = f"above {above}" if above is not None else "of at least 0"
         raise ConfigurationError(key, value, f"must be a number of seconds {least}.")
     return float(value)
+
+
+def _optional(
+    config: Mapping[str, Any], key: str, above: float | None = None
+) -> float | None:
+    return None if _get(config, key) is None else _number(config, key, above)
 
 
 def _count(config: Mapping[str, Any], key: str) -> int:

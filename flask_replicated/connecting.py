@@ -11,7 +11,7 @@ import asyncio
 import os
 import time
 from contextlib import contextmanager
-from threading import BoundedSemaphore
+from threading import BoundedSemaphore, local
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
@@ -22,10 +22,27 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-__all__ = ["limit_connecting"]
+__all__ = ["limit_connecting", "unlimited"]
 
 _LOOK = 0.02
 """Seconds between two looks of a coroutine, which must not block its loop."""
+
+
+class _Thread(local):
+    limited = True
+
+
+_thread = _Thread()
+
+
+@contextmanager
+def unlimited() -> Iterator[None]:
+    """Let this thread connect at once: a watcher must not wait for those it watches."""
+    _thread.limited = False
+    try:
+        yield
+    finally:
+        _thread.limited = True
 
 
 class _Places:
@@ -111,5 +128,7 @@ def limit_connecting(
             connection = listener(dialect, record, cargs, cparams)
             if connection is not None:
                 return connection
+        if not _thread.limited:
+            return dialect.connect(*cargs, **cparams)
         with places.take(in_loop=dialect.is_async):
             return dialect.connect(*cargs, **cparams)

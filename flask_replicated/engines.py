@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from balancers import Member, Permit, Pool
 
     from .fleet import Fleet
+    from .monitor import Monitor
     from .state import AppState, RequestState
 
 __all__ = ["PrimaryEngine", "ReplicaEngine", "RoutedEngine"]
@@ -119,6 +120,8 @@ class ReplicaEngine(_EngineShape):
             AllReplicasOutError: None took the connection, and
                 ``REPLICATED_FALLBACK`` is ``'error'``.
         """
+        if self.routed.monitor.idle:
+            self.routed.monitor.start(self.routed)
         state = self.routed.app.request_state()
         kept = None if state is None else state.kept.get(self)
         member = self.replica_pool.first(kept)
@@ -242,6 +245,7 @@ class RoutedEngine(_EngineShape):
 
     Attributes:
         app: The application's state.
+        monitor: What looks at the replicas in the background.
         primary: The primary, as a session uses it for writes.
         replicas: The replicas, as a session uses them for reads.
         fleet: Takes in new replicas and lets others go.
@@ -249,9 +253,16 @@ class RoutedEngine(_EngineShape):
 
     fleet: Fleet
 
-    def __init__(self, app: AppState, real: Engine, replicas: Pool[Engine]) -> None:
+    def __init__(
+        self,
+        app: AppState,
+        real: Engine,
+        replicas: Pool[Engine],
+        monitor: Monitor,
+    ) -> None:
         super().__init__(real)
         self.app = app
+        self.monitor = monitor
         self.primary = PrimaryEngine(real, self)
         self.replicas = ReplicaEngine(replicas, self)
         self._aliases: dict[Engine, _Alias] = {}
@@ -334,11 +345,13 @@ class RoutedEngine(_EngineShape):
 
     def dispose(self, close: bool = True) -> None:
         """Dispose of the connection pools of the primary and of every replica."""
+        self.monitor.stop()
         for engine in self._engines():
             engine.dispose(close)
 
     def after_fork(self) -> None:
         """Leave inherited sockets to the parent, and pick from another start."""
+        self.monitor.after_fork()
         self.dispose(close=False)
         self.replicas.replica_pool.reshuffle()
         self.fleet.after_fork()

@@ -18,9 +18,13 @@ if TYPE_CHECKING:
 __all__ = [
     "AllReplicasOutError",
     "ConfigurationError",
+    "ReplicaLagsError",
+    "ReplicaSilentError",
     "ReplicatedError",
     "StaleReadError",
+    "UnfitReplicaError",
     "WriteOnReplicaError",
+    "WrongRoleError",
 ]
 
 
@@ -107,6 +111,65 @@ class StaleReadError(ReplicatedError):
             f"{where} tried to read {self.table!r}, whose model says __replicated__ = "
             f"'master', from a replica: {self.statement}. Connect inside 'with "
             "using_master():', or accept an older state inside 'with using_slave():'."
+        )
+
+
+class UnfitReplicaError(ReplicatedError):
+    """A replica answers, or does not, in a way that it must not be used in.
+
+    Attributes:
+        name: The bind name of the replica.
+    """
+
+    def __init__(self, name: str, *more: object) -> None:
+        self.name = name
+        super().__init__(name, *more)
+
+
+class ReplicaSilentError(UnfitReplicaError):
+    """A replica has not answered in time.
+
+    Attributes:
+        seconds: How long it was given.
+    """
+
+    def __init__(self, name: str, seconds: float) -> None:
+        self.seconds = seconds
+        super().__init__(name, seconds)
+
+    def __str__(self) -> str:
+        return f"it has said nothing for {self.seconds:g} s"
+
+
+class WrongRoleError(UnfitReplicaError):
+    """A replica is none: it was promoted, or its URL names the primary."""
+
+    def __str__(self) -> str:
+        return (
+            "it is no replica but a primary; name another server, or set "
+            "REPLICATED_ROLE_CHECK = False if it replicates logically"
+        )
+
+
+class ReplicaLagsError(UnfitReplicaError):
+    """A replica is too far behind the primary.
+
+    Attributes:
+        lag: Seconds that it is behind at most; None if nobody can say.
+        limit: ``REPLICATED_MAX_LAG``, in seconds.
+    """
+
+    def __init__(self, name: str, lag: float | None, limit: float) -> None:
+        self.lag = lag
+        self.limit = limit
+        super().__init__(name, lag, limit)
+
+    def __str__(self) -> str:
+        if self.lag is None:
+            return "it receives nothing from the primary, so its lag is unknown"
+        return (
+            f"it is {self.lag:.1f} s behind the primary, more than "
+            f"REPLICATED_MAX_LAG = {self.limit:g}"
         )
 
 

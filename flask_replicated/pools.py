@@ -13,6 +13,8 @@ from .errors import ConfigurationError
 from .fleet import Fleet
 from .gate import Gate
 from .listeners import PoolListener
+from .monitor import Monitor, Policy
+from .primaries import watch_primary
 from .replicas import Replica
 from .state import AppState
 
@@ -29,10 +31,16 @@ def routed_engine(
 ) -> RoutedEngine:
     """Put replicas into a pool and return it with its primary as one engine."""
     settings = app.settings
+    watch_primary(primary)
     gate = Gate(app.classifier.text)
 
     def care(engine: Engine) -> Replica:
-        replica = Replica(engine, settings.connect_timeout)
+        replica = Replica(
+            engine,
+            settings.connect_timeout,
+            settings.read_timeout,
+            role_check=settings.role_check,
+        )
         if settings.max_connecting is not None:
             limit_connecting(
                 engine,
@@ -54,12 +62,20 @@ def routed_engine(
         threshold=settings.breaker_threshold,
         reset=settings.breaker_reset,
         max_reset=settings.breaker_max_reset,
+        slow_start=settings.slow_start,
         # A trial that is still connecting must not be taken for lost.
         lease=max(10.0, 3 * settings.connect_timeout),
         listeners=[PoolListener(prepared), fleet],
         limit=settings.max_pools,
     )
-    fleet.routed = RoutedEngine(app, primary, pool)
+    policy = Policy(
+        interval=settings.probe_interval,
+        timeout=settings.connect_timeout,
+        max_lag=settings.max_lag,
+        role_check=settings.role_check,
+    )
+    monitor = Monitor(pool, prepared, policy)
+    fleet.routed = RoutedEngine(app, primary, pool, monitor)
     fleet.routed.fleet = fleet
     fleet.look_for_spares()
     return fleet.routed

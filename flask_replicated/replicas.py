@@ -11,9 +11,14 @@ import functools
 import math
 import select
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from sqlalchemy import event
 from sqlalchemy.exc import DisconnectionError
+
+from .errors import WrongRoleError
+from .positions import is_primary
+from .sockets import fileno_of, hang_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +36,15 @@ _READ_ONLY = {
     # file that is damaged would pass for a replica.
     "sqlite": ("PRAGMA query_only = ON", "PRAGMA schema_version"),
 }
+# A server's own limit on a statement. MySQL and MariaDB call it by different names,
+# and each runs the comments that are meant for it.
+_LIMIT = {
+    "postgresql": "SET statement_timeout = {ms}",
+    "mysql": "SET @replicated = 0 "
+    "/*M!100100 , SESSION max_statement_time = {seconds} */ "
+    "/*!50708 , SESSION max_execution_time = {ms} */",
+}
+_LIMIT["mariadb"] = _LIMIT["mysql"]
 _TIMEOUT_ARGUMENT = {
     "psycopg": "connect_timeout",
     "psycopg2": "connect_timeout",
@@ -49,12 +63,23 @@ class Replica:
         engine: The replica's engine, before its first connection.
         connect_timeout: Seconds to connect in; whole ones, rounded up, because
             drivers take no others. The bind's own ``connect_args`` are stronger.
+        read_timeout: Seconds that a statement may take, or None. The server keeps
+            to it, and PyMySQL's socket.
+        role_check: Whether a server that is surely no replica is refused.
     """
 
-    def __init__(self, engine: Engine, connect_timeout: float) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        connect_timeout: float,
+        read_timeout: float | None = None,
+        *,
+        role_check: bool = True,
+    ) -> None:
         self._outages = 0
-        _limit_connect(engine, math.ceil(connect_timeout))
-        _read_only(engine)
+        self._records: WeakSet[ConnectionPoolEntry] = WeakSet()
+        _limit_connect(engine, math.ceil(connect_timeout), read_timeout)
+        _prepare_sessions(engine, read_timeout, role_check=role_check)
         if engine.dialect.name != "sqlite":  # a file is always there or never
             event.listen(engine, "connect", self._stamp)
             event.listen(engine, "checkout", self._refuse_stale)
@@ -63,6 +88,14 @@ class Replica:
     def outages(self) -> int:
         """How often it has gone out of rotation."""
         return self._outages
+
+    def hang_up(self) -> int:
+        """End every connection that is open, whoever waits on it; return how many.
+
+        A thread that waits for an answer gets the error of a lost connection at once.
+        """
+        with_socket = [record.dbapi_connection for record in list(self._records)]
+        return sum(map(hang_up, filter(None, with_socket)))
 
     def retire_connections(self) -> None:
         """Let no connection that is open now be used again.
@@ -73,9 +106,10 @@ class Replica:
         self._outages += 1
 
     def _stamp(self, connection: Any, record: ConnectionPoolEntry) -> None:
-        fileno = getattr(connection, "fileno", None)
-        watch = _nothing if fileno is None else _watch(fileno())
+        number = fileno_of(connection)
+        watch = _nothing if number is None else _watch(number)
         record.info[self] = self._outages, watch
+        self._records.add(record)
 
     def _refuse_stale(
         self, _connection: Any, record: ConnectionPoolEntry, _proxy: Any
@@ -101,33 +135,50 @@ def _nothing() -> None:
     """Know nothing of a connection whose driver does not show its socket."""
 
 
-def _limit_connect(engine: Engine, seconds: int) -> None:
+def _limit_connect(engine: Engine, seconds: int, read_timeout: float | None) -> None:
     argument = _TIMEOUT_ARGUMENT.get(engine.driver)
     if argument is None:
         return
+    arguments: dict[str, float] = {argument: seconds}
+    if read_timeout is not None and engine.driver in {"pymysql", "mysqldb"}:
+        # A second more than the server has, so that it is the one to say so.
+        arguments["read_timeout"] = math.ceil(read_timeout) + 1
 
     @event.listens_for(engine, "do_connect")
     def limit(
         _dialect: Any, _record: Any, _cargs: Any, cparams: dict[str, Any]
     ) -> None:
-        cparams.setdefault(argument, seconds)
+        for name, value in arguments.items():
+            cparams.setdefault(name, value)
 
 
-def _read_only(engine: Engine) -> None:
-    statements = _READ_ONLY.get(engine.dialect.name)
+def _prepare_sessions(
+    engine: Engine, read_timeout: float | None, *, role_check: bool
+) -> None:
+    dialect = engine.dialect.name
+    statements = _READ_ONLY.get(dialect)
     if statements is None:
         return
+    limit = _LIMIT.get(dialect)
+    if read_timeout is not None and limit is not None:
+        limited = limit.format(seconds=read_timeout, ms=math.ceil(read_timeout * 1000))
+        statements = (*statements, limited)
+    is_no_replica = is_primary(dialect) if role_check else None
 
     @event.listens_for(engine, "connect")
-    def refuse_writes(connection: Any, _record: Any) -> None:
+    def prepare(connection: Any, _record: Any) -> None:
         cursor = connection.cursor()
         try:
+            refused = is_no_replica is not None and is_no_replica(cursor)
             for statement in statements:
                 cursor.execute(statement)
         finally:
             cursor.close()
         # Or the first rollback would take the setting back.
         connection.commit()
+        if refused:
+            connection.close()
+            raise WrongRoleError(engine.url.render_as_string())
 
 
 if hasattr(select, "poll"):

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
 from flask_replicated import FlaskReplicated
-from flask_replicated.connecting import limit_connecting
+from flask_replicated.connecting import limit_connecting, unlimited
 from tests.support import Build, build_fixture, make_file, sqlite_url, unpooled
 
 if TYPE_CHECKING:
@@ -159,6 +159,18 @@ class TestLimit:
         calls = slow.calls
         assert slow.ask() == "slave_1"
         assert (seen, slow.calls) == (["change"] * 2, calls)
+
+    def test_a_watcher_does_not_wait(self, tmp_path: Path) -> None:
+        """Who watches the server connects past those who wait for it."""
+        slow = Slow(tmp_path, many=1, seconds=0.2)
+        slow.pause = 0.4
+        with ThreadPoolExecutor(1) as pool:
+            connecting = pool.submit(slow.ask)
+            while not slow.now:
+                time.sleep(0.001)
+            with unlimited():
+                assert slow.ask() == "slave_1"
+            assert isinstance(slow.ask(), sa.exc.TimeoutError) or connecting.done()
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
     @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")

@@ -300,3 +300,55 @@ def test_repr_shows_the_state(breaker: CircuitBreaker) -> None:
     """The repr names state and failures."""
     breaker.failed()
     assert repr(breaker) == "<CircuitBreaker closed, failures=1>"
+
+
+class TestWatched:
+    """Somebody who watches from outside knows better than an attempt."""
+
+    def test_trip(self, breaker: CircuitBreaker) -> None:
+        """It opens at once, whatever the threshold, and only the first time."""
+        assert breaker.trip(7.5)
+        assert breaker.state == "open"
+        assert not breaker.trip(7.5)
+        assert breaker.failures == 1
+
+    def test_nobody_probes_meanwhile(
+        self, breaker: CircuitBreaker, clock: FakeClock
+    ) -> None:
+        """Each new word prolongs the wait; after the last one it ends."""
+        for _ in range(100):
+            breaker.trip(7.5)
+            assert breaker.retry_in == 7.5
+            clock.advance(5.0)
+            assert breaker.acquire() is None
+        clock.advance(2.5)
+        assert breaker.acquire() is not None
+
+    def test_a_probe_in_flight(self, breaker: CircuitBreaker, clock: FakeClock) -> None:
+        """What a probe finds that began before the last word is late."""
+        open_it(breaker)
+        wait(breaker, clock)
+        permit = breaker.permit()
+        assert breaker.trip(7.5)
+        assert not breaker.succeeded(permit)
+        assert breaker.state == "open"
+
+    def test_recover(self, breaker: CircuitBreaker) -> None:
+        """It closes at once, with nothing to forget."""
+        breaker.trip(60.0)
+        assert breaker.recover(breaker.permit())
+        assert breaker.quiet
+        assert not breaker.recover()
+
+    def test_late_recovery(self, breaker: CircuitBreaker) -> None:
+        """A look that began before the breaker opened proves nothing."""
+        permit = breaker.permit()
+        open_it(breaker)
+        assert not breaker.recover(permit)
+        assert breaker.state == "open"
+
+    @pytest.mark.parametrize("seconds", [0, -1, math.inf, math.nan])
+    def test_seconds(self, breaker: CircuitBreaker, seconds: float) -> None:
+        """A wait is a finite time."""
+        with pytest.raises(InvalidSetting):
+            breaker.trip(seconds)

@@ -174,6 +174,16 @@ class TestSpares:
         assert [one.name for one in shown.members if one.live] == list(shown.live)
         assert Counter(pool.causes().values()) == {"in rotation": 3, "spare": 9}
 
+    def test_are_listed_in_order(self) -> None:
+        """The next one to be used comes first."""
+        pool = make(3)
+        first, *rest = pool.spares
+        assert len(rest) == 8
+        pool.drain(pool.live[0].name)
+        assert first in pool.live
+        assert list(pool.spares) == rest
+        assert make(None).spares == ()
+
     def test_may_be_wished_for(self) -> None:
         """A request that holds a member keeps it when it becomes spare."""
         pool = make(1)

@@ -141,6 +141,8 @@ class TestRemove:
             pool.failed(member, REFUSED, permit)
             pool.rest(member, 1.0, REFUSED, permit)
             pool.succeeded(member, permit)
+            assert not pool.trip(member, 1.0, REFUSED)
+            pool.recover(member, permit)
         assert pool.live == pool.members
         assert pool.snapshot().members[-1].last_error is None
         assert log == [MemberRemoved("b"), MemberAdded("b", 1)]

@@ -124,6 +124,38 @@ class PoolMachine(RuleBasedStateMachine):
         if model.state != "open":
             model.state, model.due = "open", self.clock.now + seconds
 
+    @rule(name=NAMES, seconds=st.floats(0.1, 10))
+    def trip(self, name: str, seconds: float) -> None:
+        """Somebody who watches it says that it is unfit."""
+        if name not in self.models:
+            return
+        model, now = self.models[name], self.clock.now
+        news = self.pool.trip(self.pool.member(name), seconds, REFUSED)
+        assert news == (model.state != "open")
+        due = self.pool._slots[self.pool.member(name)].breaker.due
+        assert due >= now + seconds
+        if news:
+            model.failures += 1
+            assert due <= now + max(seconds, MAX_RESET)
+        else:
+            assert due == max(model.due, now + seconds)
+        model.state, model.due = "open", due
+
+    @rule(name=NAMES, late=st.booleans())
+    def recover(self, name: str, late: bool) -> None:
+        """Somebody who watches it says that it is fit, and looked late or in time."""
+        if name not in self.models:
+            return
+        member, model = self.pool.member(name), self.models[name]
+        permit = self.pool.permit(member)
+        if late and model.state != "open":
+            self.trip(name, 1.0)
+            self.pool.recover(member, permit)
+            return
+        self.pool.recover(member, permit)
+        if model.state != "closed":
+            model.state, model.failures = "closed", 0
+
     @rule(name=NAMES, drained=st.booleans())
     def drain(self, name: str, drained: bool) -> None:
         """Somebody drains or restores a member."""

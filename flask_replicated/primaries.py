@@ -1,0 +1,62 @@
+"""What is asked of the primary's engine: to notice that it is the primary no more."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError
+
+from .connections import ReplicaConnection
+from .failures import refused_as_write
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy import Engine
+    from sqlalchemy.engine import ExceptionContext
+
+__all__ = ["watch_primary"]
+
+logger = logging.getLogger("flask_replicated")
+
+_PAUSE = 1.0  # seconds; a program may make transactions read only on purpose
+
+
+def watch_primary(engine: Engine, clock: Callable[[], float] = time.monotonic) -> None:
+    """Connect anew after the primary has refused a write.
+
+    A primary that was demoted keeps its connections open and refuses to write, for
+    as long as they are used. Whoever took its place is found under its name by new
+    connections only. The write that was refused is the application's to repeat.
+
+    Args:
+        engine: The primary's engine.
+        clock: Returns seconds that never go backwards.
+    """
+    if engine.dialect.name == "sqlite":  # a file has one place
+        return
+    last = -_PAUSE
+
+    @event.listens_for(engine, "handle_error")
+    def notice(context: ExceptionContext) -> None:
+        nonlocal last
+        error = context.sqlalchemy_exception
+        # A replica may be the same engine, where a bind names the primary.
+        if isinstance(context.connection, ReplicaConnection):
+            return
+        if not isinstance(error, DBAPIError) or not refused_as_write(error):
+            return
+        now = clock()
+        if now - last < _PAUSE:
+            return
+        last = now
+        logger.error(
+            "the primary has refused a write as read only: %s. If it was demoted, the "
+            "next connections find its successor under its name.",
+            error.orig,
+        )
+        # As good as lost: this connection, and each that is older than now.
+        context.is_disconnect = True

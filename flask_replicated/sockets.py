@@ -1,0 +1,51 @@
+"""The socket under a DBAPI connection, and how to wake who waits on it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+__all__ = ["fileno_of", "hang_up"]
+
+
+def fileno_of(connection: Any) -> int | None:
+    """Return the file descriptor of a DBAPI connection's socket, if it shows one."""
+    fileno = getattr(connection, "fileno", None)
+    if fileno is None:  # PyMySQL keeps it to itself
+        fileno = getattr(getattr(connection, "_sock", None), "fileno", None)
+    if fileno is None:
+        return None
+    try:
+        found = fileno()
+    except Exception:  # noqa: BLE001 - drivers differ in how they say "closed"
+        return None
+    return found if isinstance(found, int) and found >= 0 else None
+
+
+def hang_up(connection: Any) -> bool:
+    """End the conversation on a connection that another thread may wait on.
+
+    Whoever waits gets the driver's own error for a lost connection, at once. The
+    descriptor stays open, so its number cannot be taken by another socket meanwhile;
+    its owner closes it.
+
+    Returns:
+        Whether there was a socket.
+    """
+    number = fileno_of(connection)
+    if number is None:
+        return False
+    try:
+        copy = socket.socket(fileno=os.dup(number))
+    except OSError:
+        return False
+    with copy:
+        # Had it been closed before the copy was made, the number might be another's.
+        if fileno_of(connection) != number:
+            return False
+        try:
+            copy.shutdown(socket.SHUT_RDWR)
+        except OSError:  # it has ended already
+            return False
+    return True
