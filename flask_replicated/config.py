@@ -9,6 +9,9 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
+
 from balancers import BALANCERS, Weighted, resolve_balancer
 from balancers.errors import BalancerError
 
@@ -111,6 +114,27 @@ def same_database(primary: Engine, master: Engine) -> bool:
     return place(primary.url) == place(master.url)
 
 
+class Source(NamedTuple):
+    """Where DNS names replicas.
+
+    Attributes:
+        url: Their URL, with the name to look up as its host.
+        options: What else their engines are made with.
+        every: Seconds between two looks.
+    """
+
+    url: URL
+    options: Mapping[str, Any]
+    every: float
+
+
+def replicated_bind(name: str) -> str | None:
+    """Return the key of the bind that such replicas copy; None is the default."""
+    match = _REPLICA_NAME.fullmatch(name)
+    owner = match["owner"] if match else None
+    return None if owner in PRIMARY_NAMES else owner
+
+
 @dataclass(frozen=True)
 class Settings:
     """The settings of one application.
@@ -131,6 +155,7 @@ class Settings:
         breaker_threshold: Failures in a row that take a replica out.
         breaker_reset: Seconds until the first trial of a replica that is out.
         breaker_max_reset: The longest time between two trials, in seconds.
+        discovery: Where DNS names replicas, by what their names begin with.
         max_connecting: How many new connections to one replica this process opens
             at a time; None for any number.
         max_pools: How many replicas of a bind this process uses; None for all.
@@ -155,6 +180,7 @@ class Settings:
     breaker_threshold: int = 2
     breaker_reset: float = 1
     breaker_max_reset: float = 30
+    discovery: Mapping[str, Source] = field(default_factory=dict)
     max_connecting: int | None = 4
     max_pools: int | None = None
     slow_start: float = 0
@@ -171,6 +197,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "REPLICATED_BREAKER_RESET": 1,
     "REPLICATED_BREAKER_THRESHOLD": 2,
     "REPLICATED_CONNECT_TIMEOUT": 2,
+    "REPLICATED_DISCOVERY": {},
     "REPLICATED_FALLBACK": "master",
     "REPLICATED_IS_READ": None,
     "REPLICATED_LEARN_WRITERS": True,
@@ -211,9 +238,9 @@ def read_settings(
             longest,
             f"must be at least REPLICATED_BREAKER_RESET = {reset!r}.",
         )
-    weights = _weights(config, replicas)
+    weights, discovery = _weights(config, replicas), _discovery(config)
     return Settings(
-        balancer=_balancer(config, weights),
+        balancer=_balancer(config, weights or discovery),
         weights=weights,
         readonly_methods=_methods(config, methods),
         read_on_replica=_boolean(config, "AUTO_READ_ON_SLAVE"),
@@ -227,6 +254,7 @@ def read_settings(
         breaker_threshold=_count(config, "REPLICATED_BREAKER_THRESHOLD"),
         breaker_reset=reset,
         breaker_max_reset=longest,
+        discovery=discovery,
         max_connecting=_limit(config, "REPLICATED_MAX_CONNECTING"),
         max_pools=_limit(config, "REPLICATED_MAX_POOLS"),
         slow_start=_number(config, "REPLICATED_SLOW_START"),
@@ -256,13 +284,19 @@ def _get(config: Mapping[str, Any], key: str) -> Any:
     return config.get(key, _DEFAULTS[key])
 
 
-def _number(config: Mapping[str, Any], key: str, above: float | None = None) -> float:
-    value = _get(config, key)
+def _number(
+    config: Mapping[str, Any],
+    key: str,
+    above: float | None = None,
+    shown: str | None = None,
+) -> float:
+    value = config[key] if shown else _get(config, key)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     floor_met = number and (value > above if above is not None else value >= 0)
     if not floor_met or value == float("inf"):
         least = f"above {above}" if above is not None else "of at least 0"
-        raise ConfigurationError(key, value, f"must be a number of seconds {least}.")
+        shown = key if shown is None else f"{shown}[{key!r}]"
+        raise ConfigurationError(shown, value, f"must be a number of seconds {least}.")
     return float(value)
 
 
@@ -288,6 +322,42 @@ def _limit(config: Mapping[str, Any], key: str) -> int | None:
             key, value, "must be a whole number of at least 1, or None for no limit."
         )
     return value
+
+
+def _discovery(config: Mapping[str, Any]) -> dict[str, Source]:
+    key = "REPLICATED_DISCOVERY"
+    value = _get(config, key)
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(
+            key, None, "must be a mapping, such as {'slave': {'url': ...}}."
+        )
+    return {name: _source(f"{key}[{name!r}]", name, value[name]) for name in value}
+
+
+def _source(item: str, name: object, value: object) -> Source:
+    if not (isinstance(name, str) and re.fullmatch(r"(.+_)?(slave|replica)", name)):
+        raise ConfigurationError(
+            item,
+            None,
+            "its key must be 'slave', or 'x_slave' for replicas of a bind 'x'.",
+        )
+    options: dict[str, Any] = (
+        dict(value) if isinstance(value, Mapping) else {"url": value}
+    )
+    every = _number({"every": options.pop("every", 30)}, "every", above=0, shown=item)
+    try:
+        url = make_url(options.pop("url", ""))
+    except ArgumentError:
+        url = None
+    if url is None or not url.host:
+        # What was given may hold a password in some place where it is not looked for.
+        raise ConfigurationError(
+            item,
+            None,
+            "must be a URL whose host is the DNS name to look up, or a dict with that "
+            "'url', with 'every' (seconds) and with engine options.",
+        )
+    return Source(url, options, every)
 
 
 def _boolean(config: Mapping[str, Any], key: str) -> bool:
@@ -375,7 +445,7 @@ def _weights(config: Mapping[str, Any], replicas: Collection[str]) -> dict[str, 
 
 
 def _balancer(
-    config: Mapping[str, Any], weights: Mapping[str, int]
+    config: Mapping[str, Any], weights: Mapping[str, Any]
 ) -> Callable[..., Any]:
     key = "REPLICATED_BALANCER"
     if key not in config and weights:

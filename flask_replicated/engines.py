@@ -122,6 +122,8 @@ class ReplicaEngine(_EngineShape):
         """
         if self.routed.monitor.idle:
             self.routed.monitor.start(self.routed)
+        if self.routed.fleet.idle:
+            self.routed.fleet.discover()
         state = self.routed.app.request_state()
         kept = None if state is None else state.kept.get(self)
         member = self.replica_pool.first(kept)
@@ -187,7 +189,8 @@ class ReplicaEngine(_EngineShape):
         self, causes: dict[str, str], state: RequestState | None
     ) -> Connection:
         if self.routed.app.settings.fall_back:
-            if not self._all_out:
+            # With none at all yet, as DNS has not answered, there is no news either.
+            if not self._all_out and self.replica_pool.members:
                 self._all_out = True
                 logger.error(
                     "every replica is out, and the primary serves their reads "
@@ -346,6 +349,7 @@ class RoutedEngine(_EngineShape):
     def dispose(self, close: bool = True) -> None:
         """Dispose of the connection pools of the primary and of every replica."""
         self.monitor.stop()
+        self.fleet.rest()
         for engine in self._engines():
             engine.dispose(close)
 

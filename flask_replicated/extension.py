@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from flask import has_app_context
 
-from .config import Binds, read_binds, read_settings, same_database
+from .config import (
+    Binds,
+    Source,
+    read_binds,
+    read_settings,
+    replicated_bind,
+    same_database,
+)
+from .discovery import Discovery
 from .errors import ConfigurationError
 from .fronts import Front, fronts_of
 from .pinning import pin_responses
@@ -168,11 +176,18 @@ def _routed(bind_key: str | None, method: str) -> RoutedEngine:
 def _route(front: Front, binds: Binds, state: AppState) -> None:
     _settle_primary(front, binds)
     routes: dict[str | None, RoutedEngine] = {}
-    for owner, replicas in binds.replicas.items():
+    sources = _sources(front, state)
+    owners = dict.fromkeys([*binds.replicas, *map(replicated_bind, sources)], ())
+    for owner, replicas in {**owners, **binds.replicas}.items():
         key = front.default if owner is None else owner
         targets = {name: front.engines[name] for name in replicas}
         routes[key] = routed_engine(state, front.engines[key], targets)
         routes[key].fleet.front, routes[key].fleet.owner = front, owner
+    for name, source in sources.items():
+        owner = replicated_bind(name)
+        routes[front.default if owner is None else owner].fleet.watch(
+            Discovery(name, source)
+        )
     front.hide(binds)
     if routes:
         front.route(routes)
@@ -181,6 +196,22 @@ def _route(front: Front, binds: Binds, state: AppState) -> None:
     for key, routed in routes.items():
         plain = key == front.default and not front.prefix
         state.routes[None if plain else f"{front.prefix}{key}"] = routed
+
+
+def _sources(front: Front, state: AppState) -> Mapping[str, Source]:
+    """Return where DNS names replicas of an application's engines."""
+    if not front.grows:
+        return {}
+    for name in state.settings.discovery:
+        owner = replicated_bind(name)
+        key = front.default if owner is None else owner
+        if key not in front.engines:
+            raise ConfigurationError(
+                f"REPLICATED_DISCOVERY[{name!r}]",
+                None,
+                f"there is no bind {key!r} that its replicas could copy.",
+            )
+    return state.settings.discovery
 
 
 def _settle_primary(front: Front, binds: Binds) -> None:

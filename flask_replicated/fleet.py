@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Mapping
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -24,11 +25,18 @@ if TYPE_CHECKING:
 
     from balancers import Event, Member
 
+    from .discovery import Discovery
     from .engines import RoutedEngine
     from .fronts import Front
     from .replicas import Replica
 
 __all__ = ["Fleet"]
+
+
+class _Spares:
+    """The engines of replicas that the limit keeps out of rotation."""
+
+    engines: frozenset[Engine] = frozenset()
 
 
 class Fleet:
@@ -43,6 +51,7 @@ class Fleet:
         routed: The engine that they are part of.
         front: Who owns the engines, or None outside an application.
         owner: The key of the bind that they copy, as their names have it.
+        idle: Whether :meth:`discover` should be called: at the next routed read.
     """
 
     routed: RoutedEngine
@@ -59,17 +68,30 @@ class Fleet:
         self._care = care
         self._replicas = replicas
         self._limited = limited
-        self._spare: frozenset[Engine] = frozenset()
+        self._spares = _Spares()
         self._lock = Lock()
+        self._discoveries: tuple[Discovery, ...] = ()
+        self.idle = False
 
-    def __call__(self, _happened: Event) -> None:
-        """Receive an event of the pool, after which others may be spare."""
-        self.look_for_spares()
+    def listener(self) -> Callable[[Event], None]:
+        """Return what the pool tells its events to, as others may be spare then.
+
+        It keeps nobody alive: threads hold the pool, and this holds the application.
+        """
+        look = weakref.WeakMethod(self.look_for_spares)
+
+        def hear(_happened: Event) -> None:
+            known = look()
+            if known is not None:
+                known()
+
+        return hear
 
     def care(self, engine: Engine) -> Replica:
         """Give a replica's new engine what every replica's engine has."""
         if self._limited:
-            _close_returned_if(engine, lambda: engine in self._spare)
+            spares = self._spares  # not all of this, for the same reason
+            _close_returned_if(engine, lambda: engine in spares.engines)
         return self._care(engine)
 
     def look_for_spares(self) -> None:
@@ -83,8 +105,8 @@ class Fleet:
         with self._lock:
             shown = {one.name for one in pool.snapshot().members if _is_spare(one)}
             targets = [member.target for member in pool.members if member.name in shown]
-            idle = [engine for engine in targets if engine not in self._spare]
-            self._spare = frozenset(targets)
+            idle = [engine for engine in targets if engine not in self._spares.engines]
+            self._spares.engines = frozenset(targets)
         for engine in idle:
             # What an async engine has open can be closed in its own loop alone.
             if not engine.dialect.is_async:
@@ -107,6 +129,32 @@ class Fleet:
                 f"replicas of this bind are called '{prefix}slave', "
                 f"'{prefix}slave_1', '{prefix}slave_2' ...",
             )
+        self.take_in(name, _make_engine(front, name, bind), weight)
+
+    def watch(self, discovery: Discovery) -> None:
+        """Let DNS name replicas, from the first routed read on."""
+        self._discoveries += (discovery,)
+        self.idle = True
+
+    def discover(self) -> None:
+        """Begin to look into DNS."""
+        self.idle = False
+        for discovery in self._discoveries:
+            discovery.start(self.routed)
+
+    def rest(self) -> None:
+        """Look no more until the next routed read."""
+        for discovery in self._discoveries:
+            discovery.stop()
+        self.idle = bool(self._discoveries)
+
+    def discovered(self, name: str, bind: Mapping[str, Any], weight: int) -> None:
+        """Let a server that DNS names serve reads.
+
+        Raises:
+            ConfigurationError: It cannot.
+        """
+        front = self._owned("add", name)
         self.take_in(name, _make_engine(front, name, bind), weight)
 
     def take_in(self, name: str, engine: Engine, weight: int = 1) -> None:
@@ -159,6 +207,9 @@ class Fleet:
     def after_fork(self) -> None:
         """Begin anew in a child process: a thread that it has not may hold the lock."""
         self._lock = Lock()
+        for discovery in self._discoveries:
+            discovery.after_fork()
+        self.idle = bool(self._discoveries)
         self.look_for_spares()
 
     def _forget(self, member: Member[Engine]) -> None:

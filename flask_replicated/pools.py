@@ -65,7 +65,7 @@ def routed_engine(
         slow_start=settings.slow_start,
         # A trial that is still connecting must not be taken for lost.
         lease=max(10.0, 3 * settings.connect_timeout),
-        listeners=[PoolListener(prepared), fleet],
+        listeners=[PoolListener(prepared), fleet.listener()],
         limit=settings.max_pools,
     )
     policy = Policy(

