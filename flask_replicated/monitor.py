@@ -192,7 +192,10 @@ class Monitor:
         self._policy = policy
         self._lock = threading.Lock()
         self._round: _Round | None = None
-        self.idle = policy.interval > 0
+        # An async driver cannot be asked outside its event loop.
+        blocking = not any(m.target.dialect.is_async for m in pool.members)
+        self._wanted = policy.interval > 0 and blocking
+        self.idle = self._wanted
 
     def start(self, owner: object) -> None:
         """Begin, unless it has begun already.
@@ -217,7 +220,7 @@ class Monitor:
         """End, close its connections, and begin again when there is a reason to."""
         with self._lock:
             ended, self._round = self._round, None
-            self.idle = self._policy.interval > 0
+            self.idle = self._wanted
         if ended is not None:
             ended.stop()
 
@@ -225,7 +228,7 @@ class Monitor:
         """Forget, in a child process, what is the parent's: its thread, its sockets."""
         self._lock = threading.Lock()
         self._round = None
-        self.idle = self._policy.interval > 0
+        self.idle = self._wanted
 
 
 class _Round:
