@@ -111,19 +111,21 @@ def shutting_down(place: Place) -> Iterator[RoutedEngine]:
     holder.execute(sa.text("SELECT 1"))
     stopping = threading.Thread(target=standby.stop, args=("smart", 30.0))
     stopping.start()
-    engine = place.engine()
+    engine = place.engine(poolclass=sa.NullPool)
     pool = engine.replicas.replica_pool
 
     def is_out() -> bool:
         read(engine)
         return not pool.live
 
-    wait_until(is_out, "the server to refuse")
-    yield engine
-    holder.close()
-    holder.engine.dispose()
-    stopping.join()
-    standby.start()
+    try:
+        wait_until(is_out, "the server to refuse")
+        yield engine
+    finally:
+        holder.close()
+        holder.engine.dispose()
+        stopping.join()
+        standby.start()
 
 
 @contextlib.contextmanager
