@@ -7,6 +7,7 @@ A request waits for none of this.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import random
@@ -15,6 +16,7 @@ import time
 import weakref
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakSet
 
 from balancers.errors import UnknownMember, error_text
 
@@ -208,6 +210,7 @@ class Monitor:
                 return
             self.idle = False
             self._round = _Round(self._pool, self._replicas, self._policy, owner)
+            _running.add(self)
         thread = threading.Thread(
             target=self._round.run, name="flask_replicated monitor", daemon=True
         )
@@ -227,8 +230,21 @@ class Monitor:
     def after_fork(self) -> None:
         """Forget, in a child process, what is the parent's: its thread, its sockets."""
         self._lock = threading.Lock()
+        if self._round is not None:
+            # To drop a driver's connection might end it, for the parent too.
+            _inherited.append(self._round)
         self._round = None
         self.idle = self._wanted
+
+
+_inherited: list[_Round] = []
+_running: WeakSet[Monitor] = WeakSet()
+
+
+@atexit.register
+def _stop_all() -> None:
+    for monitor in list(_running):
+        monitor.stop()
 
 
 class _Round:
@@ -259,8 +275,11 @@ class _Round:
 
     def run(self) -> None:
         """Look at every replica again and again."""
+        look: _Look | None = None
         while not self._stopped and self._owner() is not None:
             try:
+                if look is not None:
+                    self._conclude(look)
                 wait = self._step()
             except Exception:
                 logger.exception("the monitor of replicas has failed and goes on")
@@ -268,9 +287,7 @@ class _Round:
             try:
                 look = self._done.get(timeout=wait)
             except Empty:
-                continue
-            if look is not None:
-                self._conclude(look)
+                look = None
         for probe in self._probes.values():
             probe.end(looking=probe.member in self._looks)
 
@@ -331,8 +348,8 @@ class _Round:
         released = replica.hang_up() if replica is not None else 0
         if released:
             logger.warning(
-                "replica %r says nothing: %d connections to it were ended, and their "
-                "reads go on elsewhere where that is safe",
+                "replica %r does not answer: %d connections to it were ended, and "
+                "their reads go on elsewhere where that is safe",
                 member.name,
                 released,
             )
