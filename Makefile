@@ -7,6 +7,7 @@ READY := $(VENV)/.ready
 WORKERS ?= auto
 DEMO ?=
 FOREIGN ?=
+FRESH ?=
 
 .PHONY: test check demo bench foreign long clean
 
@@ -17,10 +18,12 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(MAKE) --no-print-directory long
 
-# Random transactions beside a plain session: 20,000 steps and more.
+# Random transactions beside a plain session, 20,000 steps and more: the same each
+# time, and others with FRESH=1.
 long: $(READY)
-	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest tests/stateful/test_machine.py
+	STEPS=long FRESH=$(FRESH) $(BIN)/python -m pytest -q tests/stateful/test_machine.py
 
 demo: $(READY)
 	$(BIN)/python -m examples.tour $(DEMO)

@@ -7,6 +7,7 @@ A request waits for none of this.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import random
@@ -15,6 +16,7 @@ import time
 import weakref
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakSet
 
 from balancers.errors import UnknownMember, error_text
 
@@ -194,7 +196,10 @@ class Monitor:
         self._policy = policy
         self._lock = threading.Lock()
         self._round: _Round | None = None
-        self.idle = policy.interval > 0
+        # An async driver cannot be asked outside its event loop.
+        blocking = not any(m.target.dialect.is_async for m in pool.members)
+        self._wanted = policy.interval > 0 and blocking
+        self.idle = self._wanted
 
     def start(self, owner: object) -> None:
         """Begin, unless it has begun already.
@@ -207,6 +212,7 @@ class Monitor:
                 return
             self.idle = False
             self._round = _Round(self._pool, self._replicas, self._policy, owner)
+            _running.add(self)
         thread = threading.Thread(
             target=self._round.run, name="flask_replicated monitor", daemon=True
         )
@@ -219,15 +225,28 @@ class Monitor:
         """End, close its connections, and begin again when there is a reason to."""
         with self._lock:
             ended, self._round = self._round, None
-            self.idle = self._policy.interval > 0
+            self.idle = self._wanted
         if ended is not None:
             ended.stop()
 
     def after_fork(self) -> None:
         """Forget, in a child process, what is the parent's: its thread, its sockets."""
         self._lock = threading.Lock()
+        if self._round is not None:
+            # To drop a driver's connection might end it, for the parent too.
+            _inherited.append(self._round)
         self._round = None
-        self.idle = self._policy.interval > 0
+        self.idle = self._wanted
+
+
+_inherited: list[_Round] = []
+_running: WeakSet[Monitor] = WeakSet()
+
+
+@atexit.register
+def _stop_all() -> None:
+    for monitor in list(_running):
+        monitor.stop()
 
 
 class _Round:
@@ -258,8 +277,11 @@ class _Round:
 
     def run(self) -> None:
         """Look at every replica again and again."""
+        look: _Look | None = None
         while not self._stopped and self._owner() is not None:
             try:
+                if look is not None:
+                    self._conclude(look)
                 wait = self._step()
             except Exception:
                 logger.exception("the monitor of replicas has failed and goes on")
@@ -267,9 +289,7 @@ class _Round:
             try:
                 look = self._done.get(timeout=wait)
             except Empty:
-                continue
-            if look is not None:
-                self._conclude(look)
+                look = None
         for probe in self._probes.values():
             probe.end(looking=probe.member in self._looks)
 
@@ -334,8 +354,8 @@ class _Round:
         released = replica.hang_up() if replica is not None else 0
         if released:
             logger.warning(
-                "replica %r says nothing: %d connections to it were ended, and their "
-                "reads go on elsewhere where that is safe",
+                "replica %r does not answer: %d connections to it were ended, and "
+                "their reads go on elsewhere where that is safe",
                 member.name,
                 released,
             )

@@ -139,10 +139,13 @@ def _limit_connect(engine: Engine, seconds: int, read_timeout: float | None) -> 
     argument = _TIMEOUT_ARGUMENT.get(engine.driver)
     if argument is None:
         return
+    # A second more than the server has, so that it is the one to say so.
+    read_seconds = None if read_timeout is None else math.ceil(read_timeout) + 1
     arguments: dict[str, float] = {argument: seconds}
-    if read_timeout is not None and engine.driver in {"pymysql", "mysqldb"}:
-        # A second more than the server has, so that it is the one to say so.
-        arguments["read_timeout"] = math.ceil(read_timeout) + 1
+    if engine.driver == "mysqldb" and read_seconds is not None:
+        arguments["read_timeout"] = read_seconds
+    if engine.driver == "pymysql":
+        _limit_greeting(engine, seconds, read_seconds)
 
     @event.listens_for(engine, "do_connect")
     def limit(
@@ -150,6 +153,29 @@ def _limit_connect(engine: Engine, seconds: int, read_timeout: float | None) -> 
     ) -> None:
         for name, value in arguments.items():
             cparams.setdefault(name, value)
+
+
+def _limit_greeting(engine: Engine, seconds: int, read_seconds: int | None) -> None:
+    """Bound the wait for the server's first words, which PyMySQL does not.
+
+    Its ``connect_timeout`` ends when the kernel has accepted, and a server that hangs
+    lets the kernel accept. So the limit on reads stands in until it has spoken.
+    """
+    ours = False
+
+    @event.listens_for(engine, "do_connect")
+    def limit(
+        _dialect: Any, _record: Any, _cargs: Any, cparams: dict[str, Any]
+    ) -> None:
+        nonlocal ours
+        if cparams.get("read_timeout") is None:
+            ours = True
+            cparams["read_timeout"] = seconds
+
+    @event.listens_for(engine, "connect", insert=True)
+    def lift(connection: Any, _record: Any) -> None:
+        if ours:
+            connection._read_timeout = read_seconds  # noqa: SLF001 - it has no other name
 
 
 def _prepare_sessions(

@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
 from tests.stateful import actions
-from tests.stateful.servers import LONG
+from tests.stateful.servers import FRESH, LONG
 from tests.stateful.worlds import MOMENTS, plain_world, routed_world
 
 if TYPE_CHECKING:
@@ -276,7 +276,10 @@ class PairMachine(RuleBasedStateMachine):
 
 
 def drive(pair: Pair, runs: int, long_runs: int, *, twophase: bool = False) -> None:
-    """Take fifty steps in each of so many runs; more in the long profile."""
+    """Take fifty steps in each of so many runs; more in the long profile.
+
+    They are the same each time, unless ``FRESH`` is set in the environment.
+    """
     members = {
         "pair": pair,
         "plain": plain_world(pair, twophase=twophase),
@@ -288,9 +291,9 @@ def drive(pair: Pair, runs: int, long_runs: int, *, twophase: bool = False) -> N
             max_examples=long_runs if LONG else runs,
             stateful_step_count=50,
             deadline=None,
-            derandomize=not LONG,
+            derandomize=not FRESH,
             database=None,
-            print_blob=LONG,
+            print_blob=FRESH,
             phases=[Phase.generate, Phase.shrink],
             suppress_health_check=list(HealthCheck),
         ),

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Engine
 
-__all__ = ["LONG", "Opened", "Pair", "Rows", "SQLitePair", "ServerPair"]
+__all__ = ["FRESH", "LONG", "Opened", "Pair", "Rows", "SQLitePair", "ServerPair"]
 
-LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
+LONG = os.environ.get("STEPS") == "long"
+FRESH = bool(os.environ.get("FRESH"))
 Rows = dict[str, list[tuple[Any, ...]]]
 
 TABLES = {

@@ -1,0 +1,185 @@
+"""The background look, where no server is needed to see it."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import sqlalchemy as sa
+
+from examples.cluster import wait_until
+from flask_replicated import replicated_engine, using_slave
+from flask_replicated.monitor import Monitor, Policy
+from flask_replicated.positions import Observation, observer_of
+from tests.support import Build, break_file, build_fixture, make_file, sqlite_url
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from flask_replicated.engines import RoutedEngine
+
+build = build_fixture
+
+
+def monitors() -> list[threading.Thread]:
+    """Return the threads of this package."""
+    return [t for t in threading.enumerate() if t.name.startswith("flask_replicated")]
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[RoutedEngine]:
+    """Give a pool of two files that is looked at often."""
+    replicas = {
+        name: sa.create_engine(sqlite_url(make_file(tmp_path, name)))
+        for name in ("slave_1", "slave_2")
+    }
+    engine = replicated_engine(
+        sa.create_engine(sqlite_url(make_file(tmp_path, "master"))),
+        replicas,
+        REPLICATED_PROBE_INTERVAL=0.05,
+        REPLICATED_BREAKER_RESET=60,
+        REPLICATED_BREAKER_MAX_RESET=60,
+    )
+    yield engine
+    engine.dispose()
+
+
+def read(engine: RoutedEngine) -> None:
+    """Read from a replica."""
+    with using_slave(), engine.connect() as connection:
+        connection.execute(sa.text("SELECT 1"))
+
+
+def live(engine: RoutedEngine) -> set[str]:
+    """Return who is in rotation."""
+    return {member.name for member in engine.replicas.replica_pool.live}
+
+
+def test_begins_with_the_first_read(engine: RoutedEngine) -> None:
+    """No thread runs before there is a reason to."""
+    before = len(monitors())
+    read(engine)
+    assert len(monitors()) > before
+
+
+def test_leaves_and_returns(engine: RoutedEngine, tmp_path: Path) -> None:
+    """A replica is out, and back, without any request and before its wait is over."""
+    read(engine)
+    break_file(tmp_path, "slave_1")
+    wait_until(lambda: live(engine) == {"slave_2"}, "slave_1 to be out")
+    make_file(tmp_path, "slave_1")
+    wait_until(lambda: live(engine) == {"slave_1", "slave_2"}, "slave_1 to be back")
+
+
+def test_ends_with_dispose(engine: RoutedEngine) -> None:
+    """It ends with the connections, and begins again with the next read."""
+    read(engine)
+    engine.dispose()
+    wait_until(lambda: not monitors(), "the monitor to end")
+    read(engine)
+    assert monitors()
+
+
+def test_ends_with_its_owner(tmp_path: Path) -> None:
+    """An application that nobody keeps leaves no thread."""
+    engine = replicated_engine(
+        sa.create_engine(sqlite_url(make_file(tmp_path, "master"))),
+        {"slave_1": sa.create_engine(sqlite_url(make_file(tmp_path, "slave_1")))},
+        REPLICATED_PROBE_INTERVAL=0.05,
+    )
+    read(engine)
+    for real in (engine.real, engine.replicas.replica_pool.members[0].target):
+        real.dispose()
+    del engine, real
+    gc.collect()
+    wait_until(lambda: not monitors(), "the monitor to end")
+
+
+def test_switched_off(build: Build) -> None:
+    """With an interval of 0 there is no thread at all."""
+    site = build(REPLICATED_PROBE_INTERVAL=0)
+    before = len(monitors())
+    site.get()
+    assert len(monitors()) == before
+
+
+def test_many_begin_at_once(engine: RoutedEngine) -> None:
+    """Eight threads that read first start one monitor."""
+    threads = [threading.Thread(target=read, args=(engine,)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [t.name for t in monitors()].count("flask_replicated monitor") == 1
+
+
+def test_a_step_that_fails(
+    engine: RoutedEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """An error in the monitor itself is logged, and it goes on."""
+    pool: Any = engine.replicas.replica_pool
+    failures = iter([RuntimeError("once")])
+    trip = pool.trip
+
+    def fail_once(*args: Any) -> Any:
+        for failure in failures:
+            raise failure
+        return trip(*args)
+
+    monkeypatch.setattr(pool, "trip", fail_once)
+    read(engine)
+    break_file(tmp_path, "slave_1")
+    wait_until(lambda: live(engine) == {"slave_2"}, "slave_1 to be out")
+
+
+def test_async_engines() -> None:
+    """An async driver is not asked outside its event loop."""
+    from balancers import Pool
+
+    pool = Pool({"slave_1": sa.create_engine("sqlite+aiosqlite://")})
+    assert not Monitor(pool, {}, Policy(1, 1, None, role_check=True)).idle
+
+
+class Answers:
+    """A cursor that knows its answers, each a list of rows or an error."""
+
+    description = (("Seconds_Behind_Master",), ("Slave_IO_Running",))
+
+    def __init__(self, *answers: Any) -> None:
+        self._answers = list(answers)
+        self._rows: list[Any] = []
+
+    def execute(self, _sql: str) -> None:
+        """Take the next answer."""
+        answer = self._answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        self._rows = list(answer)
+
+    def fetchone(self) -> Any:
+        """Return a row."""
+        return self._rows.pop(0) if self._rows else None
+
+
+UNKNOWN = RuntimeError("no such statement")
+
+
+@pytest.mark.parametrize(
+    ("dialect", "answers", "found"),
+    [
+        ("mariadb", [UNKNOWN, [(7, "Yes")]], Observation(False, 7.0, True)),
+        ("mysql", [[(0, "Yes")]], Observation(False, 0.0, True)),
+        ("mysql", [[(None, "No")]], Observation(False, None, True)),
+        ("mariadb", [[], [(1,)]], Observation()),
+        ("mariadb", [UNKNOWN, UNKNOWN, [(1,)]], Observation()),
+        ("postgresql", [[(True, None, None)]], Observation(False, None, True)),
+        ("postgresql", [[(True, False, 9)]], Observation(False, 9.0, True)),
+        ("sqlite", [[(1,)]], Observation()),
+    ],
+)
+def test_answers(dialect: str, answers: list[Any], found: Observation) -> None:
+    """What servers that are rarely at hand say is understood: unknown is not zero."""
+    assert observer_of(dialect)(Answers(*answers)) == found
