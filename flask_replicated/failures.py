@@ -7,7 +7,7 @@ from enum import Enum
 
 from sqlalchemy.exc import DBAPIError
 
-__all__ = ["Verdict", "judge_connect", "refused_as_write"]
+__all__ = ["Verdict", "judge_connect", "refused_as_write", "unanswerable"]
 
 
 class Verdict(Enum):
@@ -54,6 +54,10 @@ _MESSAGES = (
     ),
 )
 _READ_ONLY_TRANSACTION = "25006"
+# On a standby nothing else conflicts: it takes no serializable transactions. The
+# second is a deadlock, of which replay is one side.
+_RECOVERY_CONFLICTS = frozenset({"40001", "40P01"})
+_SOCKET_CLOSED = "connection socket closed"
 # The server runs with --read-only; the transaction is read only; the server is.
 _MYSQL_READ_ONLY = frozenset({1290, 1792, 1836})
 _SQLITE_READ_ONLY = "attempt to write a readonly database"
@@ -81,6 +85,16 @@ def refused_as_write(error: DBAPIError) -> bool:
         or code in _MYSQL_READ_ONLY
         or code == _SQLITE_READ_ONLY
     )
+
+
+def unanswerable(error: DBAPIError) -> bool:
+    """Whether a read has failed on this connection for a reason of the server's own.
+
+    Replay was in its way; or psycopg has seen its socket fail, and says so without
+    giving the connection up.
+    """
+    state, _ = _codes(error)
+    return state in _RECOVERY_CONFLICTS or str(error.orig) == _SOCKET_CLOSED
 
 
 def _codes(error: BaseException) -> tuple[str, object]:

@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from .connections import ReplicaConnection
 from .errors import StaleReadError
-from .failures import refused_as_write
+from .failures import refused_as_write, unanswerable
 from .options import primary_tables, wanted_role
 from .refusals import shown, view_name, write_refused
 from .routing import Role
@@ -115,6 +115,8 @@ def _notice_error(context: ExceptionContext) -> Exception | None:
         return None
     if not isinstance(error, DBAPIError):
         return None
+    if unanswerable(error):
+        context.is_disconnect, context.invalidate_pool_on_disconnect = True, False
     if context.is_disconnect:
         connection.loss = error
     if context.statement is None or not refused_as_write(error):

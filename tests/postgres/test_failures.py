@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -312,3 +313,38 @@ def test_fallback_error(
     wait_until(lambda: site.client().get("/").status_code == 200, "slave_2")
     assert set(site.count(4)) == {"standby_2"}
     assert PASSWORD not in caplog.text
+
+
+@pytest.mark.parametrize("when", ["first", "later"])
+def test_replay_conflict(build: Build, healthy_cluster: Cluster, when: str) -> None:
+    """A read that a standby's replay cancels is answered by another server."""
+    for standby in healthy_cluster.standbys:
+        standby.execute("alter system set max_standby_streaming_delay = 0")
+        standby.execute("select pg_reload_conf()")
+    site = build()
+    primary = healthy_cluster.primary
+
+    def slow() -> str:
+        if when == "later":
+            site.who()
+        with ThreadPoolExecutor(1) as threads:
+            locked = threads.submit(lock)
+            site.db.session.execute(text("select text, pg_sleep(0.6) from item"))
+            locked.result()
+        return site.who().server
+
+    def lock() -> None:
+        time.sleep(0.2)
+        primary.execute("do $$ begin lock table item in access exclusive mode; end $$")
+
+    primary.execute("insert into item (text) values ('one')")
+    healthy_cluster.wait_replicated()
+    site.app.add_url_rule("/slow", "slow", slow)
+    try:
+        answer = site.client().get("/slow")
+        assert answer.status_code == 200
+        assert site.live() == set(BINDS)
+    finally:
+        for standby in healthy_cluster.standbys:
+            standby.execute("alter system reset max_standby_streaming_delay")
+            standby.execute("select pg_reload_conf()")
