@@ -126,6 +126,12 @@ def _delay(scene: Scene, _standby: Standby) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _reset(scene: Scene, _standby: Standby) -> Iterator[None]:
+    scene.proxy.reset()
+    yield
+
+
+@contextlib.contextmanager
 def _all_down(scene: Scene, _standby: Standby) -> Iterator[None]:
     for standby in scene.cluster.standbys:
         standby.kill()
@@ -238,6 +244,7 @@ FAULTS: Final[Mapping[str, Fault]] = {
     "refused": Fault(_refuse, leaves=True),
     "black-hole": Fault(_black_hole, hangs=True, leaves=True, proxied=True),
     "slow": Fault(_delay, slows=True, proxied=True),
+    "reset": Fault(_reset, brief=True, proxied=True),
     "all-down": Fault(_all_down, leaves=True, everyone=True),
     "conflict": Fault(_conflict, slows=True),
     "locked": Fault(_lock, slows=True),

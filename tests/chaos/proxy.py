@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import struct
 import threading
 from typing import TYPE_CHECKING
 
@@ -35,6 +37,7 @@ class Proxy:
         self._loop = asyncio.new_event_loop()
         self._passing = asyncio.Event()
         self._passing.set()
+        self._clients: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._started = threading.Event()
         self._ended = asyncio.Event()
@@ -47,6 +50,18 @@ class Proxy:
     def speak(self) -> None:
         """Pass on what was held back, and all that follows."""
         self._loop.call_soon_threadsafe(self._passing.set)
+
+    def reset(self) -> None:
+        """Cut every connection with a reset, as a firewall that has restarted does."""
+        self._loop.call_soon_threadsafe(self._reset)
+
+    def _reset(self) -> None:
+        for writer in self._clients:
+            connection = writer.get_extra_info("socket")
+            # Without lingering the end of a socket is a reset.
+            linger = struct.pack("ii", 1, 0)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            writer.transport.abort()
 
     def _run(self) -> None:
         with contextlib.closing(self._loop):
@@ -68,6 +83,8 @@ class Proxy:
         task = asyncio.ensure_future(self._forward(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        self._clients.add(writer)
+        task.add_done_callback(lambda _: self._clients.discard(writer))
 
     async def _forward(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
