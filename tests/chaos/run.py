@@ -132,7 +132,7 @@ class _Runner:
         time.sleep(seconds)
         records = self._load.since(start)
         self.report.quiet = [one.seconds for one in records if one.began > start]
-        self._before = self._states()
+        self._before = self._least(lambda _: False, 0.5)
 
     def strike(self, strike: Strike) -> None:
         """Let a fault strike, and wait until its victims are read from again."""
@@ -180,9 +180,7 @@ class _Runner:
 
     def conclude(self) -> None:
         """Look at what is left, now that nobody asks any more."""
-        with contextlib.suppress(TimeoutError):
-            wait_until(lambda: self._left_nothing(self._states()), "", timeout=5)
-        after = self._states()
+        after = self._least(self._left_nothing, 5.0)
         self.report.held = sum(state["held"] for state in after.values())
         self.report.threads = {
             worker: (self._before.get(worker, state)["threads"], state["threads"])
@@ -203,6 +201,23 @@ class _Runner:
             and state["threads"] <= self._before.get(worker, state)["threads"]
             for worker, state in after.items()
         )
+
+    def _least(
+        self, enough: Callable[[Mapping[int, Mapping[str, int]]], bool], seconds: float
+    ) -> dict[int, dict[str, int]]:
+        """Return the least that each process says within some seconds.
+
+        Some of its threads come and go, so one moment tells little.
+        """
+        deadline = time.monotonic() + seconds
+        least = self._states()
+        while not enough(least) and time.monotonic() < deadline:
+            time.sleep(0.05)
+            for worker, state in self._states().items():
+                known = least.setdefault(worker, state)
+                for key in ("held", "threads"):
+                    known[key] = min(known[key], state[key])
+        return least
 
     def _states(self) -> dict[int, dict[str, int]]:
         """Return what each process says of itself."""
