@@ -57,7 +57,8 @@ def _strike(name: str, chance: random.Random, seconds: float, standbys: int) -> 
     if fault.brief:
         seconds = min(seconds, 0.5)
     if fault.hangs:
-        seconds += 1  # so that who waits it out is told from who waits for a time limit
+        # Well above each time limit: who waits for one has not waited it out.
+        seconds = max(seconds, 2) + 2
     return Strike(
         name=name,
         victim=PROXIED if fault.proxied else victim,
