@@ -6,10 +6,11 @@ READY := $(VENV)/.ready
 # Two workers fit a small machine; more where there is more.
 WORKERS ?= auto
 DEMO ?=
+CHAOS ?=
 FOREIGN ?=
 FRESH ?=
 
-.PHONY: test check demo bench foreign long clean
+.PHONY: test check demo bench chaos foreign long clean
 
 test: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) --benchmark-disable $(TESTS)
@@ -30,6 +31,11 @@ demo: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
+
+# Faults strike real servers under load, some minutes of them, from a seed that is
+# printed; CHAOS='--seed 7 --faults kill,frozen --workers gunicorn' chooses.
+chaos: $(READY)
+	$(BIN)/python -m tests.chaos $(CHAOS)
 
 # Other projects' tests, with and without replicas; FOREIGN=flask-admin runs one.
 foreign: $(READY)

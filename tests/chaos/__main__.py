@@ -1,0 +1,135 @@
+"""Let faults strike real servers while an application is under load.
+
+``python -m tests.chaos`` starts a primary and three standbys in a temporary folder,
+and an application on them: first in this process, then in two workers of gunicorn.
+The seed decides which fault strikes whom, and when.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import random
+import sys
+import time
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from examples.cluster import Cluster
+
+from .app import HAS_MONITOR
+from .faults import FAULTS
+from .run import run
+from .schedule import schedule
+from .table import checks, faults_table, summary_table
+from .workers import gunicorn, in_process
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from .run import Report
+
+# Room for two workers, and few enough for a fault that takes them all.
+_SETTINGS = {"max_connections": "60"}
+
+
+def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--seed", type=int, help="default: another one each time")
+    parser.add_argument(
+        "--seconds-per-fault",
+        type=float,
+        default=3.0,
+        metavar="S",
+        help="how long a fault lasts that is not over at once (default: 3)",
+    )
+    parser.add_argument(
+        "--faults",
+        default=",".join(FAULTS),
+        metavar="A,B",
+        help=f"which of {', '.join(FAULTS)} (default: all)",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="how often each fault strikes (default: 1)",
+    )
+    parser.add_argument(
+        "--workers",
+        choices=("threads", "gunicorn", "both"),
+        default="both",
+        help="who serves: threads of this process, or two processes (default: both)",
+    )
+    arguments = parser.parse_args(words)
+    arguments.faults = arguments.faults.split(",")
+    unknown = [name for name in arguments.faults if name not in FAULTS]
+    if unknown:
+        parser.error(f"no such fault: {', '.join(unknown)}; known: {', '.join(FAULTS)}")
+    if arguments.seed is None:
+        arguments.seed = random.randrange(10_000)
+    return arguments
+
+
+class _Log(logging.Handler):
+    """Tells what the application logs, without the causes."""
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        super().__init__()
+        self._note = note
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._note(f"  log: {record.getMessage().partition(': ')[0]}")
+
+
+def _show(report: Report, console: Console) -> None:
+    console.print(faults_table(report))
+    for outcome in report.outcomes:
+        for error, times in outcome.errors.most_common(3):
+            console.print(f"  {outcome.strike.name}: {times} x {error}")
+    console.print(summary_table(report))
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run; return 1 if something did not hold that must."""
+    arguments = _arguments(words)
+    # Wide enough for the table where the output goes to a file.
+    terminal = sys.stdout.isatty()
+    console = Console(highlight=False, markup=False, width=None if terminal else 120)
+    start = time.monotonic()
+
+    def note(text: str) -> None:
+        console.print(f"{time.monotonic() - start:6.1f} s  {text}", soft_wrap=True)
+
+    logging.getLogger("flask_replicated").addHandler(_Log(note))
+    servers = {"threads": in_process, "gunicorn": gunicorn}
+    chosen = [name for name in servers if arguments.workers in (name, "both")]
+    if "gunicorn" in chosen and find_spec("gunicorn") is None:
+        console.print("gunicorn is not installed: nothing is served by its workers.")
+        chosen.remove("gunicorn")
+        if not chosen:
+            return 1
+    console.print(f"seed {arguments.seed}")
+    if not HAS_MONITOR:
+        console.print("No background monitor: a server that hangs will be noticed.")
+    strikes = schedule(
+        arguments.seed,
+        arguments.faults * arguments.rounds,
+        arguments.seconds_per_fault,
+    )
+    held = True
+    with Cluster(standbys=3, progress=note, settings=_SETTINGS) as cluster:
+        for name in chosen:
+            note(f"served by {name}")
+            report = run(cluster, servers[name], strikes, note=note)
+            cluster.heal()
+            _show(report, console)
+            held &= all(check.ok is not False for check in checks(report))
+    return 0 if held else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""The application under load: it adds keys, reads them, and tells who served."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from flask import Flask, Response, jsonify, request
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import event, text
+
+from flask_replicated import FlaskReplicated
+from flask_replicated.config import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sqlalchemy import QueuePool
+
+__all__ = [
+    "ENVIRONMENT",
+    "HAS_MONITOR",
+    "MONITORED",
+    "SETTINGS",
+    "TABLE",
+    "Application",
+    "served",
+]
+
+ENVIRONMENT: Final = "CHAOS_CONFIG"
+TABLE: Final = "create table entry (id serial primary key, key text not null)"
+
+# Shorter waits than the defaults: a run should not last for the breaker's sake.
+SETTINGS: Final[Mapping[str, Any]] = {
+    "SECRET_KEY": "not-a-secret",
+    "REPLICATED_BREAKER_RESET": 0.5,
+    "REPLICATED_BREAKER_MAX_RESET": 2,
+    "REPLICATED_CONNECT_TIMEOUT": 1,
+}
+
+# What the background monitor is told. A version without one refuses these keys.
+MONITORED: Final[Mapping[str, Any]] = {
+    "REPLICATED_PROBE_INTERVAL": 0.5,
+    "REPLICATED_READ_TIMEOUT": 1,
+}
+HAS_MONITOR: Final = hasattr(Settings, "probe_interval")
+"""Whether this version has a background monitor, and so takes `MONITORED`."""
+
+# Threads that come and go with the load, or that a WSGI server adds as it likes.
+_OTHERS: Final = ("load-", "churn", "ThreadPoolExecutor")
+
+_LOOK: Final = text(
+    # The sleep keeps a snapshot open where a fault asks for it.
+    "select current_setting('cluster_name'), "
+    "(select coalesce(max(id), 0) from entry), pg_sleep(:hold)"
+)
+_HAS: Final = text(
+    "select current_setting('cluster_name'), "
+    "exists (select from entry where key = :key)"
+)
+
+
+class Application:
+    """A Flask application over a primary and replicas.
+
+    Args:
+        config: Of the application; it names the servers.
+
+    Attributes:
+        app: What a WSGI server calls.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.app = Flask("chaos")
+        self.app.config.update(config)
+        self._db = db = SQLAlchemy(self.app)
+        columns = {
+            "id": db.Column(db.Integer, primary_key=True),
+            "key": db.Column(db.String, nullable=False),
+        }
+        self._entry: Any = type("Entry", (db.Model,), columns)
+        self._replicated = FlaskReplicated(self.app)
+        # Counted by hand: a breaker that opens gives its engine another pool.
+        self._held: set[object] = set()
+        with self.app.app_context():
+            for engine in db.engines.values():
+                event.listen(engine, "checkout", self._out)
+                event.listen(engine, "checkin", self._in)
+        self.app.add_url_rule("/", "look", self._look)
+        self.app.add_url_rule("/", "add", self._add, methods=["POST"])
+        self.app.add_url_rule("/has", "has", self._has)
+        self.app.add_url_rule("/state", "state", self._state)
+        self.app.register_error_handler(Exception, self._failed)
+
+    def _out(self, _dbapi: object, record: object, _proxy: object) -> None:
+        self._held.add(record)
+
+    def _in(self, _dbapi: object, record: object) -> None:
+        self._held.discard(record)
+
+    def _answer(self, **fields: object) -> Response:
+        live = [member.name for member in self._replicated.pool().live]
+        return jsonify(pid=os.getpid(), live=live, **fields)
+
+    def _look(self) -> Response:
+        hold = {"hold": float(request.args.get("hold", 0))}
+        first = self._db.session.execute(_LOOK, hold).one()
+        again = self._db.session.execute(_LOOK, {"hold": 0}).one()
+        return self._answer(server=again[0], went_back=again[1] < first[1])
+
+    def _add(self) -> Response:
+        self._db.session.add(self._entry(key=request.args["key"]))
+        self._db.session.commit()
+        return self._answer()
+
+    def _has(self) -> Response:
+        row = self._db.session.execute(_HAS, {"key": request.args["key"]}).one()
+        return self._answer(server=row[0], found=row[1])
+
+    def _state(self) -> Response:
+        names = [thread.name for thread in threading.enumerate()]
+        own = [name for name in names if not name.startswith(_OTHERS)]
+        return self._answer(held=self.checked_out(), threads=len(own))
+
+    def _failed(self, error: Exception) -> tuple[Response, int]:
+        self.app.logger.debug("a request failed", exc_info=error)
+        cause = " ".join(str(error).split())[:200]
+        return self._answer(error=f"{type(error).__name__}: {cause}"), 500
+
+    def checked_out(self) -> int:
+        """Return how many connections are in somebody's hands."""
+        with self.app.app_context():
+            engines = self._db.engines.values()
+            pools = [cast("QueuePool", engine.pool) for engine in engines]
+        return max(len(self._held), *(pool.checkedout() for pool in pools))
+
+    def dispose(self) -> None:
+        """Close every pooled connection."""
+        with self.app.app_context():
+            for engine in self._db.engines.values():
+                engine.dispose()
+
+
+def served() -> Flask:
+    """Return the application that the environment describes, for a WSGI server."""
+    return Application(json.loads(os.environ[ENVIRONMENT])).app

@@ -1,0 +1,154 @@
+"""A steady load of visitors, and a record of each request."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from .workers import Answer, Service, Visitor
+
+__all__ = ["Load", "Record", "Written"]
+
+_WRITE_EVERY: Final = 10
+
+
+class Record(NamedTuple):
+    """One request.
+
+    Attributes:
+        began: When it was sent, by the monotonic clock.
+        ended: When it was answered.
+        fresh: Whether it is a read of a visitor whom nothing ties to the primary.
+        error: Why it failed; empty if it did not.
+        server: Who served it; empty if it does not tell.
+        worker: The process that served it; 0 if unknown.
+        live: The replicas that were in that process's rotation.
+    """
+
+    began: float
+    ended: float
+    fresh: bool
+    error: str
+    server: str
+    worker: int
+    live: frozenset[str]
+
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+        return self.ended - self.began
+
+
+class Written(NamedTuple):
+    """What became of the writes, as far as visitors know.
+
+    Attributes:
+        acknowledged: Keys whose write was answered with success.
+        unknown: Keys whose write was answered otherwise, or not at all.
+    """
+
+    acknowledged: set[str]
+    unknown: set[str]
+
+
+class Load:
+    """Reads by fresh visitors; now and then a write that its visitor reads back.
+
+    Args:
+        service: Who is asked.
+        threads: How many ask.
+        pause: Seconds from an answer to the same thread's next request.
+
+    Attributes:
+        records: Every request, in the order of the answers.
+        written: What became of the writes.
+        hold: Seconds for which a read keeps its first statement open.
+    """
+
+    def __init__(
+        self, service: Service, threads: int = 6, pause: float = 0.004
+    ) -> None:
+        self.records: list[Record] = []
+        self.written = Written(set(), set())
+        self.hold = 0.0
+        self._service = service
+        self._pause = pause
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._run, args=(number,), name=f"load-{number}")
+            for number in range(threads)
+        ]
+
+    def since(self, moment: float) -> list[Record]:
+        """Return the requests that were answered after a moment."""
+        found = []
+        for record in reversed(self.records.copy()):
+            if record.ended < moment:
+                break  # nearly sorted: a neighbour's order may be the other one
+            found.append(record)
+        return found[::-1]
+
+    def _run(self, number: int) -> None:
+        turn = 0
+        while not self._stop.wait(self._pause):
+            turn += 1
+            visitor = self._service.visitor()
+            if turn % _WRITE_EVERY:
+                hold = {"hold": self.hold} if self.hold else {}
+                self._ask(visitor, "GET", "/", **hold)
+            else:
+                self._write(visitor, f"{id(self)}-{number}-{turn}")
+
+    def _write(self, visitor: Visitor, key: str) -> None:
+        """Write a key and read it back, as the same visitor."""
+        self.written.unknown.add(key)
+        if self._ask(visitor, "POST", "/", key=key):
+            self.written.unknown.discard(key)
+            self.written.acknowledged.add(key)
+            self._ask(visitor, "GET", "/has", key=key)
+
+    def _ask(self, visitor: Visitor, method: str, path: str, **query: object) -> bool:
+        began = time.monotonic()
+        try:
+            answer = visitor.ask(method, path, **query)
+        except Exception as error:  # noqa: BLE001 - a failed request, whatever it was
+            answer = (0, {"error": f"{type(error).__name__}: {error}"})
+        wrong = _wrong(answer)
+        fields = answer[1]
+        record = Record(
+            began=began,
+            ended=time.monotonic(),
+            fresh=path == "/" and method == "GET",
+            error=f"{method} {path}: {wrong}" if wrong else "",
+            server=fields.get("server", ""),
+            worker=fields.get("pid", 0),
+            live=frozenset(fields.get("live", ())),
+        )
+        self.records.append(record)
+        return not wrong
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(60)
+
+
+def _wrong(answer: Answer) -> str:
+    """Return what is wrong with an answer; empty if nothing is."""
+    status, fields = answer
+    if status != 200:
+        return str(fields.get("error", status))
+    if not fields.get("found", True):
+        return f"a visitor's own write is not there on {fields['server']}"
+    if fields.get("went_back"):
+        return f"time ran backwards within a request on {fields['server']}"
+    return ""

@@ -1,0 +1,130 @@
+"""A TCP proxy in front of one server, which falls silent or slow on demand."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Proxy"]
+
+
+class Proxy:
+    """Forwards a port of its own to another one; one thread serves all connections.
+
+    While it is silent it takes connections and passes nothing on, in no direction:
+    what a firewall that drops packets looks like. Nothing is lost meanwhile; it is
+    passed on later.
+
+    Args:
+        target: The port on 127.0.0.1 to forward to.
+
+    Attributes:
+        port: Its own, on 127.0.0.1.
+        delay: Seconds for which each piece of an answer is held back.
+    """
+
+    def __init__(self, target: int) -> None:
+        self.port = 0
+        self.delay = 0.0
+        self._target = target
+        self._loop = asyncio.new_event_loop()
+        self._passing = asyncio.Event()
+        self._passing.set()
+        self._clients: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._started = threading.Event()
+        self._ended = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
+
+    def silence(self) -> None:
+        """Pass nothing on."""
+        self._loop.call_soon_threadsafe(self._passing.clear)
+
+    def speak(self) -> None:
+        """Pass on what was held back, and all that follows."""
+        self._loop.call_soon_threadsafe(self._passing.set)
+
+    def reset(self) -> None:
+        """Cut every connection with a reset, as a firewall that has restarted does."""
+        self._loop.call_soon_threadsafe(self._reset)
+
+    def _reset(self) -> None:
+        for writer in self._clients:
+            connection = writer.get_extra_info("socket")
+            # Without lingering the end of a socket is a reset.
+            linger = struct.pack("ii", 1, 0)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            writer.transport.abort()
+
+    def _run(self) -> None:
+        with contextlib.closing(self._loop):
+            self._loop.run_until_complete(self._serve())
+
+    async def _serve(self) -> None:
+        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.port = server.sockets[0].getsockname()[1]
+        self._started.set()
+        await self._ended.wait()
+        server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _accept(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        task = asyncio.ensure_future(self._forward(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        self._clients.add(writer)
+        task.add_done_callback(lambda _: self._clients.discard(writer))
+
+    async def _forward(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        with contextlib.closing(writer), contextlib.suppress(OSError):
+            await self._passing.wait()
+            there, back = await asyncio.open_connection("127.0.0.1", self._target)
+            with contextlib.closing(back):
+                answers = self._pump(there, writer, answers=True)
+                ways = (self._pump(reader, back), answers)
+                pumps = [asyncio.ensure_future(way) for way in ways]
+                try:
+                    # Either side ends the conversation for both, as a socket does.
+                    await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    for pump in pumps:
+                        pump.cancel()
+                    await asyncio.gather(*pumps, return_exceptions=True)
+
+    async def _pump(
+        self,
+        source: asyncio.StreamReader,
+        sink: asyncio.StreamWriter,
+        *,
+        answers: bool = False,
+    ) -> None:
+        while data := await source.read(65536):
+            if self.delay and answers:
+                await asyncio.sleep(self.delay)
+            await self._passing.wait()
+            sink.write(data)
+            await sink.drain()
+        await self._passing.wait()  # a firewall hides an end, too
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        if not self._started.wait(10):
+            raise RuntimeError("The proxy did not start.")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._ended.set)
+        self._thread.join(10)

@@ -1,0 +1,267 @@
+"""One run: a quiet time, the faults, and what is left when they are over."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from examples.cluster import wait_until
+
+from .app import HAS_MONITOR, MONITORED, SETTINGS, TABLE
+from .faults import PROXIED, Scene
+from .load import Load
+from .outcome import Outcome, is_back
+from .proxy import Proxy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from examples.cluster import Cluster, Standby
+
+    from .schedule import Strike
+    from .workers import Service
+
+__all__ = ["Report", "run"]
+
+_BACK_WITHIN: Final = 30.0
+_READS: Final = 1000
+
+
+@dataclass
+class Report:
+    """What a run found.
+
+    Attributes:
+        quiet: Seconds that each request of the quiet time took.
+        outcomes: What each fault did.
+        shares: Reads by server while one replica was out.
+        lost: Keys whose write was acknowledged and that are not there.
+        doubled: Keys that are there more than once.
+        unknown: Keys whose write was not acknowledged.
+        held: Connections that are checked out after the run, of all processes.
+        threads: Threads of each process before the faults, and after.
+    """
+
+    quiet: list[float] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
+    shares: Counter[str] = field(default_factory=Counter)
+    lost: set[str] = field(default_factory=set)
+    doubled: set[str] = field(default_factory=set)
+    unknown: set[str] = field(default_factory=set)
+    held: int = 0
+    threads: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def imbalance(self) -> float:
+        """The largest share of a survivor, divided by the smallest."""
+        least = min(self.shares.values(), default=0)
+        return max(self.shares.values()) / least if least else float("inf")
+
+
+def run(
+    cluster: Cluster,
+    serve: Callable[[Mapping[str, Any]], contextlib.AbstractContextManager[Service]],
+    strikes: Sequence[Strike],
+    *,
+    quiet: float = 4.0,
+    note: Callable[[str], None] = lambda _: None,
+) -> Report:
+    """Put an application under load, and let faults strike.
+
+    Args:
+        cluster: With three standbys, all in order.
+        serve: Serves an application that is configured so.
+        strikes: The faults.
+        quiet: Seconds without any, before.
+        note: Told what happens.
+    """
+    cluster.primary.execute("drop table if exists entry")
+    cluster.primary.execute(TABLE)
+    cluster.wait_replicated()
+    with contextlib.ExitStack() as stack:
+        proxy = stack.enter_context(Proxy(cluster.standbys[PROXIED].port))
+        service = stack.enter_context(serve(_config(cluster, proxy)))
+        load = Load(service)
+        runner = _Runner(Scene(cluster, proxy, load), service, note)
+        with load:
+            runner.rest(quiet)
+            for strike in strikes:
+                runner.strike(strike)
+            runner.share()
+        runner.conclude()
+        return runner.report
+
+
+def _config(cluster: Cluster, proxy: Proxy) -> dict[str, Any]:
+    urls = [standby.url() for standby in cluster.standbys]
+    real = str(cluster.standbys[PROXIED].port)
+    urls[PROXIED] = urls[PROXIED].replace(real, str(proxy.port))
+    return {
+        **SETTINGS,
+        **(MONITORED if HAS_MONITOR else {}),
+        "SQLALCHEMY_DATABASE_URI": cluster.primary.url(),
+        "SQLALCHEMY_BINDS": {_bind(n): url for n, url in enumerate(urls)},
+    }
+
+
+def _bind(number: int) -> str:
+    return f"slave_{number + 1}"
+
+
+class _Runner:
+    def __init__(
+        self, scene: Scene, service: Service, note: Callable[[str], None]
+    ) -> None:
+        self.report = Report()
+        self._scene = scene
+        self._load = scene.load
+        self._standbys = scene.cluster.standbys
+        self._service = service
+        self._note = note
+        self._before: dict[int, dict[str, int]] = {}
+
+    def rest(self, seconds: float) -> None:
+        """Let nothing happen, once every process reads from every replica."""
+        start = time.monotonic()
+        self._used_again(range(len(self._standbys)), start)
+        self._note(f"quiet for {seconds:g} s")
+        start = time.monotonic()
+        time.sleep(seconds)
+        records = self._load.since(start)
+        self.report.quiet = [one.seconds for one in records if one.began > start]
+        self._before = self._least(lambda _: False, 0.5)
+
+    def strike(self, strike: Strike) -> None:
+        """Let a fault strike, and wait until its victims are read from again."""
+        victims = [strike.victim]
+        if strike.fault.everyone:
+            victims = list(range(len(self._standbys)))
+        names = ", ".join(self._standbys[number].name for number in victims)
+        self._note(f"{strike.name}: {names}, for {strike.seconds:.1f} s")
+        began = time.monotonic()
+        with strike.fault.strike(self._scene, self._standbys[strike.victim]):
+            time.sleep(strike.seconds)
+            over = time.monotonic()
+        repaired = time.monotonic()
+        back = self._used_again(victims, repaired)
+        # Visitors that were held up meanwhile belong to this fault.
+        time.sleep(0.5)
+        outcome = Outcome.of(
+            strike,
+            (began, over, repaired),
+            self._load.since(began),
+            {_bind(number) for number in victims},
+            back=back,
+        )
+        self.report.outcomes.append(outcome)
+        wrongs = "; ".join(outcome.wrongs)
+        self._note(f"{strike.name}: {wrongs or 'nobody noticed'}")
+
+    def share(self) -> None:
+        """Count who serves how many reads while one replica is out."""
+        victim, *survivors = self._standbys
+        self._note(f"{_READS} reads without {victim.name}")
+        with _stopped(victim):
+            start = time.monotonic()
+            wait_until(
+                lambda: self._without(_bind(0), start),
+                f"{victim.name} to be left out",
+                timeout=_BACK_WITHIN,
+            )
+            start = time.monotonic()
+            wait_until(lambda: len(self._reads(start)) >= _READS, "reads", timeout=120)
+            reads = self._reads(start)[:_READS]
+        self.report.shares = Counter({survivor.name: 0 for survivor in survivors})
+        self.report.shares.update(reads)
+        self._used_again([0], time.monotonic())
+
+    def conclude(self) -> None:
+        """Look at what is left, now that nobody asks any more."""
+        after = self._least(self._left_nothing, 5.0)
+        self.report.held = sum(state["held"] for state in after.values())
+        self.report.threads = {
+            worker: (self._before.get(worker, state)["threads"], state["threads"])
+            for worker, state in after.items()
+        }
+        rows = self._scene.cluster.primary.execute(
+            "select key, count(*) from entry group by key"
+        )
+        acknowledged, unknown = self._load.written
+        found = {key for key, _ in rows}
+        self.report.lost = acknowledged - found
+        self.report.doubled = {key for key, times in rows if times > 1}
+        self.report.unknown = unknown
+
+    def _left_nothing(self, after: Mapping[int, Mapping[str, int]]) -> bool:
+        return all(
+            not state["held"]
+            and state["threads"] <= self._before.get(worker, state)["threads"]
+            for worker, state in after.items()
+        )
+
+    def _least(
+        self, enough: Callable[[Mapping[int, Mapping[str, int]]], bool], seconds: float
+    ) -> dict[int, dict[str, int]]:
+        """Return the least that each process says within some seconds.
+
+        Some of its threads come and go, so one moment tells little.
+        """
+        deadline = time.monotonic() + seconds
+        least = self._states()
+        while not enough(least) and time.monotonic() < deadline:
+            time.sleep(0.05)
+            for worker, state in self._states().items():
+                known = least.setdefault(worker, state)
+                for key in ("held", "threads"):
+                    known[key] = min(known[key], state[key])
+        return least
+
+    def _states(self) -> dict[int, dict[str, int]]:
+        """Return what each process says of itself."""
+        states: dict[int, dict[str, int]] = {}
+
+        def asked() -> bool:
+            _, fields = self._service.visitor().ask("GET", "/state")
+            states[fields["pid"]] = fields
+            return len(states) == self._service.workers
+
+        wait_until(asked, "every process to answer", timeout=30)
+        return states
+
+    def _used_again(self, victims: Sequence[int], since: float) -> float | None:
+        """Return when every process reads from these again; None if one does not."""
+        servers = {self._standbys[number].name for number in victims}
+        binds = {_bind(number) for number in victims}
+
+        def are_back() -> bool:
+            # What was asked before the repair proves nothing.
+            records = [one for one in self._load.since(since) if one.began > since]
+            return len(is_back(records, servers, binds)) >= self._service.workers
+
+        try:
+            wait_until(are_back, f"{servers} to be used again", timeout=_BACK_WITHIN)
+        except TimeoutError:
+            return None
+        return time.monotonic()
+
+    def _without(self, bind: str, since: float) -> bool:
+        live = {one.worker: one.live for one in self._load.since(since) if one.worker}
+        left = [worker for worker, binds in live.items() if bind not in binds]
+        return len(left) >= self._service.workers
+
+    def _reads(self, since: float) -> list[str]:
+        """Return who served the reads that began since a moment."""
+        records = self._load.since(since)
+        return [one.server for one in records if one.fresh and one.began > since]
+
+
+@contextlib.contextmanager
+def _stopped(standby: Standby) -> Iterator[None]:
+    standby.stop("fast")
+    try:
+        yield
+    finally:
+        standby.start()

@@ -1,0 +1,66 @@
+"""What strikes whom, and for how long: all from one seed."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, NamedTuple
+
+from .faults import FAULTS, PROXIED, Fault
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["Strike", "schedule"]
+
+
+class Strike(NamedTuple):
+    """One fault of a run.
+
+    Attributes:
+        name: Of the fault.
+        victim: The number of the standby that it happens to, from 0.
+        seconds: For how long.
+    """
+
+    name: str
+    victim: int
+    seconds: float
+
+    @property
+    def fault(self) -> Fault:
+        """What happens."""
+        return FAULTS[self.name]
+
+
+def schedule(
+    seed: int, names: Iterable[str], seconds: float, standbys: int = 3
+) -> list[Strike]:
+    """Return the strikes of a run; the same for the same arguments.
+
+    Args:
+        seed: Decides order, victims and durations.
+        names: Of the faults, once for each time.
+        seconds: About how long one lasts that is not over at once.
+        standbys: How many there are.
+    """
+    chance = random.Random(seed)
+    shuffled = sorted(names)
+    chance.shuffle(shuffled)
+    shuffled.sort(key=lambda name: FAULTS[name].last)
+    return [_strike(name, chance, seconds, standbys) for name in shuffled]
+
+
+def _strike(name: str, chance: random.Random, seconds: float, standbys: int) -> Strike:
+    # Drawn for every fault, needed or not, so that one changes nothing for the next.
+    victim, share = chance.randrange(standbys), chance.uniform(0.9, 1.1)
+    fault = FAULTS[name]
+    if fault.brief:
+        seconds = min(seconds, 0.5)
+    if fault.hangs:
+        # Well above each time limit: who waits for one has not waited it out.
+        seconds = max(seconds, 2) + 2
+    return Strike(
+        name=name,
+        victim=PROXIED if fault.proxied else victim,
+        seconds=seconds * share,
+    )
