@@ -192,7 +192,7 @@ def _route(front: Front, binds: Binds, state: AppState) -> None:
     if routes:
         front.route(routes)
     if front.default is None:
-        state.engines = front.engines
+        state.engines, state.metadatas = front.engines, front.metadatas
     for key, routed in routes.items():
         plain = key == front.default and not front.prefix
         state.routes[None if plain else f"{front.prefix}{key}"] = routed

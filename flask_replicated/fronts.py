@@ -16,10 +16,10 @@ from .options import note_primary_models
 from .session import routed_session_class
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from flask import Flask
-    from sqlalchemy import Engine
+    from sqlalchemy import Engine, MetaData
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from .config import Binds
@@ -51,6 +51,10 @@ class Front:
         """Make an engine as the extension makes those of its setting."""
         raise NotImplementedError
 
+    def metadatas(self) -> Collection[MetaData] | None:
+        """Return where the tables are; None if it is not known here."""
+        return None
+
     def hide(self, binds: Binds) -> None:
         """Take the replicas out of what migrations and metadata walk through."""
 
@@ -70,6 +74,9 @@ class _FlaskSQLAlchemy(Front):
         with app.app_context():
             self.engines: dict[str | None, Engine] = db.engines
         note_primary_models(db.Model.registry.mappers)
+
+    def metadatas(self) -> Collection[MetaData]:
+        return list(self._db.metadatas.values())
 
     def make_engine(self, name: str, bind: str | URL | Mapping[str, Any]) -> Engine:
         # As init_app() does for a bind; what it calls is there to be overridden.

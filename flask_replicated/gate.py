@@ -8,6 +8,7 @@ once and remembered, and one that is known costs a look into a set.
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
@@ -23,10 +24,12 @@ from .scopes import active_role
 from .sqltext import Kind
 
 if TYPE_CHECKING:
+    import re
+
     from sqlalchemy import Engine
     from sqlalchemy.engine import ExceptionContext, ExecutionContext
 
-    from .sqltext import TextClassifier
+    from .state import AppState
 
 __all__ = ["Gate"]
 
@@ -38,13 +41,16 @@ class Gate:
     """Lets reads pass to the replicas of one application, and nothing else.
 
     Args:
-        text: Judges SQL.
+        app: The application's state.
     """
 
-    def __init__(self, text: TextClassifier) -> None:
-        self._text = text
+    def __init__(self, app: AppState) -> None:
+        # The monitor's thread keeps engines alive, and so would keep the application.
+        self._app = weakref.ref(app)
+        self._text = app.classifier.text
         self._known_reads: set[str] = set()
-        self._tables = primary_tables.pattern
+        self._tables: re.Pattern[str] | None = None
+        self._version = 0  # of the tables
 
     def guard(self, engine: Engine) -> None:
         """Look at each statement that is sent to a replica's engine from here on.
@@ -66,7 +72,7 @@ class Gate:
         # A compiled statement is the same string each time, and knows its hash.
         compiled = context.compiled
         sql = statement if compiled is None else compiled.string
-        if sql not in self._known_reads or self._tables is not primary_tables.pattern:
+        if sql not in self._known_reads or self._version != primary_tables.version:
             self._judge(sql, connection, context)
         connection.sent += 1
 
@@ -80,8 +86,10 @@ class Gate:
     ) -> None:
         if not connection.in_transaction():
             return  # a listener begins the transaction in its own way
-        if self._tables is not primary_tables.pattern:
-            self._tables = primary_tables.pattern
+        if self._version != primary_tables.version:
+            self._version = primary_tables.version
+            app = self._app()
+            self._tables = primary_tables.pattern(app.metadatas() if app else ())
             self._known_reads.clear()
         kind = self._text.statement(sql)
         if kind >= Kind.LOCK:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
-from sqlalchemy import Select, event
+from sqlalchemy import Select, Table, event
 from sqlalchemy.orm import Mapper, UserDefinedOption
 from sqlalchemy.sql.cache_key import HasCacheKey
 from sqlalchemy.sql.visitors import InternalTraversal
@@ -18,7 +19,9 @@ from .errors import ConfigurationError
 from .routing import MARK, ROLES, Role
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
+
+    from sqlalchemy import MetaData
 
 __all__ = [
     "asks_nothing",
@@ -96,21 +99,33 @@ class _PrimaryTables:
     """The tables that must never be read stale, of all models of this process.
 
     Attributes:
-        pattern: Finds one of their names in SQL; None while there is none. Another
-            object whenever there is another table.
+        version: Another number whenever there is another table.
     """
 
     def __init__(self) -> None:
-        self._names: set[str] = set()
-        self.pattern: re.Pattern[str] | None = None
+        self._tables: WeakSet[Table] = WeakSet()
+        self.version = 0
 
-    def add(self, names: Iterable[str]) -> None:
-        """Add tables by name."""
-        names = set(names)
-        if not names <= self._names:
-            self._names |= names
-            listed = "|".join(map(re.escape, sorted(self._names, key=len)[::-1]))
-            self.pattern = re.compile(rf"(?<!\w)(?:{listed})(?!\w)", re.IGNORECASE)
+    def add(self, tables: Iterable[Table]) -> None:
+        """Add tables."""
+        self._tables.update(tables)
+        self.version += 1
+
+    def pattern(self, metadatas: Collection[MetaData] | None) -> re.Pattern[str] | None:
+        """Return what finds the name of one of them in SQL; None if there is none.
+
+        Args:
+            metadatas: Whose tables; None for all.
+        """
+        names = {
+            table.name
+            for table in list(self._tables)
+            if metadatas is None or table.metadata in metadatas
+        }
+        if not names:
+            return None
+        listed = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+        return re.compile(rf"(?<!\w)(?:{listed})(?!\w)", re.IGNORECASE)
 
 
 primary_tables = _PrimaryTables()
@@ -119,8 +134,9 @@ primary_tables = _PrimaryTables()
 @event.listens_for(Mapper, "after_mapper_constructed")
 def _note_model(mapper: Mapper[Any], model: type) -> None:
     if ROLES.get(getattr(model, MARK, None) or "") is Role.PRIMARY:
-        own = getattr(mapper.local_table, "name", None)
-        primary_tables.add([own] if own else [table.name for table in mapper.tables])
+        own = mapper.local_table
+        tables = [own] if isinstance(own, Table) else mapper.tables
+        primary_tables.add(table for table in tables if isinstance(table, Table))
 
 
 def note_primary_models(mappers: Iterable[Mapper[Any]]) -> None:

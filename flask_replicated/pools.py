@@ -32,7 +32,7 @@ def routed_engine(
     """Put replicas into a pool and return it with its primary as one engine."""
     settings = app.settings
     watch_primary(primary)
-    gate = Gate(app.classifier.text)
+    gate = Gate(app)
 
     def care(engine: Engine) -> Replica:
         replica = Replica(

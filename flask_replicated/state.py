@@ -30,10 +30,10 @@ from .routing import Decision, Role, decide, marked_role
 from .statements import Classifier
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from flask.ctx import RequestContext
-    from sqlalchemy import Engine
+    from sqlalchemy import Engine, MetaData
 
     from balancers import Member
 
@@ -82,6 +82,7 @@ class AppState:
         pins: Where clients' writes are remembered.
         routes: The routed engines by bind key, the default under None.
         engines: What Flask-SQLAlchemy has by bind key; a test may put in others.
+        metadatas: Returns what it has of tables; None where nobody can tell.
         classifier: Tells what a statement does.
         classify: How it tells.
         plain_mappers: Mapped classes on the default bind that prefer no role.
@@ -96,6 +97,7 @@ class AppState:
         self.pins: PinStore = CookiePins(settings.pin_cookie, settings.pin_seconds)
         self.routes: dict[str | None, RoutedEngine] = {}
         self.engines: Mapping[str | None, object] = {}
+        self.metadatas: Callable[[], Collection[MetaData] | None] = _no_app
         self.classifier = Classifier(settings.write_functions)
         self.classify = self.classifier.kind
         self.plain_mappers: set[Any] = set()

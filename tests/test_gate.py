@@ -208,3 +208,19 @@ class TestEngine:
             site.db.engine.echo = "debug"
             assert {engine.echo for engine in engines(site)} == {"debug"}
             site.db.engine.echo = False
+
+
+def test_tables_of_another_application(build: Build) -> None:
+    """What one application must never read stale, another may."""
+    strict, easy = build(), build()
+    with strict.app.app_context():
+        columns = {"id": strict.db.Column(strict.db.Integer, primary_key=True)}
+        model = {"__tablename__": "entry", "__replicated__": "master", **columns}
+        table = {"__table_args__": {"extend_existing": True}}
+        type("Account", (strict.db.Model,), {**model, **table})
+
+    def view() -> str:
+        with easy.db.engine.connect() as connection:  # which could not change servers
+            return str(connection.scalar(text("SELECT count(*) FROM entry")))
+
+    assert answer(easy, view) == "0"

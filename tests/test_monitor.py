@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import gc
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
 
 from examples.cluster import wait_until
-from flask_replicated import replicated_engine, using_slave
+from flask_replicated import FlaskReplicated, replicated_engine, using_slave
 from flask_replicated.monitor import Monitor, Policy
 from flask_replicated.positions import Observation, observer_of
 from tests.support import Build, break_file, build_fixture, make_file, sqlite_url
@@ -95,6 +98,37 @@ def test_ends_with_its_owner(tmp_path: Path) -> None:
         real.dispose()
     del engine, real
     gc.collect()
+    wait_until(lambda: not monitors(), "the monitor to end")
+
+
+def _read_once(folder: Path) -> weakref.ref[Flask]:
+    """Serve one request of an application that nobody keeps."""
+    app = Flask("short")
+    names = ("master", "slave_1", "slave_2")
+    primary, *replicas = (sqlite_url(make_file(folder, name)) for name in names)
+    app.config["SQLALCHEMY_DATABASE_URI"] = primary
+    app.config["SQLALCHEMY_BINDS"] = dict(zip(names[1:], replicas, strict=True))
+    app.config["REPLICATED_PROBE_INTERVAL"] = 0.05
+    db = SQLAlchemy(app)
+    FlaskReplicated(app)
+
+    @app.get("/")
+    def page() -> str:
+        return str(db.session.scalar(sa.text("SELECT name FROM marker")))
+
+    assert app.test_client().get("/").text in names[1:]
+    with app.app_context():
+        for engine in db.engines.values():
+            getattr(engine, "real", engine).dispose()  # which leaves the monitor be
+    return weakref.ref(app)
+
+
+def test_ends_with_its_application(tmp_path: Path) -> None:
+    """Nothing that the thread keeps alive keeps the application."""
+    app = _read_once(tmp_path)
+    assert monitors()
+    gc.collect()
+    assert app() is None
     wait_until(lambda: not monitors(), "the monitor to end")
 
 
