@@ -1,8 +1,8 @@
 """Connections that know which kind of server they talk to.
 
 A connection to the primary notes whether its transaction wrote, so that a
-commit can pin the client. A connection to a replica refuses to write before
-anything is sent.
+commit can pin the client. A connection to a replica keeps what the gate has noted
+of it, and its end cannot fail.
 """
 
 from __future__ import annotations

@@ -146,7 +146,7 @@ class WrongRoleError(UnfitReplicaError):
 
     def __str__(self) -> str:
         return (
-            "it is no replica but a primary; name another server, or set "
+            f"{self.name!r} is no replica but a primary; name another server, or set "
             "REPLICATED_ROLE_CHECK = False if it replicates logically"
         )
 
@@ -166,7 +166,10 @@ class ReplicaLagsError(UnfitReplicaError):
 
     def __str__(self) -> str:
         if self.lag is None:
-            return "it receives nothing from the primary, so its lag is unknown"
+            return (
+                "its lag is unknown: replication has stopped, or nothing was replayed "
+                "since it started"
+            )
         return (
             f"it is {self.lag:.1f} s behind the primary, more than "
             f"REPLICATED_MAX_LAG = {self.limit:g}"

@@ -60,7 +60,7 @@ class Fleet:
 
     def __init__(
         self,
-        care: Callable[[Engine], Replica],
+        care: Callable[[str, Engine], Replica],
         replicas: dict[str, Replica],
         *,
         limited: bool,
@@ -87,12 +87,12 @@ class Fleet:
 
         return hear
 
-    def care(self, engine: Engine) -> Replica:
+    def care(self, name: str, engine: Engine) -> Replica:
         """Give a replica's new engine what every replica's engine has."""
         if self._limited:
             spares = self._spares  # not all of this, for the same reason
             _close_returned_if(engine, lambda: engine in spares.engines)
-        return self._care(engine)
+        return self._care(name, engine)
 
     def look_for_spares(self) -> None:
         """Close the connections to replicas that the limit keeps out of rotation.
@@ -167,7 +167,7 @@ class Fleet:
         engines = self._engines()
         if name in engines:
             raise _taken(name, engines)
-        replica = self.care(engine)
+        replica = self.care(name, engine)
         routed.share_options(engine)
         try:
             member = pool.add(name, engine, weight)

@@ -38,7 +38,7 @@ _LONG = 20_000  # characters; longer texts are rare, and judged each time
 
 
 class Gate:
-    """Lets reads pass to the replicas of one application, and nothing else.
+    """Lets reads pass to the replicas of one bind, and nothing else.
 
     Args:
         app: The application's state.
@@ -49,7 +49,7 @@ class Gate:
         self._app = weakref.ref(app)
         self._text = app.classifier.text
         self._known_reads: set[str] = set()
-        self._tables: re.Pattern[str] | None = None
+        self._pattern: re.Pattern[str] | None = None
         self._version = 0  # of the tables
 
     def guard(self, engine: Engine) -> None:
@@ -89,7 +89,7 @@ class Gate:
         if self._version != primary_tables.version:
             self._version = primary_tables.version
             app = self._app()
-            self._tables = primary_tables.pattern(app.metadatas() if app else ())
+            self._pattern = primary_tables.pattern(app.metadatas() if app else ())
             self._known_reads.clear()
         kind = self._text.statement(sql)
         if kind >= Kind.LOCK:
@@ -98,7 +98,7 @@ class Gate:
         if kind is Kind.SETTING:
             connection.changed = True
             return
-        found = self._tables and self._tables.search(sql)
+        found = self._pattern and self._pattern.search(sql)
         if found:
             if not _may_be_stale(context):
                 raise StaleReadError(found[0], shown(sql), view_name())

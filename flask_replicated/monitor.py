@@ -23,7 +23,7 @@ from balancers.errors import UnknownMember, error_text
 from .connecting import unlimited
 from .errors import ReplicaLagsError, ReplicaSilentError, WrongRoleError
 from .failures import Verdict, judge_connect
-from .positions import Observation, observer_of
+from .positions import Observation, observer_of, sees_it_answer
 from .sockets import hang_up
 
 if TYPE_CHECKING:
@@ -63,8 +63,9 @@ class _Look:
     Attributes:
         member: The replica.
         permit: What the breaker knew when it began.
-        deadline: The clock's reading by which it should be over.
-        late: Whether it was not.
+        deadline: The clock's reading at which it is given up; after that, at which
+            this is said again.
+        late: Whether it was given up.
         found: What it saw, or the error.
     """
 
@@ -137,7 +138,7 @@ class _Probe:
         except Exception:  # noqa: BLE001 - should it have died, the next line says so
             # A server that lives need not know what it is asked, nor may the account.
             connection.rollback()
-            found = _asked(connection, observer_of("any other"))
+            found = _asked(connection, sees_it_answer)
         connection.rollback()  # or it would stay idle in a transaction
         if not self._keep:
             self.close()
@@ -369,7 +370,7 @@ class _Round:
         try:
             if fault is not None:
                 self._unfit(look.member, fault)
-                if fault is look.found:
+                if fault is look.found and judge_connect(fault) is Verdict.DOWN:
                     # Where a connect failed, older connections may hang.
                     self._release(look.member)
             elif not look.late and not isinstance(look.found, Exception):

@@ -149,7 +149,8 @@ def reads_primary(mapper: Any) -> bool:
     """Whether a mapped class must never be read stale.
 
     Raises:
-        ConfigurationError: ``__replicated__`` is anything but ``'master'``.
+        ConfigurationError: ``__replicated__`` is neither ``'master'`` nor
+            ``'primary'``.
     """
     model = getattr(mapper, "class_", mapper)
     value = getattr(model, MARK, None)

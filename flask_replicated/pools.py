@@ -34,8 +34,9 @@ def routed_engine(
     watch_primary(primary)
     gate = Gate(app)
 
-    def care(engine: Engine) -> Replica:
+    def care(name: str, engine: Engine) -> Replica:
         replica = Replica(
+            name,
             engine,
             settings.connect_timeout,
             settings.read_timeout,
@@ -54,7 +55,7 @@ def routed_engine(
     prepared: dict[str, Replica] = {}
     fleet = Fleet(care, prepared, limited=settings.max_pools is not None)
     for name, engine in replicas.items():
-        prepared[name] = fleet.care(engine)
+        prepared[name] = fleet.care(name, engine)
     pool = Pool(
         replicas,
         balancer=settings.balancer,

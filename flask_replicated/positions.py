@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Observation", "Observer", "is_primary", "observer_of"]
+__all__ = [
+    "Observation",
+    "Observer",
+    "observer_of",
+    "role_question_of",
+    "sees_it_answer",
+]
 
 
 class Observation(NamedTuple):
@@ -38,10 +44,10 @@ class Observer(Protocol):
 
 def observer_of(dialect: str) -> Observer:
     """Return what asks the servers of a dialect, by SQLAlchemy's name for it."""
-    return _OBSERVERS.get(dialect, _answers)
+    return _OBSERVERS.get(dialect, sees_it_answer)
 
 
-def is_primary(dialect: str) -> Callable[[Any], bool]:
+def role_question_of(dialect: str) -> Callable[[Any], bool]:
     """Return the question whether a server is surely no replica, cheap to ask.
 
     It is asked once on each new connection.
@@ -58,7 +64,7 @@ def _not_in_recovery(cursor: Any) -> bool:
     return not cursor.fetchone()[0]
 
 
-def _answers(cursor: Any) -> Observation:
+def sees_it_answer(cursor: Any) -> Observation:
     """See that it answers; it tells no more."""
     cursor.execute("SELECT 1")
     cursor.fetchone()
@@ -101,7 +107,7 @@ def _mysql(cursor: Any) -> Observation:
     """
     row = _status(cursor)
     if row is None:
-        return _answers(cursor)
+        return sees_it_answer(cursor)
     behind = next((row[name] for name in _BEHIND if name in row), None)
     lag = None if behind is None else float(behind)
     return Observation(primary=False, lag=lag, measured=True)

@@ -1,8 +1,8 @@
 """What is asked of every replica's engine, through SQLAlchemy's own events.
 
-None of them is on the path of a statement: a limit on the time to connect, a
-session that the server itself keeps read-only, and a look at a pooled connection
-before it is used again.
+None of them is on the path of a statement: a limit on the time to connect, a look
+at its role, a session that the server itself keeps read-only, and a look at a pooled
+connection before it is used again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import DisconnectionError
 
 from .errors import WrongRoleError
-from .positions import is_primary
+from .positions import role_question_of
 from .sockets import fileno_of, hang_up
 
 if TYPE_CHECKING:
@@ -60,16 +60,18 @@ class Replica:
     """One replica's engine, with what is asked of its connections.
 
     Args:
-        engine: The replica's engine, before its first connection.
+        name: The replica's bind name.
+        engine: Its engine, before the first connection.
         connect_timeout: Seconds to connect in; whole ones, rounded up, because
             drivers take no others. The bind's own ``connect_args`` are stronger.
         read_timeout: Seconds that a statement may take, or None. The server keeps
-            to it, and PyMySQL's socket.
+            to it; with PyMySQL and mysqlclient the socket too, a second later.
         role_check: Whether a server that is surely no replica is refused.
     """
 
     def __init__(
         self,
+        name: str,
         engine: Engine,
         connect_timeout: float,
         read_timeout: float | None = None,
@@ -79,14 +81,14 @@ class Replica:
         self._outages = 0
         self._records: WeakSet[ConnectionPoolEntry] = WeakSet()
         _limit_connect(engine, math.ceil(connect_timeout), read_timeout)
-        _prepare_sessions(engine, read_timeout, role_check=role_check)
+        _prepare_sessions(engine, read_timeout, name if role_check else None)
         if engine.dialect.name != "sqlite":  # a file is always there or never
             event.listen(engine, "connect", self._stamp)
             event.listen(engine, "checkout", self._refuse_stale)
 
     @property
     def outages(self) -> int:
-        """How often it has gone out of rotation."""
+        """How often its breaker has opened, after failed trials too."""
         return self._outages
 
     def hang_up(self) -> int:
@@ -94,8 +96,8 @@ class Replica:
 
         A thread that waits for an answer gets the error of a lost connection at once.
         """
-        with_socket = [record.dbapi_connection for record in list(self._records)]
-        return sum(map(hang_up, filter(None, with_socket)))
+        connections = [record.dbapi_connection for record in list(self._records)]
+        return sum(map(hang_up, filter(None, connections)))
 
     def retire_connections(self) -> None:
         """Let no connection that is open now be used again.
@@ -179,8 +181,15 @@ def _limit_greeting(engine: Engine, seconds: int, read_seconds: int | None) -> N
 
 
 def _prepare_sessions(
-    engine: Engine, read_timeout: float | None, *, role_check: bool
+    engine: Engine, read_timeout: float | None, checked: str | None
 ) -> None:
+    """Let every new session be read-only, and refuse a server that is no replica.
+
+    Args:
+        engine: The replica's engine.
+        read_timeout: Seconds that a statement may take, or None.
+        checked: The replica's name; None if any server will do.
+    """
     dialect = engine.dialect.name
     statements = _READ_ONLY.get(dialect)
     if statements is None:
@@ -189,22 +198,22 @@ def _prepare_sessions(
     if read_timeout is not None and limit is not None:
         limited = limit.format(seconds=read_timeout, ms=math.ceil(read_timeout * 1000))
         statements = (*statements, limited)
-    is_no_replica = is_primary(dialect) if role_check else None
+    is_primary = role_question_of(dialect)
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, _record: Any) -> None:
         cursor = connection.cursor()
         try:
-            refused = is_no_replica is not None and is_no_replica(cursor)
+            refused = checked is not None and is_primary(cursor)
             for statement in statements:
                 cursor.execute(statement)
         finally:
             cursor.close()
         # Or the first rollback would take the setting back.
         connection.commit()
-        if refused:
+        if checked is not None and refused:
             connection.close()
-            raise WrongRoleError(engine.url.render_as_string())
+            raise WrongRoleError(checked)
 
 
 if hasattr(select, "poll"):

@@ -149,7 +149,9 @@ class RoutedSession(orm.Session):
         """Return where a statement goes: an explicit bind, a replica, the primary.
 
         Raises:
-            WriteOnReplicaError: It writes or locks inside ``using_slave()``.
+            WriteOnReplicaError: It writes or locks, and ``using_slave()`` or its own
+                option asks for a replica.
+            ConfigurationError: A model's ``__replicated__`` is no name of the primary.
         """
         ways = self._ways or self._know_ways()
         if bind is not None:
@@ -254,15 +256,21 @@ class RoutedSession(orm.Session):
     # --- statements, and what may happen to them ------------------------------
 
     def execute(self, statement: Any, params: Any = None, **options: Any) -> Any:
-        """Execute a statement, as any session does."""
+        """Execute a statement, as any session does.
+
+        Raises:
+            WriteOnReplicaError: It writes or locks where only a replica may serve it.
+            AllReplicasOutError: No replica serves it, and the primary must not.
+            ConfigurationError: Its option ``replicated`` is no name of a role.
+        """
         return self._run(super().execute, statement, params, options)
 
     def scalar(self, statement: Any, params: Any = None, **options: Any) -> Any:
-        """Execute a statement and return its first value."""
+        """Execute a statement and return its first value; it raises the same."""
         return self._run(super().scalar, statement, params, options)
 
     def scalars(self, statement: Any, params: Any = None, **options: Any) -> Any:
-        """Execute a statement and return its first column."""
+        """Execute a statement and return its first column; it raises the same."""
         return self._run(super().scalars, statement, params, options)
 
     def _run(

@@ -31,7 +31,8 @@ def hang_up(connection: Any) -> bool:
     its owner closes it.
 
     Returns:
-        Whether there was a socket.
+        Whether a conversation was ended; False where no socket shows, or it had
+        ended already.
     """
     number = fileno_of(connection)
     if number is None:
