@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from .connections import ReplicaConnection
 from .errors import StaleReadError
 from .failures import refused_as_write, unanswerable
-from .options import primary_tables, wanted_role
+from .options import named_table, primary_tables, wanted_role
 from .refusals import shown, view_name, write_refused
 from .routing import Role
 from .scopes import active_role
@@ -47,7 +47,7 @@ class Gate:
     def __init__(self, app: AppState) -> None:
         # The monitor's thread keeps engines alive, and so would keep the application.
         self._app = weakref.ref(app)
-        self._text = app.classifier.text
+        self._classify = app.classifier.sent
         self._known_reads: set[str] = set()
         self._pattern: re.Pattern[str] | None = None
         self._version = 0  # of the tables
@@ -87,25 +87,30 @@ class Gate:
         if not connection.in_transaction():
             return  # a listener begins the transaction in its own way
         if self._version != primary_tables.version:
-            self._version = primary_tables.version
-            app = self._app()
-            self._pattern = primary_tables.pattern(app.metadatas() if app else ())
-            self._known_reads.clear()
-        kind = self._text.statement(sql)
+            self._look_for_tables()
+        known, pattern = self._known_reads, self._pattern
+        kind = self._classify(sql, getattr(context.compiled, "statement", None))
         if kind >= Kind.LOCK:
             connection.refused = True
             raise write_refused(sql, f"connected to {connection.member.name!r}")
         if kind is Kind.SETTING:
             connection.changed = True
             return
-        found = self._pattern and self._pattern.search(sql)
-        if found:
+        table = named_table(pattern, sql)
+        if table is not None:
             if not _may_be_stale(context):
-                raise StaleReadError(found[0], shown(sql), view_name())
+                raise StaleReadError(table, shown(sql), view_name())
         elif len(sql) <= _LONG:
-            if len(self._known_reads) >= _MANY:
-                self._known_reads.clear()  # a program that writes SQL as it runs
-            self._known_reads.add(sql)
+            if len(known) >= _MANY:
+                known.clear()  # a program that writes SQL as it runs
+            known.add(sql)
+
+    def _look_for_tables(self) -> None:
+        app = self._app()
+        self._version = primary_tables.version
+        self._pattern = primary_tables.pattern(app.metadatas() if app else ())
+        # A new set: what another thread has just judged by the old ones is lost.
+        self._known_reads = set()
 
 
 def _may_be_stale(context: ExecutionContext) -> bool:

@@ -117,18 +117,42 @@ class _PrimaryTables:
         Args:
             metadatas: Whose tables; None for all.
         """
-        names = {
-            table.name
+        tables = [
+            table
             for table in list(self._tables)
             if metadatas is None or table.metadata in metadatas
-        }
-        if not names:
+        ]
+        if not tables:
             return None
-        listed = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
-        return re.compile(rf"(?<!\w)(?:{listed})(?!\w)", re.IGNORECASE)
+        names = "|".join({re.escape(table.name) for table in tables})
+        schemas = "|".join(
+            {re.escape(table.schema) for table in tables if table.schema}
+        )
+        # Not a column, a label or a parameter of that name, where that shows; but
+        # behind its schema, or any one behind FROM.
+        return re.compile(
+            rf"""(?<![\w.:])(?<!%\()(?<!\bAS\s)(?P<table>{names})(?!\w)
+            |\b(?:FROM|JOIN)\s+(?:["`]?\w+["`]?\.)+["`]?(?P<other>{names})(?!\w)
+            |(?<!\w)(?:{schemas or "(?!)"})["`]?\.["`]?(?P<own>{names})(?!\w)""",
+            re.IGNORECASE | re.VERBOSE,
+        )
 
 
 primary_tables = _PrimaryTables()
+
+# What hides nothing from a server may be left out: /*! is no comment to MySQL, and a
+# minus may stand before a negative number.
+_SILENT = re.compile(r"'(?:[^']|'')*'|--\s[^\n]*|/\*(?!M?!)(?:[^*]|\*(?!/))*\*/")
+
+
+def named_table(pattern: re.Pattern[str] | None, sql: str) -> str | None:
+    """Return the table of :meth:`primary_tables.pattern` that SQL names, or None."""
+    if pattern is None:
+        return None
+    # A backslash may escape a quote, or not.
+    said = sql if "\\" in sql else _SILENT.sub(" ", sql)
+    found = pattern.search(said)
+    return None if found is None else next(filter(None, found.groups()))
 
 
 @event.listens_for(Mapper, "after_mapper_constructed")

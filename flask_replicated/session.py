@@ -115,7 +115,8 @@ class _Ways:
 
     def leave(self, read: ReplicaConnection) -> None:
         """Forget a replica's connection."""
-        self.lane = None
+        if read.shape is self.replicas:
+            self.lane = None
         del self.reads[read.shape]
         self.lanes.pop(read.shape, None)
 

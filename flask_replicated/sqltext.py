@@ -92,7 +92,10 @@ _LOCKS = re.compile(
     re.IGNORECASE,
 )
 _WRITES = re.compile(
-    r"\b(?:INSERT|UPDATE|DELETE|MERGE|REPLACE)\b(?!\s*\()|\bINTO\b|/\*M?!|:=",
+    # Some of these may be names as well: of a column, a label, a table, a CTE.
+    r"(?<!\.)(?<!\bAS\s)(?<!\bFROM\s)(?<!\bJOIN\s)"
+    r"\b(?:INSERT|UPDATE|DELETE|MERGE|REPLACE)\b(?!\s*(?:[(.,)=]|AS\b|$))"
+    r"|(?<!\.)(?<!\bAS\s)\bINTO\b(?!\s*[,.)=])|/\*M?!|@(?:\w+|'')\s*\\?:=",
     re.IGNORECASE,
 )
 _CALLS = re.compile(r"\b([A-Za-z_]\w*)\s*\(")
@@ -138,6 +141,16 @@ class TextClassifier:
         return (self._judge_fragment if len(sql) > _CACHED_LENGTH else self._fragment)(
             sql
         )
+
+    def called(self, sql: str) -> Kind:
+        """Return what a query does that is known to hold no other statement.
+
+        Only its calls and its locking clauses can do anything, whatever the names in
+        it are.
+        """
+        bare = _bare(sql, _STANDARD)
+        kind = self._judge_calls(bare)
+        return max(kind, Kind.LOCK) if _LOCKS.search(bare) else kind
 
     def function(self, name: str) -> Kind:
         """Return what a function of this name does."""

@@ -79,6 +79,18 @@ class Classifier:
         cls: Any = type(statement)
         return self._rule_for(cls)(statement)
 
+    def sent(self, sql: str, statement: Any) -> Kind:
+        """Return what SQL does that is about to be sent.
+
+        Args:
+            sql: The text.
+            statement: The construct that it was compiled from, or None.
+        """
+        kind = self.text.statement(sql)
+        if kind is Kind.WRITE and _is_query(statement):
+            return self.text.called(sql)  # it is a name that looks like a write
+        return kind
+
     def _find_rule(self, cls: type) -> Callable[[Any], Kind]:
         for base, rule in self._rules:
             if issubclass(cls, base):
@@ -168,3 +180,23 @@ class Classifier:
         if getattr(part, "is_literal", False):  # literal_column()
             return self.text.fragment(part.name)
         return _READ
+
+
+def _is_query(statement: Any) -> bool:
+    """Whether a construct surely is a query with nothing but queries in it."""
+    if not isinstance(statement, GenerativeSelect):
+        return False
+    return all(map(_is_plain, visitors.iterate(statement)))
+
+
+def _is_plain(part: Any) -> bool:
+    """Whether SQLAlchemy itself has written what a part is compiled to."""
+    return not (
+        isinstance(part, UpdateBase | TextClause | Sequence)
+        or (isinstance(part, CTE) and isinstance(part.element, UpdateBase))
+        or getattr(part, "is_literal", False)
+        or getattr(part, "_hints", None)
+        or getattr(part, "_statement_hints", None)
+        # Somebody's own construct may be compiled to anything.
+        or not type(part).__module__.startswith("sqlalchemy.")
+    )

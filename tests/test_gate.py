@@ -11,6 +11,9 @@ from sqlalchemy import event, func, select, text
 
 from flask_replicated import StaleReadError, using_slave
 from flask_replicated.gate import Gate
+from flask_replicated.options import _PrimaryTables, named_table
+from flask_replicated.sqltext import Kind
+from flask_replicated.statements import Classifier
 from tests.support import Build, Site, answer, build_fixture
 
 if TYPE_CHECKING:
@@ -224,3 +227,112 @@ def test_tables_of_another_application(build: Build) -> None:
             return str(connection.scalar(text("SELECT count(*) FROM entry")))
 
     assert answer(easy, view) == "0"
+
+
+DIALECTS = [
+    sa.make_url(f"{name}://").get_dialect()() for name in ("postgresql", "sqlite")
+]
+METADATA = sa.MetaData()
+LOG = sa.Table(
+    "log", METADATA, *(sa.Column(n, sa.Integer) for n in ("id", "update", "delete"))
+)
+MERGE = sa.Table("merge", METADATA, sa.Column("into", sa.Integer))
+CTE = select(LOG.c.id).cte("replace")
+OWN = {
+    "columns": select(LOG),
+    "order": select(LOG.c.id).order_by(LOG.c.update.desc()).where(LOG.c.delete > 0),
+    "label": select(LOG.c.id.label("merge"), LOG.c.delete.label("insert")),
+    "table": select(MERGE),
+    "CTE": select(CTE).join(LOG, LOG.c.id == CTE.c.id),
+    "union": select(LOG.c.update).union(select(MERGE.c.into)),
+}
+HIDDEN = {
+    "CTE": select(sa.delete(LOG).returning(LOG.c.id).cte("gone")),
+    "text": select(LOG.c.id).where(text("id IN (SELECT nextval('a'))")),
+    "literal": select(sa.literal_column("nextval('a')")),
+    "in a subquery": select(LOG.c.id).where(
+        LOG.c.id.in_(select(sa.insert(LOG).returning(LOG.c.id).cte("new").c.id))
+    ),
+    "lock": select(LOG.c.id).where(
+        sa.exists(select(MERGE.c.into).with_for_update(read=True))
+    ),
+    "function": select(LOG.c.update).where(func.pg_try_advisory_lock(1)),
+}
+
+
+class TestNames:
+    """A name that looks like a write is none; a write that looks like a name is."""
+
+    @pytest.mark.parametrize("dialect", DIALECTS)
+    @pytest.mark.parametrize("name", OWN)
+    def test_own(self, name: str, dialect: sa.Dialect) -> None:
+        """Columns, labels, tables and CTEs may be called as they like."""
+        statement = OWN[name]
+        sql = str(statement.compile(dialect=dialect))
+        assert Classifier().sent(sql, statement) is Kind.READ
+
+    @pytest.mark.parametrize("name", HIDDEN)
+    def test_hidden(self, name: str) -> None:
+        """What does write or lock is seen beside them."""
+        statement = HIDDEN[name]
+        sql = str(statement.compile(dialect=DIALECTS[0]))
+        assert Classifier().sent(sql, statement) >= Kind.LOCK
+
+    @pytest.mark.parametrize(
+        ("sql", "kind"),
+        [
+            ("SELECT l.update, l.replace FROM log AS l", Kind.READ),
+            ("SELECT make_interval(days := 3)", Kind.READ),
+            ("SELECT @a := 1", Kind.WRITE),
+            ("SELECT @`a b` := 1", Kind.WRITE),
+            ("WITH x AS (DELETE FROM log RETURNING id) SELECT * FROM x", Kind.WRITE),
+            ("WITH x AS (SELECT 1) UPDATE ONLY log SET id = 1", Kind.WRITE),
+            ("WITH x AS (SELECT 1)\nINSERT INTO log SELECT 1", Kind.WRITE),
+            ("WITH x AS (SELECT 1) MERGE INTO log USING x ON true", Kind.WRITE),
+            ("SELECT id INTO copy FROM log", Kind.WRITE),
+            ("SELECT id FROM log INTO OUTFILE '/tmp/a'", Kind.WRITE),
+        ],
+    )
+    def test_text(self, sql: str, kind: Kind) -> None:
+        """In text, a name is known by what stands beside it."""
+        assert Classifier().sent(sql, None) is kind
+
+
+class TestTableNames:
+    """A table is known by its name in SQL, and little else by the same name."""
+
+    PLAIN = ("status", None)
+    ELSEWHERE = ("status", "audit")
+
+    @pytest.mark.parametrize(
+        ("sql", "named"),
+        [
+            ("SELECT status.id FROM status", True),
+            ('SELECT 1 FROM "status"', True),
+            ("SELECT 1 FROM note JOIN status ON true", True),
+            ("SELECT 1 FROM note, status", True),
+            ("SELECT 1 FROM public.status", True),
+            ('SELECT 1 FROM "shop"."public"."status"', True),
+            ("SELECT 1 FROM note WHERE id IN (SELECT note_id FROM status)", True),
+            ("SELECT 'it\\'s' FROM status", True),
+            ("SELECT 1 /*! FROM status */", True),
+            ("SELECT 1 FROM audit.status", True),
+            ("SELECT 1 FROM note, audit.status", True),
+            ("SELECT note.id, note.status AS note_status FROM note", False),
+            ("SELECT note.id AS status FROM note", False),
+            ("SELECT 'status' FROM note", False),
+            ("SELECT 1 FROM note -- status\n", False),
+            ("SELECT 1 FROM note /* status */", False),
+            ("SELECT 1 FROM note WHERE id = %(status)s AND id > :status", False),
+            ("SELECT 1 FROM statuses", False),
+        ],
+    )
+    def test_named(self, sql: str, named: bool) -> None:
+        """It is found wherever it is read, with its schema or without."""
+        metadata, tables = sa.MetaData(), _PrimaryTables()
+        made = [
+            sa.Table(n, metadata, schema=s) for n, s in (self.PLAIN, self.ELSEWHERE)
+        ]
+        tables.add(made)
+        found = named_table(tables.pattern([metadata]), sql)
+        assert found == ("status" if named else None)
