@@ -82,13 +82,17 @@ class _Look:
 
     def run(self, done: SimpleQueue[_Look | None]) -> None:
         """Look, then say so."""
+        probe = self._probe
         try:
-            self.found = self._probe.look(anew=self._anew)
+            self.found = probe.look(anew=self._anew)
         except Exception as error:  # noqa: BLE001 - drivers raise what they like
             self.found = error
+        # In this order, and the other way round in end(): whichever thread comes
+        # second sees that it has to close the connection.
+        probe.looking = False
+        if probe.over:
+            probe.close()
         done.put(self)
-        if self._probe.over:
-            self._probe.close()
 
 
 class _Probe:
@@ -100,6 +104,7 @@ class _Probe:
 
     Attributes:
         member: The replica.
+        looking: Whether a look goes on.
         over: Whether nobody will look any more.
     """
 
@@ -113,7 +118,7 @@ class _Probe:
         self._observe = observer_of(engine.dialect.name)
         self._keep = engine.dialect.name != "sqlite"
         self._connection: Any = None
-        self.over = False
+        self.looking = self.over = False
 
     def look(self, *, anew: bool) -> Observation:
         """Ask the server."""
@@ -151,10 +156,10 @@ class _Probe:
             with contextlib.suppress(Exception):
                 connection.close()
 
-    def end(self, *, looking: bool = False) -> None:
+    def end(self) -> None:
         """Close the connection for good; a look that goes on does it when it ends."""
         self.over = True
-        if looking:
+        if self.looking:
             self.wake()
         else:
             self.close()
@@ -292,7 +297,7 @@ class _Round:
             except Empty:
                 look = None
         for probe in self._probes.values():
-            probe.end(looking=probe.member in self._looks)
+            probe.end()
 
     def _step(self) -> float:
         """Begin what is due, give up what is late; return seconds to the next step."""
@@ -331,6 +336,7 @@ class _Round:
         permit = self._pool.permit(member)
         look = _Look(probe, permit, now + self._policy.timeout, anew=not permit.quiet)
         self._looks[member] = look
+        probe.looking = True
         threading.Thread(
             target=look.run,
             args=(self._done,),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,9 +13,10 @@ import sqlalchemy as sa
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 
+from balancers import Permit, Pool
 from examples.cluster import wait_until
 from flask_replicated import FlaskReplicated, replicated_engine, using_slave
-from flask_replicated.monitor import Monitor, Policy
+from flask_replicated.monitor import Monitor, Policy, _Look, _Probe
 from flask_replicated.positions import Observation, observer_of
 from tests.support import Build, break_file, build_fixture, make_file, sqlite_url
 
@@ -132,6 +134,46 @@ def test_ends_with_its_application(tmp_path: Path) -> None:
     wait_until(lambda: not monitors(), "the monitor to end")
 
 
+@pytest.mark.parametrize("when", ["connecting", "asking", "after"])
+def test_ends_while_looking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """A connection is closed whenever in a look the end comes."""
+    target = sa.create_engine(sqlite_url(make_file(tmp_path, "slave_1")))
+    (member,) = Pool({"slave_1": target}).members
+    probe = _Probe(member)
+    opened = probe._connect()
+    closed: list[bool] = []
+
+    class Connection:
+        def cursor(self) -> Any:
+            if when == "asking":
+                probe.end()
+            return opened.cursor()
+
+        def rollback(self) -> None:
+            pass
+
+        def close(self) -> None:
+            closed.append(True)
+            opened.close()
+
+    def connect() -> Any:
+        if when == "connecting":
+            probe.end()
+        return Connection()
+
+    monkeypatch.setattr(probe, "_connect", connect)
+    monkeypatch.setattr(probe, "_keep", True)
+    look = _Look(probe, Permit(0), 0.0, anew=False)
+    probe.looking = True
+    look.run(SimpleQueue())
+    if when == "after":
+        assert not closed
+        probe.end()
+    assert closed
+
+
 def test_switched_off(build: Build) -> None:
     """With an interval of 0 there is no thread at all."""
     site = build(REPLICATED_PROBE_INTERVAL=0)
@@ -171,8 +213,6 @@ def test_a_step_that_fails(
 
 def test_async_engines() -> None:
     """An async driver is not asked outside its event loop."""
-    from balancers import Pool
-
     pool = Pool({"slave_1": sa.create_engine("sqlite+aiosqlite://")})
     assert not Monitor(pool, {}, Policy(1, 1, None, role_check=True)).idle
 
