@@ -7,12 +7,11 @@ import random
 from hashlib import blake2b
 from typing import TYPE_CHECKING, TypeVar
 
-from .breaker import CircuitBreaker, Permit, check_count
+from .breaker import CircuitBreaker, Door, Permit, check_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .events import State
     from .strategies import Member
 
 T = TypeVar("T")
@@ -27,19 +26,14 @@ class GoneBreaker(CircuitBreaker):
     member was removed, or that comes later, changes nothing and is no error.
     """
 
-    @property
-    def state(self) -> State:
-        """Always ``'open'``."""
-        return "open"
+    def __init__(self) -> None:
+        super().__init__()
+        self._door = Door("open", _NO_NEWS)
 
     @property
     def quiet(self) -> bool:
         """Always true: a success would teach it nothing."""
         return True
-
-    def permit(self) -> Permit:
-        """Return a mark that says nothing."""
-        return _NO_NEWS
 
     def acquire(self) -> Permit | None:
         """Give no leave."""

@@ -38,7 +38,9 @@ class Permit:
     quiet: bool = False
 
 
-class _Door(NamedTuple):
+class Door(NamedTuple):
+    """The whole condition of a breaker, replaced at each transition."""
+
     state: State = "closed"
     permit: Permit = Permit(
         0, quiet=True
@@ -105,7 +107,7 @@ class CircuitBreaker:
         self.clock = clock
         self._jitter = jitter
         self._lock = Lock()
-        self._door = _Door()
+        self._door = Door()
 
     def __repr__(self) -> str:
         door = self._door

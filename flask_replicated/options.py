@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sqlalchemy import MetaData
 
 __all__ = [
-    "asks_nothing",
+    "ROLE_OPTION",
     "carrying",
     "note_primary_models",
     "primary_tables",
@@ -32,7 +32,8 @@ __all__ = [
     "wanted_role",
 ]
 
-_OPTION = "replicated"
+ROLE_OPTION = "replicated"
+"""The execution option by which a statement asks for a role."""
 
 
 class _Carried(HasCacheKey, UserDefinedOption):
@@ -62,30 +63,16 @@ def wanted_role(statement: Any, options: Mapping[str, Any] | None) -> Role | Non
     Raises:
         ConfigurationError: The option is no name of a role.
     """
-    value = options.get(_OPTION) if options else None
+    value = options.get(ROLE_OPTION) if options else None
     if value is None:
         own = getattr(statement, "_execution_options", None)
-        value = own.get(_OPTION) if own else None
+        value = own.get(ROLE_OPTION) if own else None
     if value is not None:
-        return _role(f"execution_options[{_OPTION!r}]", value)
+        return _role(f"execution_options[{ROLE_OPTION!r}]", value)
     for option in getattr(statement, "_with_options", ()):
         if type(option) is _Carried:
             return option.payload
     return None
-
-
-def asks_nothing(statement: Any, options: Mapping[str, Any] | None) -> bool:
-    """Whether a statement is a Select without a role of its own.
-
-    It answers quickly for most, and says False where it would have to look closer.
-    """
-    return (
-        type(statement) is Select
-        # What a Select was built from has no public name.
-        and not statement._with_options  # noqa: SLF001
-        and _OPTION not in statement._execution_options  # noqa: SLF001
-        and (options is None or _OPTION not in options)
-    )
 
 
 def carrying(statement: Any, role: Role) -> Any:

@@ -7,6 +7,7 @@ connection, so the session finds the connection that it already has.
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -18,12 +19,12 @@ from sqlalchemy.exc import DBAPIError, PendingRollbackError, UnboundExecutionErr
 from .connections import PrimaryConnection, ReplicaConnection
 from .engines import RoutedEngine
 from .errors import StaleReadError, WriteOnReplicaError
-from .options import asks_nothing, carrying, reads_primary, wanted_role
+from .options import ROLE_OPTION, carrying, reads_primary, wanted_role
 from .refusals import write_refused
 from .routing import WROTE, Role
 from .scopes import active_role, current_block
 from .sqltext import Kind
-from .state import current_app_state, this_request
+from .state import STATE, this_app, this_request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from .engines import PrimaryEngine, ReplicaEngine
-    from .state import RequestState
+    from .state import AppState, RequestState
 
 __all__ = ["RoutedSession", "routed_session_class"]
 
@@ -60,39 +61,69 @@ class _Ways:
     """
 
     # Kept in one object: so many attributes more would cost each session its compact
-    # dictionary, and every access to it. Each is set when there is something to say.
-    request: Request | None = None
-    state: RequestState
+    # dictionary, and every access to it. And in slots, each set at once: a default of
+    # the class is dearer to read than all of them are to set.
+    __slots__ = (
+        "classify",
+        "connecting",
+        "lane",
+        "lanes",
+        "losses",
+        "plain_mappers",
+        "primaries",
+        "primary",
+        "reads",
+        "replicas",
+        "request",
+        "root",
+        "state",
+        "wanted",
+    )
+
     primary: PrimaryEngine
-    replicas: ReplicaEngine | None = None
+    state: RequestState
     plain_mappers: set[Any]
     classify: Callable[[Any], Kind]
-    lanes: dict[Engine, Engine | sa.Connection] = _EMPTY
-    lane: Engine | None = None
-    primaries: dict[Engine, PrimaryConnection] = _EMPTY
-    reads: dict[Engine, ReplicaConnection] = _EMPTY
-    losses = 0
-    wanted: Role | None = None
-    connecting = False
+
+    def __init__(self) -> None:
+        self.request: Request | None = None
+        self.replicas: ReplicaEngine | None = None
+        self.lane: Engine | None = None
+        self.lanes: dict[Engine, Engine | sa.Connection] = _EMPTY
+        self.primaries: dict[Engine, PrimaryConnection] = _EMPTY
+        self.reads: dict[Engine, ReplicaConnection] = _EMPTY
+        # Whose connections they are. A weak one: the transaction knows its session.
+        self.root: weakref.ref[orm.SessionTransaction] | None = None
+        self.losses = 0
+        self.wanted: Role | None = None
+        self.connecting = False
 
     def serve(self) -> bool:
         """Learn which request is served; whether it may go the short way."""
-        app = current_app_state()
-        state = None if app is None else app.request_state()
-        if app is None or state is None:
+        if not has_request_context():
+            return False
+        app: AppState | None = this_app().extensions.get(STATE)
+        if app is None:
             return False
         default = app.routes.get(None)
         # A test may have put in another engine.
         if default is None or app.engines.get(None) is not default:
             return False
+        current = this_request()
+        state = app.state_of(current)
+        if state is None:
+            return False
         self.primary, self.replicas = default.primary, default.replicas
         self.classify, self.plain_mappers = app.classify, app.plain_mappers
-        self.request, self.state = this_request(), state
+        self.request, self.state = current, state
+        if state.settled is None:
+            state.decide(current)
         return True
 
-    def note(self, connection: sa.Connection) -> None:
-        """Remember which connection a transaction has begun on."""
-        if self.lanes is _EMPTY:
+    def note(self, connection: sa.Connection, root: orm.SessionTransaction) -> None:
+        """Remember which connection a session's transaction has begun on."""
+        if self.root is None or self.root() is not root:
+            self.root, self.lane, self.losses = weakref.ref(root), None, 0
             self.lanes, self.reads, self.primaries = {}, {}, {}
         if isinstance(connection, ReplicaConnection):
             shape = connection.shape
@@ -123,7 +154,7 @@ class _Ways:
     def forget(self) -> None:
         """Forget the connections of a transaction that has ended."""
         self.lanes = self.reads = self.primaries = _EMPTY
-        self.lane = None
+        self.lane = self.root = None
         self.losses = 0
 
 
@@ -154,7 +185,13 @@ class RoutedSession(orm.Session):
                 option asks for a replica.
             ConfigurationError: A model's ``__replicated__`` is no name of the primary.
         """
-        ways = self._ways or self._know_ways()
+        ways = self._ways
+        if ways is None:
+            ways = self._ways = _Ways()
+        elif ways.root is not None and (
+            self._transaction is None or ways.root() is not self._transaction
+        ):
+            self._let_go(ways)
         if bind is not None:
             return self._given(ways, bind, mapper, clause)
         # Every statement comes through here, and nearly every one is a read of
@@ -167,9 +204,12 @@ class RoutedSession(orm.Session):
             and ways.wanted is None
             and not ways.primaries
             and current_block.get() is None
-            and has_request_context()
             and (
-                this_request() is ways.request
+                (
+                    ways.request is not None
+                    and has_request_context()
+                    and this_request() is ways.request
+                )
                 or (self._reads_bind_keys and ways.serve())
             )
             and (
@@ -184,9 +224,19 @@ class RoutedSession(orm.Session):
             return ways.primary
         return self._find_bind(ways, mapper, clause, kwargs)
 
-    def _know_ways(self) -> _Ways:
-        ways = self._ways = _Ways()
+    def _known_ways(self) -> _Ways:
+        ways = self._ways
+        if ways is None:
+            ways = self._ways = _Ways()
+        elif ways.root is not None:
+            self._let_go(ways)
         return ways
+
+    def _let_go(self, ways: _Ways) -> None:
+        """Forget the connections of a transaction that has ended."""
+        root = None if ways.root is None else ways.root()
+        if root is None or root is not self.get_transaction():
+            ways.forget()
 
     def _given(
         self, ways: _Ways, bind: Engine | sa.Connection, mapper: Any, clause: Any
@@ -241,7 +291,7 @@ class RoutedSession(orm.Session):
         Without a bind or a using_slave() that says otherwise it is the primary's,
         because nobody knows what it is for; the request's reads then stay there.
         """
-        ways = self._ways or self._know_ways()
+        ways = self._known_ways()
         ways.connecting = True
         try:
             connection = super().connection(*args, **kwargs)
@@ -281,9 +331,18 @@ class RoutedSession(orm.Session):
         params: Any,
         options: dict[str, Any],
     ) -> Any:
-        ways = self._ways or self._know_ways()
+        ways = self._ways
+        if ways is None:
+            ways = self._ways = _Ways()
         wanted = None
-        if not asks_nothing(statement, options.get("execution_options")):
+        # Nearly every statement is a Select without a role of its own; and what it
+        # was built from has no public name.
+        if (
+            type(statement) is not sa.Select
+            or statement._with_options  # noqa: SLF001
+            or ROLE_OPTION in statement._execution_options  # noqa: SLF001
+            or ROLE_OPTION in (options.get("execution_options") or _EMPTY)
+        ):
             statement, wanted = self._prepare(statement, options)
         outer, ways.wanted = ways.wanted, wanted
         try:
@@ -402,20 +461,12 @@ def _on_default_bind(mapper: Any) -> bool:
 
 @event.listens_for(RoutedSession, "after_begin")
 def _note_connection(
-    session: RoutedSession, _: orm.SessionTransaction, connection: sa.Connection
+    session: RoutedSession, begun: orm.SessionTransaction, connection: sa.Connection
 ) -> None:
-    (session._ways or session._know_ways()).note(connection)  # noqa: SLF001 - a listener of this class
-
-
-# The end is where it belongs; the beginning is for an end that an error skipped.
-@event.listens_for(RoutedSession, "after_transaction_create")
-@event.listens_for(RoutedSession, "after_transaction_end")
-def _forget_connections(
-    session: RoutedSession, transaction: orm.SessionTransaction
-) -> None:
-    ways = session._ways  # noqa: SLF001 - a listener of this class
-    if ways is not None and ways.lanes and transaction.parent is None:
-        ways.forget()
+    root = session.get_transaction() if begun.nested else begun
+    if root is not None:
+        ways = session._ways or session._known_ways()  # noqa: SLF001 - a listener of this class
+        ways.note(connection, root)
 
 
 def routed_session_class(base: type[orm.Session]) -> type[orm.Session]:

@@ -111,15 +111,16 @@ class AppState:
         A request of another application, inside which this one's context was
         pushed, is no request of this one.
         """
-        if not has_request_context():
-            return None
-        context = this_context()
+        return self.state_of(this_request()) if has_request_context() else None
+
+    def state_of(self, current: Request) -> RequestState | None:
+        """Return the state of the running request, which the caller has at hand."""
         # Not by way of __dict__: to ask for one makes one, and every attribute of
         # the request dearer.
-        state: RequestState | None = getattr(context.request, _ATTRIBUTE, None)
-        if state is None and context.app is self._app():
+        state: RequestState | None = getattr(current, _ATTRIBUTE, None)
+        if state is None and this_context().app is self._app():
             state = RequestState(self)
-            setattr(context.request, _ATTRIBUTE, state)
+            setattr(current, _ATTRIBUTE, state)
         return state if state is None or state.app is self else None
 
     def role(self) -> Role:
@@ -133,9 +134,8 @@ class AppState:
         if state is not None:
             state.latch(reason)
 
-    def decide(self, state: RequestState) -> Decision:
+    def decide(self, state: RequestState, current: Request) -> Decision:
         """Decide where the reads of the running request go."""
-        current = this_request()
         if (
             state.latched is not None
             or state.marked is not None
@@ -152,8 +152,11 @@ class AppState:
             # So the keys are bounded: a rule that lists its methods takes no other.
             if rule is not None and rule.methods is not None:
                 self._decisions[key] = decision
-        if decision.by_method and self._pinned(current):
-            return self._decide(state, current, pinned=True)
+        seconds = self.settings.pin_seconds
+        if decision.by_method and seconds:
+            written = self.pins.last_write(current)
+            if written is not None and still_counts(written, seconds):
+                return self._decide(state, current, pinned=True)
         return decision
 
     def _decide(
@@ -274,15 +277,19 @@ class RequestState:
     @property
     def decision(self) -> Decision:
         """Where this request's reads go now, and why; made once, lazily."""
-        decision = self._decision
+        return self._decision or self.decide(this_request())
+
+    def decide(self, current: Request) -> Decision:
+        """Make the decision for the running request, which the caller has at hand."""
+        decision, thread = self._decision, get_ident()
         while decision is None:
-            if self._deciding == get_ident():
+            if self._deciding == thread:
                 # REPLICATED_IS_READ reads from the database itself.
                 return _UNDECIDED
             asked = self.latched, self.marked
-            self._deciding = get_ident()
+            self._deciding = thread
             try:
-                decision = self.app.decide(self)
+                decision = self.app.decide(self, current)
             finally:
                 self._deciding = None
             self._decision, self.settled = decision, decision.role
