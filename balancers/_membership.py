@@ -28,7 +28,7 @@ class GoneBreaker(CircuitBreaker):
 
     def __init__(self) -> None:
         super().__init__()
-        self._door = Door("open", _NO_NEWS)
+        self._door = Door("open", _NO_NEWS, failures=1)
 
     @property
     def quiet(self) -> bool:

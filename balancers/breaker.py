@@ -129,6 +129,11 @@ class CircuitBreaker:
         return not self._door.failures and self._door.state == "closed"
 
     @property
+    def usable(self) -> bool:
+        """Whether it is closed, or left alone for a while without any failure."""
+        return self._door.state == "closed" or not self._door.failures
+
+    @property
     def due(self) -> float:
         """Clock reading from which a probe may be had; infinity if closed."""
         return self._door.due

@@ -171,7 +171,7 @@ class Pool(Generic[T]):
     def candidates(self, first: Member[T] | None = None) -> Iterator[Member[T]]:
         """Return the members to try for one connection, each at most once.
 
-        First *first*, unless its breaker is open (drained it still counts); else
+        First *first*, unless it has failed (drained or at rest it still counts); else
         the pick, which may be a probe. Then the others that are live, as the
         rotation goes on, so that a dead member's load falls on all survivors alike.
         Last, open members whose wait is over. Report each outcome before asking for
@@ -183,14 +183,15 @@ class Pool(Generic[T]):
         return self._candidates(self.first(first))
 
     def first(self, wish: Member[T] | None = None) -> Member[T] | None:
-        """Return the first member to try: *wish* unless it is open, else the pick.
+        """Return the first member to try: *wish* unless it has failed, else the pick.
 
+        One that only rests (:meth:`rest`) may have room for who knows it already.
         None if nobody is left. It is how :meth:`candidates` begins.
 
         Raises:
             UnknownMember: *wish* is no member of this pool.
         """
-        if wish is not None and self._slot(wish).breaker.state == "closed":
+        if wish is not None and self._slot(wish).breaker.usable:
             return wish
         try:
             return self.pick()

@@ -152,6 +152,7 @@ class Settings:
         pin_cookie: The name of the cookie that carries the pin.
         fall_back: Whether the primary serves reads when every replica is out.
         connect_timeout: Seconds that one replica may take to connect.
+        failover_timeout: Seconds after a failed connect for which others are tried.
         breaker_threshold: Failures in a row that take a replica out.
         breaker_reset: Seconds until the first trial of a replica that is out.
         breaker_max_reset: The longest time between two trials, in seconds.
@@ -177,6 +178,7 @@ class Settings:
     pin_cookie: str = "replicated_pin"
     fall_back: bool = True
     connect_timeout: float = 2
+    failover_timeout: float = 3
     breaker_threshold: int = 2
     breaker_reset: float = 1
     breaker_max_reset: float = 30
@@ -198,6 +200,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "REPLICATED_BREAKER_THRESHOLD": 2,
     "REPLICATED_CONNECT_TIMEOUT": 2,
     "REPLICATED_DISCOVERY": {},
+    "REPLICATED_FAILOVER_TIMEOUT": 3,
     "REPLICATED_FALLBACK": "master",
     "REPLICATED_IS_READ": None,
     "REPLICATED_LEARN_WRITERS": True,
@@ -251,6 +254,7 @@ def read_settings(
         pin_cookie=_name(config, "REPLICATED_PIN_COOKIE"),
         fall_back=_choice(config, "REPLICATED_FALLBACK", "master", "error") == "master",
         connect_timeout=_number(config, "REPLICATED_CONNECT_TIMEOUT", above=0),
+        failover_timeout=_number(config, "REPLICATED_FAILOVER_TIMEOUT"),
         breaker_threshold=_count(config, "REPLICATED_BREAKER_THRESHOLD"),
         breaker_reset=reset,
         breaker_max_reset=longest,

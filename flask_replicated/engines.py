@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -84,11 +85,21 @@ class _EngineShape(Engine):
 
 
 class PrimaryEngine(_EngineShape):
-    """The primary; its connections report committed writes."""
+    """The primary; its connections report committed writes.
+
+    It equals the real engine: a session, whoever made it, keeps its connections by
+    their engines and looks for them by its bind.
+    """
 
     def __init__(self, real: Engine, routed: RoutedEngine) -> None:
         self.routed = routed
         super().__init__(real)
+
+    def __eq__(self, other: object) -> bool:
+        return other is self or other is self.real
+
+    def __hash__(self) -> int:
+        return hash(self.real)
 
     def connect(self) -> PrimaryConnection:
         """Connect to the primary."""
@@ -145,7 +156,10 @@ class ReplicaEngine(_EngineShape):
         try:
             connection = ReplicaConnection(member.target)
         except Exception as error:  # noqa: BLE001 - a creator may raise anything
-            return self._elsewhere(member, self._report(member, error, permit), state)
+            cause, lost = self._report(member, error, permit)
+            if member is kept and state is not None and not lost:
+                return self._stand_in(state)
+            return self._elsewhere(member, cause, state)
         if not permit.quiet or self._all_out:
             self._welcome(member, permit)
         connection.shape, connection.member = self, member
@@ -154,14 +168,20 @@ class ReplicaEngine(_EngineShape):
     def _elsewhere(
         self, failed: Member[Engine], cause: str, state: RequestState | None
     ) -> Connection:
-        """Connect to another replica than the one that failed; try each once."""
+        """Connect to another replica than the one that failed; try each once.
+
+        None is tried any more when ``REPLICATED_FAILOVER_TIMEOUT`` is over.
+        """
         causes = {failed.name: cause}
+        until = time.monotonic() + self.routed.app.settings.failover_timeout
         for member in self.replica_pool.others(failed):
             permit = self.replica_pool.permit(member)
             try:
                 connection = ReplicaConnection(member.target)
             except Exception as error:  # noqa: BLE001 - the same
-                causes[member.name] = self._report(member, error, permit)
+                causes[member.name], _ = self._report(member, error, permit)
+                if time.monotonic() >= until:
+                    break
                 continue
             self._welcome(member, permit)
             connection.shape, connection.member = self, member
@@ -170,6 +190,14 @@ class ReplicaEngine(_EngineShape):
             return connection
         return self._without_replicas(causes, state)
 
+    def _stand_in(self, state: RequestState) -> Connection:
+        """Connect to the primary: the request's replica lives, and has no time for it.
+
+        Another replica could show an older state than this request has seen.
+        """
+        state.latch("its replica has no connection to spare")
+        return _to_primary(self.routed.real, self)
+
     def _welcome(self, member: Member[Engine], permit: Permit) -> None:
         """Tell the breaker that a connect succeeded, and the operator."""
         self.replica_pool.succeeded(member, permit)
@@ -177,11 +205,17 @@ class ReplicaEngine(_EngineShape):
             self._all_out = False
             logger.warning("replicas serve reads again")
 
-    def _report(self, member: Member[Engine], error: Exception, permit: Permit) -> str:
-        """Tell the breaker that a connect failed; return why, without passwords."""
+    def _report(
+        self, member: Member[Engine], error: Exception, permit: Permit
+    ) -> tuple[str, bool]:
+        """Tell the breaker that a connect failed.
+
+        Returns:
+            Why, without passwords; and whether the replica is lost to its callers.
+        """
         cause = error_text(error)
         if isinstance(error, TimeoutError):
-            return cause  # its connection pool is exhausted: load, not death
+            return cause, False  # its connection pool is exhausted: load, not death
         verdict = judge_connect(error)
         if verdict is Verdict.BUSY:
             self.replica_pool.rest(member, _REST, error, permit)
@@ -189,7 +223,7 @@ class ReplicaEngine(_EngineShape):
             self.replica_pool.failed(member, error, permit)
         if verdict is Verdict.MISCONFIGURED:
             logger.error("replica %r is not configured right: %s", member.name, cause)
-        return cause
+        return cause, verdict is not Verdict.BUSY
 
     def _without_replicas(
         self, causes: dict[str, str], state: RequestState | None

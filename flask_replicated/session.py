@@ -29,7 +29,7 @@ from .state import STATE, this_app, this_request
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from flask import Request
+    from flask import Flask, Request
     from sqlalchemy import Engine
 
     from .engines import PrimaryEngine, ReplicaEngine
@@ -64,6 +64,7 @@ class _Ways:
     # dictionary, and every access to it. And in slots, each set at once: a default of
     # the class is dearer to read than all of them are to set.
     __slots__ = (
+        "app",
         "classify",
         "connecting",
         "lane",
@@ -80,6 +81,7 @@ class _Ways:
         "wanted",
     )
 
+    app: Flask
     primary: PrimaryEngine
     state: RequestState
     plain_mappers: set[Any]
@@ -102,7 +104,8 @@ class _Ways:
         """Learn which request is served; whether it may go the short way."""
         if not has_request_context():
             return False
-        app: AppState | None = this_app().extensions.get(STATE)
+        owner = this_app()
+        app: AppState | None = owner.extensions.get(STATE)
         if app is None:
             return False
         default = app.routes.get(None)
@@ -115,7 +118,7 @@ class _Ways:
             return False
         self.primary, self.replicas = default.primary, default.replicas
         self.classify, self.plain_mappers = app.classify, app.plain_mappers
-        self.request, self.state = current, state
+        self.app, self.request, self.state = owner, current, state
         if state.settled is None:
             state.decide(current)
         return True
@@ -209,6 +212,7 @@ class RoutedSession(orm.Session):
                     ways.request is not None
                     and has_request_context()
                     and this_request() is ways.request
+                    and this_app() is ways.app
                 )
                 or (self._reads_bind_keys and ways.serve())
             )
@@ -241,9 +245,9 @@ class RoutedSession(orm.Session):
     def _given(
         self, ways: _Ways, bind: Engine | sa.Connection, mapper: Any, clause: Any
     ) -> Engine | sa.Connection:
-        if not isinstance(bind, RoutedEngine):
-            return bind
-        return self._lane_of(ways, bind, self._role(ways, bind, mapper, clause))
+        if isinstance(bind, RoutedEngine):
+            return self._lane_of(ways, bind, self._role(ways, bind, mapper, clause))
+        return ways.lanes.get(bind, bind) if isinstance(bind, sa.Engine) else bind
 
     def _find_bind(
         self, ways: _Ways, mapper: Any, clause: Any, kwargs: dict[str, Any]
@@ -251,6 +255,9 @@ class RoutedSession(orm.Session):
         routed = super().get_bind(mapper=mapper, clause=clause, **kwargs)
         if not isinstance(routed, RoutedEngine):
             return routed
+        if mapper is None and clause is None and not ways.connecting:
+            # Somebody asks, for a use that nobody knows.
+            return routed if active_role() is _REPLICA else routed.primary
         return self._lane_of(ways, routed, self._role(ways, routed, mapper, clause))
 
     def _lane_of(

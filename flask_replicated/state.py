@@ -146,12 +146,13 @@ class AppState:
         # of the rule spares a call.)
         rule = current.url_rule
         key = None if rule is None else rule.endpoint, current.method
-        decision = self._decisions.get(key)
+        known = self._decisions
+        decision = known.get(key)
         if decision is None:
             decision = self._decide(state, current, pinned=False)
             # So the keys are bounded: a rule that lists its methods takes no other.
             if rule is not None and rule.methods is not None:
-                self._decisions[key] = decision
+                known[key] = decision
         seconds = self.settings.pin_seconds
         if decision.by_method and seconds:
             written = self.pins.last_write(current)
@@ -199,7 +200,8 @@ class AppState:
                 else "fail, or send it twice",
             )
         self.writers[endpoint] += 1
-        self._decisions.clear()
+        # Another one: what is being decided at this moment is not for it.
+        self._decisions = {}
 
     def in_known_writer(self) -> bool:
         """Whether the running request's endpoint writes in ways not recognised."""

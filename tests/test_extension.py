@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from tests.support import (
     Site,
     break_file,
     build_fixture,
+    database_bytes,
     make_file,
     make_models,
     sqlite_url,
@@ -162,6 +164,21 @@ class TestSharing:
                 assert second.who() == "master"
         with second.app.test_request_context():
             assert second.who() in REPLICAS
+
+    def test_session_of_two_applications(self, build: Build, tmp_path: Path) -> None:
+        """A session that serves two applications reads from each one's own servers."""
+        db = SQLAlchemy(session_options={"scopefunc": threading.get_ident})
+        folders = [tmp_path / name for name in ("one", "two")]
+        for folder in folders:
+            folder.mkdir()
+        (folders[1] / "master.db").write_bytes(database_bytes("other"))
+        one, two = (build(db=db, folder=folder) for folder in folders)
+        with one.app.test_request_context():
+            assert one.who() in REPLICAS
+            db.session.rollback()
+            with two.app.app_context():
+                assert two.who() == "other"
+            db.session.rollback()
 
 
 class TestWithoutReplicas:

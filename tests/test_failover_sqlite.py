@@ -139,6 +139,54 @@ class TestOneDown:
         assert site.entries() == ["kept"]
 
 
+class TestBusy:
+    """A replica lives, and has no connection to spare."""
+
+    def test_at_rest(self, site: Site) -> None:
+        """A request goes on with its replica, which others leave alone for a while."""
+        with site.app.test_request_context():
+            first = site.who()
+            site.db.session.commit()
+            pool = site.db.engine.replicas.replica_pool  # type: ignore[attr-defined]  # the routed engine
+            pool.rest(pool.member(first), 60, OSError("too many clients"))
+            assert site.who() == first
+        assert first not in site.count(6)
+
+    def test_exhausted(self, build: Build, tmp_path: Path) -> None:
+        """A request whose replica has none for it any more goes on with the primary."""
+        small = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.01}
+        urls = {name: f"sqlite:///{make_file(tmp_path, name)}" for name in REPLICAS}
+        site = build([], binds={name: {"url": urls[name], **small} for name in urls})
+        with site.app.test_request_context():
+            first = site.who()
+            site.db.session.commit()
+            with site.db.engines[first].connect():
+                assert site.who() == "master"
+            site.db.session.commit()
+            assert site.who() == "master"
+
+
+class TestTimeLimit:
+    """Replicas are tried for so long, and no longer."""
+
+    def test_over(self, build: Build, clock: Clock, tmp_path: Path) -> None:
+        """When the time is over no further replica is tried."""
+        for limit, tried in ((0, 2), (60, 3)):
+            site = fragile(
+                build,
+                tmp_path,
+                REPLICATED_FAILOVER_TIMEOUT=limit,
+                REPLICATED_BREAKER_THRESHOLD=1,
+            )
+            for name in REPLICAS:
+                break_file(tmp_path, name)
+            with site.app.test_request_context():
+                assert site.who() == "master"
+                pool = site.db.engine.replicas.replica_pool  # type: ignore[attr-defined]  # the routed engine
+            members = pool.snapshot().members
+            assert sum(one.state == "open" for one in members) == tried
+
+
 class TestReturn:
     """A replica comes back."""
 

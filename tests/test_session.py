@@ -270,3 +270,46 @@ class TestReplicasRefuse:
             pytest.raises(OperationalError, match="readonly"),
         ):
             connection.exec_driver_sql("INSERT INTO entry (text) VALUES ('new')")
+
+
+class TestGetBind:
+    """What somebody gets who asks a session for its bind."""
+
+    def test_is_an_engine(self, site: Site) -> None:
+        """It stands for the primary, whatever the session has done."""
+        with site.app.test_request_context():
+            primary = site.db.session.get_bind()
+            assert isinstance(primary, sa.Engine)
+            assert primary == site.db.engine.real  # type: ignore[attr-defined]  # the routed engine
+            assert core(primary) == "master"
+            site.who()
+            assert site.db.session.get_bind() is primary
+            site.db.session.add(site.entry(text="one"))
+            site.db.session.flush()
+            assert site.db.session.get_bind() is primary
+            with using_slave():
+                replicas = site.db.session.get_bind()
+                assert isinstance(replicas, sa.Engine)
+                assert core(replicas) in REPLICAS
+
+    def test_serves_another_session(self, site: Site) -> None:
+        """A plain session that is bound to it sees its own rows, in one transaction."""
+        with site.app.test_request_context():
+            for ask in ({}, {"mapper": site.entry}):
+                with sa.orm.Session(bind=site.db.session.get_bind(**ask)) as other:
+                    before = len(other.scalars(sa.select(site.entry)).all())
+                    other.add(site.entry(text="one"))
+                    other.flush()
+                    assert len(other.scalars(sa.select(site.entry)).all()) == before + 1
+                    other.rollback()
+        assert site.entries() == []
+
+    def test_given_back(self, site: Site) -> None:
+        """Given back as a statement's bind it means the connection that is there."""
+        with site.app.test_request_context():
+            bound = {"bind": site.db.session.get_bind()}
+            session = site.db.session
+            session.add(site.entry(text="one"))
+            session.flush()
+            found = session.scalars(sa.select(site.entry), bind_arguments=bound)
+            assert len(found.all()) == 1
