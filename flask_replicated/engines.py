@@ -325,6 +325,8 @@ class RoutedEngine(_EngineShape):
         return self._named(self.primary.connect())
 
     def _named(self, connection: Connection) -> Connection:
+        if isinstance(connection, ReplicaConnection):
+            connection.of_session = False
         real = connection.engine
         alias = self._aliases.get(real)
         if alias is None:
@@ -342,6 +344,8 @@ class RoutedEngine(_EngineShape):
         reads = active_role() is Role.REPLICA
         shape: Engine = self.replicas if reads else self.primary
         with shape.connect() as connection, connection.begin():
+            if isinstance(connection, ReplicaConnection):
+                connection.of_session = False
             yield connection
 
     def execution_options(self, **options: Any) -> PrimaryEngine:  # type: ignore[override]  # an engine all the same

@@ -127,7 +127,7 @@ class _Ways:
         """Remember which connection a session's transaction has begun on."""
         if self.root is None or self.root() is not root:
             self.root, self.lane, self.losses = weakref.ref(root), None, 0
-            self.lanes, self.reads, self.primaries = {}, {}, {}
+            self.lanes, self.reads, self.primaries = {}, {}, _EMPTY
         if isinstance(connection, ReplicaConnection):
             shape = connection.shape
             self.reads[shape] = connection
@@ -139,6 +139,8 @@ class _Ways:
 
     def _note_primary(self, connection: PrimaryConnection) -> None:
         routed = connection.shape.routed
+        if self.primaries is _EMPTY:
+            self.primaries = {}
         earlier = self.primaries.setdefault(connection.engine, connection)
         # Where every replica is out the primary serves their reads. Should this
         # transaction have written there already, the earlier connection goes on:

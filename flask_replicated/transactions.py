@@ -18,7 +18,7 @@ from sqlalchemy import (
 )
 
 if TYPE_CHECKING:
-    from .connections import PrimaryConnection
+    from .connections import PrimaryConnection, ReplicaConnection
 
 logger = logging.getLogger("flask_replicated")
 
@@ -88,9 +88,22 @@ class _Harmless(Transaction):
 
 
 class ReadTransaction(_Harmless, RootTransaction):
-    """A replica's transaction."""
+    """A replica's transaction.
 
-    __slots__ = ()
+    A session that is done with a transaction closes it and then its connection. The
+    connection does both at once, and spares its pool a second rollback; so a session's
+    own first word is left to it.
+    """
+
+    __slots__ = ("_left",)
+
+    def close(self) -> None:
+        """End it, now or with the session's connection."""
+        connection = cast("ReplicaConnection", self.connection)
+        if connection.of_session and not hasattr(self, "_left"):
+            self._left = True
+        else:
+            super().close()
 
 
 class ReadTwoPhase(_Harmless, TwoPhaseTransaction):
