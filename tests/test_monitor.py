@@ -16,8 +16,9 @@ from flask_sqlalchemy import SQLAlchemy
 from balancers import Permit, Pool
 from examples.cluster import wait_until
 from flask_replicated import FlaskReplicated, replicated_engine, using_slave
-from flask_replicated.monitor import Monitor, Policy, _Look, _Probe
+from flask_replicated.monitor import Monitor, Policy
 from flask_replicated.positions import Observation, observer_of
+from flask_replicated.probes import Look, Probe
 from tests.support import Build, break_file, build_fixture, make_file, sqlite_url
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def test_ends_while_looking(
     """A connection is closed whenever in a look the end comes."""
     target = sa.create_engine(sqlite_url(make_file(tmp_path, "slave_1")))
     (member,) = Pool({"slave_1": target}).members
-    probe = _Probe(member)
+    probe = Probe(member)
     opened = probe._connect()
     closed: list[bool] = []
 
@@ -165,7 +166,7 @@ def test_ends_while_looking(
 
     monkeypatch.setattr(probe, "_connect", connect)
     monkeypatch.setattr(probe, "_keep", True)
-    look = _Look(probe, Permit(0), 0.0, anew=False)
+    look = Look(probe, Permit(0), 0.0, anew=False)
     probe.looking = True
     look.run(SimpleQueue())
     if when == "after":
