@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import socket
 import threading
 import weakref
 from queue import SimpleQueue
@@ -19,6 +21,7 @@ from flask_replicated import FlaskReplicated, replicated_engine, using_slave
 from flask_replicated.monitor import Monitor, Policy
 from flask_replicated.positions import Observation, observer_of
 from flask_replicated.probes import Look, Probe
+from flask_replicated.sockets import leave_to_parent
 from tests.support import Build, break_file, build_fixture, make_file, sqlite_url
 
 if TYPE_CHECKING:
@@ -173,6 +176,32 @@ def test_ends_while_looking(
         assert not closed
         probe.end()
     assert closed
+
+
+@pytest.mark.parametrize(("overslept", "deadline"), [(-0.3, 7.0), (0.01, 7.0), (3, 10)])
+def test_held_up(engine: RoutedEngine, overslept: float, deadline: float) -> None:
+    """While this process itself was held up, no server was silent."""
+    read(engine)
+    running = engine.monitor._round
+    assert running is not None
+    (member, *_) = engine.replicas.replica_pool.members
+    look = Look(Probe(member), Permit(0), 7.0, anew=False)
+    engine.monitor.stop()
+    wait_until(lambda: not monitors(), "the monitor to end")
+    running._looks = {member: look}
+    running._forgive(overslept)
+    assert look.deadline == deadline
+
+
+def test_left_to_the_parent() -> None:
+    """Who still has an inherited connection reaches nobody; the parent's lives."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, socket.socket(fileno=os.dup(ours.fileno())) as parents:
+        leave_to_parent(ours)
+        with pytest.raises(OSError, match="socket"):
+            ours.send(b"goodbye")
+        parents.send(b"hello")
+        assert theirs.recv(100) == b"hello"
 
 
 def test_switched_off(build: Build) -> None:
