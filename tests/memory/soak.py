@@ -86,6 +86,7 @@ class Report:
 
         To keep one request of each hundred alive is to keep some dozens of objects
         for each; what caches hold differs by some hundreds from moment to moment.
+        Blocks may be more: SQLAlchemy's dialects keep every name they have quoted.
         """
         bound = max(1000, self.requests // 50)
         grown = self.growth.objects > bound or self.growth.blocks > 3 * bound
