@@ -35,6 +35,13 @@ ROOT: Final = Path(__file__).parents[2]
 PATIENCE: Final = 30.0
 """Seconds after which a visitor gives up."""
 
+_COMMON: Final = {
+    # The servers hang here, not the workers: nobody should kill those.
+    "--timeout": 120,
+    "--log-level": "warning",
+    "--worker-tmp-dir": os.environ.get("TMPDIR", "/tmp"),
+}
+
 Answer = tuple[int, dict[str, Any]]
 """The status and the fields of an answer."""
 
@@ -162,15 +169,8 @@ def started(
     """
     with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
         port = listener.getsockname()[1]
-        common = {
-            "--bind": f"fd://{listener.fileno()}",
-            "--workers": workers,
-            # The servers hang here, not the workers: nobody should kill those.
-            "--timeout": 120,
-            "--log-level": "warning",
-            "--worker-tmp-dir": os.environ.get("TMPDIR", "/tmp"),
-        }
-        both = {**common, **options}.items()
+        bound = {"--bind": f"fd://{listener.fileno()}", "--workers": workers}
+        both = {**_COMMON, **bound, **options}.items()
         words = [str(word) for option in both for word in option if word != ""]
         # gunicorn takes more options from the environment.
         process = subprocess.Popen(
