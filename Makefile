@@ -8,9 +8,10 @@ WORKERS ?= auto
 DEMO ?=
 CHAOS ?=
 FOREIGN ?=
+SOAK ?=
 FRESH ?=
 
-.PHONY: test check demo bench chaos foreign long clean
+.PHONY: test check demo bench chaos foreign soak long clean
 
 test: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) --benchmark-disable $(TESTS)
@@ -40,6 +41,11 @@ chaos: $(READY)
 # Other projects' tests, with and without replicas; FOREIGN=flask-admin runs one.
 foreign: $(READY)
 	$(BIN)/python -m tests.foreign $(FOREIGN)
+
+# 100,000 requests of every kind to one process, which must keep nothing of them;
+# SOAK=--traced counts bytes, too.
+soak: $(READY)
+	$(BIN)/python -m tests.memory $(SOAK)
 
 $(READY): pyproject.toml
 	@echo "Setting up $(VENV) (once) ..."

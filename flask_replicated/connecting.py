@@ -11,7 +11,8 @@ import asyncio
 import os
 import time
 from contextlib import contextmanager
-from threading import BoundedSemaphore, local
+from contextvars import ContextVar
+from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
@@ -28,21 +29,17 @@ _LOOK = 0.02
 """Seconds between two looks of a coroutine, which must not block its loop."""
 
 
-class _Thread(local):
-    limited = True
-
-
-_thread = _Thread()
+_limited: ContextVar[bool] = ContextVar("flask_replicated_limited", default=True)
 
 
 @contextmanager
 def unlimited() -> Iterator[None]:
     """Let this thread connect at once: a watcher must not wait for those it watches."""
-    _thread.limited = False
+    token = _limited.set(False)
     try:
         yield
     finally:
-        _thread.limited = True
+        _limited.reset(token)
 
 
 class _Places:
@@ -128,7 +125,7 @@ def limit_connecting(
             connection = listener(dialect, record, cargs, cparams)
             if connection is not None:
                 return connection
-        if not _thread.limited:
+        if not _limited.get():
             return dialect.connect(*cargs, **cparams)
         with places.take(in_loop=dialect.is_async):
             return dialect.connect(*cargs, **cparams)

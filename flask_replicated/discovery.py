@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import importlib
 import logging
+import os
 import random
 import threading
 import weakref
@@ -187,7 +188,8 @@ def _run(
     source: Source,
 ) -> None:
     """Look and tell until nobody wants it; keep nobody alive while it waits."""
-    while not stop.is_set():
+    process = os.getpid()  # a greenlet goes on in a forked child, which has its own
+    while not stop.is_set() and os.getpid() == process:
         found: list[Place] | Exception
         try:
             found = _look(source)
@@ -195,6 +197,8 @@ def _run(
             found = error
         told, routed = discovery(), owner()
         if told is None or routed is None or stop.is_set():
+            return
+        if os.getpid() != process:
             return
         try:
             if isinstance(found, Exception):

@@ -10,35 +10,35 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
+import queue
 import random
 import threading
 import time
 import weakref
-from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakSet
 
 from balancers.errors import UnknownMember, error_text
 
-from .connecting import unlimited
 from .errors import ReplicaLagsError, ReplicaSilentError, WrongRoleError
 from .failures import Verdict, judge_connect
-from .positions import Observation, observer_of, sees_it_answer
-from .sockets import hang_up
+from .probes import Look, Probe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from sqlalchemy import Engine
 
-    from balancers import Member, Permit, Pool
+    from balancers import Member, Pool
 
-    from .positions import Observer
     from .replicas import Replica
 
 __all__ = ["Monitor", "Policy"]
 
 logger = logging.getLogger("flask_replicated")
+
+_LATE = 0.05
+"""Seconds that a process may wake too late before it doubts its own clock."""
 
 
 class Policy(NamedTuple):
@@ -55,128 +55,6 @@ class Policy(NamedTuple):
     timeout: float
     max_lag: float | None
     role_check: bool
-
-
-class _Look:
-    """One look at one replica, in a thread of its own.
-
-    Attributes:
-        member: The replica.
-        permit: What the breaker knew when it began.
-        deadline: The clock's reading at which it is given up; after that, at which
-            this is said again.
-        late: Whether it was given up.
-        found: What it saw, or the error.
-    """
-
-    def __init__(
-        self, probe: _Probe, permit: Permit, deadline: float, *, anew: bool
-    ) -> None:
-        self.member = probe.member
-        self.permit = permit
-        self.deadline = deadline
-        self.late = False
-        self.found: Observation | Exception = Observation()
-        self._probe = probe
-        self._anew = anew
-
-    def run(self, done: SimpleQueue[_Look | None]) -> None:
-        """Look, then say so."""
-        probe = self._probe
-        try:
-            self.found = probe.look(anew=self._anew)
-        except Exception as error:  # noqa: BLE001 - drivers raise what they like
-            self.found = error
-        # In this order, and the other way round in end(): whichever thread comes
-        # second sees that it has to close the connection.
-        probe.looking = False
-        if probe.over:
-            probe.close()
-        done.put(self)
-
-
-class _Probe:
-    """The monitor's own connection to one replica.
-
-    It is kept from one look to the next. Where only a new one can vouch for the
-    server (after an outage), or keeping one costs more than it saves (a file), it is
-    opened anew.
-
-    Attributes:
-        member: The replica.
-        looking: Whether a look goes on.
-        over: Whether nobody will look any more.
-    """
-
-    def __init__(self, member: Member[Engine]) -> None:
-        self.member = member
-        engine = member.target
-        # The pool's own way to a new connection, past the pool: the same driver and
-        # options, and nobody who counts the application's connections sees this one.
-        pool: Any = engine.pool
-        self._connect: Callable[[], Any] = pool._creator  # noqa: SLF001 - its one name
-        self._observe = observer_of(engine.dialect.name)
-        self._keep = engine.dialect.name != "sqlite"
-        self._connection: Any = None
-        self.looking = self.over = False
-
-    def look(self, *, anew: bool) -> Observation:
-        """Ask the server."""
-        if anew:
-            self.close()
-        kept = self._connection is not None
-        try:
-            return self._ask()
-        except Exception:
-            self.close()
-            if not kept:
-                raise
-        return self._ask()  # the kept one may just have been old
-
-    def _ask(self) -> Observation:
-        if self._connection is None:
-            with unlimited():
-                self._connection = self._connect()
-        connection = self._connection
-        try:
-            found = _asked(connection, self._observe)
-        except Exception:  # noqa: BLE001 - should it have died, the next line says so
-            # A server that lives need not know what it is asked, nor may the account.
-            connection.rollback()
-            found = _asked(connection, sees_it_answer)
-        connection.rollback()  # or it would stay idle in a transaction
-        if not self._keep:
-            self.close()
-        return found
-
-    def close(self) -> None:
-        """Close the connection, if there is one."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with contextlib.suppress(Exception):
-                connection.close()
-
-    def end(self) -> None:
-        """Close the connection for good; a look that goes on does it when it ends."""
-        self.over = True
-        if self.looking:
-            self.wake()
-        else:
-            self.close()
-
-    def wake(self) -> None:
-        """End a look that hangs, if it waits on a socket that can be known."""
-        connection = self._connection
-        if connection is not None:
-            hang_up(connection)
-
-
-def _asked(connection: Any, observe: Observer) -> Observation:
-    cursor = connection.cursor()
-    try:
-        return observe(cursor)
-    finally:
-        cursor.close()
 
 
 class Monitor:
@@ -239,6 +117,7 @@ class Monitor:
         """Forget, in a child process, what is the parent's: its thread, its sockets."""
         self._lock = threading.Lock()
         if self._round is not None:
+            self._round.abandon()
             # To drop a driver's connection might end it, for the parent too.
             _inherited.append(self._round)
         self._round = None
@@ -269,21 +148,34 @@ class _Round:
         self._replicas = replicas
         self._policy = policy
         self._owner = weakref.ref(owner)
-        self._done: SimpleQueue[_Look | None] = SimpleQueue()
-        self._looks: dict[Member[Engine], _Look] = {}
-        self._probes: dict[Member[Engine], _Probe] = {}
+        # By its module's name: it may be gevent's by now, and the class that was there
+        # when this was imported would hold up every greenlet.
+        self._done: queue.SimpleQueue[Look | None] = queue.SimpleQueue()
+        self._looks: dict[Member[Engine], Look] = {}
+        self._probes: dict[Member[Engine], Probe] = {}
         self._due: dict[Member[Engine], float] = {}
         self._unmeasured: set[str] = set()
-        self._stopped = False
+        self._stopped = self._abandoned = False
 
     def stop(self) -> None:
         """Let run() return soon."""
         self._stopped = True
         self._done.put(None)
 
+    def abandon(self) -> None:
+        """Do nothing any more in a forked child, where greenlets go on.
+
+        Nothing is sent to a server: what is open belongs to the parent. Nor do they
+        end, for ``threading`` has forgotten them and would say so; they wait for
+        nothing.
+        """
+        self._stopped = self._abandoned = True
+        for probe in self._probes.values():
+            probe.abandon()
+
     def run(self) -> None:
         """Look at every replica again and again."""
-        look: _Look | None = None
+        look: Look | None = None
         while not self._stopped and self._owner() is not None:
             try:
                 if look is not None:
@@ -292,12 +184,26 @@ class _Round:
             except Exception:
                 logger.exception("the monitor of replicas has failed and goes on")
                 wait = self._policy.interval
+            asleep = time.monotonic()
             try:
                 look = self._done.get(timeout=wait)
-            except Empty:
+            except queue.Empty:
                 look = None
+            self._forgive(time.monotonic() - asleep - wait)
+        while self._abandoned:
+            self._done.get()
         for probe in self._probes.values():
             probe.end()
+
+    def _forgive(self, seconds: float) -> None:
+        """Hold no silence against a replica while which nobody here could listen.
+
+        A process that is stopped, starved, or whose greenlets a driver holds up, has
+        not heard the answer that may be there.
+        """
+        if seconds > _LATE:
+            for look in self._looks.values():
+                look.deadline += seconds
 
     def _step(self) -> float:
         """Begin what is due, give up what is late; return seconds to the next step."""
@@ -331,10 +237,10 @@ class _Round:
         self._due[member] = now + self._spread(0.8, 1.2)
         probe = self._probes.get(member)
         if probe is None:
-            probe = self._probes[member] = _Probe(member)
+            probe = self._probes[member] = Probe(member)
         # Only a new connection can tell whether an outage is over.
         permit = self._pool.permit(member)
-        look = _Look(probe, permit, now + self._policy.timeout, anew=not permit.quiet)
+        look = Look(probe, permit, now + self._policy.timeout, anew=not permit.quiet)
         self._looks[member] = look
         probe.looking = True
         threading.Thread(
@@ -344,7 +250,7 @@ class _Round:
             daemon=True,
         ).start()
 
-    def _give_up(self, look: _Look, now: float) -> None:
+    def _give_up(self, look: Look, now: float) -> None:
         """Take out a replica that says nothing, and release who waits for it."""
         self._unfit(
             look.member, ReplicaSilentError(look.member.name, self._policy.timeout)
@@ -367,7 +273,7 @@ class _Round:
                 released,
             )
 
-    def _conclude(self, look: _Look) -> None:
+    def _conclude(self, look: Look) -> None:
         """Tell the pool what a look has found."""
         if self._looks.get(look.member) is not look:
             return
@@ -384,7 +290,7 @@ class _Round:
         except UnknownMember:  # it has been removed meanwhile
             pass
 
-    def _fault(self, look: _Look) -> Exception | None:
+    def _fault(self, look: Look) -> Exception | None:
         """Return why a replica must not be used, if so."""
         name, found = look.member.name, look.found
         if isinstance(found, Exception):

@@ -11,6 +11,7 @@ import asyncio
 import functools
 import inspect
 import threading
+import weakref
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar, cast
 
@@ -22,6 +23,8 @@ from .state import current_request_state, this_request
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from contextlib import AbstractContextManager
+
+    from flask import Request
 
 __all__ = [
     "active_role",
@@ -41,8 +44,12 @@ class _Block(NamedTuple):
     role: Role
     maker: Using
     owner: object
-    request: object
+    request: weakref.ref[Request] | None
     outer: _Block | None
+
+    def is_over(self) -> bool:
+        """Whether the request is gone in which it was opened."""
+        return self.request is not None and self.request() is None
 
 
 current_block: ContextVar[_Block | None] = ContextVar(
@@ -58,7 +65,7 @@ def _owner() -> object:
     return task or threading.current_thread()
 
 
-def _request() -> object:
+def _request() -> Request | None:
     return this_request() if has_request_context() else None
 
 
@@ -68,15 +75,28 @@ def active_role() -> Role | None:
     A block that was opened in a request ends with it at the latest: one in a
     generator that nobody finishes must not reach the next request.
     """
-    block = current_block.get()
+    block = _without_rest()
     if block is None:
         return None
     owner, request = _owner(), _request()
     while block is not None:
-        if block.owner is owner and block.request in (None, request):
+        if block.owner is owner and (
+            block.request is None
+            or (request is not None and block.request() is request)
+        ):
             return block.role
         block = block.outer
     return None
+
+
+def _without_rest() -> _Block | None:
+    """Return the innermost block; forget those that their requests have left open."""
+    found = block = current_block.get()
+    while block is not None and block.is_over():
+        block = block.outer
+    if block is not found:
+        current_block.set(block)
+    return block
 
 
 class Using:
@@ -90,8 +110,9 @@ class Using:
         self._role = role
 
     def __enter__(self) -> None:
-        outer = current_block.get()
-        current_block.set(_Block(self._role, self, _owner(), _request(), outer))
+        outer, request = _without_rest(), _request()
+        opened_in = None if request is None else weakref.ref(request)
+        current_block.set(_Block(self._role, self, _owner(), opened_in, outer))
 
     def __exit__(self, *_: object) -> None:
         current_block.set(_without(current_block.get(), self))

@@ -6,7 +6,7 @@ import os
 import socket
 from typing import Any
 
-__all__ = ["fileno_of", "hang_up"]
+__all__ = ["fileno_of", "hang_up", "leave_to_parent"]
 
 
 def fileno_of(connection: Any) -> int | None:
@@ -50,3 +50,19 @@ def hang_up(connection: Any) -> bool:
         except OSError:  # it has ended already
             return False
     return True
+
+
+def leave_to_parent(connection: Any) -> None:
+    """In a forked child, let whoever still has a connection reach nobody.
+
+    Its socket is the parent's, too: whatever is sent or read here, the parent would
+    miss. A greenlet that waits on it goes on in the child, and a driver that is done
+    with it says goodbye. So the descriptor stands for nothing from now on; the
+    parent's own is as it was.
+    """
+    number = fileno_of(connection)
+    if number is None:
+        return
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nowhere, number, inheritable=False)
+    os.close(nowhere)

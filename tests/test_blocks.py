@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from typing import TYPE_CHECKING, Any
@@ -11,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from flask_replicated import using_master, using_slave
+from flask_replicated.scopes import current_block
 from tests.support import REPLICAS, Build, Site, build_fixture
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from flask import Request
 
 build = build_fixture
 
@@ -180,3 +185,31 @@ def test_decorated_generator(site: Site) -> None:
 
     with site.app.app_context():
         assert list(rows()) == ["replica", "replica", "primary"]
+
+
+def test_never_left(site: Site) -> None:
+    """A block that a request has left open is gone with it, and keeps nothing."""
+    ended: list[weakref.ref[Request]] = []
+    for _ in range(3):
+        with site.app.test_request_context() as context:
+            ended.append(weakref.ref(context.request))
+            using_master().__enter__()
+            assert site.role() == "primary"
+        del context
+        gc.collect()
+    assert [request() for request in ended] == [None, None, None]
+    with site.app.test_request_context():
+        assert site.role() == "replica"
+    assert current_block.get() is None
+
+
+def test_never_left_in_an_inner_request(site: Site) -> None:
+    """The block of the request outside goes on."""
+    with site.app.test_request_context(), using_master():
+        with site.app.test_request_context():
+            using_slave().__enter__()
+            assert site.role() == "replica"
+        gc.collect()
+        assert site.role() == "primary"
+    with site.app.app_context(), using_slave():
+        assert site.role() == "replica"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import socket
 import threading
 import weakref
 from queue import SimpleQueue
@@ -16,8 +18,10 @@ from flask_sqlalchemy import SQLAlchemy
 from balancers import Permit, Pool
 from examples.cluster import wait_until
 from flask_replicated import FlaskReplicated, replicated_engine, using_slave
-from flask_replicated.monitor import Monitor, Policy, _Look, _Probe
+from flask_replicated.monitor import Monitor, Policy
 from flask_replicated.positions import Observation, observer_of
+from flask_replicated.probes import Look, Probe
+from flask_replicated.sockets import leave_to_parent
 from tests.support import Build, break_file, build_fixture, make_file, sqlite_url
 
 if TYPE_CHECKING:
@@ -141,7 +145,7 @@ def test_ends_while_looking(
     """A connection is closed whenever in a look the end comes."""
     target = sa.create_engine(sqlite_url(make_file(tmp_path, "slave_1")))
     (member,) = Pool({"slave_1": target}).members
-    probe = _Probe(member)
+    probe = Probe(member)
     opened = probe._connect()
     closed: list[bool] = []
 
@@ -165,13 +169,39 @@ def test_ends_while_looking(
 
     monkeypatch.setattr(probe, "_connect", connect)
     monkeypatch.setattr(probe, "_keep", True)
-    look = _Look(probe, Permit(0), 0.0, anew=False)
+    look = Look(probe, Permit(0), 0.0, anew=False)
     probe.looking = True
     look.run(SimpleQueue())
     if when == "after":
         assert not closed
         probe.end()
     assert closed
+
+
+@pytest.mark.parametrize(("overslept", "deadline"), [(-0.3, 7.0), (0.01, 7.0), (3, 10)])
+def test_held_up(engine: RoutedEngine, overslept: float, deadline: float) -> None:
+    """While this process itself was held up, no server was silent."""
+    read(engine)
+    running = engine.monitor._round
+    assert running is not None
+    (member, *_) = engine.replicas.replica_pool.members
+    look = Look(Probe(member), Permit(0), 7.0, anew=False)
+    engine.monitor.stop()
+    wait_until(lambda: not monitors(), "the monitor to end")
+    running._looks = {member: look}
+    running._forgive(overslept)
+    assert look.deadline == deadline
+
+
+def test_left_to_the_parent() -> None:
+    """Who still has an inherited connection reaches nobody; the parent's lives."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, socket.socket(fileno=os.dup(ours.fileno())) as parents:
+        leave_to_parent(ours)
+        with pytest.raises(OSError, match="socket"):
+            ours.send(b"goodbye")
+        parents.send(b"hello")
+        assert theirs.recv(100) == b"hello"
 
 
 def test_switched_off(build: Build) -> None:

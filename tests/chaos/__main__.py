@@ -24,7 +24,7 @@ from .faults import FAULTS
 from .run import run
 from .schedule import schedule
 from .table import checks, faults_table, summary_table
-from .workers import gunicorn, in_process
+from .workers import greenlets, gunicorn, in_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -60,9 +60,10 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--workers",
-        choices=("threads", "gunicorn", "both"),
+        choices=("threads", "gunicorn", "gevent", "both"),
         default="both",
-        help="who serves: threads of this process, or two processes (default: both)",
+        help="who serves: threads of this process, two processes, two processes of "
+        "greenlets (default: both of the first)",
     )
     arguments = parser.parse_args(words)
     arguments.faults = arguments.faults.split(",")
@@ -85,6 +86,14 @@ class _Log(logging.Handler):
         self._note(f"  log: {record.getMessage().partition(': ')[0]}")
 
 
+def _is_installed(name: str, console: Console) -> bool:
+    needed = {"gunicorn": ("gunicorn",), "gevent": ("gunicorn", "gevent")}
+    missing = [one for one in needed.get(name, ()) if find_spec(one) is None]
+    if missing:
+        console.print(f"{missing[0]} is not installed: its workers serve nothing.")
+    return not missing
+
+
 def _show(report: Report, console: Console) -> None:
     console.print(faults_table(report))
     for outcome in report.outcomes:
@@ -105,13 +114,12 @@ def main(words: Sequence[str] | None = None) -> int:
         console.print(f"{time.monotonic() - start:6.1f} s  {text}", soft_wrap=True)
 
     logging.getLogger("flask_replicated").addHandler(_Log(note))
-    servers = {"threads": in_process, "gunicorn": gunicorn}
-    chosen = [name for name in servers if arguments.workers in (name, "both")]
-    if "gunicorn" in chosen and find_spec("gunicorn") is None:
-        console.print("gunicorn is not installed: nothing is served by its workers.")
-        chosen.remove("gunicorn")
-        if not chosen:
-            return 1
+    servers = {"threads": in_process, "gunicorn": gunicorn, "gevent": greenlets}
+    both = arguments.workers == "both"
+    wanted = ["threads", "gunicorn"] if both else [arguments.workers]
+    chosen = [name for name in wanted if _is_installed(name, console)]
+    if not chosen:
+        return 1
     console.print(f"seed {arguments.seed}")
     if not HAS_MONITOR:
         console.print("No background monitor: a server that hangs will be noticed.")

@@ -21,11 +21,26 @@ from .app import ENVIRONMENT, Application
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-__all__ = ["Answer", "Service", "Visitor", "gunicorn", "in_process"]
+__all__ = [
+    "Answer",
+    "Service",
+    "Visitor",
+    "greenlets",
+    "gunicorn",
+    "in_process",
+    "started",
+]
 
 ROOT: Final = Path(__file__).parents[2]
 PATIENCE: Final = 30.0
 """Seconds after which a visitor gives up."""
+
+_COMMON: Final = {
+    # The servers hang here, not the workers: nobody should kill those.
+    "--timeout": 120,
+    "--log-level": "warning",
+    "--worker-tmp-dir": os.environ.get("TMPDIR", "/tmp"),
+}
 
 Answer = tuple[int, dict[str, Any]]
 """The status and the fields of an answer."""
@@ -118,48 +133,72 @@ def gunicorn(
     config: Mapping[str, Any], workers: int = 2, threads: int = 8
 ) -> Iterator[Service]:
     """Serve the application from worker processes of gunicorn."""
+    options = {"--worker-class": "gthread", "--threads": threads}
+    environment = {ENVIRONMENT: json.dumps(config)}
+    named = "tests.chaos.app:served()"
+    with started(named, environment, "/state", workers, options) as service:
+        yield service
+
+
+@contextlib.contextmanager
+def greenlets(config: Mapping[str, Any], workers: int = 2) -> Iterator[Service]:
+    """Serve it from gunicorn's workers of greenlets, which fork once it is loaded."""
+    options = {"--worker-class": "gevent", "--preload": ""}
+    environment = {ENVIRONMENT: json.dumps(config)}
+    named = "tests.chaos.cooperative:served()"
+    with started(named, environment, "/state", workers, options) as service:
+        yield service
+
+
+@contextlib.contextmanager
+def started(
+    application: str,
+    environment: Mapping[str, str],
+    page: str,
+    workers: int,
+    options: Mapping[str, object],
+) -> Iterator[Service]:
+    """Start gunicorn, and wait until every worker has answered.
+
+    Args:
+        application: What it serves, in its words.
+        environment: Variables that the application reads.
+        page: Tells the process in a field ``pid``.
+        workers: How many processes serve.
+        options: Of gunicorn, beside those that hold for all.
+    """
     with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
         port = listener.getsockname()[1]
-        options = {
-            "--bind": f"fd://{listener.fileno()}",
-            "--workers": workers,
-            "--worker-class": "gthread",
-            "--threads": threads,
-            # The servers hang here, not the workers: nobody should kill those.
-            "--timeout": 120,
-            "--log-level": "warning",
-            "--worker-tmp-dir": os.environ.get("TMPDIR", "/tmp"),
-        }
-        words = [str(word) for option in options.items() for word in option]
-        environment = {
-            **os.environ,
-            ENVIRONMENT: json.dumps(config),
-            # gunicorn takes more options from here.
-            "GUNICORN_CMD_ARGS": "",
-        }
+        bound = {"--bind": f"fd://{listener.fileno()}", "--workers": workers}
+        both = {**_COMMON, **bound, **options}.items()
+        words = [str(word) for option in both for word in option if word != ""]
+        # gunicorn takes more options from the environment.
         process = subprocess.Popen(
-            [sys.executable, "-m", "gunicorn", *words, "tests.chaos.app:served()"],
+            [sys.executable, "-m", "gunicorn", *words, application],
             cwd=ROOT,
-            env=environment,
+            env={**os.environ, **environment, "GUNICORN_CMD_ARGS": ""},
             pass_fds=[listener.fileno()],
             start_new_session=True,
         )
         try:
             service = _Gunicorn(port, workers)
-            wait_until(_answers(service, process), "gunicorn to answer", timeout=30)
+            answers = _answers(service, process, page)
+            wait_until(answers, "gunicorn to answer", timeout=30)
             yield service
         finally:
             _end(process)
 
 
-def _answers(service: Service, process: subprocess.Popen[bytes]) -> Callable[[], bool]:
+def _answers(
+    service: Service, process: subprocess.Popen[bytes], page: str
+) -> Callable[[], bool]:
     seen: set[int] = set()
 
     def answers() -> bool:
         if process.poll() is not None:
             raise RuntimeError(f"gunicorn ended with {process.returncode}.")
         with contextlib.suppress(OSError, http.client.HTTPException):
-            status, fields = service.visitor().ask("GET", "/state")
+            status, fields = service.visitor().ask("GET", page)
             if status == 200:
                 seen.add(fields["pid"])
         return len(seen) == service.workers

@@ -1,0 +1,154 @@
+"""One look at one replica, over the monitor's own connection to it."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from .connecting import unlimited
+from .positions import Observation, observer_of, sees_it_answer
+from .sockets import hang_up, leave_to_parent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from queue import SimpleQueue
+
+    from sqlalchemy import Engine
+
+    from balancers import Member, Permit
+
+    from .positions import Observer
+
+__all__ = ["Look", "Probe"]
+
+
+class Look:
+    """One look at one replica, in a thread of its own.
+
+    Attributes:
+        member: The replica.
+        permit: What the breaker knew when it began.
+        deadline: The clock's reading at which it is given up; after that, at which
+            this is said again.
+        late: Whether it was given up.
+        found: What it saw, or the error.
+    """
+
+    def __init__(
+        self, probe: Probe, permit: Permit, deadline: float, *, anew: bool
+    ) -> None:
+        self.member = probe.member
+        self.permit = permit
+        self.deadline = deadline
+        self.late = False
+        self.found: Observation | Exception = Observation()
+        self._probe = probe
+        self._anew = anew
+
+    def run(self, done: SimpleQueue[Look | None]) -> None:
+        """Look, then say so."""
+        probe = self._probe
+        try:
+            self.found = probe.look(anew=self._anew)
+        except Exception as error:  # noqa: BLE001 - drivers raise what they like
+            self.found = error
+        # In this order, and the other way round in end(): whichever thread comes
+        # second sees that it has to close the connection.
+        probe.looking = False
+        if probe.over:
+            probe.close()
+        done.put(self)
+        while probe.abandoned:
+            done.get()  # a greenlet in a forked child
+
+
+class Probe:
+    """The monitor's own connection to one replica.
+
+    It is kept from one look to the next. Where only a new one can vouch for the
+    server (after an outage), or keeping one costs more than it saves (a file), it is
+    opened anew.
+
+    Attributes:
+        member: The replica.
+        looking: Whether a look goes on.
+        over: Whether nobody will look any more.
+        abandoned: Whether it is the parent's, in a forked child.
+    """
+
+    def __init__(self, member: Member[Engine]) -> None:
+        self.member = member
+        engine = member.target
+        # The pool's own way to a new connection, past the pool: the same driver and
+        # options, and nobody who counts the application's connections sees this one.
+        pool: Any = engine.pool
+        self._connect: Callable[[], Any] = pool._creator  # noqa: SLF001 - its one name
+        self._observe = observer_of(engine.dialect.name)
+        self._keep = engine.dialect.name != "sqlite"
+        self._connection: Any = None
+        self.looking = self.over = self.abandoned = False
+
+    def look(self, *, anew: bool) -> Observation:
+        """Ask the server."""
+        if anew:
+            self.close()
+        kept = self._connection is not None
+        try:
+            return self._ask()
+        except Exception:
+            self.close()
+            if not kept:
+                raise
+        return self._ask()  # the kept one may just have been old
+
+    def _ask(self) -> Observation:
+        if self._connection is None:
+            with unlimited():
+                self._connection = self._connect()
+        connection = self._connection
+        try:
+            found = _asked(connection, self._observe)
+        except Exception:  # noqa: BLE001 - should it have died, the next line says so
+            # A server that lives need not know what it is asked, nor may the account.
+            connection.rollback()
+            found = _asked(connection, sees_it_answer)
+        connection.rollback()  # or it would stay idle in a transaction
+        if not self._keep:
+            self.close()
+        return found
+
+    def close(self) -> None:
+        """Close the connection, if there is one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(Exception):
+                connection.close()
+
+    def end(self) -> None:
+        """Close the connection for good; a look that goes on does it when it ends."""
+        self.over = True
+        if self.looking:
+            self.wake()
+        else:
+            self.close()
+
+    def abandon(self) -> None:
+        """Leave the connection to the parent of this process, for good."""
+        self.over = self.abandoned = True
+        connection = self._connection
+        if connection is not None:
+            leave_to_parent(connection)
+
+    def wake(self) -> None:
+        """End a look that hangs, if it waits on a socket that can be known."""
+        connection = self._connection
+        if connection is not None:
+            hang_up(connection)
+
+
+def _asked(connection: Any, observe: Observer) -> Observation:
+    cursor = connection.cursor()
+    try:
+        return observe(cursor)
+    finally:
+        cursor.close()

@@ -1,0 +1,48 @@
+"""Nothing stays behind of a request, whatever it did."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+pytest.importorskip("asgiref")
+pytest.importorskip("psutil")
+
+from tests.memory.shop import Shop
+from tests.memory.soak import soak
+from tests.memory.visits import VISITS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+REQUESTS = 2000
+
+
+def _few(maxsize: int) -> Callable[[Any], Any]:
+    return functools.lru_cache(maxsize=maxsize // 50)
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
+    """Give an application whose caches are full soon."""
+    monkeypatch.setattr("flask_replicated.gate._MANY", 20)
+    monkeypatch.setattr("flask_replicated.session._MANY", 20)
+    monkeypatch.setattr("flask_replicated.sqltext.lru_cache", _few)
+    # pytest would keep what is logged.
+    monkeypatch.setattr(logging.getLogger("flask_replicated"), "disabled", True)
+    shop = Shop(tmp_path, query_cache_size=10)
+    yield shop
+    shop.dispose()
+
+
+def test_two_thousand_requests(shop: Shop) -> None:
+    """No memory grows, and no connection is checked out between requests."""
+    report = soak(shop, REQUESTS, warm_up=10 * len(VISITS), moments=15)
+
+    assert not report.wrong
+    assert not report.held
+    assert not report.failed, report.growth
