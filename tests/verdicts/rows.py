@@ -301,13 +301,13 @@ def ailing(place: Place) -> Iterator[RoutedEngine]:
         else:
             file = place.folder / "damaged.db"
             with contextlib.closing(sqlite3.connect(file)) as connection:
-                connection.execute("CREATE TABLE page (id INTEGER)")
+                connection.execute("CREATE TABLE page (id INTEGER, body TEXT)")
             content = file.read_bytes()
             file.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
             url = place.url.set(database=str(file))
             engine = place.engine(url, sa.create_engine("sqlite://"))
         for _ in range(4):
-            read(engine, "SELECT count(*) FROM page WHERE id = 100")
+            read(engine, "SELECT body FROM page WHERE id = 100")
         yield engine
 
 
