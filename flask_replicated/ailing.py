@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Ailing"]
 
-_MEMORY = 30.0  # seconds; of errors that lie further apart each is a matter of its own
+_MEMORY = 5.0  # seconds; errors that lie further apart cost little, and tell little
 _GOES_ON = 2  # errors
 
 

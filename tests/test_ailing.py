@@ -103,9 +103,9 @@ class TestAiling:
         """Errors that lie far apart have nothing to do with each other."""
         first, second, _ = pool.members
         ailing.note(first, ERROR, pool, 1.0)
-        clock.now += 31
+        clock.now += 6
         assert not ailing.note(first, ERROR, pool, 1.0)
-        clock.now += 31
+        clock.now += 6
         ailing.note(second, ERROR, pool, 1.0)
         assert ailing.note(second, ERROR, pool, 1.0)
 

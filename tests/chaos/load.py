@@ -69,9 +69,7 @@ class Load:
         hold: Seconds for which a read keeps its first statement open.
     """
 
-    def __init__(
-        self, service: Service, threads: int = 6, pause: float = 0.004
-    ) -> None:
+    def __init__(self, service: Service, threads: int = 6, pause: float = 0.02) -> None:
         self.records: list[Record] = []
         self.written = Written(set(), set())
         self.hold = 0.0
@@ -148,7 +146,7 @@ def _wrong(answer: Answer) -> str:
     if status != 200:
         return str(fields.get("error", status))
     if not fields.get("found", True):
-        return f"a visitor's own write is not there on {fields['server']}"
+        return f"something that must be there is not, on {fields['server']}"
     if fields.get("went_back"):
         return f"time ran backwards within a request on {fields['server']}"
     return ""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from examples.cluster import wait_until
+from tests.damage import create_pages
 
 from .app import HAS_MONITOR, MONITORED, SETTINGS, TABLE
 from .faults import PROXIED, Scene
@@ -80,7 +81,7 @@ def run(
     """
     cluster.primary.execute("drop table if exists entry")
     cluster.primary.execute(TABLE)
-    cluster.wait_replicated()
+    create_pages(cluster)
     with contextlib.ExitStack() as stack:
         proxy = stack.enter_context(Proxy(cluster.standbys[PROXIED].port))
         service = stack.enter_context(serve(_config(cluster, proxy)))
