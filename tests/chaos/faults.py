@@ -58,6 +58,7 @@ class Fault:
         slows: Whether answers take longer, as the network would have it.
         everyone: Whether it happens to all standbys, whichever was named.
         proxied: Whether it happens to the standby behind the proxy only.
+        copies: Whether its repair is a new copy of the primary, which takes a core.
         brief: Whether it lasts for half a second, however long others do.
         last: Whether it comes after all others.
     """
@@ -68,6 +69,7 @@ class Fault:
     slows: bool = False
     everyone: bool = False
     proxied: bool = False
+    copies: bool = False
     brief: bool = False
     last: bool = False
 
@@ -256,5 +258,5 @@ FAULTS: Final[Mapping[str, Fault]] = {
     "locked": Fault(_lock, slows=True),
     "crowded": Fault(_crowd),
     "disk": Fault(_damage, leaves=True),
-    "promotion": Fault(_promote, leaves=True, last=True),
+    "promotion": Fault(_promote, leaves=True, copies=True, last=True),
 }
