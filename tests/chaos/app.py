@@ -6,6 +6,7 @@ import json
 import os
 import random
 import threading
+import time
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from flask import Flask, Response, jsonify, request
@@ -52,6 +53,9 @@ HAS_MONITOR: Final = hasattr(Settings, "probe_interval")
 
 # Threads that come and go with the load, or that a WSGI server adds as it likes.
 _OTHERS: Final = ("load-", "churn", "ThreadPoolExecutor")
+
+_PRIMARY: Final = "primary"
+_MOMENT: Final = 0.05
 
 _LOOK: Final = text(
     # The sleep keeps a snapshot open where a fault asks for it; and a fault may take
@@ -111,8 +115,14 @@ class Application:
     def _look(self) -> Response:
         first = self._one(hold=float(request.args.get("hold", 0)))
         again = self._one(hold=0.0)
+        # PostgreSQL sends a commit to its standbys first, and shows it a moment later.
+        ahead = again[0] == _PRIMARY and again[1] < first[1]
+        if ahead:
+            time.sleep(_MOMENT)
+            again = self._one(hold=0.0)
         return self._answer(
             server=again[0],
+            ahead=ahead,
             went_back=again[1] < first[1],
             found=None not in (*first, *again),
         )

@@ -24,6 +24,8 @@ class Record(NamedTuple):
         ended: When it was answered.
         fresh: Whether it is a read of a visitor whom nothing ties to the primary.
         error: Why it failed; empty if it did not.
+        ahead: Whether it went on to the primary, where what it had seen on a standby
+            was to be seen a moment later only.
         server: Who served it; empty if it does not tell.
         worker: The process that served it; 0 if unknown.
         live: The replicas that were in that process's rotation.
@@ -33,6 +35,7 @@ class Record(NamedTuple):
     ended: float
     fresh: bool
     error: str
+    ahead: bool
     server: str
     worker: int
     live: frozenset[str]
@@ -122,6 +125,7 @@ class Load:
             ended=time.monotonic(),
             fresh=path == "/" and method == "GET",
             error=f"{method} {path}: {wrong}" if wrong else "",
+            ahead=bool(fields.get("ahead")),
             server=fields.get("server", ""),
             worker=fields.get("pid", 0),
             live=frozenset(fields.get("live", ())),

@@ -42,6 +42,7 @@ class Report:
         outcomes: What each fault did.
         requests: How many there were, from the first to the last.
         failed: How many of them failed.
+        ahead: How many saw a standby that was ahead of its primary for a moment.
         slowest: Seconds that the slowest of them took.
         shares: Reads by server while one replica was out.
         lost: Keys whose write was acknowledged and that are not there.
@@ -56,6 +57,7 @@ class Report:
     outcomes: list[Outcome] = field(default_factory=list)
     requests: int = 0
     failed: int = 0
+    ahead: int = 0
     slowest: float = 0.0
     shares: Counter[str] = field(default_factory=Counter)
     lost: set[str] = field(default_factory=set)
@@ -203,6 +205,7 @@ class _Runner:
         records = self._load.records
         self.report.requests = len(records)
         self.report.failed = sum(1 for record in records if record.error)
+        self.report.ahead = sum(record.ahead for record in records)
         self.report.slowest = max(record.seconds for record in records)
         after = self._least(self._left_nothing, 5.0)
         self.report.held = sum(state["held"] for state in after.values())

@@ -46,6 +46,12 @@ def checks(report: Report) -> Iterator[Check]:
     yield Check("faults that visitors noticed", ", ".join(wrongs) or "0", not wrongs)
     failed = f"{report.failed} of {report.requests}"
     yield Check("requests that failed, from first to last", failed, not report.failed)
+    yield Check(
+        "requests that went on from a standby to a primary that showed a commit a "
+        "moment later than that",
+        str(report.ahead),
+        None,
+    )
     yield Check("writes lost", str(len(report.lost)), not report.lost)
     yield Check("writes doubled", str(len(report.doubled)), not report.doubled)
     yield Check("writes not acknowledged", str(len(report.unknown)), None)

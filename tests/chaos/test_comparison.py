@@ -52,7 +52,7 @@ def test_nothing() -> None:
 
 def record(began: float, took: float) -> Record:
     """Return a request."""
-    return Record(began, began + took, True, "", "standby_1", 1, frozenset())
+    return Record(began, began + took, True, "", False, "standby_1", 1, frozenset())
 
 
 def outcome(name: str, records: Sequence[Record], back: float | None) -> Outcome:
