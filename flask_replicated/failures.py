@@ -75,6 +75,7 @@ _SQLITE_STORAGE = frozenset(
         "database disk image is malformed",
         "database or disk is full",
         "disk I/O error",
+        "file is not a database",
     }
 )
 # The server runs with --read-only; the transaction is read only; the server is.

@@ -124,6 +124,7 @@ class TestAiling:
         (Exception(1195, "Table 'entry' is marked as crashed"), True),
         (Exception(1064, "You have an error in your SQL syntax"), False),
         (Exception("disk I/O error"), True),
+        (Exception("file is not a database"), True),
         (Exception("database or disk is full"), True),
         (Exception("no such table: entry"), False),
     ],

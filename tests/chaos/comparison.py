@@ -36,12 +36,14 @@ class Comparison(NamedTuple):
         busy: Of what is compared with them.
         least: What the ratio is at least, with 95% confidence.
         most: What it is at most, with the same.
+        requests: How many there were at the time that had fewer.
     """
 
     quiet: float
     busy: float
     least: float
     most: float
+    requests: int
 
     @property
     def ratio(self) -> float:
@@ -60,7 +62,7 @@ def seconds_of(records: Iterable[Record]) -> list[Second]:
 def compare(quiet: Sequence[Second], busy: Sequence[Second]) -> Comparison:
     """Compare the 99th percentiles of two times."""
     if not (quiet and busy):
-        return Comparison(_p99(quiet), _p99(busy), 0.0, 0.0)
+        return Comparison(_p99(quiet), _p99(busy), 0.0, 0.0, 0)
     chance = random.Random(0)
     ratios = sorted(
         _p99(chance.choices(busy, k=len(busy)))
@@ -68,7 +70,9 @@ def compare(quiet: Sequence[Second], busy: Sequence[Second]) -> Comparison:
         for _ in range(_DRAWS)
     )
     tail = int(_TAIL * _DRAWS)
-    return Comparison(_p99(quiet), _p99(busy), ratios[tail], ratios[-tail - 1])
+    requests = min(sum(map(len, quiet)), sum(map(len, busy)))
+    least, most = ratios[tail], ratios[-tail - 1]
+    return Comparison(_p99(quiet), _p99(busy), least, most, requests)
 
 
 def _p99(seconds: Iterable[Second]) -> float:

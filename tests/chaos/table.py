@@ -21,6 +21,8 @@ __all__ = ["Check", "checks", "faults_table", "summary_table"]
 
 _IMBALANCE: Final = 1.1
 _SLOWER: Final = 1.2
+_ENOUGH: Final = 2000
+"""Requests; of fewer, a 99th percentile is made by some twenty."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,10 @@ def slowdown(report: Report) -> Comparison:
 
 def _slower(report: Report) -> Check:
     found = slowdown(report)
+    enough = found.requests >= _ENOUGH
     chance = ", which may be chance" if found.least <= _SLOWER < found.ratio else ""
+    if not enough:
+        chance = f", and {found.requests} requests are too few to tell"
     slow = sorted({o.strike.name for o in report.outcomes if o.strike.fault.slows})
     return Check(
         "p99 (ms) from 1 s after each strike on, repairs included, except while a "
@@ -110,7 +115,7 @@ def _slower(report: Report) -> Check:
         "95% confidence",
         f"{found.busy * 1000:.1f} / {found.quiet * 1000:.1f} = {found.ratio:.2f} "
         f"({found.least:.2f} to {found.most:.2f}){chance}",
-        found.least <= _SLOWER,
+        found.least <= _SLOWER if enough else None,
     )
 
 
