@@ -1,9 +1,10 @@
-"""Slower than in quiet times, or only on a machine that has its moods."""
+"""What a run must hold to, worked out from requests that are made up."""
 
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING
+from collections import Counter
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -13,7 +14,9 @@ pytest.importorskip("rich")
 from tests.chaos.comparison import compare, percentile, seconds_of
 from tests.chaos.load import Record
 from tests.chaos.outcome import Limits, Outcome
+from tests.chaos.run import Report
 from tests.chaos.schedule import Strike
+from tests.chaos.table import checks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -99,3 +102,52 @@ def test_wrongs() -> None:
         "somebody waited for 2.6 s",
     ]
     assert outcome("terminate", well, None).wrongs == ["was not used again"]
+
+
+def report(took: float = 0.01, **changes: Any) -> Report:
+    """Return what a run found in which all is well, but for what is changed."""
+    quiet = [record(at / 100, 0.01) for at in range(2000)]
+    busy = [record(102 + at / 100, took) for at in range(2000)]
+    fields = {
+        "quiet": [quiet],
+        "outcomes": [outcome("terminate", busy, 104.5)],
+        "shares": Counter(standby_2=500, standby_3=500),
+    }
+    return Report(LIMITS, **{**fields, **changes})
+
+
+@pytest.mark.parametrize(
+    ("found", "failing"),
+    [
+        (report(), ""),
+        (report(failed=1), "requests that failed"),
+        (report(slowest=2.6), "slowest request"),
+        (report(lost={"a"}), "writes lost"),
+        (report(doubled={"a"}), "writes doubled"),
+        (report(held=1), "connections checked out"),
+        (report(threads={7: (2, 3)}), "threads of each process"),
+        (report(shares=Counter(standby_2=525, standby_3=475)), "survivors' shares"),
+        (report(took=0.013), "p99"),
+        (report(took=0.0115), ""),
+    ],
+)
+def test_checks(found: Report, failing: str) -> None:
+    """One figure that does not hold fails the run, and is named."""
+    wrong = [check.what for check in checks(found) if check.ok is False]
+    assert [what for what in wrong if not what.startswith(failing)] == []
+    assert len(wrong) == bool(failing)
+
+
+@pytest.mark.parametrize("back", [None, 106.7])
+def test_not_used_again(back: float | None) -> None:
+    """A replica that does not return in time fails the run."""
+    late = report(outcomes=[outcome("terminate", [record(102, 0.1)], back)])
+    wrong = [check.what for check in checks(late) if check.ok is False]
+    assert any(what.startswith("used again") for what in wrong)
+
+
+def test_too_few() -> None:
+    """Of some few requests a 99th percentile says nothing."""
+    few = report(took=9.0, quiet=[[record(1, 0.01)] * 100], outcomes=[])
+    (figure,) = [check for check in checks(few) if check.what.startswith("p99")]
+    assert figure.ok is None
