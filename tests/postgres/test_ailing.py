@@ -65,3 +65,25 @@ def test_back(build: Build, healthy_cluster: Cluster) -> None:
     site.wait_live(*BINDS)
     servers = {site.get(path="/page").servers[0] for _ in range(12)}
     assert servers == set(STANDBYS)
+
+
+@pytest.mark.parametrize("state", ["53100", "58030", "58P01", "XX002"])
+def test_states(build: Build, healthy_cluster: Cluster, state: str) -> None:
+    """A full disk, an input or output error, a lost file and a bad index are alike."""
+    healthy_cluster.primary.execute(
+        "create or replace function ail() returns int language plpgsql as $$ begin "
+        "if current_setting('cluster_name') = 'standby_2' then "
+        f"raise exception 'no luck' using errcode = '{state}'; "
+        "end if; return 1; end $$"
+    )
+    healthy_cluster.wait_replicated()
+    site = build(REPLICATED_BREAKER_RESET=60, REPLICATED_BREAKER_MAX_RESET=60)
+
+    def ail() -> dict[str, list[str]]:
+        assert site.db.session.scalar(text("select ail()")) == 1
+        return {"servers": [site.who().server], "texts": []}
+
+    site.app.add_url_rule("/ail", "ail", ail)
+    servers = {site.get(path="/ail").servers[0] for _ in range(12)}
+    assert servers == {"standby_1", "standby_3"}
+    assert site.live() == {"slave_1", "slave_3"}
