@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
 from balancers import UnknownMember
@@ -43,7 +42,6 @@ class Ailing:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._lock = Lock()
         self._seen: dict[Member[Engine], _Seen] = {}
 
     def note(
@@ -71,14 +69,11 @@ class Ailing:
 
     def _goes_on_here(self, member: Member[Engine]) -> bool:
         """Note an error; whether it is not the first, and all others have none."""
-        with self._lock:
-            now = self._clock()
-            seen = {
-                one: what
-                for one, what in self._seen.items()
-                if now - what.last < _MEMORY
-            }
-            times = 1 + (seen[member].times if member in seen else 0)
-            seen[member] = _Seen(times, now)
-            self._seen = seen
-            return times >= _GOES_ON and len(seen) == 1
+        now = self._clock()
+        seen = {m: what for m, what in self._seen.items() if now - what.last < _MEMORY}
+        times = 1 + (seen[member].times if member in seen else 0)
+        seen[member] = _Seen(times, now)
+        # Without a lock, which a forked child might inherit closed: what two threads
+        # note in one moment may count once.
+        self._seen = seen
+        return times >= _GOES_ON and len(seen) == 1
