@@ -58,7 +58,6 @@ class Fault:
         slows: Whether answers take longer, as the network would have it.
         everyone: Whether it happens to all standbys, whichever was named.
         proxied: Whether it happens to the standby behind the proxy only.
-        copies: Whether its repair is a new copy of the primary, which takes a core.
         brief: Whether it lasts for half a second, however long others do.
         last: Whether it comes after all others.
     """
@@ -69,7 +68,6 @@ class Fault:
     slows: bool = False
     everyone: bool = False
     proxied: bool = False
-    copies: bool = False
     brief: bool = False
     last: bool = False
 
@@ -258,5 +256,5 @@ FAULTS: Final[Mapping[str, Fault]] = {
     "locked": Fault(_lock, slows=True),
     "crowded": Fault(_crowd),
     "disk": Fault(_damage, leaves=True),
-    "promotion": Fault(_promote, leaves=True, copies=True, last=True),
+    "promotion": Fault(_promote, leaves=True, last=True),
 }

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["Limits", "Outcome", "is_back"]
 
 _FIRST: Final = 1.0
-"""Seconds after a strike whose requests may be slow."""
+"""Seconds after a strike, or a repair, whose requests may be slow."""
 _JITTER: Final = 1.2
 """How many times as long as asked for an interval may be, by chance."""
 
@@ -47,7 +47,8 @@ class Outcome:
 
     Attributes:
         strike: The fault.
-        began: When it struck, by the monotonic clock.
+        began: When it began to strike, by the monotonic clock.
+        struck: When that was done.
         over: When its cause began to be repaired.
         repaired: When that was done.
         records: The requests from one to the next.
@@ -59,6 +60,7 @@ class Outcome:
 
     strike: Strike
     began: float
+    struck: float
     over: float
     repaired: float
     records: Sequence[Record]
@@ -78,17 +80,24 @@ class Outcome:
 
     @property
     def calm(self) -> list[Record]:
-        """The requests that began later than in the first second after the strike.
-
-        Without those of the time in which the victim was copied anew, if it was.
-        """
-        copied = self.strike.fault.copies
+        """The requests outside repair, and outside a second after it or a strike."""
+        repair = self.repair
         return [
             one
             for one in self.records
-            if one.began > self.began + _FIRST
-            and not (copied and one.ended > self.over and one.began < self.repaired)
+            if one.began > self.struck + _FIRST and one not in repair
         ]
+
+    @property
+    def repair(self) -> set[Record]:
+        """The requests that met the repair, or began in the first second after it.
+
+        It starts servers, or copies one, on the machine that also serves.
+        """
+        end = self.repaired + _FIRST
+        return {
+            one for one in self.records if one.ended > self.over and one.began < end
+        }
 
     @property
     def wrongs(self) -> list[str]:
@@ -114,7 +123,7 @@ class Outcome:
     def of(
         cls,
         strike: Strike,
-        span: tuple[float, float, float],
+        span: tuple[float, float, float, float],
         records: Sequence[Record],
         binds: Collection[str],
         limits: Limits,
@@ -125,13 +134,14 @@ class Outcome:
 
         Args:
             strike: The fault.
-            span: When it struck, when its repair began, and when that was done.
+            span: When it began to strike, when that was done, when its repair began,
+                and when that was done.
             records: The requests since it struck.
             binds: Of its victims.
             limits: What must not take longer.
             back: When all processes read from them again.
         """
-        began, over, repaired = span
+        began, struck, over, repaired = span
         gone: dict[int, float] = {}
         workers = {record.worker for record in records if record.worker}
         for record in records:
@@ -141,6 +151,7 @@ class Outcome:
         return cls(
             strike=strike,
             began=began,
+            struck=struck,
             over=over,
             repaired=repaired,
             records=records,

@@ -164,6 +164,7 @@ class _Runner:
         self._note(f"{strike.name}: {names}, for {strike.seconds:.1f} s")
         began = time.monotonic()
         with strike.fault.strike(self._scene, self._standbys[strike.victim]):
+            struck = time.monotonic()
             time.sleep(strike.seconds)
             over = time.monotonic()
         repaired = time.monotonic()
@@ -172,7 +173,7 @@ class _Runner:
         time.sleep(1.0)
         outcome = Outcome.of(
             strike,
-            (began, over, repaired),
+            (began, struck, over, repaired),
             self._load.since(began),
             {_bind(number) for number in victims},
             self.report.limits,

@@ -61,7 +61,7 @@ def record(began: float, took: float) -> Record:
 def outcome(name: str, records: Sequence[Record], back: float | None) -> Outcome:
     """Return what a fault did that struck at 100, and was repaired from 103 to 104."""
     strike = Strike(name, 0, 3.0)
-    span = (100.0, 103.0, 104.0)
+    span = (99.0, 100.0, 103.0, 104.0)
     return Outcome.of(strike, span, records, {"slave_1"}, LIMITS, back=back)
 
 
@@ -75,11 +75,12 @@ def test_seconds() -> None:
 
 
 def test_calm() -> None:
-    """The first second does not count, nor the time of a new copy."""
-    times = [(100.5, 0.1), (102.0, 0.1), (102.9, 0.2), (103.5, 0.1), (104.5, 0.1)]
-    records = [record(*time) for time in times]
-    assert outcome("kill", records, 104.5).calm == records[1:]
-    assert outcome("promotion", records, 104.5).calm == [records[1], records[4]]
+    """The repair does not count, nor the first second after it and after the strike."""
+    times = [(100.5, 0.1), (102, 0.1), (102.9, 0.2), (103.5, 0.1), (104.5, 0.1)]
+    records = [record(*time) for time in [*times, (105.5, 0.1)]]
+    found = outcome("kill", records, 104.5)
+    assert found.calm == [records[1], records[5]]
+    assert found.repair == set(records[2:5])
 
 
 def test_limits() -> None:
@@ -107,7 +108,7 @@ def test_wrongs() -> None:
 def report(took: float = 0.01, **changes: Any) -> Report:
     """Return what a run found in which all is well, but for what is changed."""
     quiet = [record(at / 100, 0.01) for at in range(2000)]
-    busy = [record(102 + at / 100, took) for at in range(2000)]
+    busy = [record(106 + at / 100, took) for at in range(2000)]
     fields = {
         "quiet": [quiet],
         "outcomes": [outcome("terminate", busy, 104.5)],
