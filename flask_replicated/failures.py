@@ -7,7 +7,13 @@ from enum import Enum
 
 from sqlalchemy.exc import DBAPIError
 
-__all__ = ["Verdict", "judge_connect", "refused_as_write", "unanswerable"]
+__all__ = [
+    "Verdict",
+    "judge_connect",
+    "refused_as_write",
+    "storage_failed",
+    "unanswerable",
+]
 
 
 class Verdict(Enum):
@@ -58,6 +64,20 @@ _READ_ONLY_TRANSACTION = "25006"
 # second is a deadlock, of which replay is one side.
 _RECOVERY_CONFLICTS = frozenset({"40001", "40P01"})
 _SOCKET_CLOSED = "connection socket closed"
+# A full disk; data, or an index, that is damaged. All of class 58 are the system's.
+_STORAGE = frozenset({"53100", "XX001", "XX002"})
+_SYSTEM_ERRORS = "58"
+# A full disk; a file that cannot be read or written; what the engine has from the
+# system; an index, or a table, that is damaged.
+_MYSQL_STORAGE = frozenset({1021, 1024, 1026, 1030, 1034, 1194, 1195})
+_SQLITE_STORAGE = frozenset(
+    {
+        "database disk image is malformed",
+        "database or disk is full",
+        "disk I/O error",
+        "file is not a database",
+    }
+)
 # The server runs with --read-only; the transaction is read only; the server is.
 _MYSQL_READ_ONLY = frozenset({1290, 1792, 1836})
 _SQLITE_READ_ONLY = "attempt to write a readonly database"
@@ -90,11 +110,26 @@ def refused_as_write(error: DBAPIError) -> bool:
 def unanswerable(error: DBAPIError) -> bool:
     """Whether a read has failed on this connection for a reason of the server's own.
 
-    Replay was in its way; or psycopg has seen its socket fail, and says so without
-    giving the connection up.
+    Replay was in its way; or its storage; or psycopg has seen its socket fail, and
+    says so without giving the connection up.
     """
     state, _ = _codes(error)
-    return state in _RECOVERY_CONFLICTS or str(error.orig) == _SOCKET_CLOSED
+    return (
+        state in _RECOVERY_CONFLICTS
+        or storage_failed(error)
+        or str(error.orig) == _SOCKET_CLOSED
+    )
+
+
+def storage_failed(error: DBAPIError) -> bool:
+    """Whether a server could not read or write its files, or not make sense of them."""
+    state, code = _codes(error)
+    return (
+        state in _STORAGE
+        or state.startswith(_SYSTEM_ERRORS)
+        or code in _MYSQL_STORAGE
+        or code in _SQLITE_STORAGE
+    )
 
 
 def _codes(error: BaseException) -> tuple[str, object]:

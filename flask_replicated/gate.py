@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 
+from .ailing import Ailing
 from .connections import ReplicaConnection
 from .errors import StaleReadError
-from .failures import refused_as_write, unanswerable
+from .failures import refused_as_write, storage_failed, unanswerable
 from .options import named_table, primary_tables, wanted_role
 from .refusals import shown, view_name, write_refused
 from .routing import Role
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.engine import ExceptionContext, ExecutionContext
 
+    from .replicas import Replica
     from .state import AppState
 
 __all__ = ["Gate"]
@@ -51,17 +53,26 @@ class Gate:
         self._known_reads: set[str] = set()
         self._pattern: re.Pattern[str] | None = None
         self._version = 0  # of the tables
+        self._ailing = Ailing()
 
-    def guard(self, engine: Engine) -> None:
+    def guard(self, engine: Engine, replica: Replica) -> None:
         """Look at each statement that is sent to a replica's engine from here on.
 
         The dialect's own events: those of the engine's would make every statement
         dearer by a third, and these by a hundredth.
+
+        Args:
+            engine: The replica's engine.
+            replica: What takes care of its connections.
         """
+
+        def notice(context: ExceptionContext) -> Exception | None:
+            return self._notice_error(context, replica)
+
         event.listen(engine, "do_execute", self._before)
         event.listen(engine, "do_executemany", self._before)
         event.listen(engine, "do_execute_no_params", self._before_bare)
-        event.listen(engine, "handle_error", _notice_error)
+        event.listen(engine, "handle_error", notice)
 
     def _before(
         self, _cursor: Any, statement: str, _parameters: Any, context: ExecutionContext
@@ -112,6 +123,41 @@ class Gate:
         # A new set: what another thread has just judged by the old ones is lost.
         self._known_reads = set()
 
+    def _notice_error(
+        self, context: ExceptionContext, replica: Replica
+    ) -> Exception | None:
+        """Note what an error says of its connection; name a refused write as one."""
+        connection, error = context.connection, context.sqlalchemy_exception
+        if not isinstance(connection, ReplicaConnection):
+            return None
+        if not isinstance(error, DBAPIError):
+            return None
+        if unanswerable(error):
+            context.is_disconnect, context.invalidate_pool_on_disconnect = True, False
+        if context.is_disconnect:
+            connection.loss = error
+        if storage_failed(error):
+            self._note_ailing(connection, error, replica)
+        if context.statement is None or not refused_as_write(error):
+            return None
+        connection.refused = connection.aborted = True
+        refusal = write_refused(
+            context.statement,
+            f"{connection.member.name!r} refused it; REPLICATED_WRITE_FUNCTIONS may "
+            "name the function that writes",
+        )
+        connection.shape.routed.app.learn_writer(refusal)
+        return refusal
+
+    def _note_ailing(
+        self, connection: ReplicaConnection, error: DBAPIError, replica: Replica
+    ) -> None:
+        shape = connection.shape
+        seconds = shape.routed.app.settings.breaker_reset
+        cause = error.orig or error  # without the statement
+        if self._ailing.note(connection.member, cause, shape.replica_pool, seconds):
+            replica.ails = True
+
 
 def _may_be_stale(context: ExecutionContext) -> bool:
     """Whether code has asked for a replica, table or not."""
@@ -119,26 +165,3 @@ def _may_be_stale(context: ExecutionContext) -> bool:
         return True
     statement = getattr(context.compiled, "statement", None)
     return wanted_role(statement, context.execution_options) is Role.REPLICA
-
-
-def _notice_error(context: ExceptionContext) -> Exception | None:
-    """Note what an error says of its connection; name a refused write as one."""
-    connection, error = context.connection, context.sqlalchemy_exception
-    if not isinstance(connection, ReplicaConnection):
-        return None
-    if not isinstance(error, DBAPIError):
-        return None
-    if unanswerable(error):
-        context.is_disconnect, context.invalidate_pool_on_disconnect = True, False
-    if context.is_disconnect:
-        connection.loss = error
-    if context.statement is None or not refused_as_write(error):
-        return None
-    connection.refused = connection.aborted = True
-    refusal = write_refused(
-        context.statement,
-        f"{connection.member.name!r} refused it; REPLICATED_WRITE_FUNCTIONS may name "
-        "the function that writes",
-    )
-    connection.shape.routed.app.learn_writer(refusal)
-    return refusal

@@ -44,6 +44,9 @@ class PoolListener:
         elif isinstance(happened, MemberClosed):
             self._out.discard(happened.name)
             logger.warning("replica %r is back", happened.name)
+            replica = self._replicas.get(happened.name)
+            if replica is not None:
+                replica.ails = False
         elif isinstance(happened, MemberAdded):
             self._out.discard(happened.name)
             logger.info("replica %r is added", happened.name)

@@ -285,10 +285,19 @@ class _Round:
                 if fault is look.found and judge_connect(fault) is Verdict.DOWN:
                     # Where a connect failed, older connections may hang.
                     self._release(look.member)
-            elif not look.late and not isinstance(look.found, Exception):
+            elif not (
+                look.late
+                or isinstance(look.found, Exception)
+                or self._ails(look.member)
+            ):
                 self._pool.recover(look.member, look.permit)
         except UnknownMember:  # it has been removed meanwhile
             pass
+
+    def _ails(self, member: Member[Engine]) -> bool:
+        """Whether it takes more than an answer to say that a replica is well."""
+        replica = self._replicas.get(member.name)
+        return replica is not None and replica.ails
 
     def _fault(self, look: Look) -> Exception | None:
         """Return why a replica must not be used, if so."""

@@ -49,7 +49,7 @@ def routed_engine(
                 settings.connect_timeout,
                 lambda: replica.outages,
             )
-        gate.guard(engine)
+        gate.guard(engine, replica)
         return replica
 
     prepared: dict[str, Replica] = {}

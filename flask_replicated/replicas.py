@@ -67,7 +67,13 @@ class Replica:
         read_timeout: Seconds that a statement may take, or None. The server keeps
             to it; with PyMySQL and mysqlclient the socket too, a second later.
         role_check: Whether a server that is surely no replica is refused.
+
+    Attributes:
+        ails: Whether it is out because its storage fails reads, which only a read
+            can find to be over.
     """
+
+    ails = False
 
     def __init__(
         self,

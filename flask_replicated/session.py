@@ -209,25 +209,27 @@ class RoutedSession(orm.Session):
             and ways.wanted is None
             and not ways.primaries
             and current_block.get() is None
-            and (
-                (
+        ):
+            try:
+                goes_on = (
                     ways.request is not None
-                    and has_request_context()
                     and this_request() is ways.request
                     and this_app() is ways.app
                 )
-                or (self._reads_bind_keys and ways.serve())
-            )
-            and (
-                mapper is None
-                or mapper in ways.plain_mappers
-                or _is_plain(mapper, ways.plain_mappers)
-            )
-            and ways.classify(clause) is _READ
-        ):
-            if (ways.state.settled or ways.state.decision.role) is _REPLICA:
-                return ways.lane or ways.replicas  # type: ignore[return-value]  # set by serve()
-            return ways.primary
+            except RuntimeError:  # the request is over
+                goes_on = False
+            if (
+                (goes_on or (self._reads_bind_keys and ways.serve()))
+                and (
+                    mapper is None
+                    or mapper in ways.plain_mappers
+                    or _is_plain(mapper, ways.plain_mappers)
+                )
+                and ways.classify(clause) is _READ
+            ):
+                if (ways.state.settled or ways.state.decision.role) is _REPLICA:
+                    return ways.lane or ways.replicas  # type: ignore[return-value]  # set by serve()
+                return ways.primary
         return self._find_bind(ways, mapper, clause, kwargs)
 
     def _known_ways(self) -> _Ways:

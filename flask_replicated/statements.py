@@ -88,6 +88,8 @@ class Classifier:
                 ):
                     return _READ
             return self._select(statement)
+        if type(statement) is TextClause:
+            return self.text.statement(statement.text)
         cls: Any = type(statement)
         return self._rule_for(cls)(statement)
 

@@ -19,6 +19,8 @@ from tests.support import Build, Site, answer, build_fixture
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+    from flask_replicated.replicas import Replica
+
 build = build_fixture
 
 
@@ -165,9 +167,9 @@ def test_texts_are_bounded(
     gates: list[Gate] = []
     guard = Gate.guard
 
-    def caught(gate: Gate, engine: Engine) -> None:
+    def caught(gate: Gate, engine: Engine, replica: Replica) -> None:
         gates.append(gate)
-        guard(gate, engine)
+        guard(gate, engine, replica)
 
     monkeypatch.setattr(Gate, "guard", caught)
     monkeypatch.setattr("flask_replicated.gate._MANY", 10)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import threading
+import time
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from flask import Flask, Response, jsonify, request
@@ -13,9 +15,10 @@ from sqlalchemy import event, text
 
 from flask_replicated import FlaskReplicated
 from flask_replicated.config import Settings
+from tests.damage import ROWS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from sqlalchemy import QueuePool
 
@@ -51,10 +54,15 @@ HAS_MONITOR: Final = hasattr(Settings, "probe_interval")
 # Threads that come and go with the load, or that a WSGI server adds as it likes.
 _OTHERS: Final = ("load-", "churn", "ThreadPoolExecutor")
 
+_PRIMARY: Final = "primary"
+_MOMENT: Final = 0.05
+
 _LOOK: Final = text(
-    # The sleep keeps a snapshot open where a fault asks for it.
+    # The sleep keeps a snapshot open where a fault asks for it; and a fault may take
+    # some of the pages away.
     "select current_setting('cluster_name'), "
-    "(select coalesce(max(id), 0) from entry), pg_sleep(:hold)"
+    "(select coalesce(max(id), 0) from entry), pg_sleep(:hold), "
+    "(select length(body) from page where id = :page)"
 )
 _HAS: Final = text(
     "select current_setting('cluster_name'), "
@@ -105,10 +113,23 @@ class Application:
         return jsonify(pid=os.getpid(), live=live, **fields)
 
     def _look(self) -> Response:
-        hold = {"hold": float(request.args.get("hold", 0))}
-        first = self._db.session.execute(_LOOK, hold).one()
-        again = self._db.session.execute(_LOOK, {"hold": 0}).one()
-        return self._answer(server=again[0], went_back=again[1] < first[1])
+        first = self._one(hold=float(request.args.get("hold", 0)))
+        again = self._one(hold=0.0)
+        # PostgreSQL sends a commit to its standbys first, and shows it a moment later.
+        ahead = again[0] == _PRIMARY and again[1] < first[1]
+        if ahead:
+            time.sleep(_MOMENT)
+            again = self._one(hold=0.0)
+        return self._answer(
+            server=again[0],
+            ahead=ahead,
+            went_back=again[1] < first[1],
+            found=None not in (*first, *again),
+        )
+
+    def _one(self, hold: float) -> Sequence[Any]:
+        asked = {"hold": hold, "page": random.randint(1, ROWS)}
+        return self._db.session.execute(_LOOK, asked).one()
 
     def _add(self) -> Response:
         self._db.session.add(self._entry(key=request.args["key"]))

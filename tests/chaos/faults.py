@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from examples.cluster import wait_until
+from tests.damage import damaged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -227,6 +228,11 @@ def _connect(standby: Standby) -> Any:
     return _driver().connect(f"{where} {how}", autocommit=True)
 
 
+def _damage(_scene: Scene, standby: Standby) -> AbstractContextManager[None]:
+    """Let some reads fail over connections that live, and a look find nothing."""
+    return damaged(standby)
+
+
 @contextlib.contextmanager
 def _promote(scene: Scene, standby: Standby) -> Iterator[None]:
     standby.promote()
@@ -249,5 +255,6 @@ FAULTS: Final[Mapping[str, Fault]] = {
     "conflict": Fault(_conflict, slows=True),
     "locked": Fault(_lock, slows=True),
     "crowded": Fault(_crowd),
+    "disk": Fault(_damage, leaves=True),
     "promotion": Fault(_promote, leaves=True, last=True),
 }

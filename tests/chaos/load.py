@@ -24,6 +24,8 @@ class Record(NamedTuple):
         ended: When it was answered.
         fresh: Whether it is a read of a visitor whom nothing ties to the primary.
         error: Why it failed; empty if it did not.
+        ahead: Whether it went on to the primary, where what it had seen on a standby
+            was to be seen a moment later only.
         server: Who served it; empty if it does not tell.
         worker: The process that served it; 0 if unknown.
         live: The replicas that were in that process's rotation.
@@ -33,6 +35,7 @@ class Record(NamedTuple):
     ended: float
     fresh: bool
     error: str
+    ahead: bool
     server: str
     worker: int
     live: frozenset[str]
@@ -69,9 +72,7 @@ class Load:
         hold: Seconds for which a read keeps its first statement open.
     """
 
-    def __init__(
-        self, service: Service, threads: int = 6, pause: float = 0.004
-    ) -> None:
+    def __init__(self, service: Service, threads: int = 6, pause: float = 0.02) -> None:
         self.records: list[Record] = []
         self.written = Written(set(), set())
         self.hold = 0.0
@@ -124,6 +125,7 @@ class Load:
             ended=time.monotonic(),
             fresh=path == "/" and method == "GET",
             error=f"{method} {path}: {wrong}" if wrong else "",
+            ahead=bool(fields.get("ahead")),
             server=fields.get("server", ""),
             worker=fields.get("pid", 0),
             live=frozenset(fields.get("live", ())),
@@ -148,7 +150,7 @@ def _wrong(answer: Answer) -> str:
     if status != 200:
         return str(fields.get("error", status))
     if not fields.get("found", True):
-        return f"a visitor's own write is not there on {fields['server']}"
+        return f"something that must be there is not, on {fields['server']}"
     if fields.get("went_back"):
         return f"time ran backwards within a request on {fields['server']}"
     return ""

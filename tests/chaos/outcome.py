@@ -4,18 +4,41 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from .load import Record
     from .schedule import Strike
 
-__all__ = ["Outcome", "calm", "is_back", "percentile"]
+__all__ = ["Limits", "Outcome", "is_back"]
 
 _FIRST: Final = 1.0
-"""Seconds after a strike whose requests may be slow."""
+"""Seconds after a strike, or a repair, whose requests may be slow."""
+_JITTER: Final = 1.2
+"""How many times as long as asked for an interval may be, by chance."""
+
+
+class Limits(NamedTuple):
+    """What must not take longer, by the settings of a run.
+
+    Attributes:
+        slowest: Seconds for a request.
+        back: Seconds from a repair until a replica is used again.
+    """
+
+    slowest: float
+    back: float
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Limits:
+        """Work out the limits."""
+        interval = config.get("REPLICATED_PROBE_INTERVAL", 0.0)
+        return cls(
+            slowest=config["REPLICATED_CONNECT_TIMEOUT"] + interval + 1.0,
+            back=config["REPLICATED_BREAKER_MAX_RESET"] + _JITTER * interval,
+        )
 
 
 @dataclass(frozen=True)
@@ -24,22 +47,26 @@ class Outcome:
 
     Attributes:
         strike: The fault.
-        began: When it struck, by the monotonic clock.
+        began: When it began to strike, by the monotonic clock.
+        struck: When that was done.
         over: When its cause began to be repaired.
         repaired: When that was done.
         records: The requests from one to the next.
         left_out: Seconds until no process read from the victim; None if one did.
         used_again: Seconds from the repair until all processes did; None if one
             did not in time.
+        limits: What must not take longer.
     """
 
     strike: Strike
     began: float
+    struck: float
     over: float
     repaired: float
     records: Sequence[Record]
     left_out: float | None
     used_again: float | None
+    limits: Limits
 
     @property
     def errors(self) -> Counter[str]:
@@ -50,6 +77,27 @@ class Outcome:
     def slowest(self) -> float:
         """Seconds that the slowest request took."""
         return max((record.seconds for record in self.records), default=0.0)
+
+    @property
+    def calm(self) -> list[Record]:
+        """The requests outside repair, and outside a second after it or a strike."""
+        repair = self.repair
+        return [
+            one
+            for one in self.records
+            if one.began > self.struck + _FIRST and one not in repair
+        ]
+
+    @property
+    def repair(self) -> set[Record]:
+        """The requests that met the repair, or began in the first second after it.
+
+        It starts servers, or copies one, on the machine that also serves.
+        """
+        end = self.repaired + _FIRST
+        return {
+            one for one in self.records if one.ended > self.over and one.began < end
+        }
 
     @property
     def wrongs(self) -> list[str]:
@@ -63,6 +111,10 @@ class Outcome:
             found.append("was not left out")
         if self.used_again is None:
             found.append("was not used again")
+        elif self.used_again > self.limits.back:
+            found.append(f"was used again after {self.used_again:.1f} s only")
+        if self.slowest > self.limits.slowest:
+            found.append(f"somebody waited for {self.slowest:.1f} s")
         if fault.hangs and self.slowest > 0.9 * lasted:
             found.append(f"somebody waited until it was over, {self.slowest:.1f} s")
         return found
@@ -71,9 +123,10 @@ class Outcome:
     def of(
         cls,
         strike: Strike,
-        span: tuple[float, float, float],
+        span: tuple[float, float, float, float],
         records: Sequence[Record],
         binds: Collection[str],
+        limits: Limits,
         *,
         back: float | None,
     ) -> Outcome:
@@ -81,12 +134,14 @@ class Outcome:
 
         Args:
             strike: The fault.
-            span: When it struck, when its repair began, and when that was done.
+            span: When it began to strike, when that was done, when its repair began,
+                and when that was done.
             records: The requests since it struck.
             binds: Of its victims.
+            limits: What must not take longer.
             back: When all processes read from them again.
         """
-        began, over, repaired = span
+        began, struck, over, repaired = span
         gone: dict[int, float] = {}
         workers = {record.worker for record in records if record.worker}
         for record in records:
@@ -96,11 +151,13 @@ class Outcome:
         return cls(
             strike=strike,
             began=began,
+            struck=struck,
             over=over,
             repaired=repaired,
             records=records,
             left_out=left,
             used_again=None if back is None else back - repaired,
+            limits=limits,
         )
 
 
@@ -119,23 +176,3 @@ def is_back(
         for worker, seen in served.items()
         if seen.issuperset(servers) and live[worker].issuperset(binds)
     }
-
-
-def calm(outcomes: Iterable[Outcome]) -> list[float]:
-    """Return how long requests took that were not under way just after a strike.
-
-    Those of a fault that is made of slow answers are left out altogether.
-    """
-    return [
-        record.seconds
-        for outcome in outcomes
-        if not outcome.strike.fault.slows
-        for record in outcome.records
-        if record.began > outcome.began + _FIRST
-    ]
-
-
-def percentile(seconds: Collection[float], share: float = 0.99) -> float:
-    """Return what so large a share of some durations does not exceed."""
-    ordered = sorted(seconds)
-    return ordered[int(share * (len(ordered) - 1))] if ordered else 0.0

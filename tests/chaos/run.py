@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from examples.cluster import wait_until
+from tests.damage import create_pages
 
 from .app import HAS_MONITOR, MONITORED, SETTINGS, TABLE
 from .faults import PROXIED, Scene
 from .load import Load
-from .outcome import Outcome, is_back
+from .outcome import Limits, Outcome, is_back
 from .proxy import Proxy
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from examples.cluster import Cluster, Standby
 
+    from .load import Record
     from .schedule import Strike
     from .workers import Service
 
@@ -35,8 +37,13 @@ class Report:
     """What a run found.
 
     Attributes:
-        quiet: Seconds that each request of the quiet time took.
+        limits: What must not take longer.
+        quiet: The requests of each quiet time: before the first fault, and after each.
         outcomes: What each fault did.
+        requests: How many there were, from the first to the last.
+        failed: How many of them failed.
+        ahead: How many saw a standby that was ahead of its primary for a moment.
+        slowest: Seconds that the slowest of them took.
         shares: Reads by server while one replica was out.
         lost: Keys whose write was acknowledged and that are not there.
         doubled: Keys that are there more than once.
@@ -45,8 +52,13 @@ class Report:
         threads: Threads of each process before the faults, and after.
     """
 
-    quiet: list[float] = field(default_factory=list)
+    limits: Limits
+    quiet: list[Sequence[Record]] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
+    requests: int = 0
+    failed: int = 0
+    ahead: int = 0
+    slowest: float = 0.0
     shares: Counter[str] = field(default_factory=Counter)
     lost: set[str] = field(default_factory=set)
     doubled: set[str] = field(default_factory=set)
@@ -66,7 +78,7 @@ def run(
     serve: Callable[[Mapping[str, Any]], contextlib.AbstractContextManager[Service]],
     strikes: Sequence[Strike],
     *,
-    quiet: float = 4.0,
+    quiet: float = 3.0,
     note: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """Put an application under load, and let faults strike.
@@ -75,24 +87,28 @@ def run(
         cluster: With three standbys, all in order.
         serve: Serves an application that is configured so.
         strikes: The faults.
-        quiet: Seconds without any, before.
+        quiet: Seconds without any, before the first and after each.
         note: Told what happens.
     """
     cluster.primary.execute("drop table if exists entry")
     cluster.primary.execute(TABLE)
-    cluster.wait_replicated()
+    create_pages(cluster)
     with contextlib.ExitStack() as stack:
         proxy = stack.enter_context(Proxy(cluster.standbys[PROXIED].port))
-        service = stack.enter_context(serve(_config(cluster, proxy)))
+        config = _config(cluster, proxy)
+        service = stack.enter_context(serve(config))
         load = Load(service)
-        runner = _Runner(Scene(cluster, proxy, load), service, note)
+        report = Report(Limits.of(config))
+        runner = _Runner(report, Scene(cluster, proxy, load), service, note)
         with load:
+            runner.begin()
             runner.rest(quiet)
             for strike in strikes:
                 runner.strike(strike)
+                runner.rest(quiet)
             runner.share()
         runner.conclude()
-        return runner.report
+        return report
 
 
 def _config(cluster: Cluster, proxy: Proxy) -> dict[str, Any]:
@@ -113,9 +129,13 @@ def _bind(number: int) -> str:
 
 class _Runner:
     def __init__(
-        self, scene: Scene, service: Service, note: Callable[[str], None]
+        self,
+        report: Report,
+        scene: Scene,
+        service: Service,
+        note: Callable[[str], None],
     ) -> None:
-        self.report = Report()
+        self.report = report
         self._scene = scene
         self._load = scene.load
         self._standbys = scene.cluster.standbys
@@ -123,16 +143,17 @@ class _Runner:
         self._note = note
         self._before: dict[int, dict[str, int]] = {}
 
+    def begin(self) -> None:
+        """Wait until every process reads from every replica."""
+        self._used_again(range(len(self._standbys)), time.monotonic())
+        self._before = self._least(lambda _: False, 0.5)
+
     def rest(self, seconds: float) -> None:
-        """Let nothing happen, once every process reads from every replica."""
-        start = time.monotonic()
-        self._used_again(range(len(self._standbys)), start)
-        self._note(f"quiet for {seconds:g} s")
+        """Let nothing happen."""
         start = time.monotonic()
         time.sleep(seconds)
         records = self._load.since(start)
-        self.report.quiet = [one.seconds for one in records if one.began > start]
-        self._before = self._least(lambda _: False, 0.5)
+        self.report.quiet.append([one for one in records if one.began > start])
 
     def strike(self, strike: Strike) -> None:
         """Let a fault strike, and wait until its victims are read from again."""
@@ -143,17 +164,19 @@ class _Runner:
         self._note(f"{strike.name}: {names}, for {strike.seconds:.1f} s")
         began = time.monotonic()
         with strike.fault.strike(self._scene, self._standbys[strike.victim]):
+            struck = time.monotonic()
             time.sleep(strike.seconds)
             over = time.monotonic()
         repaired = time.monotonic()
         back = self._used_again(victims, repaired)
         # Visitors that were held up meanwhile belong to this fault.
-        time.sleep(0.5)
+        time.sleep(1.0)
         outcome = Outcome.of(
             strike,
-            (began, over, repaired),
+            (began, struck, over, repaired),
             self._load.since(began),
             {_bind(number) for number in victims},
+            self.report.limits,
             back=back,
         )
         self.report.outcomes.append(outcome)
@@ -180,6 +203,11 @@ class _Runner:
 
     def conclude(self) -> None:
         """Look at what is left, now that nobody asks any more."""
+        records = self._load.records
+        self.report.requests = len(records)
+        self.report.failed = sum(1 for record in records if record.error)
+        self.report.ahead = sum(record.ahead for record in records)
+        self.report.slowest = max(record.seconds for record in records)
         after = self._least(self._left_nothing, 5.0)
         self.report.held = sum(state["held"] for state in after.values())
         self.report.threads = {

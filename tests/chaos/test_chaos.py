@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from examples.cluster import Cluster
 
 SEED = 3
-FAULTS = ("kill", "terminate", "frozen", "all-down")
+FAULTS = ("kill", "terminate", "frozen", "disk", "all-down")
 
 
 @pytest.mark.postgres
@@ -29,7 +29,7 @@ def test_no_visitor_notices_a_fault(healthy_cluster: Cluster) -> None:
     threads = threading.active_count()
     strikes = schedule(SEED, FAULTS, seconds=2)
 
-    report = run(healthy_cluster, in_process, strikes, quiet=1)
+    report = run(healthy_cluster, in_process, strikes, quiet=0.5)
 
     for outcome in report.outcomes:
         wrongs = outcome.wrongs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sqlite3
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from examples.cluster import wait_until
 from flask_replicated import replicated_engine, using_slave
+from tests.damage import create_pages, damaged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,12 +45,15 @@ class Place:
     cluster: Cluster
     folder: Path
 
-    def engine(self, url: sa.URL | None = None, **options: Any) -> RoutedEngine:
-        """Return a pool of one replica, which one failure takes out."""
+    def engine(
+        self, url: sa.URL | None = None, *others: sa.Engine, **options: Any
+    ) -> RoutedEngine:
+        """Return a pool of one replica, which one failure takes out, and others."""
         replica = sa.create_engine(url or self.url, **options)
+        names = (f"slave_{number}" for number in range(1, len(others) + 2))
         return replicated_engine(
             sa.create_engine("sqlite://"),
-            {"slave_1": replica},
+            dict(zip(names, (replica, *others), strict=True)),
             REPLICATED_BREAKER_THRESHOLD=1,
             REPLICATED_CONNECT_TIMEOUT=1,
             REPLICATED_PROBE_INTERVAL=0,
@@ -285,6 +290,27 @@ def conflict(place: Place) -> Iterator[RoutedEngine]:
     standby.execute("select pg_reload_conf()")
 
 
+@contextlib.contextmanager
+def ailing(place: Place) -> Iterator[RoutedEngine]:
+    """Let a replica's files fail reads, while another one's do not."""
+    with contextlib.ExitStack() as stack:
+        if place.driver in POSTGRESQL:
+            create_pages(place.cluster)
+            stack.enter_context(damaged(place.cluster.standbys[0]))
+            engine = place.engine(None, sa.create_engine("sqlite://"))
+        else:
+            file = place.folder / "damaged.db"
+            with contextlib.closing(sqlite3.connect(file)) as connection:
+                connection.execute("CREATE TABLE page (id INTEGER, body TEXT)")
+            content = file.read_bytes()
+            file.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
+            url = place.url.set(database=str(file))
+            engine = place.engine(url, sa.create_engine("sqlite://"))
+        for _ in range(4):
+            read(engine, "SELECT body FROM page WHERE id = 100")
+        yield engine
+
+
 @dataclass(frozen=True)
 class Row:
     """One way to fail.
@@ -331,6 +357,11 @@ ROWS = (
         ("pymysql",),
     ),
     Row("replay cancels a read (40001)", conflict, POSTGRESQL),
+    Row(
+        "reads go on failing on its disk (58xxx, 53100, XX001, XX002)",
+        ailing,
+        (*POSTGRESQL, "sqlite3"),
+    ),
     Row("a statement is wrong", statement(sql="SELECT * FROM nowhere_at_all"), DRIVERS),
     Row("a write is refused", statement(sql="DELETE FROM nowhere_at_all"), DRIVERS),
     Row("the connection pool is exhausted", exhausted, DRIVERS),

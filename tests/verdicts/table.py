@@ -40,7 +40,7 @@ def _errors() -> Iterator[list[str]]:
 def verdict(row: Row, place: Place) -> str:
     """Let a row happen, and return what the breaker makes of it."""
     with _errors() as errors, row.provoke(place) as engine:
-        (seen,) = engine.replicas.replica_pool.snapshot().members
+        seen, *_ = engine.replicas.replica_pool.snapshot().members
     engine.dispose()
     if seen.state == "closed":
         return "stays"

@@ -1,0 +1,220 @@
+"""A replica that takes connections, and whose storage fails reads."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import pytest
+import sqlalchemy as sa
+
+from balancers import Pool
+from examples.cluster import wait_until
+from flask_replicated import replicated_engine, using_slave
+from flask_replicated.ailing import Ailing
+from flask_replicated.failures import storage_failed, unanswerable
+from flask_replicated.probes import Probe
+from tests.support import REPLICAS, Build, build_fixture, make_file, sqlite_url
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from flask_replicated.positions import Observation
+
+build = build_fixture
+
+ERROR = OSError("no space left")
+PAGE = 4096
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        """Return seconds."""
+        return self.now
+
+
+def damage(path: Path) -> None:
+    """Overwrite all but the first page of a database file: it can be opened."""
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(PAGE)
+        file.write(b"\xff" * (size - PAGE))
+
+
+class TestAiling:
+    """Who is taken out."""
+
+    @pytest.fixture
+    def clock(self) -> Clock:
+        """Give a clock."""
+        return Clock()
+
+    @pytest.fixture
+    def pool(self, clock: Clock) -> Pool[sa.Engine]:
+        """Give three replicas."""
+        engine = sa.create_engine("sqlite://")
+        return Pool(dict.fromkeys(REPLICAS, engine), clock=clock)
+
+    @pytest.fixture
+    def ailing(self, clock: Clock) -> Ailing:
+        """Give who decides."""
+        return Ailing(clock)
+
+    def test_once(self, ailing: Ailing, pool: Pool[sa.Engine]) -> None:
+        """One error is a matter of that read."""
+        member, *_ = pool.members
+        assert not ailing.note(member, ERROR, pool, 1.0)
+        assert member in pool.live
+
+    def test_again(self, ailing: Ailing, pool: Pool[sa.Engine], clock: Clock) -> None:
+        """One that goes on takes its replica out, and at once after a vain return."""
+        member, *_ = pool.members
+        ailing.note(member, ERROR, pool, 1.0)
+        assert ailing.note(member, ERROR, pool, 1.0)
+        assert member not in pool.live
+        clock.now += 2
+        pool.recover(member)
+        assert ailing.note(member, ERROR, pool, 1.0)
+        assert member not in pool.live
+
+    def test_everywhere(self, ailing: Ailing, pool: Pool[sa.Engine]) -> None:
+        """What fails on several replicas is the statement's matter, not theirs."""
+        for _ in range(3):
+            for member in pool.members:
+                assert not ailing.note(member, ERROR, pool, 1.0)
+        assert pool.live == pool.members
+
+    def test_last(self, ailing: Ailing, pool: Pool[sa.Engine]) -> None:
+        """The last one in rotation stays."""
+        member, *others = pool.members
+        for other in others:
+            pool.trip(other, 60, ERROR)
+        for _ in range(3):
+            assert not ailing.note(member, ERROR, pool, 1.0)
+        assert pool.live == (member,)
+
+    def test_long_ago(
+        self, ailing: Ailing, pool: Pool[sa.Engine], clock: Clock
+    ) -> None:
+        """Errors that lie far apart have nothing to do with each other."""
+        first, second, _ = pool.members
+        ailing.note(first, ERROR, pool, 1.0)
+        clock.now += 6
+        assert not ailing.note(first, ERROR, pool, 1.0)
+        clock.now += 6
+        ailing.note(second, ERROR, pool, 1.0)
+        assert ailing.note(second, ERROR, pool, 1.0)
+
+    def test_removed(self, ailing: Ailing, pool: Pool[sa.Engine]) -> None:
+        """One that has been removed meanwhile harms nobody."""
+        member = pool.remove("slave_1")
+        for _ in range(2):
+            ailing.note(member, ERROR, pool, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("orig", "failed"),
+    [
+        (Exception(1021, "Disk full (/tmp/#sql); waiting for someone"), True),
+        (Exception(1030, 'Got error 28 "No space left on device"'), True),
+        (Exception(1195, "Table 'entry' is marked as crashed"), True),
+        (Exception(1064, "You have an error in your SQL syntax"), False),
+        (Exception("disk I/O error"), True),
+        (Exception("file is not a database"), True),
+        (Exception("database or disk is full"), True),
+        (Exception("no such table: entry"), False),
+    ],
+)
+def test_other_databases(orig: Exception, failed: bool) -> None:
+    """Each database has its own way to say so."""
+    error = sa.exc.OperationalError("SELECT 1", {}, orig)
+    assert storage_failed(error) is unanswerable(error) is failed
+
+
+@pytest.mark.parametrize("state", ["53100", "58030", "58P01", "XX001", "XX002"])
+def test_states(state: str) -> None:
+    """A SQLSTATE says so, whatever the message."""
+    orig = Exception("Lesefehler")
+    orig.sqlstate = state  # type: ignore[attr-defined]  # as psycopg's errors have it
+    assert storage_failed(sa.exc.OperationalError("SELECT 1", {}, orig))
+
+
+def test_no_get_fails(
+    build: Build, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A read that a damaged file fails is answered elsewhere, and the log says so."""
+    files = {name: make_file(tmp_path, name) for name in REPLICAS}
+    site = build(
+        [],
+        binds={name: sqlite_url(file) for name, file in files.items()},
+        REPLICATED_BREAKER_RESET=60,
+        REPLICATED_BREAKER_MAX_RESET=60,
+    )
+    damage(files["slave_2"])
+    with caplog.at_level(logging.WARNING, "flask_replicated"):
+        assert set(site.count(30)) == {"slave_1", "slave_3"}
+    (line,) = caplog.messages
+    assert "'slave_2' is out: DatabaseError: database disk image is malformed" in line
+
+
+def test_a_statement_that_fails_everywhere(build: Build, tmp_path: Path) -> None:
+    """It is run once on each server, is raised, and takes out nobody."""
+    names = ("master", *REPLICAS)
+    files = {name: make_file(tmp_path, name) for name in names}
+    site = build([], binds={name: sqlite_url(files[name]) for name in REPLICAS})
+    damage(site.folder / "master.db")
+    for name in REPLICAS:
+        damage(files[name])
+
+    def view() -> str:
+        with pytest.raises(sa.exc.DatabaseError, match="malformed"):
+            site.who()
+        return "raised"
+
+    site.app.add_url_rule("/raises", "raises", view)
+    assert set(site.count(10, "/raises")) == {"raised"}
+    with site.app.app_context():
+        pool = site.app.extensions["replicated"].pool()
+    assert len(pool.live) == len(REPLICAS)
+
+
+def test_a_look_does_not_bring_it_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that answers the look is not well for that; its wait goes on."""
+    names = ("master", "slave_1", "slave_2")
+    files = {name: make_file(tmp_path, name) for name in names}
+    primary, *replicas = (sa.create_engine(sqlite_url(files[name])) for name in names)
+    engine = replicated_engine(
+        primary,
+        dict(zip(names[1:], replicas, strict=True)),
+        REPLICATED_PROBE_INTERVAL=0.02,
+        REPLICATED_BREAKER_RESET=60,
+        REPLICATED_BREAKER_MAX_RESET=60,
+    )
+    pool, looks = engine.replicas.replica_pool, 0
+    look = Probe.look
+
+    def counted(probe: Probe, *, anew: bool) -> Observation:
+        nonlocal looks
+        looks += probe.member.name == "slave_1"
+        return look(probe, anew=anew)
+
+    monkeypatch.setattr(Probe, "look", counted)
+    damage(files["slave_1"])
+    failed = 0
+    for _ in range(4):
+        with using_slave(), engine.connect() as connection:
+            try:
+                connection.execute(sa.text("SELECT name FROM marker"))
+            except sa.exc.DatabaseError:
+                failed += 1
+    assert failed == 2
+    before = looks
+    wait_until(lambda: looks > before + 3, "some looks")
+    assert [member.name for member in pool.live] == ["slave_2"]
+    engine.dispose()
