@@ -169,7 +169,8 @@ class ReplicaConnection(_LateJoined):
         aborted: Whether it was by the server, which then takes no more.
         changed: Whether it has changed its session with a ``SET``.
         loss: The error that the loss of the connection was known by, or None.
-        of_session: Whether it is a session's, which closes it with its transaction.
+        of_session: Whether it is a session's, which will close it when it has closed
+            its transaction.
     """
 
     shape: ReplicaEngine

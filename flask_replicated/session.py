@@ -7,7 +7,6 @@ connection, so the session finds the connection that it already has.
 
 from __future__ import annotations
 
-import weakref
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -67,6 +66,7 @@ class _Ways:
         "app",
         "classify",
         "connecting",
+        "connections",
         "lane",
         "lanes",
         "losses",
@@ -76,7 +76,6 @@ class _Ways:
         "reads",
         "replicas",
         "request",
-        "root",
         "state",
         "wanted",
     )
@@ -94,8 +93,8 @@ class _Ways:
         self.lanes: dict[Engine, Engine | sa.Connection] = _EMPTY
         self.primaries: dict[Engine, PrimaryConnection] = _EMPTY
         self.reads: dict[Engine, ReplicaConnection] = _EMPTY
-        # Whose connections they are. A weak one: the transaction knows its session.
-        self.root: weakref.ref[orm.SessionTransaction] | None = None
+        # They tell the transaction, which itself would keep its session alive.
+        self.connections: object = None
         self.losses = 0
         self.wanted: Role | None = None
         self.connecting = False
@@ -123,21 +122,8 @@ class _Ways:
             state.decide(current)
         return True
 
-    def note(self, connection: sa.Connection, root: orm.SessionTransaction) -> None:
-        """Remember which connection a session's transaction has begun on."""
-        if self.root is None or self.root() is not root:
-            self.root, self.lane, self.losses = weakref.ref(root), None, 0
-            self.lanes, self.reads, self.primaries = {}, {}, _EMPTY
-        if isinstance(connection, ReplicaConnection):
-            shape = connection.shape
-            self.reads[shape] = connection
-            self.lanes[shape] = connection.engine
-            if shape is self.replicas:
-                self.lane = connection.engine
-        elif isinstance(connection, PrimaryConnection):
-            self._note_primary(connection)
-
-    def _note_primary(self, connection: PrimaryConnection) -> None:
+    def note_primary(self, connection: PrimaryConnection) -> None:
+        """Remember a connection to the primary."""
         routed = connection.shape.routed
         if self.primaries is _EMPTY:
             self.primaries = {}
@@ -159,7 +145,7 @@ class _Ways:
     def forget(self) -> None:
         """Forget the connections of a transaction that has ended."""
         self.lanes = self.reads = self.primaries = _EMPTY
-        self.lane = self.root = None
+        self.lane = self.connections = None
         self.losses = 0
 
 
@@ -193,8 +179,9 @@ class RoutedSession(orm.Session):
         ways = self._ways
         if ways is None:
             ways = self._ways = _Ways()
-        elif ways.root is not None and (
-            self._transaction is None or ways.root() is not self._transaction
+        elif ways.connections is not None and (
+            self._transaction is None
+            or ways.connections is not self._transaction._connections  # noqa: SLF001
         ):
             self._let_go(ways)
         if bind is not None:
@@ -236,14 +223,14 @@ class RoutedSession(orm.Session):
         ways = self._ways
         if ways is None:
             ways = self._ways = _Ways()
-        elif ways.root is not None:
+        elif ways.connections is not None:
             self._let_go(ways)
         return ways
 
     def _let_go(self, ways: _Ways) -> None:
         """Forget the connections of a transaction that has ended."""
-        root = None if ways.root is None else ways.root()
-        if root is None or root is not self.get_transaction():
+        root = self.get_transaction()
+        if root is None or ways.connections is not root._connections:  # noqa: SLF001
             ways.forget()
 
     def _given(
@@ -474,10 +461,20 @@ def _on_default_bind(mapper: Any) -> bool:
 def _note_connection(
     session: RoutedSession, begun: orm.SessionTransaction, connection: sa.Connection
 ) -> None:
+    """Remember which connection a session's transaction has begun on."""
     root = session.get_transaction() if begun.nested else begun
-    if root is not None:
-        ways = session._ways or session._known_ways()  # noqa: SLF001 - a listener of this class
-        ways.note(connection, root)
+    ways = session._ways or session._known_ways()  # noqa: SLF001 - a listener of this class
+    if root is not None and ways.connections is not root._connections:  # noqa: SLF001
+        ways.connections, ways.lane, ways.losses = root._connections, None, 0  # noqa: SLF001
+        ways.lanes, ways.reads, ways.primaries = {}, {}, _EMPTY
+    if isinstance(connection, ReplicaConnection):
+        shape = connection.shape
+        ways.reads[shape] = connection
+        ways.lanes[shape] = connection.engine
+        if shape is ways.replicas:
+            ways.lane = connection.engine
+    elif isinstance(connection, PrimaryConnection):
+        ways.note_primary(connection)
 
 
 def routed_session_class(base: type[orm.Session]) -> type[orm.Session]:

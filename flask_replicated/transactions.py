@@ -95,15 +95,18 @@ class ReadTransaction(_Harmless, RootTransaction):
     own first word is left to it.
     """
 
-    __slots__ = ("_left",)
+    __slots__ = ()
+    connection: ReplicaConnection
 
     def close(self) -> None:
         """End it, now or with the session's connection."""
-        connection = cast("ReplicaConnection", self.connection)
-        if connection.of_session and not hasattr(self, "_left"):
-            self._left = True
-        else:
-            super().close()
+        if self.connection.of_session:
+            self.connection.of_session = False
+            return
+        try:
+            RootTransaction.close(self)
+        except Exception:
+            logger.debug("a read did not end well", exc_info=True)
 
 
 class ReadTwoPhase(_Harmless, TwoPhaseTransaction):
