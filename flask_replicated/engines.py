@@ -400,6 +400,7 @@ class RoutedEngine(_EngineShape):
     def after_fork(self) -> None:
         """Leave inherited sockets to the parent, and pick from another start."""
         self.monitor.after_fork()
+        self.fleet.renew_locks()
         self.dispose(close=False)
         self.replicas.replica_pool.reshuffle()
         self.fleet.after_fork()

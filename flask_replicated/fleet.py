@@ -204,11 +204,14 @@ class Fleet:
         self._forget(member)
         _close_as_returned(member.target)
 
-    def after_fork(self) -> None:
-        """Begin anew in a child process: a thread that it has not may hold the lock."""
+    def renew_locks(self) -> None:
+        """Replace locks that a thread which a child process has not may hold."""
         self._lock = Lock()
         for discovery in self._discoveries:
             discovery.after_fork()
+
+    def after_fork(self) -> None:
+        """Begin anew in a child process, once the parent's connections are let go."""
         self.idle = bool(self._discoveries)
         self.look_for_spares()
 

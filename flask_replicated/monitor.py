@@ -15,6 +15,7 @@ import random
 import threading
 import time
 import weakref
+from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakSet
 
@@ -39,6 +40,10 @@ logger = logging.getLogger("flask_replicated")
 
 _LATE = 0.05
 """Seconds that a process may wake too late before it doubts its own clock."""
+_PATIENCE = 3
+"""How often a look is given up before another one is begun beside it."""
+_STUCK = 2
+"""How many looks at one replica may be left to themselves."""
 
 
 class Policy(NamedTuple):
@@ -154,7 +159,11 @@ class _Round:
         self._looks: dict[Member[Engine], Look] = {}
         self._probes: dict[Member[Engine], Probe] = {}
         self._due: dict[Member[Engine], float] = {}
-        self._unmeasured: set[str] = set()
+        # Also of those that were removed, as long as somebody waits for them.
+        self._cared: dict[Member[Engine], Replica] = {}
+        self._stuck: Counter[Member[Engine]] = Counter()
+        self._unmeasured: WeakSet[Member[Engine]] = WeakSet()
+        self._threadless = False
         self._stopped = self._abandoned = False
 
     def stop(self) -> None:
@@ -208,27 +217,43 @@ class _Round:
     def _step(self) -> float:
         """Begin what is due, give up what is late; return seconds to the next step."""
         now = time.monotonic()
-        # Spare ones are not in use, and should cost no connection.
-        spares = self._pool.spares
-        members = [one for one in self._pool.members if one not in spares]
-        for gone in self._due.keys() - set(members) - self._looks.keys():
-            del self._due[gone]
-            probe = self._probes.pop(gone, None)
-            if probe is not None:
-                probe.end()
+        for look in list(self._looks.values()):
+            if now >= look.deadline:
+                self._give_up(look, now)
+        members = self._watched()
+        for gone in self._due.keys() - members - self._looks.keys():
+            self._forget(gone)
         for member in members:
             # Spread from the start: many workers begin in one moment.
-            due = self._due.setdefault(member, now + self._spread(0.5, 1.0))
-            look = self._looks.get(member)
-            if look is not None:
-                if now >= look.deadline:
-                    self._give_up(look, now)
-            elif now >= due:
+            due = self._due.setdefault(member, now + self._spread(0.1, 0.3))
+            if member not in self._looks and now >= due:
                 self._begin(member, now)
         times = [self._due[m] for m in members if m not in self._looks]
         times += [look.deadline for look in self._looks.values()]
         # An owner that is gone is noticed within a second.
         return max(0.0, min([*times, now + 1.0]) - now)
+
+    def _watched(self) -> set[Member[Engine]]:
+        """Return those in use, and those that have gone while somebody has them."""
+        # Spare ones are not in use, and should cost no connection.
+        members = set(self._pool.members) - set(self._pool.spares)
+        for member in members - self._cared.keys():
+            replica = self._replicas.get(member.name)
+            if replica is not None and replica.is_of(member.target):
+                self._cared[member] = replica
+        gone = self._due.keys() - members
+        return members | {one for one in gone if self._is_waited_for(one)}
+
+    def _is_waited_for(self, member: Member[Engine]) -> bool:
+        replica = self._cared.get(member)
+        return replica is not None and replica.in_use
+
+    def _forget(self, gone: Member[Engine]) -> None:
+        del self._due[gone]
+        self._cared.pop(gone, None)
+        probe = self._probes.pop(gone, None)
+        if probe is not None:
+            probe.end()
 
     def _spread(self, least: float, most: float) -> float:
         return self._policy.interval * random.uniform(least, most)  # noqa: S311 - no secret
@@ -241,29 +266,42 @@ class _Round:
         # Only a new connection can tell whether an outage is over.
         permit = self._pool.permit(member)
         look = Look(probe, permit, now + self._policy.timeout, anew=not permit.quiet)
-        self._looks[member] = look
-        probe.looking = True
-        threading.Thread(
+        thread = threading.Thread(
             target=look.run,
             args=(self._done,),
             name=f"flask_replicated look at {member.name}",
             daemon=True,
-        ).start()
+        )
+        self._looks[member], probe.looking = look, True
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads: that says nothing of the replica
+            del self._looks[member]
+            probe.looking = False
+            if not self._threadless:
+                logger.warning("no thread could be started to look at a replica")
+            self._threadless = True
 
     def _give_up(self, look: Look, now: float) -> None:
         """Take out a replica that says nothing, and release who waits for it."""
-        self._unfit(
-            look.member, ReplicaSilentError(look.member.name, self._policy.timeout)
-        )
-        if not look.late:
-            look.late = True
-            self._probes[look.member].wake()
+        member = look.member
+        self._unfit(member, ReplicaSilentError(member.name, self._policy.timeout))
+        look.given_up += 1
+        # Again and again: it may have been connecting, and wait for an answer by now.
+        look.probe.wake()
         # Whoever has begun to wait meanwhile is released at the next word.
-        self._release(look.member)
+        self._release(member)
         look.deadline = now + self._policy.interval
+        if look.given_up >= _PATIENCE and self._stuck[member] < _STUCK:
+            # Nothing ends it. The next one may find the server well again.
+            self._stuck[member] += 1
+            del self._looks[member]
+            del self._probes[member]
+            look.probe.end()
+            self._due[member] = now
 
     def _release(self, member: Member[Engine]) -> None:
-        replica = self._replicas.get(member.name)
+        replica = self._cared.get(member)
         released = replica.hang_up() if replica is not None else 0
         if released:
             logger.warning(
@@ -276,14 +314,18 @@ class _Round:
     def _conclude(self, look: Look) -> None:
         """Tell the pool what a look has found."""
         if self._looks.get(look.member) is not look:
+            self._stuck[look.member] -= 1
+            if self._stuck[look.member] <= 0:
+                del self._stuck[look.member]
             return
         del self._looks[look.member]
         fault = self._fault(look)
         try:
             if fault is not None:
                 self._unfit(look.member, fault)
-                if fault is look.found and judge_connect(fault) is Verdict.DOWN:
-                    # Where a connect failed, older connections may hang.
+                if fault is look.found and look.seconds > 0.9 * self._policy.timeout:
+                    # Where nothing answers, older connections hang; not where new
+                    # ones are turned away.
                     self._release(look.member)
             elif not (
                 look.late
@@ -296,7 +338,7 @@ class _Round:
 
     def _ails(self, member: Member[Engine]) -> bool:
         """Whether it takes more than an answer to say that a replica is well."""
-        replica = self._replicas.get(member.name)
+        replica = self._cared.get(member)
         return replica is not None and replica.ails
 
     def _fault(self, look: Look) -> Exception | None:
@@ -312,16 +354,16 @@ class _Round:
         if limit is None:
             return None
         if not found.measured:
-            self._say_unmeasured(name)
+            self._say_unmeasured(look.member)
             return None
         if found.lag is None or found.lag > limit:
             return ReplicaLagsError(name, found.lag, limit)
         return None
 
-    def _say_unmeasured(self, name: str) -> None:
-        if name not in self._unmeasured:
-            self._unmeasured.add(name)
-            logger.info("replica %r does not tell how far it is behind", name)
+    def _say_unmeasured(self, member: Member[Engine]) -> None:
+        if member not in self._unmeasured:
+            self._unmeasured.add(member)
+            logger.info("replica %r does not tell how far it is behind", member.name)
 
     def _unfit(self, member: Member[Engine], error: Exception) -> None:
         # Until the next word, with something to spare.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from typing import TYPE_CHECKING, Any
 
 from .connecting import unlimited
@@ -30,8 +31,10 @@ class Look:
         permit: What the breaker knew when it began.
         deadline: The clock's reading at which it is given up; after that, at which
             this is said again.
-        late: Whether it was given up.
+        given_up: How often it was given up.
         found: What it saw, or the error.
+        seconds: How long it took.
+        probe: Whose connection it looks over.
     """
 
     def __init__(
@@ -40,18 +43,25 @@ class Look:
         self.member = probe.member
         self.permit = permit
         self.deadline = deadline
-        self.late = False
+        self.given_up = 0
         self.found: Observation | Exception = Observation()
-        self._probe = probe
+        self.seconds = 0.0
+        self.probe = probe
         self._anew = anew
+
+    @property
+    def late(self) -> bool:
+        """Whether it was given up."""
+        return self.given_up > 0
 
     def run(self, done: SimpleQueue[Look | None]) -> None:
         """Look, then say so."""
-        probe = self._probe
+        probe, began = self.probe, time.monotonic()
         try:
             self.found = probe.look(anew=self._anew)
         except Exception as error:  # noqa: BLE001 - drivers raise what they like
             self.found = error
+        self.seconds = time.monotonic() - began
         # In this order, and the other way round in end(): whichever thread comes
         # second sees that it has to close the connection.
         probe.looking = False

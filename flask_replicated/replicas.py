@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import select
+import weakref
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -85,11 +86,15 @@ class Replica:
         role_check: bool = True,
     ) -> None:
         self._outages = 0
+        self._engine = weakref.ref(engine)
         self._records: WeakSet[ConnectionPoolEntry] = WeakSet()
-        _limit_connect(engine, math.ceil(connect_timeout), read_timeout)
+        lift = _limit_connect(engine, math.ceil(connect_timeout), read_timeout)
         _prepare_sessions(engine, read_timeout, name if role_check else None)
+        if lift is not None:  # no sooner: a server may be silent after the log-in too
+            event.listen(engine, "connect", lift)
         if engine.dialect.name != "sqlite":  # a file is always there or never
-            event.listen(engine, "connect", self._stamp)
+            # Before anything is asked of it, so that who waits can be released.
+            event.listen(engine, "connect", self._stamp, insert=True)
             event.listen(engine, "checkout", self._refuse_stale)
 
     @property
@@ -102,8 +107,24 @@ class Replica:
 
         A thread that waits for an answer gets the error of a lost connection at once.
         """
-        connections = [record.dbapi_connection for record in list(self._records)]
+        connections = [record.dbapi_connection for record in self._known()]
         return sum(map(hang_up, filter(None, connections)))
+
+    @property
+    def in_use(self) -> bool:
+        """Whether somebody has a connection to it."""
+        return any(record.in_use for record in self._known())
+
+    def is_of(self, engine: Engine) -> bool:
+        """Whether it takes care of this engine, and not of one of the same name."""
+        return self._engine() is engine
+
+    def _known(self) -> list[ConnectionPoolEntry]:
+        while True:
+            try:
+                return list(self._records)
+            except RuntimeError:  # another thread has just connected
+                continue
 
     def retire_connections(self) -> None:
         """Let no connection that is open now be used again.
@@ -143,17 +164,23 @@ def _nothing() -> None:
     """Know nothing of a connection whose driver does not show its socket."""
 
 
-def _limit_connect(engine: Engine, seconds: int, read_timeout: float | None) -> None:
+def _limit_connect(
+    engine: Engine, seconds: int, read_timeout: float | None
+) -> Callable[[Any, Any], None] | None:
+    """Bound the time to connect; return what lifts the bound from a new connection."""
     argument = _TIMEOUT_ARGUMENT.get(engine.driver)
     if argument is None:
-        return
+        return None
     # A second more than the server has, so that it is the one to say so.
     read_seconds = None if read_timeout is None else math.ceil(read_timeout) + 1
     arguments: dict[str, float] = {argument: seconds}
     if engine.driver == "mysqldb" and read_seconds is not None:
         arguments["read_timeout"] = read_seconds
+    lift: Callable[[Any, Any], None] | None = None
+    if engine.driver == "pg8000":
+        lift = _lift_socket_limit
     if engine.driver == "pymysql":
-        _limit_greeting(engine, seconds, read_seconds)
+        lift = _limit_greeting(engine, seconds, read_seconds)
 
     @event.listens_for(engine, "do_connect")
     def limit(
@@ -162,8 +189,17 @@ def _limit_connect(engine: Engine, seconds: int, read_timeout: float | None) -> 
         for name, value in arguments.items():
             cparams.setdefault(name, value)
 
+    return lift
 
-def _limit_greeting(engine: Engine, seconds: int, read_seconds: int | None) -> None:
+
+def _lift_socket_limit(connection: Any, _record: Any) -> None:
+    """Let pg8000 wait for answers; its limit on connecting is one on every read."""
+    connection._usock.settimeout(None)  # noqa: SLF001 - it has no other name
+
+
+def _limit_greeting(
+    engine: Engine, seconds: int, read_seconds: int | None
+) -> Callable[[Any, Any], None]:
     """Bound the wait for the server's first words, which PyMySQL does not.
 
     Its ``connect_timeout`` ends when the kernel has accepted, and a server that hangs
@@ -180,10 +216,11 @@ def _limit_greeting(engine: Engine, seconds: int, read_seconds: int | None) -> N
             ours = True
             cparams["read_timeout"] = seconds
 
-    @event.listens_for(engine, "connect", insert=True)
     def lift(connection: Any, _record: Any) -> None:
         if ours:
             connection._read_timeout = read_seconds  # noqa: SLF001 - it has no other name
+
+    return lift
 
 
 def _prepare_sessions(

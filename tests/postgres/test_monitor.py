@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from examples.cluster import wait_until
 from flask_replicated.sockets import fileno_of, hang_up
+from tests.chaos.proxy import Proxy
 from tests.postgres.support import bind
 
 if TYPE_CHECKING:
@@ -95,6 +97,46 @@ class TestReachability:
         assert set(found) <= {"standby_3", "primary"}
         for standby in healthy_cluster.standbys[:2]:
             standby.thaw()
+        settle(site, *BINDS)
+
+    def test_silent_after_the_log_in(
+        self, build: Build, healthy_cluster: Cluster
+    ) -> None:
+        """A request that is still getting its connection ready is released, too."""
+        with Proxy(healthy_cluster.standbys[0].port) as proxy:
+            standbys = healthy_cluster.standbys
+            urls = [bind(standby, "psycopg") for standby in standbys]
+            urls[0] = urls[0].replace(str(standbys[0].port), str(proxy.port))
+            site = build(dict(zip(BINDS, urls, strict=True)), **OFTEN)
+            with site.app.app_context():
+                engine = site.db.engines["slave_1"]
+            event.listen(engine, "connect", lambda *_: proxy.silence(), insert=True)
+            assert [site.get().servers[0] for _ in range(4)]
+            settle(site, "slave_2", "slave_3")
+            proxy.speak()
+
+    def test_new_ones_are_turned_away(
+        self, build: Build, healthy_cluster: Cluster
+    ) -> None:
+        """A standby that takes no new connection may finish what it is doing."""
+        site = build(**OFTEN)
+        standby = healthy_cluster.standbys[0]
+        site.wait_live(*BINDS)
+
+        def stop(backend: object) -> None:
+            if backend.server == standby.name:  # type: ignore[attr-defined]  # a Backend
+                process: Any = standby._process
+                process.send_signal(signal.SIGTERM)  # a smart shutdown
+                # As the requests do that connect anew.
+                site.pool.trip(site.pool.member("slave_1"), 0.1, OSError("refused"))
+                wait_until(lambda: "shut" in why(site, "slave_1"), "a look at it")
+
+        site.between = stop
+        servers = [site.get().servers for _ in range(3)]
+        assert [standby.name] * 2 in [list(pair[:2]) for pair in servers]
+        site.between = lambda _: None
+        standby.stop("fast")
+        standby.start()
         settle(site, *BINDS)
 
     def test_released_in_mid_transaction(

@@ -1,0 +1,166 @@
+"""Looks that never end, threads that cannot be had, replicas that are gone."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import sqlalchemy as sa
+
+from examples.cluster import wait_until
+from flask_replicated import replicated_engine, using_slave
+from flask_replicated.probes import Probe
+from flask_replicated.replicas import Replica
+from tests.support import make_file, sqlite_url
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from flask_replicated.engines import RoutedEngine
+    from flask_replicated.positions import Observation
+
+NAMES = ("slave_1", "slave_2")
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[RoutedEngine]:
+    """Give a pool of two files that is looked at often and given up soon."""
+    urls = {name: sqlite_url(make_file(tmp_path, name)) for name in ("master", *NAMES)}
+    engine = replicated_engine(
+        sa.create_engine(urls["master"]),
+        {name: sa.create_engine(urls[name]) for name in NAMES},
+        REPLICATED_PROBE_INTERVAL=0.05,
+        REPLICATED_CONNECT_TIMEOUT=0.05,
+        REPLICATED_BREAKER_RESET=60,
+        REPLICATED_BREAKER_MAX_RESET=60,
+    )
+    yield engine
+    engine.dispose()
+
+
+def read(engine: RoutedEngine) -> None:
+    """Read from a replica."""
+    with using_slave(), engine.connect() as connection:
+        connection.execute(sa.text("SELECT 1"))
+
+
+def live(engine: RoutedEngine) -> set[str]:
+    """Return who is in rotation."""
+    return {member.name for member in engine.replicas.replica_pool.live}
+
+
+class Stuck:
+    """Looks at one replica that wait until they are let go.
+
+    Attributes:
+        waiting: How many do.
+        many: How many do before one ends by itself.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, many: int) -> None:
+        self.waiting = 0
+        self.many = many
+        self._over = threading.Event()
+        self._look = Probe.look
+
+        def look(probe: Probe, *, anew: bool) -> Observation:
+            return self._wait(probe, anew=anew)
+
+        monkeypatch.setattr(Probe, "look", look)
+
+    def _wait(self, probe: Probe, *, anew: bool) -> Observation:
+        if probe.member.name == "slave_1" and self.waiting < self.many:
+            self.waiting += 1
+            self._over.wait(30)
+            self.waiting -= 1
+        return self._look(probe, anew=anew)
+
+    def let_go(self) -> None:
+        """Let every look end."""
+        self.many = 0
+        self._over.set()
+
+
+def test_one_stuck_look(engine: RoutedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look that never ends keeps nobody out: another one is begun beside it."""
+    stuck = Stuck(monkeypatch, many=1)
+    read(engine)
+    wait_until(lambda: live(engine) == {"slave_2"}, "slave_1 to be out")
+    wait_until(lambda: live(engine) == set(NAMES), "slave_1 to be back")
+    assert stuck.waiting == 1
+    stuck.let_go()
+
+
+def test_looks_do_not_pile_up(
+    engine: RoutedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long a server hangs, few threads wait for it; and it may return."""
+    stuck = Stuck(monkeypatch, many=100)
+    read(engine)
+    wait_until(lambda: stuck.waiting >= 3, "three looks to hang")
+    wait_until(lambda: live(engine) == {"slave_2"}, "slave_1 to be out")
+    waited = threading.Event()
+    assert not waited.wait(0.5)  # ten times as long as a look may take
+    assert stuck.waiting == 3
+    stuck.let_go()
+    wait_until(lambda: live(engine) == set(NAMES), "slave_1 to be back")
+
+
+def test_no_thread(
+    engine: RoutedEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A process that is out of threads says so, and holds it against no replica."""
+    start, refused = threading.Thread.start, 0
+
+    def refuse(thread: threading.Thread) -> None:
+        nonlocal refused
+        if "look at" in thread.name and refused < 6:
+            refused += 1
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    looked: set[str] = set()
+    look = Probe.look
+
+    def noted(probe: Probe, *, anew: bool) -> Observation:
+        looked.add(probe.member.name)
+        return look(probe, anew=anew)
+
+    monkeypatch.setattr(Probe, "look", noted)
+    read(engine)
+    wait_until(lambda: looked == set(NAMES), "both to be looked at")
+    assert live(engine) == set(NAMES)
+    assert caplog.text.count("no thread could be started") == 1
+
+
+def test_removed_while_it_hangs(
+    engine: RoutedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waits for a replica that is removed is released; its successor is not hit."""
+    stuck = Stuck(monkeypatch, many=100)
+    hit: list[Replica] = []
+
+    def hang_up(replica: Replica) -> int:
+        hit.append(replica)
+        return 0
+
+    monkeypatch.setattr(Replica, "hang_up", hang_up)
+    monkeypatch.setattr(Replica, "in_use", True)
+    fleet: Any = engine.fleet
+    old = fleet._replicas["slave_1"]
+    read(engine)
+    wait_until(lambda: stuck.waiting > 0, "a look to hang")
+    gone = engine.replicas.replica_pool.remove("slave_1")
+    fleet._replicas["slave_1"] = object()  # of a new one with this name
+    before = len(hit)
+    wait_until(lambda: len(hit) > before + 1, "those who wait to be released")
+    assert set(hit) == {old}
+    monkeypatch.setattr(Replica, "in_use", False)
+    stuck.let_go()
+    round_: Any = engine.monitor._round
+    wait_until(lambda: gone not in round_._due, "nobody to look any more")
