@@ -66,10 +66,11 @@ class PrimaryConnection(_LateJoined):
         shape: The Engine-shaped object whose ``connect()`` made it, and set this;
             ``engine`` is the real engine.
         wrote: Whether the transaction in progress has written.
+        suspected: Whether it may have, by what its text calls.
     """
 
     shape: PrimaryEngine | ReplicaEngine
-    wrote = False
+    wrote = suspected = False
 
     # The overloads of Connection differ in the type of their result alone.
     def execute(
@@ -128,9 +129,16 @@ class PrimaryConnection(_LateJoined):
                 return False
         return bool(level == "AUTOCOMMIT")
 
+    def suspect(self) -> None:
+        """Note that what is being sent may write, though it looks like a read."""
+        self.suspected = True
+        if self._in_autocommit():
+            self.committed()
+
     def committed(self) -> None:
         """Report that what this transaction wrote is, or may be, visible now."""
-        wrote, self.wrote = self.wrote, False
+        wrote = self.wrote or self.suspected
+        self.wrote = self.suspected = False
         app = self.shape.routed.app
         if wrote or app.in_known_writer():
             state = app.request_state()
@@ -141,14 +149,14 @@ class PrimaryConnection(_LateJoined):
         """Begin a transaction whose commit is reported, if it wrote."""
         if self.in_transaction():
             return super().begin()  # raises what every connection raises
-        self.wrote = False
+        self.wrote = self.suspected = False
         return ReportedTransaction(self)
 
     def begin_twophase(self, xid: Any | None = None) -> TwoPhaseTransaction:
         """Begin a two-phase transaction whose commit is reported, if it wrote."""
         if self.in_transaction():
             return super().begin_twophase(xid)
-        self.wrote = False
+        self.wrote = self.suspected = False
         return ReportedTwoPhase(self, self.dialect.create_xid() if xid is None else xid)
 
 

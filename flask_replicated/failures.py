@@ -78,8 +78,10 @@ _SQLITE_STORAGE = frozenset(
         "file is not a database",
     }
 )
-# The server runs with --read-only; the transaction is read only; the server is.
-_MYSQL_READ_ONLY = frozenset({1290, 1792, 1836})
+# The transaction is read only; the server is.
+_MYSQL_READ_ONLY = frozenset({1792, 1836})
+# The server runs with an option that forbids it: --read-only, or some other.
+_MYSQL_OPTION = 1290
 _SQLITE_READ_ONLY = "attempt to write a readonly database"
 
 
@@ -103,6 +105,7 @@ def refused_as_write(error: DBAPIError) -> bool:
     return (
         state == _READ_ONLY_TRANSACTION
         or code in _MYSQL_READ_ONLY
+        or (code == _MYSQL_OPTION and "read-only" in str(error.orig).replace("_", "-"))
         or code == _SQLITE_READ_ONLY
     )
 
@@ -138,4 +141,6 @@ def _codes(error: BaseException) -> tuple[str, object]:
     state = getattr(driver, "sqlstate", None) or getattr(driver, "pgcode", None)
     arguments = getattr(driver, "args", None) or (None,)
     first = arguments[0]
+    if isinstance(first, dict):  # pg8000
+        state, first = state or first.get("C"), first.get("M")
     return str(state or ""), first if isinstance(first, int | str) else None

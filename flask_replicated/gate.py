@@ -20,6 +20,7 @@ from .errors import StaleReadError
 from .failures import refused_as_write, storage_failed, unanswerable
 from .options import named_table, primary_tables, wanted_role
 from .refusals import shown, view_name, write_refused
+from .replicas import CHANGED
 from .routing import Role
 from .scopes import active_role
 from .sqltext import Kind
@@ -106,6 +107,7 @@ class Gate:
             raise write_refused(sql, f"connected to {connection.member.name!r}")
         if kind is Kind.SETTING:
             connection.changed = True
+            connection.info[CHANGED] = True  # nobody else shall have it
             return
         table = named_table(pattern, sql)
         if table is not None:

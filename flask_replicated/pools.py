@@ -14,7 +14,7 @@ from .fleet import Fleet
 from .gate import Gate
 from .listeners import PoolListener
 from .monitor import Monitor, Policy
-from .primaries import watch_primary
+from .primaries import watch_primary, watch_statements
 from .replicas import Replica
 from .state import AppState
 
@@ -32,6 +32,7 @@ def routed_engine(
     """Put replicas into a pool and return it with its primary as one engine."""
     settings = app.settings
     watch_primary(primary)
+    watch_statements(primary, app.classifier)
     gate = Gate(app)
 
     def care(name: str, engine: Engine) -> Replica:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 
-from .connections import ReplicaConnection
+from .connections import PrimaryConnection, ReplicaConnection
 from .failures import refused_as_write
 
 if TYPE_CHECKING:
@@ -18,11 +18,43 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.engine import ExceptionContext
 
-__all__ = ["watch_primary"]
+    from .statements import Classifier
+
+__all__ = ["watch_primary", "watch_statements"]
 
 logger = logging.getLogger("flask_replicated")
 
 _PAUSE = 1.0  # seconds; a program may make transactions read only on purpose
+
+
+def watch_statements(engine: Engine, classifier: Classifier) -> None:
+    """Note what the text that is sent to the primary may write.
+
+    A construct is judged by its outer parts. Its text shows the rest: a write in a
+    nested CTE, a function that nobody knows. That ties no request to the primary; but
+    if it is committed, the client should see it.
+
+    Args:
+        engine: The primary's engine.
+        classifier: Tells what a text does.
+    """
+    may_write = classifier.text.may_write
+
+    def note(_cursor: Any, sql: str, _parameters: Any, context: Any) -> None:
+        connection = context.root_connection
+        if (
+            isinstance(connection, PrimaryConnection)
+            and not (connection.wrote or connection.suspected)
+            and may_write(sql)
+        ):
+            connection.suspect()
+
+    def note_bare(cursor: Any, sql: str, context: Any) -> None:
+        note(cursor, sql, None, context)
+
+    event.listen(engine, "do_execute", note)
+    event.listen(engine, "do_executemany", note)
+    event.listen(engine, "do_execute_no_params", note_bare)
 
 
 def watch_primary(engine: Engine, clock: Callable[[], float] = time.monotonic) -> None:
@@ -58,5 +90,6 @@ def watch_primary(engine: Engine, clock: Callable[[], float] = time.monotonic) -
             "next connections find its successor under its name.",
             error.orig,
         )
-        # As good as lost: this connection, and each that is older than now.
-        context.is_disconnect = True
+        # Each that is older than now goes. The one in use may belong to a program that
+        # made its transaction read only itself, and goes when that is done with it.
+        engine.dispose()

@@ -99,17 +99,21 @@ class Probe:
         self.looking = self.over = self.abandoned = False
 
     def look(self, *, anew: bool) -> Observation:
-        """Ask the server."""
+        """Ask the server; once more before it is held against it.
+
+        A kept connection may have grown old, and a new one be cut by somebody.
+        """
         if anew:
             self.close()
-        kept = self._connection is not None
+        try:
+            return self._ask()
+        except Exception:  # noqa: BLE001 - the next line says what it was
+            self.close()
         try:
             return self._ask()
         except Exception:
             self.close()
-            if not kept:
-                raise
-        return self._ask()  # the kept one may just have been old
+            raise
 
     def _ask(self) -> Observation:
         if self._connection is None:

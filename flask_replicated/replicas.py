@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.pool import ConnectionPoolEntry
 
-__all__ = ["Replica"]
+__all__ = ["CHANGED", "Replica"]
+
+CHANGED = "flask_replicated.changed"
+"""Set in a connection's ``info``: its session is no more as it was prepared."""
 
 _READ_ONLY = {
     "postgresql": ("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",),
@@ -152,6 +155,8 @@ class Replica:
         outages, readable = record.info.get(self, _UNKNOWN)
         if outages != self._outages:
             raise DisconnectionError("opened before the replica's last outage")
+        if CHANGED in record.info:
+            raise DisconnectionError("its last user has changed the session")
         if readable():
             raise DisconnectionError("the server has closed this idle connection")
 

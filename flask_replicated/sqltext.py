@@ -12,6 +12,8 @@ from enum import IntEnum
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from .functions import LOCKING, PURE, SETTING, WRITING
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -31,55 +33,36 @@ class Kind(IntEnum):
     """Changes data, or may: only the primary."""
 
 
-_LOCKING = """
-    get_lock release_lock release_all_locks is_free_lock is_used_lock
-    pg_advisory_lock pg_advisory_lock_shared pg_advisory_unlock
-    pg_advisory_unlock_all pg_advisory_unlock_shared pg_advisory_xact_lock
-    pg_advisory_xact_lock_shared pg_try_advisory_lock
-    pg_try_advisory_lock_shared pg_try_advisory_xact_lock
-    pg_try_advisory_xact_lock_shared
-    """
-# currval() and its like write nothing: they speak of a write of their connection.
-_WRITING = """
-    nextval setval currval lastval next_value last_insert_id
-    pg_notify txid_current pg_current_xact_id pg_export_snapshot
-    dblink_exec lo_creat lo_create lo_from_bytea lo_import lo_put lo_unlink lowrite
-    pg_logical_emit_message pg_switch_wal pg_create_restore_point
-    pg_promote pg_wal_replay_pause pg_wal_replay_resume
-    """
-_FUNCTIONS = {
-    **dict.fromkeys(_LOCKING.split(), Kind.LOCK),
-    **dict.fromkeys(_WRITING.split(), Kind.WRITE),
-    "set_config": Kind.SETTING,
-}
-
 # Everything that can hide a keyword or a semicolon. ``/*!`` and ``/*M!`` are
 # comments that MySQL and MariaDB execute, so they are none here.
 _HIDDEN = r"""
-      --[^\n]*
-    | {comment}
+      {comment}
     | /\*(?!M?!)(?:[^*]|\*(?!/))*\*/
     | \b[eE]'(?:[^'\\]|\\.|'')*'
     | {strings}
     | `(?:[^`]|``)*`
-    | (?<![\w$])\$(?P<tag>[A-Za-z_]\w*)?\$.*?\$(?(tag)(?P=tag))\$
     """
+_DOLLARS = r"| (?<![\w$])\$(?P<tag>[A-Za-z_]\w*)?\$.*?\$(?(tag)(?P=tag))\$"
 _FLAGS = re.VERBOSE | re.DOTALL | re.MULTILINE
+_STRINGS = r"""'(?:[^']|'')*' | "(?:[^"]|"")*" """
 _STANDARD = re.compile(
-    _HIDDEN.format(
-        comment=r"(?:^|(?<=\s))\#\s[^\n;]*",
-        strings=r"""'(?:[^']|'')*' | "(?:[^"]|"")*" """,
-    ),
+    _HIDDEN.format(comment=r"--[^\n]* | (?:^|(?<=\s))\#\s[^\n;]*", strings=_STRINGS)
+    + _DOLLARS,
     _FLAGS,
 )
-# As MySQL reads: a backslash escapes a quote, and every # begins a comment.
-_MYSQL = re.compile(
-    _HIDDEN.format(
-        comment=r"\#[^\n]*",
-        strings=r"""'(?:[^'\\]|\\.|'')*' | "(?:[^"\\]|\\.|"")*" """,
-    ),
-    _FLAGS,
+# As PostgreSQL reads: # is an operator there.
+_OPERATOR = re.compile(
+    _HIDDEN.format(comment=r"--[^\n]*", strings=_STRINGS) + _DOLLARS, _FLAGS
 )
+# As MySQL reads: a backslash escapes a quote, every # begins a comment, -- only where
+# a blank follows; and a dollar is a letter.
+_AS_MYSQL = _HIDDEN.format(
+    comment=r"--(?=\s|$)[^\n]* | \#[^\n]*",
+    strings=r"""'(?:[^'\\]|\\.|'')*' | "(?:[^"\\]|\\.|"")*" """,
+)
+_MYSQL = re.compile(_AS_MYSQL + _DOLLARS, _FLAGS)
+_DOLLAR_NAMES = re.compile(_AS_MYSQL, _FLAGS)
+_READ_DIFFERENTLY = re.compile(r"[\\#]|--(?!\s|$)|\$\w*\$")
 _FIRST_WORD = re.compile(r"[\s(]*([A-Za-z]+)")
 _EXPLAIN = re.compile(
     r"[\s(]*(?:EXPLAIN|DESCRIBE|DESC)\b(?P<options>\s*\([^)]*\)|(?:\s+(?:ANALYZE|ANALYSE|VERBOSE|EXTENDED"
@@ -91,27 +74,42 @@ _LOCKS = re.compile(
     r"|\bLOCK\s+IN\s+SHARE\s+MODE\b",
     re.IGNORECASE,
 )
+# Some of these may be names as well: of a column, a label, a table, a CTE. What may
+# stand behind a name, and never behind a verb:
+_NAMED = (
+    r"(?!\s*(?:[(.,)=<>!+*/%|]|AS\b|DESC\b|ASC\b|IS\b|IN\b|LIKE\b|AND\b|NOT\b"
+    r"|BETWEEN\b|LIMIT\b|{more}$))"
+)
 _WRITES = re.compile(
-    # Some of these may be names as well: of a column, a label, a table, a CTE.
     r"(?<!\.)(?<!\bAS\s)(?<!\bFROM\s)(?<!\bJOIN\s)"
-    r"\b(?:INSERT|UPDATE|DELETE|MERGE|REPLACE)\b(?!\s*(?:[(.,)=]|AS\b|$))"
-    r"|(?<!\.)(?<!\bAS\s)\bINTO\b(?!\s*[,.)=])|/\*M?!|@(?:\w+|'')\s*\\?:=",
+    r"(?:\b(?:INSERT|UPDATE|MERGE|REPLACE)\b"
+    + _NAMED.format(more=r"FROM\b|")
+    + r"|\bDELETE\b"
+    + _NAMED.format(more="")
+    + r")|(?<!\.)(?<!\bAS\s)\bINTO\b(?!\s*[,.)=])|/\*M?!|@(?:\w+|'')\s*\\?:="
+    r"|\bNEXT\s+VALUE\s+FOR\b",
     re.IGNORECASE,
 )
 _CALLS = re.compile(r"\b([A-Za-z_]\w*)\s*\(")
 _READING_PRAGMAS = re.compile(
-    r"\s*PRAGMA\s+(?:\w+\.)?(?:table_x?info|table_list|index_list|index_x?info"
-    r"|foreign_key_list|database_list|collation_list|function_list|compile_options)\b"
-    r"[^=;]*$",
+    r"\s*PRAGMA\s+(?:\w+\.)?(?:(?:table_x?info|table_list|index_list|index_x?info"
+    r"|foreign_key_list|database_list|collation_list|function_list|compile_options"
+    r"|pragma_list|module_list)\b[^=;]*"
+    # These set what they are given.
+    r"|(?:foreign_keys|journal_mode|user_version|schema_version|data_version"
+    r"|application_id|page_count|page_size|freelist_count|cache_size|synchronous"
+    r"|encoding|auto_vacuum|busy_timeout|query_only|recursive_triggers)\s*)$",
     re.IGNORECASE,
 )
 # To begin and to end a transaction is no write; dialects and listeners do it.
 _TRANSACTION = re.compile(
     r"\s*(?:BEGIN(?:\s+(?:WORK|TRANSACTION|DEFERRED))*|START\s+TRANSACTION|COMMIT|END"
     r"|ROLLBACK|ABORT|SAVEPOINT|RELEASE|PREPARE\s+TRANSACTION|XA)\b"
-    r"(?!\s+(?:IMMEDIATE|EXCLUSIVE))",
-    re.IGNORECASE,
+    r"(?!\s+(?:IMMEDIATE|EXCLUSIVE|NOT)\b)(?!.*\bREAD\s+WRITE\b)",
+    re.IGNORECASE | re.DOTALL,
 )
+# A replica's sessions are read only; this would end that.
+_UNLOCKS = re.compile(r"READ\s+WRITE|read_only|query_only", re.IGNORECASE)
 _QUERIES = frozenset({"SELECT", "WITH", "VALUES", "TABLE"})
 _PLANS = frozenset({"EXPLAIN", "DESCRIBE", "DESC"})
 _CACHED_LENGTH = 20_000
@@ -127,10 +125,16 @@ class TextClassifier:
 
     def __init__(self, write_functions: Iterable[str] = ()) -> None:
         added = dict.fromkeys(map(str.lower, write_functions), Kind.WRITE)
-        self._functions = _FUNCTIONS | added
+        self._functions = {
+            **dict.fromkeys(LOCKING, Kind.LOCK),
+            **dict.fromkeys(WRITING, Kind.WRITE),
+            **dict.fromkeys(SETTING, Kind.SETTING),
+            **added,
+        }
         # Bounded in entries here, and in their size by _CACHED_LENGTH.
         self._statement = lru_cache(maxsize=1024)(self._judge)
         self._fragment = lru_cache(maxsize=1024)(self._judge_fragment)
+        self._writing = lru_cache(maxsize=1024)(self._judge_writing)
 
     def statement(self, sql: str) -> Kind:
         """Return what a statement does; of several in one string, the most."""
@@ -152,15 +156,34 @@ class TextClassifier:
         kind = self._judge_calls(bare)
         return max(kind, Kind.LOCK) if _LOCKS.search(bare) else kind
 
+    def may_write(self, sql: str) -> bool:
+        """Whether a statement writes, or calls what is not known to write nothing."""
+        return (self._judge_writing if len(sql) > _CACHED_LENGTH else self._writing)(
+            sql
+        )
+
+    def _judge_writing(self, sql: str) -> bool:
+        kind = self.statement(sql)
+        if kind is not Kind.READ:
+            return kind is Kind.WRITE
+        called = _CALLS.findall(_bare(sql, _STANDARD))
+        return not PURE.issuperset(map(str.lower, called))
+
     def function(self, name: str) -> Kind:
         """Return what a function of this name does."""
         return self._functions.get(name.lower(), Kind.READ)
 
     def _judge(self, sql: str) -> Kind:
         kind = self._judge_bare(_bare(sql, _STANDARD))
-        if "\\" in sql or "#" in sql:
-            # What is hidden depends on the server; take the worse reading.
+        if _READ_DIFFERENTLY.search(sql):
+            # What is hidden depends on the server; take the worst reading.
             kind = max(kind, self._judge_bare(_bare(sql, _MYSQL)))
+            # And of what only one of them would see, the calls: the server refuses the
+            # rest.
+            calls = (_bare(sql, hidden) for hidden in (_OPERATOR, _DOLLAR_NAMES))
+            kind = max(kind, *map(self._judge_calls, calls))
+        if kind is Kind.SETTING and _UNLOCKS.search(sql):
+            return Kind.WRITE
         return kind
 
     def _judge_bare(self, sql: str) -> Kind:
@@ -209,4 +232,8 @@ def _replacement(found: re.Match[str]) -> str:
     if text.startswith("/*"):
         # Comments nest in PostgreSQL alone: what follows may be hidden or not.
         return " /*! " if "/*" in text[2:] else " "
-    return " " if text[0] in "-#" else "''"
+    if text[0] in "-#":
+        return " "
+    if text[0] in '"`' and found.string[found.end() :].lstrip()[:1] == "(":
+        return f" {text[1:-1]}"  # the name of what is called
+    return "''"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -381,3 +382,60 @@ class TestWhatPins:
             "mine",
             COOKIE,
         ]
+
+
+class TestWritesThatLookLikeReads:
+    """A write on the primary pins, however well it is hidden in a query."""
+
+    @pytest.mark.parametrize(
+        "statement",
+        [
+            sa.select(
+                sa.exists(
+                    sa.select(
+                        sa.insert(sa.table("entry", sa.column("text")))
+                        .values(text="x")
+                        .returning(sa.column("id"))
+                        .cte("nested")
+                        .c.id
+                    )
+                )
+            ),
+            sa.text("SELECT add_guest('x')"),
+            sa.select(sa.func.add_guest("x")),
+            sa.select(sa.literal(1)).where(sa.func.nextval("s") > 0),
+        ],
+        ids=["nested CTE", "text", "unknown function", "sequence in WHERE"],
+    )
+    def test_is_suspected(self, build: Build, statement: Any) -> None:
+        """What may write is known to have, once it is committed."""
+        site = build()
+
+        def view() -> str:
+            with contextlib.suppress(sa.exc.DBAPIError):  # SQLite knows none of them
+                site.db.session.execute(statement)
+            site.db.session.commit()
+            return "done"
+
+        site.app.add_url_rule("/hidden", "hidden", view, methods=["POST"])
+        assert pin_of(site.client().post("/hidden")) is not None
+
+    @pytest.mark.parametrize(
+        "sql",
+        [
+            "SELECT count(*), lower('A'), coalesce(max(id), 0) FROM entry",
+            "SELECT id FROM entry WHERE id IN (1, 2) AND (id > 0 OR id < 0)",
+            "SELECT CAST(id AS VARCHAR(10)) FROM entry",
+        ],
+    )
+    def test_reads_pin_nobody(self, build: Build, sql: str) -> None:
+        """What calls nothing but functions that only compute has written nothing."""
+        site = build()
+
+        def view() -> str:
+            site.db.session.execute(sa.text(sql))
+            site.db.session.commit()
+            return "done"
+
+        site.app.add_url_rule("/plain", "plain", view, methods=["POST"])
+        assert pin_of(site.client().post("/plain")) is None

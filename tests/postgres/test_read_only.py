@@ -146,3 +146,20 @@ def test_late_hidden_write_is_refused(build: Build, healthy_cluster: Cluster) ->
     site.app.add_url_rule("/slip", "slip", slip)
     assert site.client().get("/slip").text == "25006"
     assert healthy_cluster.primary.execute("select text from item") == []
+
+
+def test_changed_sessions_are_left_to_nobody(
+    build: Build, healthy_cluster: Cluster
+) -> None:
+    """What a user has set on a replica's session does not reach the next one."""
+    site = build()
+    for _ in range(3):
+        with site.app.test_request_context(), using_slave():
+            site.db.session.execute(text("set application_name = 'left behind'"))
+            site.db.session.commit()
+    for _ in range(6):
+        with site.app.test_request_context():
+            name = site.db.session.scalar(
+                text("select current_setting('application_name')")
+            )
+            assert name != "left behind"
