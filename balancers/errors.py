@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 TEXT_LIMIT = 300
 """Characters of a foreign error's text that :func:`error_text` keeps."""
 
-_URL_PASSWORD = re.compile(r"(://[^\s:/]*):\S*@")
+# A password may have blanks in it, and what holds it only look like a URL.
+_URL_PASSWORD = re.compile(r"(//[^\s:/]*):[^\n]*@|(\b[\w.+-]+):(?!//)\S+@")
 _NAMED_PASSWORD = re.compile(
     r"""
     (\w*(?:password|passwd|passphrase|pwd|secret|token)\w*
@@ -28,9 +29,9 @@ def redact(text: str) -> str:
     """Return *text* with the passwords in URLs and ``password=…`` pairs hidden.
 
     It rather hides too much than too little: whatever stands between the user name
-    of a URL and the last ``@`` of the same word goes.
+    of a URL and the last ``@`` of the same line goes.
     """
-    return _NAMED_PASSWORD.sub(r"\1***", _URL_PASSWORD.sub(r"\1:***@", text))
+    return _NAMED_PASSWORD.sub(r"\1***", _URL_PASSWORD.sub(r"\1\2:***@", text))
 
 
 def error_text(error: BaseException) -> str:

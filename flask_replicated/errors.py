@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import URL
-
 from balancers import redact
+
+from .redaction import safe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,16 +37,15 @@ class ConfigurationError(ReplicatedError, ValueError):
 
     Attributes:
         key: The setting or bind, in Python syntax.
-        value: What was found there; URLs arrive with their password masked.
+        value: What was found there, with every password hidden; what cannot be
+            shown, or not be pickled, as a description of it.
         remedy: One sentence that says what would be right.
     """
 
     def __init__(self, key: str, value: object, remedy: str) -> None:
         # What is kept is what is shown: an error may be pickled and sent away.
-        if isinstance(value, str | URL):
-            value = redact(str(value))
         self.key = key
-        self.value = value
+        self.value = safe(value)
         self.remedy = redact(remedy)
         super().__init__(key, self.value, self.remedy)
 
