@@ -11,10 +11,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-import weakref
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import TimeoutError  # noqa: A004 - not the built-in one
 
 from balancers import NoMemberAvailable
@@ -25,10 +23,12 @@ from .errors import AllReplicasOutError
 from .failures import Verdict, judge_connect
 from .routing import Role
 from .scopes import active_role
+from .shapes import Alias, EngineShape
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from sqlalchemy import Connection, Engine
     from sqlalchemy.engine.interfaces import PoolProxiedConnection
 
     from balancers import Member, Permit, Pool
@@ -45,46 +45,7 @@ _REST = 1.0
 """Seconds for which a replica with no connection to spare is left alone."""
 
 
-def _of_the_real_engine(name: str) -> Any:
-    def get(self: _EngineShape) -> Any:
-        return getattr(self.real, name)
-
-    def put(self: _EngineShape, value: Any) -> None:
-        setattr(self.real, name, value)
-
-    return property(get, put)
-
-
-class _EngineShape(Engine):
-    """Something that connects like an engine, over a real one.
-
-    Whatever an engine keeps is the real engine's, so a listener that is added here
-    hears that engine's connections, and an option that is set here holds for them.
-    """
-
-    def __init__(self, real: Engine) -> None:
-        # Not Engine's own: there is nothing to keep.
-        self.real = real
-
-    # dispose() gives an engine another pool, so each is looked up each time.
-    pool = _of_the_real_engine("pool")
-    dialect = _of_the_real_engine("dialect")
-    url = _of_the_real_engine("url")
-    hide_parameters = _of_the_real_engine("hide_parameters")
-    dispatch = _of_the_real_engine("dispatch")
-    echo = _of_the_real_engine("echo")
-    logger = _of_the_real_engine("logger")
-    logging_name = _of_the_real_engine("logging_name")
-    _echo = _of_the_real_engine("_echo")
-    _has_events = _of_the_real_engine("_has_events")
-    _execution_options = _of_the_real_engine("_execution_options")
-    _compiled_cache = _of_the_real_engine("_compiled_cache")
-
-    def dispose(self, close: bool = True) -> None:
-        self.real.dispose(close)
-
-
-class PrimaryEngine(_EngineShape):
+class PrimaryEngine(EngineShape):
     """The primary; its connections report committed writes.
 
     It equals the real engine: a session, whoever made it, keeps its connections by
@@ -114,7 +75,7 @@ def _to_primary(
     return connection
 
 
-class ReplicaEngine(_EngineShape):
+class ReplicaEngine(EngineShape):
     """The pool of replicas as one engine: ``connect()`` picks and fails over."""
 
     def __init__(self, replica_pool: Pool[Engine], routed: RoutedEngine) -> None:
@@ -250,35 +211,16 @@ class ReplicaEngine(_EngineShape):
             del state.kept[self]
 
 
-class _Alias(_EngineShape):
-    """A real engine under the name of the shape that a caller holds.
-
-    A plain Session keeps its connections by their engines, and looks for them
-    by its bind. For its dictionary the two are equal; everything else is real.
-    """
-
-    def __init__(self, real: Engine, shape: Engine) -> None:
-        self._shape = weakref.ref(shape)
-        self._hash = hash(shape)
-        super().__init__(real)
-
-    def __eq__(self, other: object) -> bool:
-        return other is self or other is self._shape()
-
-    def __hash__(self) -> int:
-        return self._hash
-
-
 class _PrimaryWithOptions(PrimaryEngine):
     """The primary with execution options of its own, for a caller to hold."""
 
     def connect(self) -> PrimaryConnection:
         connection = super().connect()
-        connection.engine = _Alias(self.real, self)
+        connection.engine = Alias(self.real, self)
         return connection
 
 
-class RoutedEngine(_EngineShape):
+class RoutedEngine(EngineShape):
     """What stands in ``db.engines`` for a bind that has replicas.
 
     ``connect()`` goes where a read of the running request would go, and to the
@@ -308,7 +250,7 @@ class RoutedEngine(_EngineShape):
         self.monitor = monitor
         self.primary = PrimaryEngine(real, self)
         self.replicas = ReplicaEngine(replicas, self)
-        self._aliases: dict[Engine, _Alias] = {}
+        self._aliases: dict[Engine, Alias] = {}
         self._shared_options: dict[str, Any] = {}
 
     def role(self) -> Role:
@@ -330,7 +272,7 @@ class RoutedEngine(_EngineShape):
         real = connection.engine
         alias = self._aliases.get(real)
         if alias is None:
-            alias = self._aliases[real] = _Alias(real, self)
+            alias = self._aliases[real] = Alias(real, self)
             self.forget_aliases()
         connection.engine = alias
         return connection

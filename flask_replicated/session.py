@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from flask import has_request_context
 from flask_sqlalchemy.session import Session as FlaskSession
 from sqlalchemy import event, orm
 from sqlalchemy.exc import DBAPIError, PendingRollbackError, UnboundExecutionError
@@ -23,16 +22,14 @@ from .refusals import write_refused
 from .routing import WROTE, Role
 from .scopes import active_role, current_block
 from .sqltext import Kind
-from .state import STATE, this_app, this_request
+from .state import this_app, this_request
+from .ways import EMPTY, Ways
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from flask import Flask, Request
     from sqlalchemy import Engine
 
-    from .engines import PrimaryEngine, ReplicaEngine
-    from .state import AppState, RequestState
 
 __all__ = ["RoutedSession", "routed_session_class"]
 
@@ -40,113 +37,7 @@ __all__ = ["RoutedSession", "routed_session_class"]
 _READ = Kind.READ
 _REPLICA = Role.REPLICA
 _MANY = 2000
-_EMPTY: dict[Any, Any] = {}  # never written to
 _MAY_RECOVER = (DBAPIError, PendingRollbackError, WriteOnReplicaError, StaleReadError)
-
-
-class _Ways:
-    """What a session knows of where its statements go.
-
-    The request that it serves, from its first statement on (see ``serve()``):
-    ``request``, ``state``, ``primary``, ``replicas``, ``plain_mappers``,
-    ``classify``.
-
-    The connections of the transaction in progress: the real engine behind each
-    shape (the default bind's replica once more in ``lane``, for the way of nearly
-    all), the primary's and the replicas' connections, the replicas lost so far.
-
-    ``wanted`` is what the statement that is being executed asks for itself;
-    ``connecting`` tells that connection() was called, and so nothing is executed.
-    """
-
-    # Kept in one object: so many attributes more would cost each session its compact
-    # dictionary, and every access to it. And in slots, each set at once: a default of
-    # the class is dearer to read than all of them are to set.
-    __slots__ = (
-        "app",
-        "classify",
-        "connecting",
-        "connections",
-        "lane",
-        "lanes",
-        "losses",
-        "plain_mappers",
-        "primaries",
-        "primary",
-        "reads",
-        "replicas",
-        "request",
-        "state",
-        "wanted",
-    )
-
-    app: Flask
-    primary: PrimaryEngine
-    state: RequestState
-    plain_mappers: set[Any]
-    classify: Callable[[Any], Kind]
-
-    def __init__(self) -> None:
-        self.request: Request | None = None
-        self.replicas: ReplicaEngine | None = None
-        self.lane: Engine | None = None
-        self.lanes: dict[Engine, Engine | sa.Connection] = _EMPTY
-        self.primaries: dict[Engine, PrimaryConnection] = _EMPTY
-        self.reads: dict[Engine, ReplicaConnection] = _EMPTY
-        # They tell the transaction, which itself would keep its session alive.
-        self.connections: object = None
-        self.losses = 0
-        self.wanted: Role | None = None
-        self.connecting = False
-
-    def serve(self) -> bool:
-        """Learn which request is served; whether it may go the short way."""
-        if not has_request_context():
-            return False
-        owner = this_app()
-        app: AppState | None = owner.extensions.get(STATE)
-        if app is None:
-            return False
-        default = app.routes.get(None)
-        # A test may have put in another engine.
-        if default is None or app.engines.get(None) is not default:
-            return False
-        current = this_request()
-        state = app.state_of(current)
-        if state is None:
-            return False
-        self.primary, self.replicas = default.primary, default.replicas
-        self.classify, self.plain_mappers = app.classify, app.plain_mappers
-        self.app, self.request, self.state = owner, current, state
-        if state.settled is None:
-            state.decide(current)
-        return True
-
-    def note_primary(self, connection: PrimaryConnection) -> None:
-        """Remember a connection to the primary."""
-        routed = connection.shape.routed
-        if self.primaries is _EMPTY:
-            self.primaries = {}
-        earlier = self.primaries.setdefault(connection.engine, connection)
-        # Where every replica is out the primary serves their reads. Should this
-        # transaction have written there already, the earlier connection goes on:
-        # two on one server would wait for each other's locks.
-        # So by connection, not by engine: a savepoint that ends leaves the engine's
-        # name with whichever connection came last.
-        self.lanes[connection.shape] = self.lanes[routed.primary] = earlier
-
-    def leave(self, read: ReplicaConnection) -> None:
-        """Forget a replica's connection."""
-        if read.shape is self.replicas:
-            self.lane = None
-        del self.reads[read.shape]
-        self.lanes.pop(read.shape, None)
-
-    def forget(self) -> None:
-        """Forget the connections of a transaction that has ended."""
-        self.lanes = self.reads = self.primaries = _EMPTY
-        self.lane = self.connections = None
-        self.losses = 0
 
 
 class RoutedSession(orm.Session):
@@ -156,7 +47,7 @@ class RoutedSession(orm.Session):
     a bind that has replicas; see :func:`routed_session_class`.
     """
 
-    _ways: _Ways | None = None
+    _ways: Ways | None = None
 
     # Whether the class behind this one chooses engines by bind key alone, as
     # Flask-SQLAlchemy's does; then the default bind is known without asking it.
@@ -178,7 +69,7 @@ class RoutedSession(orm.Session):
         """
         ways = self._ways
         if ways is None:
-            ways = self._ways = _Ways()
+            ways = self._ways = Ways()
         elif ways.connections is not None and (
             self._transaction is None
             or ways.connections is not self._transaction._connections  # noqa: SLF001
@@ -219,29 +110,29 @@ class RoutedSession(orm.Session):
                 return ways.primary
         return self._find_bind(ways, mapper, clause, kwargs)
 
-    def _known_ways(self) -> _Ways:
+    def _known_ways(self) -> Ways:
         ways = self._ways
         if ways is None:
-            ways = self._ways = _Ways()
+            ways = self._ways = Ways()
         elif ways.connections is not None:
             self._let_go(ways)
         return ways
 
-    def _let_go(self, ways: _Ways) -> None:
+    def _let_go(self, ways: Ways) -> None:
         """Forget the connections of a transaction that has ended."""
         root = self.get_transaction()
         if root is None or ways.connections is not root._connections:  # noqa: SLF001
             ways.forget()
 
     def _given(
-        self, ways: _Ways, bind: Engine | sa.Connection, mapper: Any, clause: Any
+        self, ways: Ways, bind: Engine | sa.Connection, mapper: Any, clause: Any
     ) -> Engine | sa.Connection:
         if isinstance(bind, RoutedEngine):
             return self._lane_of(ways, bind, self._role(ways, bind, mapper, clause))
         return ways.lanes.get(bind, bind) if isinstance(bind, sa.Engine) else bind
 
     def _find_bind(
-        self, ways: _Ways, mapper: Any, clause: Any, kwargs: dict[str, Any]
+        self, ways: Ways, mapper: Any, clause: Any, kwargs: dict[str, Any]
     ) -> Engine | sa.Connection:
         routed = super().get_bind(mapper=mapper, clause=clause, **kwargs)
         if not isinstance(routed, RoutedEngine):
@@ -252,14 +143,12 @@ class RoutedSession(orm.Session):
         return self._lane_of(ways, routed, self._role(ways, routed, mapper, clause))
 
     def _lane_of(
-        self, ways: _Ways, routed: RoutedEngine, role: Role
+        self, ways: Ways, routed: RoutedEngine, role: Role
     ) -> Engine | sa.Connection:
         shape: Engine = routed.replicas if role is _REPLICA else routed.primary
         return ways.lanes.get(shape, shape)
 
-    def _role(
-        self, ways: _Ways, routed: RoutedEngine, mapper: Any, clause: Any
-    ) -> Role:
+    def _role(self, ways: Ways, routed: RoutedEngine, mapper: Any, clause: Any) -> Role:
         if clause is not None and not self._flushing:
             kind = routed.app.classify(clause)
         else:
@@ -331,7 +220,7 @@ class RoutedSession(orm.Session):
     ) -> Any:
         ways = self._ways
         if ways is None:
-            ways = self._ways = _Ways()
+            ways = self._ways = Ways()
         wanted = None
         # Nearly every statement is a Select without a role of its own; and what it
         # was built from has no public name.
@@ -339,7 +228,7 @@ class RoutedSession(orm.Session):
             type(statement) is not sa.Select
             or statement._with_options  # noqa: SLF001
             or ROLE_OPTION in statement._execution_options  # noqa: SLF001
-            or ROLE_OPTION in (options.get("execution_options") or _EMPTY)
+            or ROLE_OPTION in (options.get("execution_options") or EMPTY)
         ):
             statement, wanted = self._prepare(statement, options)
         outer, ways.wanted = ways.wanted, wanted
@@ -380,7 +269,7 @@ class RoutedSession(orm.Session):
         if isinstance(routed, RoutedEngine):
             routed.app.latch(WROTE)
 
-    def _recovers(self, ways: _Ways, error: Exception) -> bool:
+    def _recovers(self, ways: Ways, error: Exception) -> bool:
         """Turn away from a replica that cannot answer; whether another server may."""
         if isinstance(error, StaleReadError):
             again, ways.wanted = ways.wanted is not Role.PRIMARY, Role.PRIMARY
@@ -398,7 +287,7 @@ class RoutedSession(orm.Session):
                 return self._leave(ways, read, answered=read.sent > 0)
         return False
 
-    def _repair(self, ways: _Ways) -> bool:
+    def _repair(self, ways: Ways) -> bool:
         """Turn to the primary after a write that only showed on the replica.
 
         Where the server had to refuse it, only as the first statement there:
@@ -413,7 +302,7 @@ class RoutedSession(orm.Session):
         _continue_on_primary(ways, read, reason)
         return True
 
-    def _leave(self, ways: _Ways, lost: ReplicaConnection, *, answered: bool) -> bool:
+    def _leave(self, ways: Ways, lost: ReplicaConnection, *, answered: bool) -> bool:
         """Turn away from a lost replica; return whether reads may go on elsewhere.
 
         If it had answered nothing yet, any replica may answer instead, and each
@@ -432,7 +321,7 @@ class RoutedSession(orm.Session):
         return True
 
 
-def _continue_on_primary(ways: _Ways, read: ReplicaConnection, reason: str) -> None:
+def _continue_on_primary(ways: Ways, read: ReplicaConnection, reason: str) -> None:
     routed = read.shape.routed
     ways.leave(read)
     ways.lanes[read.shape] = ways.lanes.get(routed.primary, routed.primary)
@@ -466,7 +355,7 @@ def _note_connection(
     ways = session._ways or session._known_ways()  # noqa: SLF001 - a listener of this class
     if root is not None and ways.connections is not root._connections:  # noqa: SLF001
         ways.connections, ways.lane, ways.losses = root._connections, None, 0  # noqa: SLF001
-        ways.lanes, ways.reads, ways.primaries = {}, {}, _EMPTY
+        ways.lanes, ways.reads, ways.primaries = {}, {}, EMPTY
     if isinstance(connection, ReplicaConnection):
         shape = connection.shape
         ways.reads[shape] = connection

@@ -14,6 +14,7 @@ from flask_sqlalchemy import SQLAlchemy
 from flask_sqlalchemy.session import Session
 from sqlalchemy import orm
 
+from examples.cluster import wait_until
 from flask_replicated import ConfigurationError, FlaskReplicated
 from flask_replicated.state import RequestState
 from tests.support import (
@@ -351,8 +352,13 @@ class TestMemory:
     def test_applications_are_collected(self, tmp_path: Path) -> None:
         """An application, its extension and its engines are garbage once unused."""
         left = used_app(tmp_path)
-        gc.collect()
-        assert [reference() for reference in left] == [None] * len(left)
+
+        def collected() -> bool:
+            gc.collect()
+            return [reference() for reference in left] == [None] * len(left)
+
+        # A look that is under way keeps the engine that it looks at until it ends.
+        wait_until(collected, "the application to be collected")
 
     def test_shared_extension(self, tmp_path: Path) -> None:
         """A shared extension does not keep an application alive."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from typing import Any
+from urllib.parse import quote_plus
 
 import pytest
 from flask import Flask
@@ -25,7 +26,7 @@ urls = st.sampled_from(
     [
         "postgresql://u:{}@h/d",
         "postgresql+psycopg://u:{}@h:5432/d?sslmode=require",
-        "postgresql://u@h/d?password={}",
+        "postgresql://u@h/d?password={quoted}",
         "postgresql//u:{}@h/d",
         "u:{}@h/d",
         "mysql+pymysql://u:{}@/d",
@@ -49,7 +50,8 @@ places: st.SearchStrategy[Any] = st.sampled_from(
 @given(password=passwords, url=urls, place=places)
 def test_errors(password: str, url: str, place: Any) -> None:
     """An error keeps no password of the value that it complains about."""
-    error = ConfigurationError("REPLICATED_X", place(url.format(password)), "be right.")
+    given = url.format(password, quoted=quote_plus(password))
+    error = ConfigurationError("REPLICATED_X", place(given), "be right.")
     again = pickle.loads(pickle.dumps(error))
     for shown in (str(error), repr(error), repr(error.value), str(again)):
         assert "QZQ" not in shown

@@ -190,7 +190,10 @@ class PoolMachine(RuleBasedStateMachine):
         tried: list[str] = []
         for member in self.pool.candidates(wish):
             tried.append(member.name)
-            if self.models[member.name].may_be_probed(self.clock.now):
+            model = self.models[member.name]
+            # Who knows one that only rests is no trial of it.
+            known = member is wish and model.state != "closed" and not model.failures
+            if not known and model.may_be_probed(self.clock.now):
                 self.probed(member.name)
             if outcome:
                 self.connect_succeeds(member.name)

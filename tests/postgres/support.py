@@ -287,7 +287,9 @@ def named(servers: Sequence[Standby]) -> Iterator[tuple[str, Standby]]:
 def end_backends(standby: Standby) -> None:
     """Terminate a standby's client connections, and wait until they are gone."""
     others = "backend_type = 'client backend' and pid <> pg_backend_pid()"
-    activity = f"from pg_stat_activity where {others}"
+    found = standby.execute(f"select pid from pg_stat_activity where {others}")
+    pids = ", ".join(str(pid) for (pid,) in found) or "0"
+    activity = f"from pg_stat_activity where pid in ({pids})"
     standby.execute(f"select pg_terminate_backend(pid) {activity}")
     left = f"select count(*) {activity}"
     wait_until(lambda: standby.execute(left) == [(0,)], "backends to end")

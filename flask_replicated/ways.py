@@ -1,0 +1,132 @@
+"""What a session knows: which request it serves, and the connections that it has."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from flask import has_request_context
+
+from .state import STATE, this_app, this_request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import sqlalchemy as sa
+    from flask import Flask, Request
+    from sqlalchemy import Engine
+
+    from .connections import PrimaryConnection, ReplicaConnection
+    from .engines import PrimaryEngine, ReplicaEngine
+    from .routing import Role
+    from .sqltext import Kind
+    from .state import AppState, RequestState
+
+__all__ = ["EMPTY", "Ways"]
+
+EMPTY: dict[Any, Any] = {}
+"""No connections; never written to."""
+
+
+class Ways:
+    """What a session knows of where its statements go.
+
+    The request that it serves, from its first statement on (see ``serve()``):
+    ``request``, ``state``, ``primary``, ``replicas``, ``plain_mappers``,
+    ``classify``.
+
+    The connections of the transaction in progress: the real engine behind each
+    shape (the default bind's replica once more in ``lane``, for the way of nearly
+    all), the primary's and the replicas' connections, the replicas lost so far.
+
+    ``wanted`` is what the statement that is being executed asks for itself;
+    ``connecting`` tells that connection() was called, and so nothing is executed.
+    """
+
+    # Kept in one object: so many attributes more would cost each session its compact
+    # dictionary, and every access to it. And in slots, each set at once: a default of
+    # the class is dearer to read than all of them are to set.
+    __slots__ = (
+        "app",
+        "classify",
+        "connecting",
+        "connections",
+        "lane",
+        "lanes",
+        "losses",
+        "plain_mappers",
+        "primaries",
+        "primary",
+        "reads",
+        "replicas",
+        "request",
+        "state",
+        "wanted",
+    )
+
+    app: Flask
+    primary: PrimaryEngine
+    state: RequestState
+    plain_mappers: set[Any]
+    classify: Callable[[Any], Kind]
+
+    def __init__(self) -> None:
+        self.request: Request | None = None
+        self.replicas: ReplicaEngine | None = None
+        self.lane: Engine | None = None
+        self.lanes: dict[Engine, Engine | sa.Connection] = EMPTY
+        self.primaries: dict[Engine, PrimaryConnection] = EMPTY
+        self.reads: dict[Engine, ReplicaConnection] = EMPTY
+        # They tell the transaction, which itself would keep its session alive.
+        self.connections: object = None
+        self.losses = 0
+        self.wanted: Role | None = None
+        self.connecting = False
+
+    def serve(self) -> bool:
+        """Learn which request is served; whether it may go the short way."""
+        if not has_request_context():
+            return False
+        owner = this_app()
+        app: AppState | None = owner.extensions.get(STATE)
+        if app is None:
+            return False
+        default = app.routes.get(None)
+        # A test may have put in another engine.
+        if default is None or app.engines.get(None) is not default:
+            return False
+        current = this_request()
+        state = app.state_of(current)
+        if state is None:
+            return False
+        self.primary, self.replicas = default.primary, default.replicas
+        self.classify, self.plain_mappers = app.classify, app.plain_mappers
+        self.app, self.request, self.state = owner, current, state
+        if state.settled is None:
+            state.decide(current)
+        return True
+
+    def note_primary(self, connection: PrimaryConnection) -> None:
+        """Remember a connection to the primary."""
+        routed = connection.shape.routed
+        if self.primaries is EMPTY:
+            self.primaries = {}
+        earlier = self.primaries.setdefault(connection.engine, connection)
+        # Where every replica is out the primary serves their reads. Should this
+        # transaction have written there already, the earlier connection goes on:
+        # two on one server would wait for each other's locks.
+        # So by connection, not by engine: a savepoint that ends leaves the engine's
+        # name with whichever connection came last.
+        self.lanes[connection.shape] = self.lanes[routed.primary] = earlier
+
+    def leave(self, read: ReplicaConnection) -> None:
+        """Forget a replica's connection."""
+        if read.shape is self.replicas:
+            self.lane = None
+        del self.reads[read.shape]
+        self.lanes.pop(read.shape, None)
+
+    def forget(self) -> None:
+        """Forget the connections of a transaction that has ended."""
+        self.lanes = self.reads = self.primaries = EMPTY
+        self.lane = self.connections = None
+        self.losses = 0
