@@ -51,7 +51,8 @@ class _LateJoined(Connection):
 
     def __init__(self, engine: Engine) -> None:
         # Said explicitly, so that it is not asked.
-        super().__init__(engine, _has_events=type(self)._has_events)  # noqa: SLF001 - its own
+        listened = getattr(type(self), "_has_events", False)
+        super().__init__(engine, _has_events=listened)
 
     @functools.cached_property
     def dispatch(self) -> Any:  # type: ignore[override]  # SQLAlchemy's is a descriptor too
