@@ -1,4 +1,4 @@
-"""From ``app.config`` to frozen settings, and from bind names to servers."""
+"""From ``app.config`` to frozen settings."""
 
 from __future__ import annotations
 
@@ -19,99 +19,9 @@ from .errors import ConfigurationError
 
 if TYPE_CHECKING:
     from flask import Request
-    from sqlalchemy import URL, Engine
+    from sqlalchemy import URL
 
-__all__ = ["Binds", "Settings", "read_binds", "read_settings", "same_database"]
-
-PRIMARY_NAMES = ("master", "primary")
-_REPLICA_NAME = re.compile(r"(?:(?P<owner>.+)_)?(?:slave|replica)(?:_\d+)?")
-# Close enough to be meant as a replica of the default bind.
-_LOOKS_LIKE = re.compile(r"(?:slave|replica)s?[-_ ]?\w{0,3}", re.IGNORECASE)
-
-
-class Binds(NamedTuple):
-    """What ``SQLALCHEMY_BINDS`` says.
-
-    Attributes:
-        primary: The key that names the primary (``'master'``), or None.
-        replicas: Replica keys by the key of the bind that they copy, in the
-            order of the configuration; the default bind's under None.
-        orphans: Keys that look like replicas and are none: nearly the right
-            name, or a copy of a bind that does not exist.
-    """
-
-    primary: str | None
-    replicas: Mapping[str | None, tuple[str, ...]]
-    orphans: tuple[str, ...]
-
-    def replica_names(self) -> list[str]:
-        """Return the keys of all replicas."""
-        return [name for names in self.replicas.values() for name in names]
-
-    def hidden(self) -> frozenset[str]:
-        """Return the keys that name a copy, and so own no tables."""
-        primary = [self.primary] if self.primary else []
-        return frozenset([*self.replica_names(), *primary])
-
-
-def read_binds(binds: Collection[str | None], setting: str) -> Binds:
-    """Sort the keys of the engines into primary, replicas and others.
-
-    Args:
-        binds: The keys, in their order.
-        setting: What the keys are keys of, for errors.
-
-    Raises:
-        ConfigurationError: Both ``'master'`` and ``'primary'`` are there.
-    """
-    primaries = [name for name in PRIMARY_NAMES if name in binds]
-    if len(primaries) > 1:
-        raise ConfigurationError(
-            setting,
-            primaries,
-            "'master' and 'primary' are two names for one bind; keep one of them.",
-        )
-    replicas: dict[str | None, list[str]] = {}
-    orphans = []
-    for name in filter(None, binds):
-        match = _REPLICA_NAME.fullmatch(name)
-        owner = match["owner"] if match else None
-        if owner in PRIMARY_NAMES:
-            owner = None
-        if match and (owner is None or owner in binds):
-            replicas.setdefault(owner, []).append(name)
-        elif match or _LOOKS_LIKE.fullmatch(name):
-            orphans.append(name)
-    return Binds(
-        primary=primaries[0] if primaries else None,
-        replicas={owner: tuple(names) for owner, names in replicas.items()},
-        orphans=tuple(orphans),
-    )
-
-
-def is_replica_of(name: object, owner: str | None) -> bool:
-    """Whether this is a name for a replica of the bind *owner*; None is the default."""
-    match = _REPLICA_NAME.fullmatch(name) if isinstance(name, str) else None
-    if match is None:
-        return False
-    named = match["owner"]
-    return (None if named in PRIMARY_NAMES else named) == owner
-
-
-_PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
-
-
-def same_database(primary: Engine, master: Engine) -> bool:
-    """Whether two engines name one database; drivers and accounts may differ."""
-
-    def place(url: URL) -> tuple[object, ...]:
-        host = url.query.get("host") or url.host or "localhost"
-        host = "localhost" if host in {"127.0.0.1", "::1"} else host
-        backend = url.get_backend_name()
-        port = url.port or _PORTS.get(backend)
-        return backend, host, port, url.database or None
-
-    return place(primary.url) == place(master.url)
+__all__ = ["Settings", "Source", "read_settings"]
 
 
 class Source(NamedTuple):
@@ -126,13 +36,6 @@ class Source(NamedTuple):
     url: URL
     options: Mapping[str, Any]
     every: float
-
-
-def replicated_bind(name: str) -> str | None:
-    """Return the key of the bind that such replicas copy; None is the default."""
-    match = _REPLICA_NAME.fullmatch(name)
-    owner = match["owner"] if match else None
-    return None if owner in PRIMARY_NAMES else owner
 
 
 @dataclass(frozen=True)

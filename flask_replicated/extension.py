@@ -7,14 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from flask import has_app_context
 
-from .config import (
-    Binds,
-    Source,
-    read_binds,
-    read_settings,
-    replicated_bind,
-    same_database,
-)
+from .binds import Binds, read_binds, replicated_bind, same_database
+from .config import Source, read_settings
 from .discovery import Discovery
 from .errors import ConfigurationError
 from .fronts import Front, fronts_of

@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from balancers import DuplicateMember, InvalidWeight, UnknownMember
 from balancers.errors import error_text
 
-from .config import is_replica_of
+from .binds import is_replica_of
 from .errors import ConfigurationError
 
 if TYPE_CHECKING:

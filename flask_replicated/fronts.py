@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine, MetaData
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-    from .config import Binds
+    from .binds import Binds
     from .engines import RoutedEngine
 
 __all__ = ["Front", "fronts_of"]
