@@ -12,10 +12,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
-from balancers import BALANCERS, Weighted, resolve_balancer
-from balancers.errors import BalancerError
+from balancers import (
+    BALANCERS,
+    UnknownBalancer,
+    Weighted,
+    error_text,
+    resolve_balancer,
+)
 
 from .errors import ConfigurationError
+from .redaction import safe
 
 if TYPE_CHECKING:
     from flask import Request
@@ -238,7 +244,9 @@ def _discovery(config: Mapping[str, Any]) -> dict[str, Source]:
         raise ConfigurationError(
             key, None, "must be a mapping, such as {'slave': {'url': ...}}."
         )
-    return {name: _source(f"{key}[{name!r}]", name, value[name]) for name in value}
+    return {
+        name: _source(f"{key}[{safe(name)!r}]", name, value[name]) for name in value
+    }
 
 
 def _source(item: str, name: object, value: object) -> Source:
@@ -334,7 +342,7 @@ def _weights(config: Mapping[str, Any], replicas: Collection[str]) -> dict[str, 
             key, value, "must be a mapping of replica binds, such as {'slave_1': 3}."
         )
     for name, weight in value.items():
-        item = f"{key}[{name!r}]"
+        item = f"{key}[{safe(name)!r}]"
         # An app without replicas may share its settings with one that has some.
         if replicas and name not in replicas:
             raise ConfigurationError(
@@ -360,16 +368,18 @@ def _balancer(
     value = _get(config, key)
     try:
         return resolve_balancer(value)
-    except BalancerError as error:
-        close = (
-            difflib.get_close_matches(value, BALANCERS, n=1, cutoff=0.4)
-            if (isinstance(value, str))
-            else []
-        )
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ConfigurationError(
-            key,
-            value,
-            f"{hint}It must be {', '.join(map(repr, BALANCERS))}, a dotted path, a "
-            f"class or a callable ({error}).",
-        ) from error
+    except UnknownBalancer as error:
+        why = error.reason
+    except Exception as error:  # noqa: BLE001 - a module or class of the user's own
+        why = error_text(error)
+    close = difflib.get_close_matches(str(value), BALANCERS, n=1, cutoff=0.4)
+    hint = f"did you mean {close[0]!r}? " if close and isinstance(value, str) else ""
+    # What cannot be shown has parts in the reason that cannot be recognised.
+    hidden = isinstance(value, str) and safe(value) != value
+    told = "" if hidden else f" ({why})"
+    raise ConfigurationError(
+        key,
+        value,
+        f"{hint}It must be {', '.join(map(repr, BALANCERS))}, a dotted path, a class "
+        f"or a callable{told}.",
+    )
