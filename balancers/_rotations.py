@@ -7,7 +7,7 @@ import random
 from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 from .errors import InvalidPick, NoMemberAvailable
-from .strategies import RoundRobin
+from .strategies import BALANCERS, RoundRobin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -51,17 +51,22 @@ class RotationBuilder(Generic[T]):
         self._causes = causes
 
     def build(self, live: tuple[Member[T], ...]) -> Pick[T]:
-        """Return the strategy's own pick function; what it raises goes through.
+        """Return the strategy's pick function; what the strategy raises goes through.
+
+        That of a strategy of this package is returned as it is, any other one with a
+        guard around it.
 
         Raises:
             InvalidPick: the strategy returned something else.
         """
         if not live:
             return self._nobody
-        pick: object = self._strategy(live)
+        strategy = self._strategy
+        pick: object = strategy(live)
         if not callable(pick):
-            raise InvalidPick(self._strategy, pick)
-        return pick
+            raise InvalidPick(strategy, pick)
+        own = type(strategy) in BALANCERS.values()
+        return pick if own else _guarded(pick, live, strategy)
 
     def build_first(self, live: tuple[Member[T], ...]) -> Pick[T]:
         """Do the same, and say in the log if weights were given in vain."""
@@ -115,6 +120,35 @@ class RotationBuilder(Generic[T]):
 
     def _nobody(self) -> Member[T]:
         raise NoMemberAvailable(self._causes())
+
+
+def _guarded(
+    pick: Pick[T], live: tuple[Member[T], ...], strategy: Strategy[T]
+) -> Pick[T]:
+    """Return a pick function that cannot fail, whatever *pick* does.
+
+    Where *pick* raises or returns something other than one of *live*, it is their
+    turn, one after the other; the first time is logged.
+    """
+    members, rotation = frozenset(live), RoundRobin()(live)
+    failed = False
+
+    def guarded() -> Member[T]:
+        nonlocal failed
+        try:
+            member = pick()
+            if member in members:
+                return member
+            raise InvalidPick(strategy, member)  # noqa: TRY301 - logged as any other
+        except Exception:  # noqa: BLE001 - a foreign function must not take reads down
+            if not failed:
+                failed = True
+                _log.exception(
+                    "%r failed to pick a live member; they take turns instead", strategy
+                )
+        return rotation()
+
+    return guarded
 
 
 def by_chance(members: Iterable[Member[T]]) -> list[Member[T]]:

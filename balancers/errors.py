@@ -162,7 +162,7 @@ class UnknownBalancer(BalancerError, ValueError):  # noqa: N818 - as above
 
 
 class InvalidPick(BalancerError, TypeError):  # noqa: N818 - as above
-    """A balancer returned something that cannot be called.
+    """A balancer returned something that cannot be called, or that picked no member.
 
     Attributes:
         balancer: ``repr`` of the balancer.
@@ -177,7 +177,7 @@ class InvalidPick(BalancerError, TypeError):  # noqa: N818 - as above
     def _message(self) -> str:
         return (
             f"The balancer {self.balancer} must return a pick function without "
-            f"arguments, not {self.returned}."
+            f"arguments, which returns one of the members, not {self.returned}."
         )
 
 

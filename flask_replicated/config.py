@@ -12,14 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
-from balancers import (
-    BALANCERS,
-    UnknownBalancer,
-    Weighted,
-    error_text,
-    resolve_balancer,
-)
+from balancers import Weighted
 
+from .balancing import read_balancer
 from .errors import ConfigurationError
 from .redaction import safe
 
@@ -365,21 +360,4 @@ def _balancer(
     key = "REPLICATED_BALANCER"
     if key not in config and weights:
         return Weighted()  # weights that nobody reads would be a trap
-    value = _get(config, key)
-    try:
-        return resolve_balancer(value)
-    except UnknownBalancer as error:
-        why = error.reason
-    except Exception as error:  # noqa: BLE001 - a module or class of the user's own
-        why = error_text(error)
-    close = difflib.get_close_matches(str(value), BALANCERS, n=1, cutoff=0.4)
-    hint = f"did you mean {close[0]!r}? " if close and isinstance(value, str) else ""
-    # What cannot be shown has parts in the reason that cannot be recognised.
-    hidden = isinstance(value, str) and safe(value) != value
-    told = "" if hidden else f" ({why})"
-    raise ConfigurationError(
-        key,
-        value,
-        f"{hint}It must be {', '.join(map(repr, BALANCERS))}, a dotted path, a class "
-        f"or a callable{told}.",
-    )
+    return read_balancer(_get(config, key))

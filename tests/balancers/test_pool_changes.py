@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from balancers import (
+    BALANCERS,
     InvalidPick,
     InvalidSetting,
     Member,
@@ -213,6 +214,44 @@ class TestBrokenBalancer:
             assert not caplog.records
             Pool(targets(2), weights={"a": 2})
         assert "reads no weights" in caplog.text
+
+    @pytest.mark.parametrize("picks", [StopIteration, KeyError, None, "a", [1], "twin"])
+    def test_at_a_pick_gives_way_to_turns(
+        self, picks: object, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What picks nobody live costs the balance but no read, and is logged once."""
+
+        def broken(live: tuple[Member[str], ...]) -> Pick[str]:
+            def pick() -> Any:
+                if isinstance(picks, type):
+                    raise picks
+                return Member("a", "a", 1) if picks == "twin" else picks
+
+            return pick
+
+        pool = Pool(targets(3), balancer=broken)
+        assert tally(pool.pick, 30) == {"a": 10, "b": 10, "c": 10}
+        pool.drain("a")
+        assert tally(pool.pick, 30) == {"b": 15, "c": 15}
+        assert [member.name for member in pool.candidates()] in (["b", "c"], ["c", "b"])
+        assert len(caplog.records) == 2
+        assert "broken" in caplog.text
+
+    def test_a_pick_that_fails_for_a_while(self) -> None:
+        """A balancer has its say again as soon as it can."""
+        wants: list[Member[str]] = []
+        pool = Pool(targets(2), balancer=lambda _: lambda: wants[0])
+        assert tally(pool.pick, 10) == {"a": 5, "b": 5}
+        wants.append(pool.member("b"))
+        assert tally(pool.pick, 10) == {"b": 10}
+        pool.drain("b")
+        assert tally(pool.pick, 10) == {"a": 10}
+
+    @pytest.mark.parametrize("balancer", [*BALANCERS, *BALANCERS.values()])
+    def test_a_balancer_of_this_package_has_no_guard(self, balancer: Any) -> None:
+        """A pick by one that cannot fail costs no check."""
+        pick = Pool(targets(2), balancer=balancer).pick
+        assert "guarded" not in repr(pick)
 
 
 class TestSlowStart:
