@@ -17,6 +17,7 @@ import random
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from importlib import import_module
 from itertools import chain, count, cycle, repeat
 from math import gcd
@@ -104,21 +105,30 @@ def _shares(weights: Sequence[int]) -> list[int]:
     return [w // divisor for w in weights]
 
 
-def _smooth(shares: Sequence[int]) -> list[int]:
-    """Return one cycle of smooth weighted round robin, as indices into *shares*.
+def _spread(shares: Sequence[int]) -> list[int]:
+    """Return one cycle in which each index comes as often as its share, spread evenly.
 
-    Each step adds everybody's weight to their current value, takes the largest and
-    subtracts the total from it: nginx, commit 52327e0627f4 (2012), "Upstream: smooth
-    weighted round-robin balancing".
+    After any number of steps from the beginning each count differs by less than 1
+    from its exact part of them. R. Tijdeman, "The chairman assignment problem"
+    (Discrete Mathematics 32, 1980): a turn may begin once its part has grown to
+    ``1 / (2n - 2)`` of a step and must before it lacks less than that of a whole one;
+    of those that may, the most urgent goes first. Each step costs a heap's push and
+    pop, however many members there are.
     """
-    total, indices = sum(shares), range(len(shares))
-    current = [0] * len(shares)
+    total, parts = sum(shares), max(1, 2 * len(shares) - 2)
+    beginning: list[list[tuple[float, int]]] = [[] for _ in range(total + 1)]
+    for index, share in enumerate(shares):
+        unit = share * parts
+        for turn in range(share):
+            first = -(-(turn * parts + 1) * total // unit)
+            last = ((turn + 1) * parts - 1) * total / unit
+            beginning[first].append((last, index))
     sequence = []
-    for _ in range(total):
-        current = [value + share for value, share in zip(current, shares, strict=True)]
-        best = max(indices, key=current.__getitem__)
-        current[best] -= total
-        sequence.append(best)
+    waiting: list[tuple[float, int]] = []
+    for begin in beginning[1:]:
+        for one in begin:
+            heappush(waiting, one)
+        sequence.append(heappop(waiting)[1])
     return sequence
 
 
@@ -178,7 +188,8 @@ class Weighted(_Plain):
     """Smooth weighted round robin, from a random place on.
 
     A cycle has ``sum(weights) / gcd(weights)`` picks and gives every member exactly
-    its weight, spread out rather than in bursts. The cycle is computed in advance
+    its weight, spread out rather than in bursts: from its beginning on, nobody is ever
+    a whole pick ahead or behind. The cycle is computed in advance
     and so a pick costs the same whatever the weights. If it would be longer than
     :data:`MAX_STEPS`, weights are scaled down to about that sum: shares are then
     right to half a step, and a tiny weight rounds up to one step, never to nothing.
@@ -194,7 +205,7 @@ class Weighted(_Plain):
         """
         able = _some(members)
         shares = _shares([member.weight for member in able])
-        return _rotation([able[index] for index in _smooth(shares)])
+        return _rotation([able[index] for index in _spread(shares)])
 
 
 BALANCERS: Mapping[str, type[RoundRobin | Random | Weighted]] = MappingProxyType(

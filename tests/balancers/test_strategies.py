@@ -24,7 +24,7 @@ from balancers import (
     Weighted,
     resolve_balancer,
 )
-from balancers.strategies import MAX_STEPS, _shared_rotation
+from balancers.strategies import MAX_STEPS, _shared_rotation, _spread
 from tests.balancers.support import members, names, tally
 
 if TYPE_CHECKING:
@@ -193,11 +193,27 @@ class TestWeighted(ShippedContract):
         pick = self.balancer()(members([100, 50, 25, 1]))
         assert longest_run([pick().name for _ in range(352)]) <= 3
 
-    def test_is_nginx_smooth_sequence(self) -> None:
-        """Weights 5, 1, 1 give the sequence from nginx's own description."""
+    def test_has_no_bursts(self) -> None:
+        """Weights 5, 1, 1 keep the light ones apart, as in nginx's own example."""
         pick = self.balancer()(members([5, 1, 1]))
         seen = "".join(pick().name[1] for _ in range(14))
-        assert "0010200" in seen + seen
+        assert "0010020" in seen + seen
+
+    @given(st.lists(st.integers(1, 40), min_size=1, max_size=60))
+    @example([1] * 60)
+    @example([*range(1, 61)])
+    @example([600, *[1] * 59])
+    def test_nobody_is_a_whole_pick_ahead_or_behind(self, weights: list[int]) -> None:
+        """At each step of a cycle, counts are within 1 of the exact shares."""
+        counts, total = [0] * len(weights), sum(weights)
+        for step, index in enumerate(_spread(weights), 1):
+            counts[index] += 1
+            exact = [weight * step for weight in weights]
+            assert all(
+                abs(count * total - part) < total
+                for count, part in zip(counts, exact, strict=True)
+            )
+        assert counts == weights
 
     @given(st.lists(st.integers(1, 10**12), min_size=1, max_size=5))
     @example([10_000_019, 1])
