@@ -134,6 +134,14 @@ def test_when_added(build: Build, url: str) -> None:
         assert "QZQ" not in f"{caught.value.__cause__} {caught.value.__context__}"
 
 
+@pytest.mark.parametrize("url", ["postgresql//u:QZQ@h/d", "postgresql://u:QZQ"])
+def test_discovery(url: str) -> None:
+    """So it is with a URL that DNS is to complete."""
+    with pytest.raises(ConfigurationError, match="must be a URL") as caught:
+        read_settings({"REPLICATED_DISCOVERY": {"slave": url}}, [], [])
+    assert "QZQ" not in f"{caught.value} {caught.value.__context__}"
+
+
 def test_what_can_be_shown() -> None:
     """What holds no secret is shown as it is."""
     url = URL.create("postgresql", "u", "QZQ", "h", database="d")
