@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigurationError
@@ -160,4 +161,38 @@ def question(key: str, value: Any) -> Callable[[Request], bool | None] | None:
         raise ConfigurationError(key, value, "must take the request.") from error
     except ValueError:
         pass  # a built-in that does not tell
-    return value  # type: ignore[no-any-return]  # callable, as was just seen
+    if _is_async(value):
+        raise ConfigurationError(
+            key,
+            value,
+            "must not be async: the answer is needed inside of statements, where "
+            "nothing can be awaited. Write it as a plain function.",
+        )
+    return partial(_ask, key, value)
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    inner: Any = function
+    while isinstance(inner, partial):
+        inner = inner.func
+    call = getattr(type(inner), "__call__", None)  # noqa: B004 - not whether it is one
+    return any(
+        asks(one)
+        for one in (inner, call)
+        for asks in (inspect.iscoroutinefunction, inspect.isasyncgenfunction)
+    )
+
+
+def _ask(
+    key: str, function: Callable[[Request], object], request: Request
+) -> bool | None:
+    answer = function(request)
+    if answer is None or isinstance(answer, bool):
+        return answer
+    if inspect.iscoroutine(answer):
+        answer.close()  # or Python warns that nobody awaits it
+    # Nearly anything is true, a match as well as a coroutine; and None of re.match()
+    # is not meant to leave it to the method.
+    raise ConfigurationError(
+        f"{key}(request)", answer, "must be True, False or None; say bool(...)."
+    )
