@@ -206,8 +206,10 @@ def _times(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _refuse_unknown(config: Mapping[str, Any]) -> None:
+def _refuse_unknown(config: Mapping[Any, Any]) -> None:
     for key in config:
+        if not isinstance(key, str):
+            continue
         ours = key.startswith(("REPLICATED_", "AUTO_READ_ON"))
         if ours and key not in _DEFAULTS:
             bare = key.removeprefix("REPLICATED_")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from flask_replicated import ConfigurationError
+from flask_replicated.binds import read_binds
 from flask_replicated.config import read_settings
 from tests.support import Build, build_fixture
 
@@ -90,3 +91,15 @@ def test_cookie_with_a_prefix(build: Build) -> None:
     for broken in cases:
         with pytest.raises(ConfigurationError, match="no SESSION_COOKIE_DOMAIN"):
             build(REPLICATED_PIN_COOKIE="__Host-pin", **secure, **broken)
+
+
+def test_a_bind_without_a_name() -> None:
+    """A key that is no text is an ordinary bind."""
+    found = read_binds([None, 1, "slave_1"], "SQLALCHEMY_BINDS")  # type: ignore[list-item]  # that is the point
+    assert found.replica_names() == ["slave_1"]
+    assert not found.orphans
+
+
+def test_a_key_without_a_name() -> None:
+    """Such a key of app.config is somebody else's."""
+    read_settings({1: 2}, ["GET"], [])  # type: ignore[dict-item]  # that is the point
