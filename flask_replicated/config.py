@@ -49,6 +49,12 @@ class Source(NamedTuple):
     options: Mapping[str, Any]
     every: float
 
+    def __repr__(self) -> str:
+        shown = ", ".join(
+            f"{name}={safe(one)!r}" for name, one in self._asdict().items()
+        )
+        return f"{type(self).__name__}({shown})"
+
 
 @dataclass(frozen=True)
 class Settings:

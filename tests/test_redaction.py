@@ -142,6 +142,17 @@ def test_discovery(url: str) -> None:
     assert "QZQ" not in f"{caught.value} {caught.value.__context__}"
 
 
+def test_what_was_read() -> None:
+    """The settings themselves may be logged."""
+    source = {
+        "url": "postgresql://u:QZQ@h/d?sslpassword=QZQ",
+        "connect_args": {"password": "QZQ"},
+    }
+    settings = read_settings({"REPLICATED_DISCOVERY": {"slave": source}}, [], [])
+    assert "url='postgresql://u:***@h/d?***'" in repr(settings)
+    assert "QZQ" not in repr(settings)
+
+
 def test_what_can_be_shown() -> None:
     """What holds no secret is shown as it is."""
     url = URL.create("postgresql", "u", "QZQ", "h", database="d")
