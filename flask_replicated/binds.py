@@ -1,4 +1,4 @@
-"""From the names of binds to a primary and its replicas."""
+"""From the names of binds to servers: who is a replica, and of whom."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from sqlalchemy import URL, Engine
 
 __all__ = [
+    "PRIMARY_NAMES",
+    "REPLICA_NAME",
     "Binds",
     "is_replica_of",
     "read_binds",
@@ -21,7 +23,7 @@ __all__ = [
 ]
 
 PRIMARY_NAMES = ("master", "primary")
-_REPLICA_NAME = re.compile(r"(?:(?P<owner>.+)_)?(?:slave|replica)(?:_\d+)?")
+REPLICA_NAME = re.compile(r"(?:(?P<owner>.+)_)?(?:slave|replica)(?:_\d+)?")
 # Close enough to be meant as a replica of the default bind.
 _LOOKS_LIKE = re.compile(r"(?:slave|replica)s?[-_ ]?\w{0,3}", re.IGNORECASE)
 
@@ -73,7 +75,7 @@ def read_binds(binds: Collection[str | None], setting: str) -> Binds:
     for name in binds:
         if not isinstance(name, str):
             continue  # the default bind, or one that is called by no name
-        match = _REPLICA_NAME.fullmatch(name)
+        match = REPLICA_NAME.fullmatch(name)
         owner = match["owner"] if match else None
         if owner in PRIMARY_NAMES:
             owner = None
@@ -90,7 +92,7 @@ def read_binds(binds: Collection[str | None], setting: str) -> Binds:
 
 def is_replica_of(name: object, owner: str | None) -> bool:
     """Whether this is a name for a replica of the bind *owner*; None is the default."""
-    match = _REPLICA_NAME.fullmatch(name) if isinstance(name, str) else None
+    match = REPLICA_NAME.fullmatch(name) if isinstance(name, str) else None
     if match is None:
         return False
     named = match["owner"]
@@ -115,6 +117,6 @@ def same_database(primary: Engine, master: Engine) -> bool:
 
 def replicated_bind(name: str) -> str | None:
     """Return the key of the bind that such replicas copy; None is the default."""
-    match = _REPLICA_NAME.fullmatch(name)
+    match = REPLICA_NAME.fullmatch(name)
     owner = match["owner"] if match else None
     return None if owner in PRIMARY_NAMES else owner

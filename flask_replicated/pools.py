@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from balancers import Pool
+from balancers.errors import error_text
 
 from .config import read_settings
 from .connecting import limit_connecting
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sqlalchemy import Engine
+
+    from balancers import Listener
+
+    from .config import Settings
 
 __all__ = ["replicated_engine", "routed_engine"]
 
@@ -57,19 +62,7 @@ def routed_engine(
     fleet = Fleet(care, prepared, limited=settings.max_pools is not None)
     for name, engine in replicas.items():
         prepared[name] = fleet.care(name, engine)
-    pool = Pool(
-        replicas,
-        balancer=settings.balancer,
-        weights={n: w for n, w in settings.weights.items() if n in replicas},
-        threshold=settings.breaker_threshold,
-        reset=settings.breaker_reset,
-        max_reset=settings.breaker_max_reset,
-        slow_start=settings.slow_start,
-        # A trial that is still connecting must not be taken for lost.
-        lease=max(10.0, 3 * settings.connect_timeout),
-        listeners=[PoolListener(prepared), fleet.listener()],
-        limit=settings.max_pools,
-    )
+    pool = _make_pool(settings, replicas, [PoolListener(prepared), fleet.listener()])
     policy = Policy(
         interval=settings.probe_interval,
         timeout=settings.connect_timeout,
@@ -81,6 +74,34 @@ def routed_engine(
     fleet.routed.fleet = fleet
     fleet.look_for_spares()
     return fleet.routed
+
+
+def _make_pool(
+    settings: Settings, replicas: Mapping[str, Engine], listeners: list[Listener]
+) -> Pool[Engine]:
+    try:
+        return Pool(
+            replicas,
+            balancer=settings.balancer,
+            weights={n: w for n, w in settings.weights.items() if n in replicas},
+            threshold=settings.breaker_threshold,
+            reset=settings.breaker_reset,
+            max_reset=settings.breaker_max_reset,
+            slow_start=settings.slow_start,
+            # A trial that is still connecting must not be taken for lost.
+            lease=max(10.0, 3 * settings.connect_timeout),
+            listeners=listeners,
+            limit=settings.max_pools,
+        )
+    except ConfigurationError:
+        raise  # says more already
+    except Exception as error:  # somebody's own balancer may raise anything
+        raise ConfigurationError(
+            "REPLICATED_BALANCER",
+            settings.balancer,
+            "must turn a tuple of live replicas into a function without arguments that "
+            f"returns one of them ({error_text(error)}).",
+        ) from error
 
 
 def replicated_engine(

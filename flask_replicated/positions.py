@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Observation",
     "Observer",
+    "Progress",
     "observer_of",
     "role_question_of",
     "sees_it_answer",
@@ -28,11 +29,16 @@ class Observation(NamedTuple):
         lag: Seconds that it is behind the primary at most; None if unknown.
         measured: Whether it can tell its lag at all. One that can and does not know
             it is not taken for one that is up to date.
+        received: How far into the primary's log it has received, in bytes, while it
+            goes on to receive; None if it does not, or does not tell.
+        replayed: How far of that it shows.
     """
 
     primary: bool | None = None
     lag: float | None = None
     measured: bool = False
+    received: int | None = None
+    replayed: int | None = None
 
 
 class Observer(Protocol):
@@ -77,21 +83,57 @@ def sees_it_answer(cursor: Any) -> Observation:
 # known.
 _POSTGRESQL = """
 SELECT pg_is_in_recovery(),
-       pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn()
-           AND EXISTS (SELECT FROM pg_stat_wal_receiver),
+       pg_wal_lsn_diff(pg_last_wal_receive_lsn(), '0/0'),
+       pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0'),
+       EXISTS (SELECT FROM pg_stat_wal_receiver),
        EXTRACT(EPOCH FROM clock_timestamp() - pg_last_xact_replay_timestamp())
 """
 
 
 def _postgresql(cursor: Any) -> Observation:
     cursor.execute(_POSTGRESQL)
-    recovers, caught_up, age = cursor.fetchone()
+    recovers, received, replayed, receives, age = cursor.fetchone()
     if not recovers:
         return Observation(primary=True, lag=0.0, measured=True)
-    if caught_up:
-        return Observation(primary=False, lag=0.0, measured=True)
     lag = None if age is None else max(0.0, float(age))
-    return Observation(primary=False, lag=lag, measured=True)
+    if not receives or received is None or replayed is None:
+        return Observation(primary=False, lag=lag, measured=True)
+    received, replayed = int(received), int(replayed)
+    if received <= replayed:
+        lag = 0.0
+    return Observation(False, lag, True, received, replayed)
+
+
+class Progress:
+    """When a replica had received what it shows only now: how far it is behind.
+
+    Who looks at it from time to time knows that everything it had received at one look
+    and shows at a later one is no older than the first. The age of its last transaction
+    says the same of a primary that is never idle, and far more of one that was.
+    """
+
+    _MOST = 1000
+
+    def __init__(self) -> None:
+        self._looks: list[tuple[float, int]] = []
+
+    def lag(self, found: Observation, now: float) -> float | None:
+        """Return the most that a replica can be behind, in seconds.
+
+        Args:
+            found: What was seen of it.
+            now: When, by a clock that never goes backwards.
+        """
+        if found.received is None or found.replayed is None:
+            self._looks.clear()
+            return found.lag
+        shown = [look for look in self._looks if look[1] <= found.replayed]
+        waiting = self._looks[len(shown) :]
+        self._looks = [*[*shown[-1:], *waiting][: self._MOST], (now, found.received)]
+        if not shown:
+            return found.lag
+        since = now - shown[-1][0]
+        return since if found.lag is None else min(found.lag, since)
 
 
 # The first is the newer name of the same, on either server.

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, DisconnectionError
 
 from .connections import PrimaryConnection, ReplicaConnection
 from .failures import refused_as_write
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
     from sqlalchemy.engine import ExceptionContext
+    from sqlalchemy.pool import ConnectionPoolEntry
 
     from .statements import Classifier
 
@@ -24,6 +25,7 @@ __all__ = ["watch_primary", "watch_statements"]
 
 logger = logging.getLogger("flask_replicated")
 
+_REFUSALS = "flask_replicated.refusals"
 _PAUSE = 1.0  # seconds; a program may make transactions read only on purpose
 
 
@@ -70,11 +72,20 @@ def watch_primary(engine: Engine, clock: Callable[[], float] = time.monotonic) -
     """
     if engine.dialect.name == "sqlite":  # a file has one place
         return
-    last = -_PAUSE
+    last, refusals = -_PAUSE, 0
+
+    @event.listens_for(engine, "connect")
+    def stamp(_connection: Any, record: ConnectionPoolEntry) -> None:
+        record.info[_REFUSALS] = refusals
+
+    @event.listens_for(engine, "checkout")
+    def renew(_connection: Any, record: ConnectionPoolEntry, _proxy: Any) -> None:
+        if record.info.get(_REFUSALS, 0) != refusals:
+            raise DisconnectionError("opened before the primary refused a write")
 
     @event.listens_for(engine, "handle_error")
     def notice(context: ExceptionContext) -> None:
-        nonlocal last
+        nonlocal last, refusals
         error = context.sqlalchemy_exception
         # A replica may be the same engine, where a bind names the primary.
         if isinstance(context.connection, ReplicaConnection):
@@ -84,12 +95,11 @@ def watch_primary(engine: Engine, clock: Callable[[], float] = time.monotonic) -
         now = clock()
         if now - last < _PAUSE:
             return
-        last = now
+        # Each that is older than now goes when it is next used. The one in use may be
+        # a program's that has made its transaction read only itself.
+        last, refusals = now, refusals + 1
         logger.error(
             "the primary has refused a write as read only: %s. If it was demoted, the "
             "next connections find its successor under its name.",
             error.orig,
         )
-        # Each that is older than now goes. The one in use may belong to a program that
-        # made its transaction read only itself, and goes when that is done with it.
-        engine.dispose()

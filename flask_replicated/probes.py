@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from .connecting import unlimited
-from .positions import Observation, observer_of, sees_it_answer
+from .positions import Observation, Progress, observer_of, sees_it_answer
 from .sockets import hang_up, leave_to_parent
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ class Probe:
         self._observe = observer_of(engine.dialect.name)
         self._keep = engine.dialect.name != "sqlite"
         self._connection: Any = None
+        self._progress = Progress()
         self.looking = self.over = self.abandoned = False
 
     def look(self, *, anew: bool) -> Observation:
@@ -129,7 +130,7 @@ class Probe:
         connection.rollback()  # or it would stay idle in a transaction
         if not self._keep:
             self.close()
-        return found
+        return found._replace(lag=self._progress.lag(found, time.monotonic()))
 
     def close(self) -> None:
         """Close the connection, if there is one."""

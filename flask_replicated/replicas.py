@@ -22,7 +22,7 @@ from .positions import role_question_of
 from .sockets import fileno_of, hang_up
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from sqlalchemy import Engine
     from sqlalchemy.pool import ConnectionPoolEntry
@@ -250,18 +250,28 @@ def _prepare_sessions(
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, _record: Any) -> None:
-        cursor = connection.cursor()
         try:
-            refused = checked is not None and is_primary(cursor)
-            for statement in statements:
-                cursor.execute(statement)
-        finally:
-            cursor.close()
-        # Or the first rollback would take the setting back.
-        connection.commit()
+            refused = _prepare(connection, statements, checked and is_primary)
+        except BaseException:
+            connection.close()  # nobody else would
+            raise
         if checked is not None and refused:
             connection.close()
             raise WrongRoleError(checked)
+
+
+def _prepare(connection: Any, statements: Iterable[str], is_primary: Any) -> bool:
+    """Make a new session read-only; return whether its server is no replica."""
+    cursor = connection.cursor()
+    try:
+        refused = bool(is_primary) and is_primary(cursor)
+        for statement in statements:
+            cursor.execute(statement)
+    finally:
+        cursor.close()
+    # Or the first rollback would take the setting back.
+    connection.commit()
+    return bool(refused)
 
 
 if hasattr(select, "poll"):

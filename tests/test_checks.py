@@ -103,3 +103,24 @@ def test_a_bind_without_a_name() -> None:
 def test_a_key_without_a_name() -> None:
     """Such a key of app.config is somebody else's."""
     read_settings({1: 2}, ["GET"], [])  # type: ignore[dict-item]  # that is the point
+
+
+async def _asks(_request: object) -> bool:
+    return True
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "remedy"),
+    [
+        ("REPLICATED_IS_READ", _asks, "must not be async"),
+        ("REPLICATED_BALANCER", lambda _members: None, "function without arguments"),
+        ("REPLICATED_BALANCER", lambda: None, "function without arguments"),
+        ("REPLICATED_CONNECT_TIMEOUT", 10**400, "at most 86400"),
+    ],
+)
+def test_found_at_start(build: Build, key: str, value: Any, remedy: str) -> None:
+    """What would fail at a request is found when the application starts."""
+    with pytest.raises(ConfigurationError, match=remedy) as caught:
+        build(**{key: value})
+    assert caught.value.key == key
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)

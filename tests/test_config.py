@@ -109,6 +109,8 @@ class TestValues:
             ("REPLICATED_PIN_SECONDS", "5", "number of seconds"),
             ("REPLICATED_PIN_SECONDS", True, "number of seconds"),
             ("REPLICATED_PIN_SECONDS", float("inf"), "number of seconds"),
+            ("REPLICATED_PIN_SECONDS", 1e12, "at most 86400 (a day)"),
+            ("REPLICATED_PIN_COOKIE", "session", "take another"),
             ("REPLICATED_PIN_SECONDS", float("nan"), "number of seconds"),
             ("REPLICATED_READONLY_METHODS", "GET", "{'GET', 'HEAD'}"),
             ("REPLICATED_READONLY_METHODS", [1], "{'GET', 'HEAD'}"),

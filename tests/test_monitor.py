@@ -279,8 +279,14 @@ UNKNOWN = RuntimeError("no such statement")
         ("mysql", [[(None, "No")]], Observation(False, None, True)),
         ("mariadb", [[], [(1,)]], Observation()),
         ("mariadb", [UNKNOWN, UNKNOWN, [(1,)]], Observation()),
-        ("postgresql", [[(True, None, None)]], Observation(False, None, True)),
-        ("postgresql", [[(True, False, 9)]], Observation(False, 9.0, True)),
+        (
+            "postgresql",
+            [[(True, None, None, False, None)]],
+            Observation(False, None, True),
+        ),
+        ("postgresql", [[(True, 5, 4, False, 9)]], Observation(False, 9.0, True)),
+        ("postgresql", [[(True, 5, 4, True, 9)]], Observation(False, 9.0, True, 5, 4)),
+        ("postgresql", [[(True, 5, 5, True, 9)]], Observation(False, 0.0, True, 5, 5)),
         ("sqlite", [[(1,)]], Observation()),
     ],
 )

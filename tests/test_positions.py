@@ -1,0 +1,66 @@
+"""How far a replica is behind, by what was seen of it from time to time."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flask_replicated.positions import Observation, Progress
+from tests.support import unhurried
+
+
+def seen(received: int, replayed: int, age: float) -> Observation:
+    """Return what a standby says that streams."""
+    lag = 0.0 if received <= replayed else age
+    return Observation(False, lag, measured=True, received=received, replayed=replayed)
+
+
+def test_idle_primary_that_wakes() -> None:
+    """A standby that is just replaying is no further behind than the last look."""
+    progress = Progress()
+    assert progress.lag(seen(100, 100, age=500), now=0) == 0
+    assert progress.lag(seen(100, 100, age=505), now=5) == 0
+    # Its last transaction is old; what it has not replayed yet has only just come.
+    assert progress.lag(seen(180, 120, age=510), now=10) == 5
+    assert progress.lag(seen(250, 200, age=0.2), now=15) == 0.2
+
+
+def test_paused_replay() -> None:
+    """One that receives and shows nothing of it falls behind by the second."""
+    progress = Progress()
+    progress.lag(seen(100, 100, age=1), now=0)
+    for now in range(5, 60, 5):
+        assert progress.lag(seen(100 + now, 100, age=now + 1), now=now) == now
+    assert progress.lag(seen(160, 150, age=70), now=60) == 60 - 50
+
+
+def test_first_look() -> None:
+    """Whoever has not looked before knows the age of the last transaction alone."""
+    assert Progress().lag(seen(200, 100, age=40), now=0) == 40
+
+
+def test_receives_no_more() -> None:
+    """Where nothing is received, what was seen before proves nothing."""
+    progress = Progress()
+    progress.lag(seen(100, 100, age=1), now=0)
+    stopped = Observation(primary=False, lag=77.0, measured=True)
+    assert progress.lag(stopped, now=5) == 77.0
+    assert progress.lag(seen(300, 200, age=80), now=10) == 80
+
+
+@unhurried
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=60))
+def test_is_never_too_low(steps: list[tuple[int, int]]) -> None:
+    """What is said is at least the age of the oldest byte that is not shown yet."""
+    progress, received, replayed = Progress(), 0, 0
+    arrivals: list[tuple[int, int]] = []  # the end of each piece, and when it came
+    for now, (more, done) in enumerate(steps):
+        received += more
+        arrivals.append((received, now))
+        replayed = min(received, replayed + done)
+        lag = progress.lag(seen(received, replayed, age=1e9), now=now)
+        hidden = [when for end, when in arrivals if end > replayed]
+        oldest = now - min(hidden) if hidden else 0
+        assert lag is not None
+        assert lag >= oldest
+        assert len(progress._looks) <= len(steps) + 1
