@@ -60,6 +60,13 @@ def _names(names: Iterable[str]) -> str:
     return ", ".join(map(repr, names)) or "none"
 
 
+def _shown(value: object) -> str | float | None:
+    """Return a value as an error keeps it: plain, so it pickles, and redacted."""
+    if value is None or isinstance(value, (int, float)):
+        return value
+    return redact(value if isinstance(value, str) else repr(value))
+
+
 class BalancerError(Exception):
     """Root of every error of this package.
 
@@ -134,17 +141,17 @@ class UnknownBalancer(BalancerError, ValueError):  # noqa: N818 - as above
     """A value that is no balancer and names none.
 
     Attributes:
-        value: what was given: a string, number or None as it is, else its ``repr``.
+        value: what was given: a string, number or None as it is, else its ``repr``;
+            passwords are hidden.
         known: the names that would have been right.
         reason: what is wrong with it.
     """
 
     def __init__(self, value: object, known: Iterable[str], reason: str) -> None:
-        plain = value is None or isinstance(value, (str, int, float))
-        self.value = value if plain else repr(value)
+        self.value = _shown(value)
         self.known = tuple(known)
-        self.reason = reason
-        super().__init__(self.value, self.known, reason)
+        self.reason = redact(reason)
+        super().__init__(self.value, self.known, self.reason)
 
     def _message(self) -> str:
         return (
@@ -163,8 +170,8 @@ class InvalidPick(BalancerError, TypeError):  # noqa: N818 - as above
     """
 
     def __init__(self, balancer: object, returned: object) -> None:
-        self.balancer = balancer if isinstance(balancer, str) else repr(balancer)
-        self.returned = returned if isinstance(returned, str) else repr(returned)
+        self.balancer = str(_shown(balancer))
+        self.returned = str(_shown(returned))
         super().__init__(self.balancer, self.returned)
 
     def _message(self) -> str:
@@ -183,9 +190,8 @@ class InvalidWeight(BalancerError, ValueError):  # noqa: N818 - as above
     """
 
     def __init__(self, name: str, weight: object) -> None:
-        plain = weight is None or isinstance(weight, (str, int, float))
         self.name = name
-        self.weight = weight if plain else repr(weight)
+        self.weight = _shown(weight)
         super().__init__(name, self.weight)
 
     def _message(self) -> str:
@@ -205,9 +211,8 @@ class InvalidSetting(BalancerError, ValueError):  # noqa: N818 - as above
     """
 
     def __init__(self, name: str, value: object, wanted: str) -> None:
-        plain = value is None or isinstance(value, (str, int, float))
         self.name = name
-        self.value = value if plain else repr(value)
+        self.value = _shown(value)
         self.wanted = wanted
         super().__init__(name, self.value, wanted)
 

@@ -72,7 +72,9 @@ def read_binds(binds: Collection[str | None], setting: str) -> Binds:
         )
     replicas: dict[str | None, list[str]] = {}
     orphans = []
-    for name in filter(None, binds):
+    for name in binds:
+        if not isinstance(name, str):
+            continue  # the default bind, or one that is called by no name
         match = REPLICA_NAME.fullmatch(name)
         owner = match["owner"] if match else None
         if owner in PRIMARY_NAMES:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -12,10 +11,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
-from balancers import BALANCERS, Weighted, resolve_balancer
-from balancers.errors import BalancerError
+from balancers import Weighted
 
+from .balancing import read_balancer
+from .checks import (
+    HEAVIEST,
+    YEAR,
+    boolean,
+    choice,
+    cookie_name,
+    count,
+    limit,
+    names,
+    question,
+    seconds,
+)
 from .errors import ConfigurationError
+from .redaction import safe
 
 if TYPE_CHECKING:
     from flask import Request
@@ -36,6 +48,12 @@ class Source(NamedTuple):
     url: URL
     options: Mapping[str, Any]
     every: float
+
+    def __repr__(self) -> str:
+        shown = ", ".join(
+            f"{name}={safe(one)!r}" for name, one in self._asdict().items()
+        )
+        return f"{type(self).__name__}({shown})"
 
 
 @dataclass(frozen=True)
@@ -95,9 +113,6 @@ class Settings:
     role_check: bool = True
 
 
-_LONGEST = 366 * 24 * 3600
-"""Seconds; cookies and timers take no more than some years."""
-
 _DEFAULTS: Mapping[str, Any] = {
     "AUTO_READ_ON_SLAVE": True,
     "REPLICATED_BALANCER": "round_robin",
@@ -139,44 +154,68 @@ def read_settings(
         ConfigurationError: A key is unknown or its value cannot be right.
     """
     _refuse_unknown(config)
-    reset = _number(config, "REPLICATED_BREAKER_RESET", above=0)
-    longest = _number(config, "REPLICATED_BREAKER_MAX_RESET", above=0)
+    given = {"REPLICATED_READONLY_METHODS": methods, **config}
+    weights, discovery = _weights(config, replicas), _discovery(config)
+
+    def read(check: Callable[..., Any], key: str, *more: Any, **limits: Any) -> Any:
+        return check(key, _get(given, key), *more, **limits)
+
+    return Settings(
+        **_times(config),
+        balancer=_balancer(config, weights or discovery),
+        weights=weights,
+        readonly_methods=read(_methods, "REPLICATED_READONLY_METHODS"),
+        read_on_replica=read(boolean, "AUTO_READ_ON_SLAVE"),
+        is_read=read(question, "REPLICATED_IS_READ"),
+        write_functions=read(names, "REPLICATED_WRITE_FUNCTIONS", "a list of names"),
+        learn_writers=read(boolean, "REPLICATED_LEARN_WRITERS"),
+        pin_cookie=read(cookie_name, "REPLICATED_PIN_COOKIE", config),
+        fall_back=read(choice, "REPLICATED_FALLBACK", "master", "error") == "master",
+        breaker_threshold=read(count, "REPLICATED_BREAKER_THRESHOLD"),
+        discovery=discovery,
+        max_connecting=read(limit, "REPLICATED_MAX_CONNECTING"),
+        max_pools=read(limit, "REPLICATED_MAX_POOLS"),
+        role_check=read(boolean, "REPLICATED_ROLE_CHECK"),
+    )
+
+
+def _times(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings in seconds, by the names that they have here."""
+
+    def read(name: str, **limits: float) -> float:
+        key = f"REPLICATED_{name.upper()}"
+        return seconds(key, _get(config, key), **limits)
+
+    def optional(name: str, **limits: float) -> float | None:
+        unset = _get(config, f"REPLICATED_{name.upper()}") is None
+        return None if unset else read(name, **limits)
+
+    reset = read("breaker_reset", above=0)
+    longest = read("breaker_max_reset", above=0)
     if longest < reset:
         raise ConfigurationError(
             "REPLICATED_BREAKER_MAX_RESET",
             longest,
             f"must be at least REPLICATED_BREAKER_RESET = {reset!r}.",
         )
-    weights, discovery = _weights(config, replicas), _discovery(config)
-    return Settings(
-        balancer=_balancer(config, weights or discovery),
-        weights=weights,
-        readonly_methods=_methods(config, methods),
-        read_on_replica=_boolean(config, "AUTO_READ_ON_SLAVE"),
-        is_read=_callable(config, "REPLICATED_IS_READ"),
-        write_functions=_names(config, "REPLICATED_WRITE_FUNCTIONS"),
-        learn_writers=_boolean(config, "REPLICATED_LEARN_WRITERS"),
-        pin_seconds=_number(config, "REPLICATED_PIN_SECONDS"),
-        pin_cookie=_name(config, "REPLICATED_PIN_COOKIE"),
-        fall_back=_choice(config, "REPLICATED_FALLBACK", "master", "error") == "master",
-        connect_timeout=_number(config, "REPLICATED_CONNECT_TIMEOUT", above=0),
-        failover_timeout=_number(config, "REPLICATED_FAILOVER_TIMEOUT"),
-        breaker_threshold=_count(config, "REPLICATED_BREAKER_THRESHOLD"),
-        breaker_reset=reset,
-        breaker_max_reset=longest,
-        discovery=discovery,
-        max_connecting=_limit(config, "REPLICATED_MAX_CONNECTING"),
-        max_pools=_limit(config, "REPLICATED_MAX_POOLS"),
-        slow_start=_number(config, "REPLICATED_SLOW_START"),
-        probe_interval=_number(config, "REPLICATED_PROBE_INTERVAL"),
-        read_timeout=_optional(config, "REPLICATED_READ_TIMEOUT", above=0),
-        max_lag=_optional(config, "REPLICATED_MAX_LAG"),
-        role_check=_boolean(config, "REPLICATED_ROLE_CHECK"),
-    )
+    return {
+        "breaker_reset": reset,
+        "breaker_max_reset": longest,
+        "pin_seconds": read("pin_seconds"),
+        "connect_timeout": read("connect_timeout", above=0),
+        "failover_timeout": read("failover_timeout"),
+        "slow_start": read("slow_start"),
+        "probe_interval": read("probe_interval"),
+        "read_timeout": optional("read_timeout", above=0),
+        # A replica may be days behind on purpose; this is only compared.
+        "max_lag": optional("max_lag", most=YEAR),
+    }
 
 
-def _refuse_unknown(config: Mapping[str, Any]) -> None:
+def _refuse_unknown(config: Mapping[Any, Any]) -> None:
     for key in config:
+        if not isinstance(key, str):
+            continue
         ours = key.startswith(("REPLICATED_", "AUTO_READ_ON"))
         if ours and key not in _DEFAULTS:
             bare = key.removeprefix("REPLICATED_")
@@ -194,46 +233,9 @@ def _get(config: Mapping[str, Any], key: str) -> Any:
     return config.get(key, _DEFAULTS[key])
 
 
-def _number(
-    config: Mapping[str, Any],
-    key: str,
-    above: float | None = None,
-    shown: str | None = None,
-) -> float:
-    value = config[key] if shown else _get(config, key)
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    floor_met = number and (value > above if above is not None else value >= 0)
-    if not floor_met or value > _LONGEST:
-        least = f"above {above}" if above is not None else "of at least 0"
-        shown = key if shown is None else f"{shown}[{key!r}]"
-        raise ConfigurationError(
-            shown, value, f"must be a number of seconds {least}, a year at the most."
-        )
-    return float(value)
-
-
-def _optional(
-    config: Mapping[str, Any], key: str, above: float | None = None
-) -> float | None:
-    return None if _get(config, key) is None else _number(config, key, above)
-
-
-def _count(config: Mapping[str, Any], key: str) -> int:
-    value = _get(config, key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigurationError(key, value, "must be a whole number of at least 1.")
-    return value
-
-
-def _limit(config: Mapping[str, Any], key: str) -> int | None:
-    value = _get(config, key)
-    if value is None:
-        return None
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigurationError(
-            key, value, "must be a whole number of at least 1, or None for no limit."
-        )
-    return value
+def _methods(key: str, value: object) -> frozenset[str]:
+    found = names(key, value, "a set of HTTP methods, such as {'GET', 'HEAD'}")
+    return frozenset(name.upper() for name in found)
 
 
 def _discovery(config: Mapping[str, Any]) -> dict[str, Source]:
@@ -241,28 +243,30 @@ def _discovery(config: Mapping[str, Any]) -> dict[str, Source]:
     value = _get(config, key)
     if not isinstance(value, Mapping):
         raise ConfigurationError(
-            key, None, "must be a mapping, such as {'slave': {'url': ...}}."
+            key, value, "must be a mapping, such as {'slave': {'url': ...}}."
         )
-    return {name: _source(f"{key}[{name!r}]", name, value[name]) for name in value}
+    return {
+        name: _source(f"{key}[{safe(name)!r}]", name, value[name]) for name in value
+    }
 
 
 def _source(item: str, name: object, value: object) -> Source:
     if not (isinstance(name, str) and re.fullmatch(r"(.+_)?(slave|replica)", name)):
         raise ConfigurationError(
             item,
-            None,
+            value,
             "its key must be 'slave', or 'x_slave' for replicas of a bind 'x'.",
         )
     options: dict[str, Any] = (
         dict(value) if isinstance(value, Mapping) else {"url": value}
     )
-    every = _number({"every": options.pop("every", 30)}, "every", above=0, shown=item)
+    every = seconds(f"{item}['every']", options.pop("every", 30), above=0)
     try:
         url = make_url(options.pop("url", ""))
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # the latter of a port that is no number
         url = None
     if url is None or not url.host:
-        # What was given may hold a password in some place where it is not looked for.
+        # What stands where a URL should may be anything, a password alone too.
         raise ConfigurationError(
             item,
             None,
@@ -270,71 +274,6 @@ def _source(item: str, name: object, value: object) -> Source:
             "'url', with 'every' (seconds) and with engine options.",
         )
     return Source(url, options, every)
-
-
-def _boolean(config: Mapping[str, Any], key: str) -> bool:
-    value = _get(config, key)
-    if not isinstance(value, bool):
-        raise ConfigurationError(key, value, "must be True or False.")
-    return value
-
-
-def _choice(config: Mapping[str, Any], key: str, *choices: str) -> str:
-    value = _get(config, key)
-    if value not in choices:
-        listed = " or ".join(map(repr, choices))
-        raise ConfigurationError(key, value, f"must be {listed}.")
-    return str(value)
-
-
-def _callable(config: Mapping[str, Any], key: str) -> Callable[..., Any] | None:
-    value = _get(config, key)
-    if value is not None and not callable(value):
-        raise ConfigurationError(
-            key, value, "must be a function of the request: True, False or None."
-        )
-    if inspect.iscoroutinefunction(value):
-        raise ConfigurationError(
-            key, value, "must not be async: it is asked before anything can be awaited."
-        )
-    if value is not None:
-        try:
-            inspect.signature(value).bind(object())
-        except TypeError as error:
-            raise ConfigurationError(key, value, "must take the request.") from error
-        except ValueError:
-            pass  # a built-in that does not tell
-    return value  # type: ignore[no-any-return]  # callable, as was just seen
-
-
-def _names(config: Mapping[str, Any], key: str) -> frozenset[str]:
-    value = _get(config, key)
-    named = isinstance(value, Collection) and not isinstance(value, str | bytes)
-    if not named or not all(isinstance(name, str) and name for name in value):
-        raise ConfigurationError(key, value, "must be a list of names.")
-    return frozenset(value)
-
-
-def _name(config: Mapping[str, Any], key: str) -> str:
-    value = _get(config, key)
-    if not isinstance(value, str) or not re.fullmatch(
-        r"[A-Za-z0-9_!#$%&'*+.^`|~-]+", value
-    ):
-        raise ConfigurationError(key, value, "must be a name that a cookie may have.")
-    if value == config.get("SESSION_COOKIE_NAME", "session"):
-        raise ConfigurationError(key, value, "is the session's cookie; take another.")
-    return value
-
-
-def _methods(config: Mapping[str, Any], default: Collection[str]) -> frozenset[str]:
-    key = "REPLICATED_READONLY_METHODS"
-    value = config.get(key, default)
-    named = isinstance(value, Collection) and not isinstance(value, str | bytes)
-    if not named or not all(isinstance(name, str) and name for name in value):
-        raise ConfigurationError(
-            key, value, "must be a set of HTTP methods, such as {'GET', 'HEAD'}."
-        )
-    return frozenset(name.upper() for name in value)
 
 
 def _weights(config: Mapping[str, Any], replicas: Collection[str]) -> dict[str, int]:
@@ -345,7 +284,7 @@ def _weights(config: Mapping[str, Any], replicas: Collection[str]) -> dict[str, 
             key, value, "must be a mapping of replica binds, such as {'slave_1': 3}."
         )
     for name, weight in value.items():
-        item = f"{key}[{name!r}]"
+        item = f"{key}[{safe(name)!r}]"
         # An app without replicas may share its settings with one that has some.
         if replicas and name not in replicas:
             raise ConfigurationError(
@@ -353,11 +292,13 @@ def _weights(config: Mapping[str, Any], replicas: Collection[str]) -> dict[str, 
                 weight,
                 f"no such replica; SQLALCHEMY_BINDS has {', '.join(replicas)}.",
             )
-        if not isinstance(weight, int) or isinstance(weight, bool) or weight < 0:
+        whole = isinstance(weight, int) and not isinstance(weight, bool)
+        if not whole or not 0 <= weight <= HEAVIEST:
             raise ConfigurationError(
                 item,
                 weight,
-                "must be a whole number: 0 for no traffic, 1 or more for a share.",
+                "must be a whole number: 0 for no traffic, 1 or more for a share, at "
+                f"most {HEAVIEST}.",
             )
     return dict(value)
 
@@ -368,19 +309,4 @@ def _balancer(
     key = "REPLICATED_BALANCER"
     if key not in config and weights:
         return Weighted()  # weights that nobody reads would be a trap
-    value = _get(config, key)
-    try:
-        return resolve_balancer(value)
-    except BalancerError as error:
-        close = (
-            difflib.get_close_matches(value, BALANCERS, n=1, cutoff=0.4)
-            if (isinstance(value, str))
-            else []
-        )
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ConfigurationError(
-            key,
-            value,
-            f"{hint}It must be {', '.join(map(repr, BALANCERS))}, a dotted path, a "
-            f"class or a callable ({error}).",
-        ) from error
+    return read_balancer(_get(config, key))

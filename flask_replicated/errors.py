@@ -44,10 +44,10 @@ class ConfigurationError(ReplicatedError, ValueError):
 
     def __init__(self, key: str, value: object, remedy: str) -> None:
         # What is kept is what is shown: an error may be pickled and sent away.
-        self.key = key
-        self.value = safe(value)
+        self.key = redact(key)
+        self.value = safe(value, key.partition("[")[0])
         self.remedy = redact(remedy)
-        super().__init__(key, self.value, self.remedy)
+        super().__init__(self.key, self.value, self.remedy)
 
     def __str__(self) -> str:
         return f"{self.key} = {self.value!r}: {self.remedy}"

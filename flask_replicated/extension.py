@@ -14,6 +14,7 @@ from .errors import ConfigurationError
 from .fronts import Front, fronts_of
 from .pinning import pin_responses
 from .pools import routed_engine
+from .redaction import safe
 from .state import STATE, AppState, current_app_state
 
 if TYPE_CHECKING:
@@ -225,8 +226,8 @@ def _settle_primary(front: Front, binds: Binds) -> None:
             raise ConfigurationError(
                 f"{front.setting}[{name!r}]",
                 engines[name].url,
-                f"must name the database of {front.primary} = {default.url!r}; remove "
-                "one of the two.",
+                f"must name the database of {front.primary} = {safe(default.url)!r}; "
+                "remove one of the two.",
             )
         engines[name] = default
     if None in binds.replicas and front.default not in engines:

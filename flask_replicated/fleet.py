@@ -9,7 +9,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
 
 from balancers import DuplicateMember, InvalidWeight, UnknownMember
 from balancers.errors import error_text
@@ -267,14 +267,18 @@ def _make_engine(
         given = bind.get("url")  # the rest may hold a password too
     try:
         return front.make_engine(name, bind)
-    # A driver that is not installed, an option that no engine knows, no URL.
-    except (SQLAlchemyError, ImportError, TypeError, ValueError, KeyError) as error:
-        raise ConfigurationError(
-            f"{front.setting}[{name!r}]",
-            given,
-            "must be a database's URL, or a dict of engine options with a 'url' "
-            f"({error_text(error)}).",
-        ) from error
+    # A driver that is not known or not installed, an option that no engine knows.
+    except (NoSuchModuleError, ImportError, TypeError, KeyError) as error:
+        why = error_text(error)
+    # What is no URL, or one whose port is no number, is quoted in these as it is.
+    except (SQLAlchemyError, ValueError) as error:
+        why = type(error).__name__
+    # Out here, so that a report has no error that quotes it behind this one.
+    raise ConfigurationError(
+        f"{front.setting}[{name!r}]",
+        given,
+        f"must be a database's URL, or a dict of engine options with a 'url' ({why}).",
+    )
 
 
 def _close_as_returned(engine: Engine) -> None:

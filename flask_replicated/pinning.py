@@ -34,6 +34,10 @@ COMMITTED = "flask_replicated.committed"
 ANSWERED = "flask_replicated.answered"
 
 
+# Clocks of two workers differ by a little, in seconds; more than that is a forgery.
+_CLOCKS = 1.0
+
+
 class PinStore(Protocol):
     """Where the time of a client's last write is kept.
 
@@ -68,6 +72,7 @@ class CookiePins:
     """
 
     _LONGEST = 200
+    _MOST = 10  # each costs a signature
 
     def __init__(self, name: str, seconds: float) -> None:
         self._name = name
@@ -90,19 +95,29 @@ class CookiePins:
         )
 
     def last_write(self, request: Request) -> float | None:
-        """Read the cookie; one that is forged or damaged is as good as none."""
+        """Read the cookie; one that is forged or damaged is as good as none.
+
+        A browser sends one for each path and domain that set it: the latest counts.
+        """
         # Nearly no request has one; this is ten times cheaper than to parse.
         if self._name not in request.environ.get("HTTP_COOKIE", ""):
             return None
-        value = request.cookies.get(self._name)
-        if value is None or len(value) > self._LONGEST:
+        values = request.cookies.getlist(self._name)[: self._MOST]
+        serializer = self._serializer() if values else None
+        times = [self._time(value, serializer) for value in values]
+        return max((one for one in times if one is not None), default=None)
+
+    def _time(self, value: str, serializer: URLSafeSerializer | None) -> float | None:
+        """Return the time that a cookie says, where it is credible."""
+        if len(value) > self._LONGEST:
             return None
-        serializer = self._serializer()
         try:
             written = float(serializer.loads(value) if serializer else value)
         except (BadData, ValueError, TypeError, OverflowError):
             return None
-        return written if math.isfinite(written) else None
+        # One from the future would hide the others; nor is there a time that is no
+        # number.
+        return written if written <= time.time() + _CLOCKS else None
 
     def _serializer(self) -> URLSafeSerializer | None:
         key = current_app.secret_key
@@ -116,8 +131,7 @@ def still_counts(written: float | None, seconds: float) -> bool:
     """Whether a write of that time, in seconds of Unix time, still pins its client."""
     if written is None:
         return False
-    # Clocks of two workers differ by a little; more than that is a forgery.
-    return -1.0 <= time.time() - written < seconds
+    return -_CLOCKS <= time.time() - written < seconds
 
 
 def pin_responses(wsgi_app: WSGIApplication, state: AppState) -> WSGIApplication:

@@ -93,6 +93,8 @@ def _make_pool(
             listeners=listeners,
             limit=settings.max_pools,
         )
+    except ConfigurationError:
+        raise  # says more already
     except Exception as error:  # somebody's own balancer may raise anything
         raise ConfigurationError(
             "REPLICATED_BALANCER",

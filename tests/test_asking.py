@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+import re
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,6 +19,8 @@ from flask_replicated import (
 from tests.support import REPLICAS, Build, Site, answer, build_fixture, pin_of
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from flask import Request
 
 build = build_fixture
@@ -25,6 +30,28 @@ build = build_fixture
 def site(build: Build) -> Site:
     """Give an application with three replicas."""
     return build()
+
+
+class Awaited:
+    """Ways to ask that nobody awaits."""
+
+    @staticmethod
+    async def answer(request: Request) -> bool:
+        """Be truthy all the same."""
+        return False
+
+    @staticmethod
+    async def answers(request: Request) -> AsyncIterator[bool]:
+        """Do so one after the other."""
+        yield False
+
+    async def asked(self, request: Request) -> bool:
+        """Do so as a method."""
+        return False
+
+    async def __call__(self, request: Request) -> bool:
+        """Do so as an object."""
+        return False
 
 
 class TestIsRead:
@@ -45,6 +72,38 @@ class TestIsRead:
         """True is a replica, False the primary, None leaves it to the method."""
         site = build(REPLICATED_IS_READ=lambda _: said)
         assert answer(site, site.role, method) == role
+
+    @pytest.mark.parametrize("said", ["", "yes", 0, 1, object(), re.match("a", "a")])
+    def test_other_answers(self, build: Build, said: object) -> None:
+        """What is neither True, False nor None is no answer, as nearly all is true."""
+        site = build(REPLICATED_IS_READ=lambda _: said)
+        site.app.testing = True
+        with pytest.raises(ConfigurationError, match="True, False or None") as caught:
+            answer(site, site.role)
+        assert caught.value.key == "REPLICATED_IS_READ(request)"
+        assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+    @pytest.mark.parametrize("kind", ["function", "method", "call", "partial", "each"])
+    def test_is_not_awaited(self, build: Build, kind: str) -> None:
+        """An async function is refused at the start: what it returns is always true."""
+        kinds: dict[str, object] = {
+            "function": Awaited.answer,
+            "method": Awaited().asked,
+            "call": Awaited(),
+            "partial": partial(partial(Awaited.answer)),
+            "each": Awaited.answers,
+        }
+        with pytest.raises(ConfigurationError, match="must not be async") as caught:
+            build(REPLICATED_IS_READ=kinds[kind])
+        assert caught.value.key == "REPLICATED_IS_READ"
+        assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+    def test_awaits_in_disguise(self, build: Build) -> None:
+        """A plain function that returns a coroutine is found out when it is asked."""
+        site = build(REPLICATED_IS_READ=lambda request: Awaited().asked(request))
+        site.app.testing = True
+        with pytest.raises(ConfigurationError, match="True, False or None"):
+            answer(site, site.role)
 
     def test_sees_the_request(self, build: Build) -> None:
         """It may look at the body, which the view can still read."""

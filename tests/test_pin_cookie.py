@@ -222,3 +222,25 @@ def test_cookie_survives_parsing(site: Site) -> None:
     pin = pin_of(site.client().post("/write"))
     assert pin is not None
     assert parse_cookie(f"{COOKIE}={pin}")[COOKIE] == pin
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("name", [name for name in HOSTILE if name != "huge"])
+def test_a_second_cookie(site: Site, name: str, last: bool) -> None:
+    """A browser may send two of one name: a good one counts, whatever the other is."""
+    bad, good = HOSTILE[name](), signed(now())
+    value = f"{bad}; {COOKIE}={good}" if last else f"{good}; {COOKIE}={bad}"
+    assert get_with_pin(site.app, value) == "master"
+
+
+def test_too_many_cookies(site: Site) -> None:
+    """Only so many signatures are looked at."""
+    many = f"; {COOKIE}=".join([*["x"] * 3000, signed(now())])
+    assert get_with_pin(site.app, many) in REPLICAS
+
+
+@pytest.mark.parametrize("name", ["empty", "forged", "deep"])
+def test_two_bad_cookies(site: Site, name: str) -> None:
+    """Two that mean nothing mean nothing."""
+    bad = HOSTILE[name]()
+    assert get_with_pin(site.app, f"{bad}; {COOKIE}={bad}") in REPLICAS

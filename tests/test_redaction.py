@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote_plus
 
@@ -14,14 +16,14 @@ from hypothesis import strategies as st
 from sqlalchemy import URL
 
 from flask_replicated import ConfigurationError, FlaskReplicated
+from flask_replicated.config import _DEFAULTS as KNOWN
+from flask_replicated.config import read_settings
 from tests.support import Build, build_fixture, unhurried
 
 build = build_fixture
 
 # Letters that nothing else in a message has, and what may disturb a parser.
-passwords = st.text("QZ0 \t:/?#[]&=%'\"\\", min_size=1, max_size=12).map(
-    "QZQ{}QZQ".format
-)
+passwords = st.text("QZ0 \t\n@;:/?#[]&=%'\"\\é", max_size=12).map("QZQ{}QZQ".format)
 urls = st.sampled_from(
     [
         "postgresql://u:{}@h/d",
@@ -30,6 +32,11 @@ urls = st.sampled_from(
         "postgresql//u:{}@h/d",
         "u:{}@h/d",
         "mysql+pymysql://u:{}@/d",
+        "mysql+pymysql://h/d?ssl_key={}&charset=utf8",
+        "mssql+pyodbc:///?odbc_connect=DRIVER%3Dx%3BPWD%3D{}",
+        "u/{}@h",
+        "host=h user=u password={} port=5432",
+        "https://x?token={}",
     ]
 )
 places: st.SearchStrategy[Any] = st.sampled_from(
@@ -42,6 +49,13 @@ places: st.SearchStrategy[Any] = st.sampled_from(
         lambda url: {(url, 1): url},
         lambda url: (url, {url}),
         lambda url: {"host": "h", "password": url},
+        lambda url: [[[[[[[url]]]]]]],
+        lambda url: {"slave": [{"hosts": {url: (url,)}}]},
+        lambda url: url.encode(),
+        lambda url: SimpleNamespace(url=url),
+        lambda url: partial(print, url),
+        lambda url: [("password", url.rpartition("/")[2])],
+        lambda url: {url: 1}.items(),
     ]
 )
 
@@ -53,8 +67,35 @@ def test_errors(password: str, url: str, place: Any) -> None:
     given = url.format(password, quoted=quote_plus(password))
     error = ConfigurationError("REPLICATED_X", place(given), "be right.")
     again = pickle.loads(pickle.dumps(error))
-    for shown in (str(error), repr(error), repr(error.value), str(again)):
+    for shown in (str(error), repr(error), repr(error.value), str(error.__dict__)):
         assert "QZQ" not in shown
+    assert (str(again), repr(again)) == (str(error), repr(error))
+
+
+@unhurried
+@given(password=passwords, url=urls, place=places, key=st.sampled_from(sorted(KNOWN)))
+def test_settings(password: str, url: str, place: Any, key: str) -> None:
+    """Whichever setting somebody puts a password into, it is not shown."""
+    try:
+        read_settings({key: place(url.format(password))}, ["GET"], ["slave_1"])
+    except ConfigurationError as error:
+        told: BaseException | None = error
+        while told is not None:
+            assert "QZQ" not in f"{told} {told!r}"
+            told = told.__cause__ or told.__context__
+
+
+@pytest.mark.parametrize("key", ["REPLICATED_PASSWORD", "REPLICATED_REDIS_TOKEN"])
+def test_a_secret_by_its_name(key: str) -> None:
+    """What a key calls a secret is none to show."""
+    assert "QZQ" not in str(ConfigurationError(key, "QZQ", "no such setting."))
+
+
+def test_what_holds_itself() -> None:
+    """A value without an end is shown as far as it makes sense."""
+    value: list[object] = [1]
+    value.append(value)
+    assert str(ConfigurationError("KEY", value, "x")).startswith("KEY = [1, [1, [1")
 
 
 KEYS = ("REPLICATED_DISCOVERYS", "REPLICATED_WEIGHTS", "REPLICATED_WRITE_FUNCTIONS")
@@ -75,7 +116,14 @@ def test_at_start(key: str) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["postgresql+none://u:QZQ pw@h/d", "postgresql//u:QZQ@h/d", "x://u:QZQ\tpw@h/d"],
+    [
+        "postgresql+none://u:QZQ pw@h/d",
+        "postgresql//u:QZQ@h/d",
+        "postgresql//u:p QZQ@h/d",
+        "x://u:QZQ\tpw@h/d",
+        "postgresql://u:QZQ",
+        "postgresql+none://u@h/d?password=pw&QZQ=1",
+    ],
 )
 def test_when_added(build: Build, url: str) -> None:
     """So it is with a replica that is added later."""
@@ -85,6 +133,26 @@ def test_when_added(build: Build, url: str) -> None:
         with site.app.app_context(), pytest.raises(ConfigurationError) as caught:
             replicated.add("slave_9", bind)
         assert "QZQ" not in f"{caught.value} {caught.value!r}"
+        assert "QZQ" not in f"{caught.value.__cause__} {caught.value.__context__}"
+
+
+@pytest.mark.parametrize("url", ["postgresql//u:QZQ@h/d", "postgresql://u:QZQ"])
+def test_discovery(url: str) -> None:
+    """So it is with a URL that DNS is to complete."""
+    with pytest.raises(ConfigurationError, match="must be a URL") as caught:
+        read_settings({"REPLICATED_DISCOVERY": {"slave": url}}, [], [])
+    assert "QZQ" not in f"{caught.value} {caught.value.__context__}"
+
+
+def test_what_was_read() -> None:
+    """The settings themselves may be logged."""
+    source = {
+        "url": "postgresql://u:QZQ@h/d?sslpassword=QZQ",
+        "connect_args": {"password": "QZQ"},
+    }
+    settings = read_settings({"REPLICATED_DISCOVERY": {"slave": source}}, [], [])
+    assert "url='postgresql://u:***@h/d?***'" in repr(settings)
+    assert "QZQ" not in repr(settings)
 
 
 def test_what_can_be_shown() -> None:
@@ -96,5 +164,10 @@ def test_what_can_be_shown() -> None:
         ("round_robins", "'round_robins'"),
         (url, "'postgresql://u:***@h/d'"),
         (10**400, "<a very long number>"),
+        ("shop.tokens.Balancer", "'shop.tokens.Balancer'"),
+        ("postgresql://u:QZQ@h/d?sslmode=x", "'postgresql://u:***@h/d?sslmode=x'"),
+        ("postgresql://u@h/d?password=QZQ", "'postgresql://u@h/d?***'"),
+        ("postgresql://u:Q@ZQ@h/d", "<no URL>"),
+        (b"slave_1", "b'slave_1'"),
     ):
         assert repr(ConfigurationError("KEY", value, "").value) == shown

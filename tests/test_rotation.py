@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
+from flask import request
 
 from balancers import RoundRobin
+from flask_replicated import ConfigurationError
 from tests.support import REPLICAS, Build, build_fixture
 
 if TYPE_CHECKING:
@@ -102,6 +106,70 @@ class Backwards:
 def test_own_balancer(build: Build, balancer: object, expected: dict[str, int]) -> None:
     """A balancer may be a callable, a class, an object or a dotted path."""
     assert build(REPLICATED_BALANCER=balancer).count(6) == expected
+
+
+class Unmakeable:
+    """A class that fails when it is made."""
+
+    def __init__(self) -> None:
+        raise RuntimeError("no server is near")
+
+
+async def awaited(members: Sequence[Member[object]]) -> Member[object]:
+    """Be no balancer: nobody awaits it."""
+    return members[0]
+
+
+@pytest.mark.parametrize(
+    ("balancer", "why"),
+    [
+        (lambda: 1, "it must take the live members"),
+        (lambda members, more: 1, "it must take the live members"),
+        (lambda members: None, "it returned None"),
+        (lambda members: members[0], "it returned <Member>|Member\\("),
+        (lambda members: members[9].name, "IndexError"),
+        (lambda members: lambda members: members[0], "pick function takes nothing"),
+        (lambda members: lambda: members[0].name, "it picked 'slave_1'"),
+        (lambda members: lambda: None, "it picked None"),
+        (awaited, "it returned"),
+        (lambda members: partial(awaited, members), "it picked"),
+        (Unmakeable, "RuntimeError: no server is near"),
+        ("tests.test_rotation.Unmakeable", "RuntimeError: no server is near"),
+        ("tests..test_rotation", "no module|Empty|No module"),
+    ],
+)
+def test_no_balancer(build: Build, balancer: object, why: str) -> None:
+    """What cannot work is refused at the start, with the setting and the reason."""
+    with pytest.raises(ConfigurationError, match=why) as caught:
+        build(REPLICATED_BALANCER=balancer)
+    error = caught.value
+    assert error.key == "REPLICATED_BALANCER"
+    assert "'round_robin'" in error.remedy
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def test_a_balancer_that_needs_a_request(build: Build) -> None:
+    """A pick may ask for what is not there at the start."""
+
+    def by_path(members: Sequence[Member[object]]) -> Callable[[], Member[object]]:
+        return lambda: members[len(request.path) % len(members)]
+
+    site = build(REPLICATED_BALANCER=by_path)
+    assert site.count(3) == {"slave_2": 3}
+
+
+def test_a_pick_that_fails_later(
+    build: Build, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Reads go on when a balancer's pick function begins to fail."""
+
+    def once(members: Sequence[Member[object]]) -> Callable[[], Member[object]]:
+        return iter(members[:1]).__next__
+
+    site = build(REPLICATED_BALANCER=once)
+    assert set(site.count(9)) == set(REPLICAS)
+    assert len(caplog.records) == 1
+    assert "once" in caplog.text
 
 
 def test_each_pool_rotates_alone(build: Build) -> None:

@@ -135,3 +135,16 @@ def test_unknown_member_tells_a_foreign_one_apart() -> None:
     assert "another pool" in str(UnknownMember("a", ["a"]))
     assert "'a', 'b'" in str(UnknownMember("x", ["a", "b"]))
     assert "none" in str(UnknownMember("x", []))
+
+
+@pytest.mark.parametrize("url", ["postgresql://u:se cret@h/d", "u:secret@h"])
+def test_no_error_keeps_a_password(url: str) -> None:
+    """What was given instead of a balancer or a number may be a URL."""
+    for value in (url, [url], {"url": url}):
+        for error in (
+            UnknownBalancer(value, ["a"], f"No module named {url!r}"),
+            InvalidPick(value, value),
+            InvalidWeight("a", value),
+            InvalidSetting("reset", value, "above 0 seconds"),
+        ):
+            assert "cret" not in f"{error} {error!r} {error.__dict__}"

@@ -1,0 +1,198 @@
+"""What the value of one setting must be, and what an error says otherwise."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from .errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from flask import Request
+
+__all__ = [
+    "DAY",
+    "HEAVIEST",
+    "MOST",
+    "YEAR",
+    "boolean",
+    "choice",
+    "cookie_name",
+    "count",
+    "limit",
+    "names",
+    "question",
+    "seconds",
+]
+
+DAY = 24 * 3600
+"""The most that a setting in seconds may be.
+
+No request and no connection waits for so long: who writes more means milliseconds.
+Below it, each of those whom such a number is handed to can work with it: the Max-Age
+of a cookie (browsers keep none beyond 400 days), timeouts of locks and sockets (292
+years, or 49 days on Windows), and milliseconds in 32 bits at the servers (24 days).
+"""
+
+YEAR = 365 * DAY
+"""The same for what is only compared: a replica may be days behind on purpose."""
+
+MOST = 1_000_000
+"""The most of what is counted: no process has so many connections or failures."""
+
+HEAVIEST = 10**15
+"""The most that a weight may be: who weighs by bytes of memory is well below."""
+
+_TOKEN = re.compile(r"[A-Za-z0-9_!#$%&'*+.^`|~-]+")
+_PREFIXES = ("__host-", "__secure-")
+
+
+def seconds(
+    key: str, value: Any, *, above: float | None = None, most: float = DAY
+) -> float:
+    """Return a number of seconds, of at least 0 or above *above*."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    enough = number and (value > above if above is not None else value >= 0)
+    if not enough or value > most:
+        least = f"above {above}" if above is not None else "of at least 0"
+        raise ConfigurationError(
+            key,
+            value,
+            f"must be a number of seconds {least}, and at most {most} (a "
+            f"{'day' if most == DAY else 'year'}).",
+        )
+    return float(value)
+
+
+def count(key: str, value: Any, also: str = "") -> int:
+    """Return a whole number from 1 up; *also* says what else would be right."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or not 1 <= value <= MOST:
+        raise ConfigurationError(
+            key,
+            value,
+            f"must be a whole number of at least 1, and at most {MOST}{also}.",
+        )
+    return int(value)
+
+
+def limit(key: str, value: Any) -> int | None:
+    """Return the same, or None."""
+    return None if value is None else count(key, value, ", or None for no limit")
+
+
+def boolean(key: str, value: object) -> bool:
+    """Return True or False."""
+    if not isinstance(value, bool):
+        raise ConfigurationError(key, value, "must be True or False.")
+    return value
+
+
+def choice(key: str, value: object, *choices: str) -> str:
+    """Return one of *choices*."""
+    if value not in choices:
+        listed = " or ".join(map(repr, choices))
+        raise ConfigurationError(key, value, f"must be {listed}.")
+    return str(value)
+
+
+def names(key: str, value: Any, wanted: str) -> frozenset[str]:
+    """Return a set of names, which is *wanted*."""
+    named = isinstance(value, Collection) and not isinstance(value, str | bytes)
+    if not named or not all(isinstance(name, str) and name for name in value):
+        raise ConfigurationError(key, value, f"must be {wanted}.")
+    return frozenset(value)
+
+
+def cookie_name(key: str, value: object, config: Mapping[str, Any]) -> str:
+    """Return a name that a cookie of this application may have beside its others."""
+    if not isinstance(value, str) or not _TOKEN.fullmatch(value):
+        raise ConfigurationError(
+            key,
+            value,
+            "must be a name that a cookie may have: letters, digits and _ - . alone.",
+        )
+    others = {"SESSION_COOKIE_NAME": "session", "REMEMBER_COOKIE_NAME": None}
+    for other, default in others.items():
+        if value == config.get(other, default):
+            raise ConfigurationError(
+                key,
+                value,
+                f"is {other} as well: each would overwrite the other and log people "
+                "out; take another name.",
+            )
+    if value.lower().startswith(_PREFIXES):
+        _refuse_unless_secure(key, value, config)
+    return value
+
+
+def _refuse_unless_secure(key: str, value: str, config: Mapping[str, Any]) -> None:
+    """Refuse a name that browsers only take from what keeps its promise."""
+    wanted = ["SESSION_COOKIE_SECURE = True"]
+    kept = bool(config.get("SESSION_COOKIE_SECURE"))
+    if value.lower().startswith("__host-"):
+        wanted += ["no SESSION_COOKIE_DOMAIN", "SESSION_COOKIE_PATH = '/'"]
+        root = config.get("APPLICATION_ROOT", "/")
+        kept = kept and not config.get("SESSION_COOKIE_DOMAIN")
+        kept = kept and (config.get("SESSION_COOKIE_PATH") or root) == "/"
+    if not kept:
+        raise ConfigurationError(
+            key,
+            value,
+            "browsers drop a cookie of this name unless the application has "
+            f"{', '.join(wanted)}; set that, or take another name.",
+        )
+
+
+def question(key: str, value: Any) -> Callable[[Request], bool | None] | None:
+    """Return a function of the request that says True, False or None, if any."""
+    if value is None:
+        return None
+    if not callable(value):
+        raise ConfigurationError(
+            key, value, "must be a function of the request: True, False or None."
+        )
+    try:
+        inspect.signature(value).bind(object())
+    except TypeError as error:
+        raise ConfigurationError(key, value, "must take the request.") from error
+    except ValueError:
+        pass  # a built-in that does not tell
+    if _is_async(value):
+        raise ConfigurationError(
+            key,
+            value,
+            "must not be async: the answer is needed inside of statements, where "
+            "nothing can be awaited. Write it as a plain function.",
+        )
+    return partial(_ask, key, value)
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    inner: Any = function
+    while isinstance(inner, partial):
+        inner = inner.func
+    call = getattr(type(inner), "__call__", None)  # noqa: B004 - not whether it is one
+    return any(
+        asks(one)
+        for one in (inner, call)
+        for asks in (inspect.iscoroutinefunction, inspect.isasyncgenfunction)
+    )
+
+
+def _ask(
+    key: str, function: Callable[[Request], object], request: Request
+) -> bool | None:
+    answer = function(request)
+    if answer is None or isinstance(answer, bool):
+        return answer
+    if inspect.iscoroutine(answer):
+        answer.close()  # or Python warns that nobody awaits it
+    # Nearly anything is true, a match as well as a coroutine; and None of re.match()
+    # is not meant to leave it to the method.
+    raise ConfigurationError(
+        f"{key}(request)", answer, "must be True, False or None; say bool(...)."
+    )

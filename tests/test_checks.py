@@ -1,0 +1,126 @@
+"""What the value of a setting must be, one check at a time."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+
+from flask_replicated import ConfigurationError
+from flask_replicated.binds import read_binds
+from flask_replicated.config import read_settings
+from tests.support import Build, build_fixture
+
+build = build_fixture
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "remedy"),
+    [
+        ("REPLICATED_PIN_SECONDS", 1e12, "at most 86400 (a day)"),
+        ("REPLICATED_PIN_SECONDS", 86_401, "at most 86400 (a day)"),
+        ("REPLICATED_PROBE_INTERVAL", 1e300, "at most 86400"),
+        ("REPLICATED_READ_TIMEOUT", 10**7, "at most 86400"),
+        ("REPLICATED_MAX_LAG", 1e9, "at most 31536000 (a year)"),
+        ("REPLICATED_BREAKER_THRESHOLD", 10**7, "at most 1000000"),
+        ("REPLICATED_MAX_POOLS", 10**7, "at most 1000000"),
+        ("REPLICATED_MAX_CONNECTING", 0, "or None for no limit"),
+        ("REPLICATED_WEIGHTS", {"slave_1": 10**16}, "at most"),
+        ("REPLICATED_IS_READ", 7, "a function of the request"),
+        ("REPLICATED_PIN_COOKIE", "session", "SESSION_COOKIE_NAME"),
+        ("REPLICATED_PIN_COOKIE", "__Host-pin", "SESSION_COOKIE_SECURE"),
+        ("REPLICATED_PIN_COOKIE", "__Secure-pin", "SESSION_COOKIE_SECURE"),
+    ],
+)
+def test_wrong(build: Build, key: str, value: Any, remedy: str) -> None:
+    """A value that cannot be right is an error with key, value and remedy."""
+    with pytest.raises(ConfigurationError) as caught:
+        build(**{key: value})
+    bad = next(iter(value.values())) if isinstance(value, dict) else value
+    assert f"{caught.value}".startswith(f"{caught.value.key} = {bad!r}: ")
+    assert caught.value.key.startswith(key)
+    assert remedy in caught.value.remedy
+
+
+@pytest.mark.parametrize("seconds", [86_400, 0.001])
+def test_enough(build: Build, seconds: float) -> None:
+    """A day is not too much."""
+    build(REPLICATED_PIN_SECONDS=seconds, REPLICATED_READ_TIMEOUT=seconds)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *(f"REPLICATED_{name}_TIMEOUT" for name in ("CONNECT", "FAILOVER", "READ")),
+        *(f"REPLICATED_BREAKER_{name}" for name in ("RESET", "MAX_RESET")),
+        *("REPLICATED_BREAKER_THRESHOLD", "REPLICATED_MAX_CONNECTING"),
+        *("REPLICATED_MAX_LAG", "REPLICATED_MAX_POOLS", "REPLICATED_PIN_SECONDS"),
+        *("REPLICATED_PROBE_INTERVAL", "REPLICATED_SLOW_START"),
+    ],
+)
+def test_too_much(key: str) -> None:
+    """No number may be so large that what uses it fails."""
+    for value in (10**400, float("inf"), 1e300):
+        with pytest.raises(ConfigurationError, match=key) as caught:
+            read_settings({key: value}, ["GET"], ["slave_1"])
+        assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "others",
+    [{"SESSION_COOKIE_NAME": "wrote"}, {"REMEMBER_COOKIE_NAME": "wrote"}],
+)
+def test_cookie_of_another(build: Build, others: dict[str, Any]) -> None:
+    """The pin must not overwrite what a log-in is kept in."""
+    with pytest.raises(ConfigurationError, match=next(iter(others))):
+        build(REPLICATED_PIN_COOKIE="wrote", **others)
+    build(REPLICATED_PIN_COOKIE="session", SESSION_COOKIE_NAME="other")
+
+
+def test_cookie_with_a_prefix(build: Build) -> None:
+    """A name that browsers hold to a promise needs what keeps it."""
+    secure: dict[str, Any] = {"SESSION_COOKIE_SECURE": True}
+    build(REPLICATED_PIN_COOKIE="__Host-pin", **secure)
+    build(REPLICATED_PIN_COOKIE="__Secure-pin", SESSION_COOKIE_DOMAIN="x.y", **secure)
+    cases: list[dict[str, Any]] = [
+        {"SESSION_COOKIE_DOMAIN": "x.y"},
+        {"SESSION_COOKIE_PATH": "/shop"},
+        {"APPLICATION_ROOT": "/shop"},
+    ]
+    for broken in cases:
+        with pytest.raises(ConfigurationError, match="no SESSION_COOKIE_DOMAIN"):
+            build(REPLICATED_PIN_COOKIE="__Host-pin", **secure, **broken)
+
+
+def test_a_bind_without_a_name() -> None:
+    """A key that is no text is an ordinary bind."""
+    found = read_binds([None, 1, "slave_1"], "SQLALCHEMY_BINDS")  # type: ignore[list-item]  # that is the point
+    assert found.replica_names() == ["slave_1"]
+    assert not found.orphans
+
+
+def test_a_key_without_a_name() -> None:
+    """Such a key of app.config is somebody else's."""
+    read_settings({1: 2}, ["GET"], [])  # type: ignore[dict-item]  # that is the point
+
+
+async def _asks(_request: object) -> bool:
+    return True
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "remedy"),
+    [
+        ("REPLICATED_IS_READ", _asks, "must not be async"),
+        ("REPLICATED_BALANCER", lambda _members: None, "function without arguments"),
+        ("REPLICATED_BALANCER", lambda: None, "function without arguments"),
+        ("REPLICATED_CONNECT_TIMEOUT", 10**400, "at most 86400"),
+    ],
+)
+def test_found_at_start(build: Build, key: str, value: Any, remedy: str) -> None:
+    """What would fail at a request is found when the application starts."""
+    with pytest.raises(ConfigurationError, match=remedy) as caught:
+        build(**{key: value})
+    assert caught.value.key == key
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
