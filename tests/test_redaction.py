@@ -6,7 +6,6 @@ import pickle
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import quote_plus
 
 import pytest
 from flask import Flask
@@ -28,7 +27,7 @@ urls = st.sampled_from(
     [
         "postgresql://u:{}@h/d",
         "postgresql+psycopg://u:{}@h:5432/d?sslmode=require",
-        "postgresql://u@h/d?password={quoted}",
+        "postgresql://u@h/d?password={}",
         "postgresql//u:{}@h/d",
         "u:{}@h/d",
         "mysql+pymysql://u:{}@/d",
@@ -64,7 +63,7 @@ places: st.SearchStrategy[Any] = st.sampled_from(
 @given(password=passwords, url=urls, place=places)
 def test_errors(password: str, url: str, place: Any) -> None:
     """An error keeps no password of the value that it complains about."""
-    given = url.format(password, quoted=quote_plus(password))
+    given = url.format(password)
     error = ConfigurationError("REPLICATED_X", place(given), "be right.")
     again = pickle.loads(pickle.dumps(error))
     for shown in (str(error), repr(error), repr(error.value), str(error.__dict__)):
