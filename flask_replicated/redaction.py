@@ -112,8 +112,11 @@ def _safe_text(text: str) -> object:
 def _safe_url(url: URL, text: str = "") -> str:
     """Return a URL without its password, and without a query that names a secret.
 
-    A secret that nobody has escaped may have become any part of that query.
+    A secret that nobody has escaped may have become any part of that query. Behind a
+    user name with a slash, "company/u:password@h", it is taken for a database.
     """
+    if "@" in f"{url.host}{url.database}":
+        return _Described("<no URL>")
     query = f"{dict(url.query)}{text.partition('?')[2]}"
     end = ""
     if _SECRET.search(query):

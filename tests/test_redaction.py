@@ -34,6 +34,7 @@ urls = st.sampled_from(
         "mysql+pymysql://h/d?ssl_key={}&charset=utf8",
         "mssql+pyodbc:///?odbc_connect=DRIVER%3Dx%3BPWD%3D{}",
         "u/{}@h",
+        "postgresql://company/u:{}@h/d",
         "host=h user=u password={} port=5432",
         "https://x?token={}",
     ]
@@ -122,6 +123,7 @@ def test_at_start(key: str) -> None:
         "x://u:QZQ\tpw@h/d",
         "postgresql://u:QZQ",
         "postgresql+none://u@h/d?password=pw&QZQ=1",
+        "postgresql+none://company/u:QZQ@h/d",
     ],
 )
 def test_when_added(build: Build, url: str) -> None:
@@ -167,6 +169,8 @@ def test_what_can_be_shown() -> None:
         ("postgresql://u:QZQ@h/d?sslmode=x", "'postgresql://u:***@h/d?sslmode=x'"),
         ("postgresql://u@h/d?password=QZQ", "'postgresql://u@h/d?***'"),
         ("postgresql://u:Q@ZQ@h/d", "<no URL>"),
+        ("postgresql://company/u:QZQ@h/d", "<no URL>"),
+        (URL.create("postgresql", host="h", database="u:QZQ@h"), "<no URL>"),
         (b"slave_1", "b'slave_1'"),
     ):
         assert repr(ConfigurationError("KEY", value, "").value) == shown
