@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DAY",
-    "HEAVIEST",
     "MOST",
     "YEAR",
     "boolean",
@@ -26,6 +25,7 @@ __all__ = [
     "names",
     "question",
     "seconds",
+    "share",
 ]
 
 DAY = 24 * 3600
@@ -43,7 +43,7 @@ YEAR = 365 * DAY
 MOST = 1_000_000
 """The most of what is counted: no process has so many connections or failures."""
 
-HEAVIEST = 10**15
+_HEAVIEST = 10**15
 """The most that a weight may be: who weighs by bytes of memory is well below."""
 
 _TOKEN = re.compile(r"[A-Za-z0-9_!#$%&'*+.^`|~-]+")
@@ -82,6 +82,19 @@ def count(key: str, value: Any, also: str = "") -> int:
 def limit(key: str, value: Any) -> int | None:
     """Return the same, or None."""
     return None if value is None else count(key, value, ", or None for no limit")
+
+
+def share(key: str, value: Any) -> int:
+    """Return a weight: a whole number from 0 up."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or not 0 <= value <= _HEAVIEST:
+        raise ConfigurationError(
+            key,
+            value,
+            "must be a whole number: 0 for no traffic, 1 or more for a share, at "
+            f"most {_HEAVIEST}.",
+        )
+    return int(value)
 
 
 def boolean(key: str, value: object) -> bool:

@@ -15,7 +15,6 @@ from balancers import Weighted
 
 from .balancing import read_balancer
 from .checks import (
-    HEAVIEST,
     YEAR,
     boolean,
     choice,
@@ -25,6 +24,7 @@ from .checks import (
     names,
     question,
     seconds,
+    share,
 )
 from .errors import ConfigurationError
 from .redaction import safe
@@ -292,14 +292,7 @@ def _weights(config: Mapping[str, Any], replicas: Collection[str]) -> dict[str, 
                 weight,
                 f"no such replica; SQLALCHEMY_BINDS has {', '.join(replicas)}.",
             )
-        whole = isinstance(weight, int) and not isinstance(weight, bool)
-        if not whole or not 0 <= weight <= HEAVIEST:
-            raise ConfigurationError(
-                item,
-                weight,
-                "must be a whole number: 0 for no traffic, 1 or more for a share, at "
-                f"most {HEAVIEST}.",
-            )
+        share(item, weight)
     return dict(value)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from flask import has_app_context
 
 from .binds import Binds, read_binds, replicated_bind, same_database
+from .checks import share
 from .config import Source, read_settings
 from .discovery import Discovery
 from .errors import ConfigurationError
@@ -134,7 +135,8 @@ class FlaskReplicated:
                 the weight cannot be right, or that bind has no replicas.
             RuntimeError: There is no application context.
         """
-        _routed(bind_key, "add").fleet.add(name, bind, weight)
+        fleet = _routed(bind_key, "add").fleet
+        fleet.add(name, bind, share("weight", weight))
 
     def remove(self, name: str, bind_key: str | None = None) -> None:
         """Let a replica of the current application go.

@@ -167,6 +167,10 @@ class TestAdd:
             (4, "sqlite://", 1, "name", "'slave', 'slave_1'"),
             ("other_slave_1", "sqlite://", 1, "name", "'slave', 'slave_1'"),
             ("slave_4", "sqlite://", -1, "weight", "whole number"),
+            ("slave_4", "sqlite://", 10**16, "weight", "at most"),
+            pytest.param(
+                "slave_4", "sqlite://", 10**400, "weight", "at most", id="heaviest"
+            ),
             ("slave_4", "no url", 1, "SQLALCHEMY_BINDS['slave_4']", "URL"),
             ("slave_4", "nosuch://x", 1, "SQLALCHEMY_BINDS['slave_4']", "URL"),
             ("slave_4", {}, 1, "SQLALCHEMY_BINDS['slave_4']", "'url'"),
