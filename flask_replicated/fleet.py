@@ -9,7 +9,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
-from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import NoSuchModuleError
 
 from balancers import DuplicateMember, InvalidWeight, UnknownMember
 from balancers.errors import error_text
@@ -270,8 +270,9 @@ def _make_engine(
     # A driver that is not known or not installed, an option that no engine knows.
     except (NoSuchModuleError, ImportError, TypeError, KeyError) as error:
         why = error_text(error)
-    # What is no URL, or one whose port is no number, is quoted in these as it is.
-    except (SQLAlchemyError, ValueError) as error:
+    # What is no URL, or one whose port is no number, is quoted in these as it is; and
+    # what an option stands for, such as a pool or a driver, may raise anything.
+    except Exception as error:  # noqa: BLE001 - as said
         why = type(error).__name__
     # Out here, so that a report has no error that quotes it behind this one.
     raise ConfigurationError(
