@@ -46,7 +46,9 @@ MOST = 1_000_000
 _HEAVIEST = 10**15
 """The most that a weight may be: who weighs by bytes of memory is well below."""
 
-_TOKEN = re.compile(r"[A-Za-z0-9_!#$%&'*+.^`|~-]+")
+# Browsers keep no cookie of more than 4096 bytes, and its value comes on top.
+_TOKEN = re.compile(r"[A-Za-z0-9_!#$%&'*+.^`|~-]{1,100}")
+_COOKIES = {"SESSION_COOKIE_NAME": "session", "REMEMBER_COOKIE_NAME": "remember_token"}
 _PREFIXES = ("__host-", "__secure-")
 
 
@@ -126,11 +128,12 @@ def cookie_name(key: str, value: object, config: Mapping[str, Any]) -> str:
         raise ConfigurationError(
             key,
             value,
-            "must be a name that a cookie may have: letters, digits and _ - . alone.",
+            "must be a name that a cookie may have: letters, digits and _ - . alone, "
+            "at most 100 characters.",
         )
-    others = {"SESSION_COOKIE_NAME": "session", "REMEMBER_COOKIE_NAME": None}
-    for other, default in others.items():
-        if value == config.get(other, default):
+    for other, name in {**_COOKIES, **config}.items():
+        # Extensions call theirs so: JWT_ACCESS_COOKIE_NAME, SECURITY_CSRF_COOKIE_NAME.
+        if str(other).endswith("_COOKIE_NAME") and value == name:
             raise ConfigurationError(
                 key,
                 value,

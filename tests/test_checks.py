@@ -29,6 +29,7 @@ build = build_fixture
         ("REPLICATED_WEIGHTS", {"slave_1": 10**16}, "at most"),
         ("REPLICATED_IS_READ", 7, "a function of the request"),
         ("REPLICATED_PIN_COOKIE", "session", "SESSION_COOKIE_NAME"),
+        ("REPLICATED_PIN_COOKIE", "x" * 101, "at most 100 characters"),
         ("REPLICATED_PIN_COOKIE", "__Host-pin", "SESSION_COOKIE_SECURE"),
         ("REPLICATED_PIN_COOKIE", "__Secure-pin", "SESSION_COOKIE_SECURE"),
     ],
@@ -69,13 +70,29 @@ def test_too_much(key: str) -> None:
 
 @pytest.mark.parametrize(
     "others",
-    [{"SESSION_COOKIE_NAME": "wrote"}, {"REMEMBER_COOKIE_NAME": "wrote"}],
+    [
+        {"SESSION_COOKIE_NAME": "wrote"},
+        {"REMEMBER_COOKIE_NAME": "wrote"},
+        {"JWT_ACCESS_COOKIE_NAME": "wrote"},
+        {"SECURITY_CSRF_COOKIE_NAME": "wrote", "MAX_COOKIE_SIZE": 1, 7: "wrote"},
+    ],
 )
-def test_cookie_of_another(build: Build, others: dict[str, Any]) -> None:
+def test_cookie_of_another(others: dict[Any, Any]) -> None:
     """The pin must not overwrite what a log-in is kept in."""
     with pytest.raises(ConfigurationError, match=next(iter(others))):
-        build(REPLICATED_PIN_COOKIE="wrote", **others)
-    build(REPLICATED_PIN_COOKIE="session", SESSION_COOKIE_NAME="other")
+        read_settings({"REPLICATED_PIN_COOKIE": "wrote", **others}, ["GET"], [])
+
+
+def test_cookies_by_default(build: Build) -> None:
+    """Nor may it have the name that another has where nobody names it."""
+    for name, key in (
+        ("session", "SESSION_COOKIE_NAME"),
+        ("remember_token", "REMEMBER_COOKIE_NAME"),
+    ):
+        with pytest.raises(ConfigurationError, match=key):
+            build(REPLICATED_PIN_COOKIE=name)
+        others: dict[str, Any] = {key: "other"}
+        build(REPLICATED_PIN_COOKIE=name, **others)
 
 
 def test_cookie_with_a_prefix(build: Build) -> None:
