@@ -87,7 +87,7 @@ _WRITES = re.compile(
     + r"|\bDELETE\b"
     + _NAMED.format(more="")
     + r")|(?<!\.)(?<!\bAS\s)\bINTO\b(?!\s*[,.)=])|/\*M?!|@(?:\w+|'')\s*\\?:="
-    r"|\bNEXT\s+VALUE\s+FOR\b",
+    r"|\b(?:NEXT|PREVIOUS)\s+VALUE\s+FOR\b",
     re.IGNORECASE,
 )
 _CALLS = re.compile(r"\b([A-Za-z_]\w*)\s*\(")
@@ -105,11 +105,19 @@ _READING_PRAGMAS = re.compile(
 _TRANSACTION = re.compile(
     r"\s*(?:BEGIN(?:\s+(?:WORK|TRANSACTION|DEFERRED))*|START\s+TRANSACTION|COMMIT|END"
     r"|ROLLBACK|ABORT|SAVEPOINT|RELEASE|PREPARE\s+TRANSACTION|XA)\b"
-    r"(?!\s+(?:IMMEDIATE|EXCLUSIVE|NOT)\b)(?!.*\bREAD\s+WRITE\b)",
+    # Nor may a comment that is executed say more.
+    r"(?!\s+(?:IMMEDIATE|EXCLUSIVE|NOT)\b)(?!.*(?:\bREAD\s+WRITE\b|/\*M?!))",
     re.IGNORECASE | re.DOTALL,
 )
 # A replica's sessions are read only; this would end that.
-_UNLOCKS = re.compile(r"READ\s+WRITE|read_only|query_only", re.IGNORECASE)
+_UNLOCKS = re.compile(r"READ(?:\s|/\*M?!\d*)+WRITE|read_only|query_only", re.IGNORECASE)
+_SET_STATEMENT = re.compile(
+    r"\s*SET\s+STATEMENT\b.*?\bFOR\b", re.IGNORECASE | re.DOTALL
+)
+# What may stand between a quoted name and the parenthesis that makes it a call.
+_CALLED = re.compile(
+    r"(?:\s|--[^\n]*(?:\n|$)|\#[^\n]*(?:\n|$)|/\*.*?\*/)*\(", re.DOTALL
+)
 _QUERIES = frozenset({"SELECT", "WITH", "VALUES", "TABLE"})
 _PLANS = frozenset({"EXPLAIN", "DESCRIBE", "DESC"})
 _CACHED_LENGTH = 20_000
@@ -152,9 +160,7 @@ class TextClassifier:
         Only its calls and its locking clauses can do anything, whatever the names in
         it are.
         """
-        bare = _bare(sql, _STANDARD)
-        kind = self._judge_calls(bare)
-        return max(kind, Kind.LOCK) if _LOCKS.search(bare) else kind
+        return max(map(self._judge_called, _readings(sql)))
 
     def may_write(self, sql: str) -> bool:
         """Whether a statement writes, or calls what is not known to write nothing."""
@@ -178,10 +184,10 @@ class TextClassifier:
         if _READ_DIFFERENTLY.search(sql):
             # What is hidden depends on the server; take the worst reading.
             kind = max(kind, self._judge_bare(_bare(sql, _MYSQL)))
-            # And of what only one of them would see, the calls: the server refuses the
-            # rest.
-            calls = (_bare(sql, hidden) for hidden in (_OPERATOR, _DOLLAR_NAMES))
-            kind = max(kind, *map(self._judge_calls, calls))
+            # And of what only one of them would see, the calls, and the locks where no
+            # plain string is taken apart: the server refuses the rest.
+            calls = self._judge_calls(_bare(sql, _DOLLAR_NAMES))
+            kind = max(kind, calls, self._judge_called(_bare(sql, _OPERATOR)))
         if kind is Kind.SETTING and _UNLOCKS.search(sql):
             return Kind.WRITE
         return kind
@@ -201,7 +207,16 @@ class TextClassifier:
             return Kind.READ
         if _TRANSACTION.match(sql):
             return Kind.READ
-        return {"SET": Kind.SETTING, "LOCK": Kind.LOCK}.get(word, Kind.WRITE)
+        if word == "SET":
+            return self._set(sql)
+        return Kind.LOCK if word == "LOCK" else Kind.WRITE
+
+    def _set(self, sql: str) -> Kind:
+        if _UNLOCKS.search(sql):
+            return Kind.WRITE
+        match = _SET_STATEMENT.match(sql)  # MariaDB: for one statement, which follows
+        kind = self._one(sql[match.end() :]) if match else self._judge_called(sql)
+        return max(Kind.SETTING, kind)
 
     def _explain(self, sql: str) -> Kind:
         match = _EXPLAIN.match(sql)
@@ -217,10 +232,21 @@ class TextClassifier:
         return max(called, Kind.LOCK) if without_locks != sql else called
 
     def _judge_fragment(self, sql: str) -> Kind:
-        return self._judge_calls(_bare(sql, _STANDARD))
+        return max(map(self._judge_calls, _readings(sql)))
+
+    def _judge_called(self, bare: str) -> Kind:
+        kind = self._judge_calls(bare)
+        return max(kind, Kind.LOCK) if _LOCKS.search(bare) else kind
 
     def _judge_calls(self, bare: str) -> Kind:
         return max(map(self.function, _CALLS.findall(bare)), default=Kind.READ)
+
+
+def _readings(sql: str) -> list[str]:
+    """Return what is left of SQL without comments and quotes, for each server."""
+    differ = _READ_DIFFERENTLY.search(sql) is not None
+    others = (_MYSQL, _OPERATOR, _DOLLAR_NAMES) if differ else ()
+    return [_bare(sql, hidden) for hidden in (_STANDARD, *others)]
 
 
 def _bare(sql: str, hidden: re.Pattern[str]) -> str:
@@ -234,6 +260,8 @@ def _replacement(found: re.Match[str]) -> str:
         return " /*! " if "/*" in text[2:] else " "
     if text[0] in "-#":
         return " "
-    if text[0] in '"`' and found.string[found.end() :].lstrip()[:1] == "(":
-        return f" {text[1:-1]}"  # the name of what is called
+    if text[0] in '"`' and _CALLED.match(found.string, found.end()):
+        if found.string[max(found.start() - 2, 0) : found.start()].upper() == "U&":
+            return " /*! "  # a name in escapes, which nobody needs for a read
+        return " " + re.sub(r"\W", "_", text[1:-1])  # the name of what is called
     return "''"
