@@ -116,7 +116,7 @@ _SET_STATEMENT = re.compile(
 )
 # What may stand between a quoted name and the parenthesis that makes it a call.
 _CALLED = re.compile(
-    r"(?:\s|--[^\n]*(?:\n|$)|\#[^\n]*(?:\n|$)|/\*.*?\*/)*\(", re.DOTALL
+    r"(?:\s|--[^\n]*(?:\n|$)|\#[^\n]*(?:\n|$)|/\*(?:[^*]|\*(?!/))*\*/)*\("
 )
 _QUERIES = frozenset({"SELECT", "WITH", "VALUES", "TABLE"})
 _PLANS = frozenset({"EXPLAIN", "DESCRIBE", "DESC"})
