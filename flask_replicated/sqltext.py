@@ -90,6 +90,22 @@ _WRITES = re.compile(
     r"|\b(?:NEXT|PREVIOUS)\s+VALUE\s+FOR\b",
     re.IGNORECASE,
 )
+# With its schema. A user's count() is not the server's.
+_CALLED_NAMES = re.compile(r"(?:([\w$]+|'')\s*\.\s*)?(?<![\w$])([^\W\d][\w$]*)\s*\(")
+# A name with a list of columns: an alias, or a CTE.
+_LISTS = re.compile(
+    r"\bAS\s+(?!(?:NOT\s+)?MATERIALIZED\b)[^\W\d][\w$]*\s*(?=\()"
+    r"|(?<![\w$.])[^\W\d][\w$]*\s*\([\w\s,$']*\)\s*"
+    r"(?=AS\s*(?:(?:NOT\s+)?MATERIALIZED\s*)?\(\s*(?:\(|SELECT\b|WITH\b|VALUES\b))",
+    re.IGNORECASE,
+)
+# Beside those that are known as words: what may stand before a parenthesis.
+_GRAMMAR = """
+    against bernoulli check ilike index key materialized offset operator regexp rlike
+    system to use xor
+    """
+_WORDS = PURE | SETTING | frozenset(_GRAMMAR.split())
+_SYSTEM_SCHEMAS = frozenset({"", "pg_catalog"})
 _CALLS = re.compile(r"\b([A-Za-z_]\w*)\s*\(")
 _READING_PRAGMAS = re.compile(
     r"\s*PRAGMA\s+(?:\w+\.)?(?:(?:table_x?info|table_list|index_list|index_x?info"
@@ -169,11 +185,14 @@ class TextClassifier:
         )
 
     def _judge_writing(self, sql: str) -> bool:
-        kind = self.statement(sql)
-        if kind is not Kind.READ:
-            return kind is Kind.WRITE
-        called = _CALLS.findall(_bare(sql, _STANDARD))
-        return not PURE.issuperset(map(str.lower, called))
+        if self.statement(sql) is Kind.WRITE:
+            return True
+        # Not by way of kinds: a query that locks may call anything too.
+        return any(
+            self.function(name) is not Kind.LOCK and not _only_computes(schema, name)
+            for bare in _readings(sql)
+            for schema, name in _CALLED_NAMES.findall(_LISTS.sub(" , ", bare))
+        )
 
     def function(self, name: str) -> Kind:
         """Return what a function of this name does."""
@@ -240,6 +259,11 @@ class TextClassifier:
 
     def _judge_calls(self, bare: str) -> Kind:
         return max(map(self.function, _CALLS.findall(bare)), default=Kind.READ)
+
+
+def _only_computes(schema: str, name: str) -> bool:
+    """Whether a word before a parenthesis surely writes nothing."""
+    return schema.lower() in _SYSTEM_SCHEMAS and name.lower() in _WORDS
 
 
 def _readings(sql: str) -> list[str]:
