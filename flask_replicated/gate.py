@@ -23,7 +23,7 @@ from .refusals import shown, view_name, write_refused
 from .replicas import CHANGED
 from .routing import Role
 from .scopes import active_role
-from .sqltext import Kind
+from .sqltext import Kind, is_local, unlocks
 
 if TYPE_CHECKING:
     import re
@@ -102,12 +102,14 @@ class Gate:
             self._look_for_tables()
         known, pattern = self._known_reads, self._pattern
         kind = self._classify(sql, getattr(context.compiled, "statement", None))
+        # A setting may be named by a parameter of set_config().
+        if kind is Kind.SETTING and unlocks(str(context.parameters)):
+            kind = Kind.WRITE
         if kind >= Kind.LOCK:
             connection.refused = True
             raise write_refused(sql, f"connected to {connection.member.name!r}")
         if kind is Kind.SETTING:
-            connection.changed = True
-            connection.info[CHANGED] = True  # nobody else shall have it
+            _note_setting(sql, connection)
             return
         table = named_table(pattern, sql)
         if table is not None:
@@ -159,6 +161,13 @@ class Gate:
         cause = error.orig or error  # without the statement
         if self._ailing.note(connection.member, cause, shape.replica_pool, seconds):
             replica.ails = True
+
+
+def _note_setting(sql: str, connection: ReplicaConnection) -> None:
+    """Leave the connection to nobody else, if what was set outlives its transaction."""
+    connection.changed = True
+    if not (connection.dialect.name == "postgresql" and is_local(sql)):
+        connection.info[CHANGED] = True
 
 
 def _may_be_stale(context: ExecutionContext) -> bool:

@@ -17,7 +17,7 @@ from .functions import LOCKING, PURE, SETTING, WRITING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Kind", "TextClassifier"]
+__all__ = ["Kind", "TextClassifier", "is_local", "unlocks"]
 
 
 class Kind(IntEnum):
@@ -87,9 +87,25 @@ _WRITES = re.compile(
     + r"|\bDELETE\b"
     + _NAMED.format(more="")
     + r")|(?<!\.)(?<!\bAS\s)\bINTO\b(?!\s*[,.)=])|/\*M?!|@(?:\w+|'')\s*\\?:="
-    r"|\bNEXT\s+VALUE\s+FOR\b",
+    r"|\b(?:NEXT|PREVIOUS)\s+VALUE\s+FOR\b",
     re.IGNORECASE,
 )
+# With its schema. A user's count() is not the server's.
+_CALLED_NAMES = re.compile(r"(?:([\w$]+|'')\s*\.\s*)?(?<![\w$])([^\W\d][\w$]*)\s*\(")
+# A name with a list of columns: an alias, or a CTE.
+_LISTS = re.compile(
+    r"\bAS\s+(?!(?:NOT\s+)?MATERIALIZED\b)[^\W\d][\w$]*\s*(?=\()"
+    r"|(?<![\w$.])[^\W\d][\w$]*\s*\([\w\s,$']*\)\s*"
+    r"(?=AS\s*(?:(?:NOT\s+)?MATERIALIZED\s*)?\(\s*(?:\(|SELECT\b|WITH\b|VALUES\b))",
+    re.IGNORECASE,
+)
+# Beside those that are known as words: what may stand before a parenthesis.
+_GRAMMAR = """
+    against bernoulli check ilike index key materialized offset operator regexp rlike
+    system to use xor
+    """
+_WORDS = PURE | SETTING | frozenset(_GRAMMAR.split())
+_SYSTEM_SCHEMAS = frozenset({"", "pg_catalog"})
 _CALLS = re.compile(r"\b([A-Za-z_]\w*)\s*\(")
 _READING_PRAGMAS = re.compile(
     r"\s*PRAGMA\s+(?:\w+\.)?(?:(?:table_x?info|table_list|index_list|index_x?info"
@@ -105,11 +121,20 @@ _READING_PRAGMAS = re.compile(
 _TRANSACTION = re.compile(
     r"\s*(?:BEGIN(?:\s+(?:WORK|TRANSACTION|DEFERRED))*|START\s+TRANSACTION|COMMIT|END"
     r"|ROLLBACK|ABORT|SAVEPOINT|RELEASE|PREPARE\s+TRANSACTION|XA)\b"
-    r"(?!\s+(?:IMMEDIATE|EXCLUSIVE|NOT)\b)(?!.*\bREAD\s+WRITE\b)",
+    # Nor may a comment that is executed say more.
+    r"(?!\s+(?:IMMEDIATE|EXCLUSIVE|NOT)\b)(?!.*(?:\bREAD\s+WRITE\b|/\*M?!))",
     re.IGNORECASE | re.DOTALL,
 )
 # A replica's sessions are read only; this would end that.
-_UNLOCKS = re.compile(r"READ\s+WRITE|read_only|query_only", re.IGNORECASE)
+_UNLOCKS = re.compile(r"READ(?:\s|/\*M?!\d*)+WRITE|read_only|query_only", re.IGNORECASE)
+_LOCAL = re.compile(r"\s*SET\s+(?:LOCAL|TRANSACTION)\b[^;]*;?\s*$", re.IGNORECASE)
+_SET_STATEMENT = re.compile(
+    r"\s*SET\s+STATEMENT\b.*?\bFOR\b", re.IGNORECASE | re.DOTALL
+)
+# What may stand between a quoted name and the parenthesis that makes it a call.
+_CALLED = re.compile(
+    r"(?:\s|--[^\n]*(?:\n|$)|\#[^\n]*(?:\n|$)|/\*(?:[^*]|\*(?!/))*\*/)*\("
+)
 _QUERIES = frozenset({"SELECT", "WITH", "VALUES", "TABLE"})
 _PLANS = frozenset({"EXPLAIN", "DESCRIBE", "DESC"})
 _CACHED_LENGTH = 20_000
@@ -152,9 +177,7 @@ class TextClassifier:
         Only its calls and its locking clauses can do anything, whatever the names in
         it are.
         """
-        bare = _bare(sql, _STANDARD)
-        kind = self._judge_calls(bare)
-        return max(kind, Kind.LOCK) if _LOCKS.search(bare) else kind
+        return max(map(self._judge_called, _readings(sql)))
 
     def may_write(self, sql: str) -> bool:
         """Whether a statement writes, or calls what is not known to write nothing."""
@@ -163,11 +186,14 @@ class TextClassifier:
         )
 
     def _judge_writing(self, sql: str) -> bool:
-        kind = self.statement(sql)
-        if kind is not Kind.READ:
-            return kind is Kind.WRITE
-        called = _CALLS.findall(_bare(sql, _STANDARD))
-        return not PURE.issuperset(map(str.lower, called))
+        if self.statement(sql) is Kind.WRITE:
+            return True
+        # Not by way of kinds: a query that locks may call anything too.
+        return any(
+            self.function(name) is not Kind.LOCK and not _only_computes(schema, name)
+            for bare in _readings(sql)
+            for schema, name in _CALLED_NAMES.findall(_LISTS.sub(" , ", bare))
+        )
 
     def function(self, name: str) -> Kind:
         """Return what a function of this name does."""
@@ -178,10 +204,10 @@ class TextClassifier:
         if _READ_DIFFERENTLY.search(sql):
             # What is hidden depends on the server; take the worst reading.
             kind = max(kind, self._judge_bare(_bare(sql, _MYSQL)))
-            # And of what only one of them would see, the calls: the server refuses the
-            # rest.
-            calls = (_bare(sql, hidden) for hidden in (_OPERATOR, _DOLLAR_NAMES))
-            kind = max(kind, *map(self._judge_calls, calls))
+            # And of what only one of them would see, the calls, and the locks where no
+            # plain string is taken apart: the server refuses the rest.
+            calls = self._judge_calls(_bare(sql, _DOLLAR_NAMES))
+            kind = max(kind, calls, self._judge_called(_bare(sql, _OPERATOR)))
         if kind is Kind.SETTING and _UNLOCKS.search(sql):
             return Kind.WRITE
         return kind
@@ -201,7 +227,16 @@ class TextClassifier:
             return Kind.READ
         if _TRANSACTION.match(sql):
             return Kind.READ
-        return {"SET": Kind.SETTING, "LOCK": Kind.LOCK}.get(word, Kind.WRITE)
+        if word == "SET":
+            return self._set(sql)
+        return Kind.LOCK if word == "LOCK" else Kind.WRITE
+
+    def _set(self, sql: str) -> Kind:
+        if _UNLOCKS.search(sql):
+            return Kind.WRITE
+        match = _SET_STATEMENT.match(sql)  # MariaDB: for one statement, which follows
+        kind = self._one(sql[match.end() :]) if match else self._judge_called(sql)
+        return max(Kind.SETTING, kind)
 
     def _explain(self, sql: str) -> Kind:
         match = _EXPLAIN.match(sql)
@@ -217,10 +252,36 @@ class TextClassifier:
         return max(called, Kind.LOCK) if without_locks != sql else called
 
     def _judge_fragment(self, sql: str) -> Kind:
-        return self._judge_calls(_bare(sql, _STANDARD))
+        return max(map(self._judge_calls, _readings(sql)))
+
+    def _judge_called(self, bare: str) -> Kind:
+        kind = self._judge_calls(bare)
+        return max(kind, Kind.LOCK) if _LOCKS.search(bare) else kind
 
     def _judge_calls(self, bare: str) -> Kind:
         return max(map(self.function, _CALLS.findall(bare)), default=Kind.READ)
+
+
+def is_local(sql: str) -> bool:
+    """Whether a ``SET`` ends with its transaction, as PostgreSQL reads it."""
+    return _LOCAL.match(sql) is not None
+
+
+def unlocks(text: str) -> bool:
+    """Whether a setting's name, or value, would let a read-only session write."""
+    return _UNLOCKS.search(text) is not None
+
+
+def _only_computes(schema: str, name: str) -> bool:
+    """Whether a word before a parenthesis surely writes nothing."""
+    return schema.lower() in _SYSTEM_SCHEMAS and name.lower() in _WORDS
+
+
+def _readings(sql: str) -> list[str]:
+    """Return what is left of SQL without comments and quotes, for each server."""
+    differ = _READ_DIFFERENTLY.search(sql) is not None
+    others = (_MYSQL, _OPERATOR, _DOLLAR_NAMES) if differ else ()
+    return [_bare(sql, hidden) for hidden in (_STANDARD, *others)]
 
 
 def _bare(sql: str, hidden: re.Pattern[str]) -> str:
@@ -234,6 +295,8 @@ def _replacement(found: re.Match[str]) -> str:
         return " /*! " if "/*" in text[2:] else " "
     if text[0] in "-#":
         return " "
-    if text[0] in '"`' and found.string[found.end() :].lstrip()[:1] == "(":
-        return f" {text[1:-1]}"  # the name of what is called
+    if text[0] in '"`' and _CALLED.match(found.string, found.end()):
+        if found.string[max(found.start() - 2, 0) : found.start()].upper() == "U&":
+            return " /*! "  # a name in escapes, which nobody needs for a read
+        return " " + re.sub(r"\W", "_", text[1:-1])  # the name of what is called
     return "''"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -99,6 +100,22 @@ TEXTS = [
     ("select `get_lock` ('a', 1)", LOCK),
     ("select 5--1, get_lock('a', 1)", LOCK),
     ("select 1 as $$, get_lock('a', 1) as $$", LOCK),
+    ('select "pg_advisory_lock"/**/(1)', LOCK),
+    ('select "pg_advisory_lock" -- a call\n(1)', LOCK),
+    ("select `get_lock` # a call\n('a', 1)", LOCK),
+    ('select U&"pg\\005fadvisory_lock"(1)', WRITE),
+    ("select 5 # 3 from item for update", LOCK),
+    ("set @x = get_lock('a', 1)", LOCK),
+    ("set @x = (select id from item for update)", LOCK),
+    ("set statement max_statement_time=1 for select 1", SETTING),
+    ("set statement max_statement_time=1 for select get_lock('a', 1)", LOCK),
+    ("set statement max_statement_time=1 for delete from item", WRITE),
+    ("set session transaction read/**/write", WRITE),
+    ("set session transaction read -- only\n write", WRITE),
+    ("set session transaction read /*!50000 write */", WRITE),
+    ("start transaction /*! read write */", WRITE),
+    ("begin /*! not */ atomic delete from item; end", WRITE),
+    ("select previous value for s", WRITE),
     ("select pg_terminate_backend(1)", WRITE),
     ("select next value for s", WRITE),
     ("BEGIN NOT ATOMIC INSERT INTO item VALUES (1); END", WRITE),
@@ -268,6 +285,66 @@ writes = st.sampled_from(
         if expected is WRITE and "unfinished" not in sql and "whatever" not in sql
     ]
 )
+
+
+may_write = Classifier().text.may_write
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT add_guest('x')",
+        "SELECT 5--1, add_guest('x')",
+        "SELECT 5 # 3, add_guest('x')",
+        "SELECT 1 AS $$, add_guest('x') AS $$",
+        "SELECT `add_guest`/* */('x')",
+        'SELECT "add guest"(1)',
+        "SELECT app.count(1)",
+        'SELECT "app"."lower"(text) FROM item',
+        "SELECT add_guest(text) FROM item FOR UPDATE",
+        "SET @x = add_guest('x')",
+        "SELECT * FROM add_guest('x') AS (id int)",
+        "WITH c(n) AS (SELECT add_guest(1)) SELECT n FROM c",
+    ],
+)
+def test_may_write(sql: str) -> None:
+    """A call of what is not known to compute only may write, wherever it stands."""
+    assert may_write(sql)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "WITH RECURSIVE c(n) AS (SELECT 1 UNION SELECT n + 1 FROM c) TABLE c",
+        'WITH "c" ("n") AS MATERIALIZED (SELECT 1), d (m) AS (SELECT 2) TABLE c',
+        "SELECT v.a FROM (VALUES (1)) AS v (a)",
+        "SELECT text FROM item USE INDEX (i) WHERE MATCH (text) AGAINST ('x')",
+        "(SELECT 1) UNION ALL (SELECT 2) LIMIT (1) OFFSET (2)",
+        "SELECT pg_catalog.lower(text) FROM item WHERE text ILIKE ('x')",
+        "SELECT id FROM item TABLESAMPLE SYSTEM (10)",
+        "SELECT id FROM item JOIN more USING (id) FOR UPDATE",
+        "SELECT pg_advisory_xact_lock(1)",
+        "SET TRANSACTION READ ONLY",
+    ],
+)
+def test_surely_writes_nothing(sql: str) -> None:
+    """A name with a list of columns is no call, nor is a word of the grammar."""
+    assert not may_write(sql)
+
+
+def test_recursive_cte_writes_nothing() -> None:
+    """Nor does SQLAlchemy's own form of one."""
+    base = sa.select(sa.literal(1).label("n")).cte("c", recursive=True)
+    cte = base.union_all(sa.select(base.c.n + 1).where(base.c.n < 9))
+    assert not may_write(str(sa.select(cte.c.n)))
+
+
+@pytest.mark.parametrize("comment", ["/* */", "-- \n", " #\n", "/*"])
+def test_a_long_text_is_no_burden(comment: str) -> None:
+    """Comments behind a quoted name are read once, however many they are."""
+    begun = time.perf_counter()
+    assert kind('SELECT "a"' + comment * 3000) in set(Kind)
+    assert time.perf_counter() - begun < 5
 
 
 @unhurried

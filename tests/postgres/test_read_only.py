@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import func, select, text
+from sqlalchemy.exc import DBAPIError
 
 from flask_replicated import WriteOnReplicaError, using_slave
 from tests.postgres.support import bind
@@ -163,3 +164,63 @@ def test_changed_sessions_are_left_to_nobody(
                 text("select current_setting('application_name')")
             )
             assert name != "left behind"
+
+
+@pytest.mark.parametrize(
+    ("sql", "kept"),
+    [
+        ("set local statement_timeout = 1000", True),
+        ("set transaction isolation level repeatable read", True),
+        ("set local statement_timeout = 1000; set datestyle = 'German'", False),
+        ("set statement_timeout = 1000", False),
+    ],
+)
+def test_local_settings_cost_no_connection(
+    build: Build, healthy_cluster: Cluster, sql: str, kept: bool
+) -> None:
+    """What ends with its transaction leaves nothing behind."""
+    url = bind(healthy_cluster.standbys[0], "psycopg")
+    one = {"url": url, "pool_size": 1, "max_overflow": 0}
+    site = build(dict.fromkeys(("slave_1", "slave_2", "slave_3"), one))
+    own = text("select pg_backend_pid()")
+
+    def backend(*before: str) -> object:
+        with site.app.test_request_context(), using_slave():
+            for statement in before:
+                site.db.session.execute(text(statement))
+            return site.db.session.scalar(own)
+
+    seen = {backend(sql) for _ in range(6)}
+    assert (len(seen) <= 3) is kept
+
+
+def test_setting_named_by_a_parameter(build: Build, healthy_cluster: Cluster) -> None:
+    """A session is not made to write by set_config() either."""
+    site = build(
+        {"slave_1": bind(healthy_cluster.primary, "psycopg")},
+        REPLICATED_ROLE_CHECK=False,
+    )
+    name = "default_transaction_read_only"
+    with (
+        site.app.test_request_context(),
+        using_slave(),
+        site.db.engine.connect() as connection,
+        pytest.raises(WriteOnReplicaError),
+    ):
+        connection.scalar(select(func.set_config(name, "off", False)))
+
+
+def test_own_read_only_transaction(
+    build: Build, healthy_cluster: Cluster, driver: str
+) -> None:
+    """A program that made its transaction read only keeps its connection."""
+    site = build({"slave_1": bind(healthy_cluster.standbys[0], driver)})
+
+    def view() -> str:
+        site.db.session.execute(text("set transaction read only"))
+        with pytest.raises(DBAPIError), site.db.session.begin_nested():
+            site.db.session.execute(text("insert into item (text) values ('x')"))
+        return str(site.db.session.scalar(text("select 42")))
+
+    site.app.add_url_rule("/own", "own", view, methods=["POST"])
+    assert site.client().post("/own").text == "42"
