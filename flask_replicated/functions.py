@@ -24,6 +24,7 @@ _WRITING = """
     pg_create_logical_replication_slot pg_create_physical_replication_slot
     pg_copy_logical_replication_slot pg_copy_physical_replication_slot
     pg_drop_replication_slot pg_replication_slot_advance
+    pg_logical_slot_get_changes pg_logical_slot_get_binary_changes
     pg_sync_replication_slots lo_export pg_file_write pg_file_rename pg_file_unlink
     pg_stat_reset pg_stat_reset_shared pg_stat_reset_slru
     pg_stat_reset_single_table_counters pg_stat_reset_single_function_counters
@@ -83,7 +84,8 @@ _COMPUTING = """
     sum sysdate tan timediff timestampdiff to_char to_date to_json to_jsonb
     to_number to_regclass to_timestamp to_tsquery to_tsvector total translate trunc
     truncate ts_headline ts_rank typeof ucase unicode unistr unix_timestamp unnest
-    upper user utc_timestamp variance version week weekday weekofyear width_bucket
+    upper user utc_timestamp variance version websearch_to_tsquery
+    week weekday weekofyear width_bucket
     word_similarity year yearweek
     """
 
