@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from balancers import Pool
 from balancers.errors import error_text
 
+from .autocommit import leave_out_blocks
 from .config import read_settings
 from .connecting import limit_connecting
 from .engines import RoutedEngine
@@ -55,6 +56,8 @@ def routed_engine(
                 settings.connect_timeout,
                 lambda: replica.outages,
             )
+        if settings.lazy_begin:
+            leave_out_blocks(engine)
         gate.guard(engine, replica)
         return replica
 

@@ -17,6 +17,8 @@ from sqlalchemy import (
     TwoPhaseTransaction,
 )
 
+from .autocommit import has_block
+
 if TYPE_CHECKING:
     from .connections import PrimaryConnection, ReplicaConnection
 
@@ -107,6 +109,18 @@ class ReadTransaction(_Harmless, RootTransaction):
             RootTransaction.close(self)
         except Exception:
             logger.debug("a read did not end well", exc_info=True)
+
+    def _connection_rollback_impl(self) -> None:
+        connection = self.connection
+        # Most reads have no block to end, which their driver knows for less than it
+        # takes to tell it; but who listens, or logs, is told of the end.
+        if (
+            has_block(connection)
+            or connection._has_events  # noqa: SLF001 - as Connection's own way asks
+            or connection.engine._has_events  # noqa: SLF001 - the same
+            or connection._echo  # noqa: SLF001 - the same
+        ):
+            super()._connection_rollback_impl()
 
 
 class ReadTwoPhase(_Harmless, TwoPhaseTransaction):

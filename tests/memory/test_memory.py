@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-REQUESTS = 2000
+REQUESTS = 4000
 
 
 def _few(maxsize: int) -> Callable[[Any], Any]:
@@ -39,7 +39,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
     shop.dispose()
 
 
-def test_two_thousand_requests(shop: Shop) -> None:
+def test_four_thousand_requests(shop: Shop) -> None:
     """No memory grows, and no connection is checked out between requests."""
     report = soak(shop, REQUESTS, warm_up=10 * len(VISITS), moments=15)
 
