@@ -68,6 +68,7 @@ def leave_out_blocks(engine: Engine) -> None:
     asks = _HAS_BLOCK.get(dialect.driver)
     if (
         dialect.name != "postgresql"
+        or dialect.is_async
         or asks is None
         or getattr(dialect, "server_side_cursors", False)
     ):

@@ -30,7 +30,7 @@ def _few(maxsize: int) -> Callable[[Any], Any]:
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
     """Give an application whose caches are full soon."""
     monkeypatch.setattr("flask_replicated.gate._MANY", 20)
-    monkeypatch.setattr("flask_replicated.session._MANY", 20)
+    monkeypatch.setattr("flask_replicated.ways._MANY", 20)
     monkeypatch.setattr("flask_replicated.sqltext.lru_cache", _few)
     # pytest would keep what is logged.
     monkeypatch.setattr(logging.getLogger("flask_replicated"), "disabled", True)
