@@ -195,7 +195,7 @@ class TextClassifier:
         If each statement sees the newest data anyway. One query, and nothing in it
         that is fixed when its transaction begins, or that is not known.
         """
-        match = _FIRST_WORD.match(sql)
+        match = _FIRST_WORD.match(_bare(sql, _STANDARD))
         return (
             match is not None
             and match.group(1).upper() in _QUERIES
