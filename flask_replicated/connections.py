@@ -53,8 +53,7 @@ class _LateJoined(Connection):
 
     def __init__(self, engine: Engine) -> None:
         # Said explicitly, so that it is not asked.
-        listened = getattr(type(self), "_has_events", False)
-        super().__init__(engine, _has_events=listened)
+        super().__init__(engine, None, getattr(type(self), "_has_events", False))
 
     @functools.cached_property
     def dispatch(self) -> Any:  # type: ignore[override]  # SQLAlchemy's is a descriptor too

@@ -99,21 +99,21 @@ class ReplicaEngine(EngineShape):
         if routed.fleet.idle:
             routed.fleet.discover()
         state = routed.app.request_state()
-        kept = None if state is None else state.kept.get(self)
         pool = self.replica_pool
+        kept = None
         try:
-            # As first() does; a call less for the one read of most requests.
-            member = pool.pick() if kept is None else pool.first(kept)
-        except NoMemberAvailable:
-            member = None
-        if member is None:
-            return self._without_replicas({}, state)
-        if state is not None and member is not kept:
-            if kept is None:
-                # Another thread or task of the request may have picked meanwhile.
-                member = state.kept.setdefault(self, member)
+            if state is None:
+                member = pool.pick()
+            elif self not in state.kept:
+                # Another thread or task of the request may pick meanwhile.
+                member = state.kept.setdefault(self, pool.pick())
             else:
-                state.kept[self] = member
+                kept = state.kept[self]
+                member = pool.first(kept) or pool.pick()
+                if member is not kept:
+                    state.kept[self] = member
+        except NoMemberAvailable:
+            return self._without_replicas({}, state)
         permit = pool.permit(member)
         try:
             connection = ReplicaConnection(member.target)

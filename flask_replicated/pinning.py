@@ -157,9 +157,10 @@ def _start(
     *exc_info: Any,
 ) -> Any:
     environ[ANSWERED] = True
-    state = app.request_state() if COMMITTED in environ else None
-    if state and state.wrote_at is not None and app.settings.pin_seconds:
-        headers = headers + _pin(app.pins, state.wrote_at)
+    if COMMITTED in environ and app.settings.pin_seconds:
+        state = app.request_state()
+        if state is not None and state.wrote_at is not None:
+            headers = headers + _pin(app.pins, state.wrote_at)
     return start_response(status, headers, *exc_info)
 
 

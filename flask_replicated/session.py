@@ -365,8 +365,7 @@ def _note_connection(
     root = session.get_transaction() if begun.nested else begun
     ways = session._ways or session._known_ways()  # noqa: SLF001 - a listener of this class
     if root is not None and ways.connections is not root._connections:  # noqa: SLF001
-        ways.connections, ways.lane, ways.losses = root._connections, None, 0  # noqa: SLF001
-        ways.lanes, ways.reads, ways.primaries = {}, {}, EMPTY
+        ways.begin(root._connections)  # noqa: SLF001
     if isinstance(connection, ReplicaConnection):
         shape = connection.shape
         ways.reads[shape] = connection

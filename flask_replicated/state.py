@@ -102,7 +102,7 @@ class AppState:
         self.classify = self.classifier.kind
         self.plain_mappers: set[Any] = set()
         self.writers: Counter[str] = Counter()
-        self._decisions: dict[tuple[str | None, str], Decision] = {}
+        self._decisions: dict[tuple[str, str], Decision] = {}
         _states.add(self)
 
     def request_state(self) -> RequestState | None:
@@ -122,10 +122,12 @@ class AppState:
         # Not by way of __dict__: to ask for one makes one, and every attribute of
         # the request dearer.
         state: RequestState | None = getattr(current, _ATTRIBUTE, None)
-        if state is None and this_context().app is self._app():
+        if state is None:
+            if this_context().app is not self._app():
+                return None
             state = RequestState(self)
             setattr(current, _ATTRIBUTE, state)
-        return state if state is None or state.app is self else None
+        return state if state.app is self else None
 
     def role(self) -> Role:
         """Return where a read of the running request goes; outside one, the primary."""
@@ -138,6 +140,24 @@ class AppState:
         if state is not None:
             state.latch(reason)
 
+    def known(self, current: Request) -> Decision | None:
+        """Return the decision on the running request, if nothing is special about it.
+
+        What the view and the method say never changes.
+        """
+        rule = current.url_rule  # to ask it for the endpoint's name spares a call
+        if rule is None:
+            return None
+        decision = self._decisions.get((rule.endpoint, current.method))
+        if (
+            decision is not None
+            and decision.by_method
+            and self.settings.pin_seconds
+            and self.pins.last_write(current) is not None
+        ):
+            return None
+        return decision
+
     def decide(self, state: RequestState, current: Request) -> Decision:
         """Decide where the reads of the running request go."""
         if (
@@ -146,22 +166,13 @@ class AppState:
             or self.settings.is_read is not None
         ):
             return self._decide(state, current)
-        # What the view and the method say never changes. (Asking an endpoint's name
-        # of the rule spares a call.)
-        rule = current.url_rule
-        key = None if rule is None else rule.endpoint, current.method
-        known = self._decisions
-        decision = known.get(key)
-        if decision is None:
-            decision = self._decide(state, current, pinned=False)
-            # So the keys are bounded: a rule that lists its methods takes no other.
-            if rule is not None and rule.methods is not None:
-                known[key] = decision
-        seconds = self.settings.pin_seconds
-        if decision.by_method and seconds:
-            written = self.pins.last_write(current)
-            if written is not None and still_counts(written, seconds):
-                return self._decide(state, current, pinned=True)
+        known, rule = self._decisions, current.url_rule
+        decision = self._decide(state, current, pinned=False)
+        # So the keys are bounded: a rule that lists its methods takes no other.
+        if rule is not None and rule.methods is not None:
+            known[rule.endpoint, current.method] = decision
+        if decision.by_method and self._pinned(current):
+            return self._decide(state, current, pinned=True)
         return decision
 
     def _decide(
@@ -287,6 +298,15 @@ class RequestState:
 
     def decide(self, current: Request) -> Decision:
         """Make the decision for the running request, which the caller has at hand."""
+        if self._decision is None and self.latched is None and self.marked is None:
+            known = self.app.known(current)
+            if known is not None:
+                self._decision, self.settled = known, known.role
+                if (self.latched, self.marked) != (None, None):
+                    self._decision = self.settled = None  # as below
+        return self._decision or self._decide(current)
+
+    def _decide(self, current: Request) -> Decision:
         decision, thread = self._decision, get_ident()
         while decision is None:
             if self._deciding == thread:

@@ -11,7 +11,6 @@ import logging
 from typing import TYPE_CHECKING, cast
 
 from sqlalchemy import (
-    Connection,
     NestedTransaction,
     RootTransaction,
     Transaction,
@@ -117,28 +116,23 @@ class ReadTransaction(_Harmless, RootTransaction):
 
     def _connection_begin_impl(self) -> None:
         connection = self.connection
-        if not _begins_nothing(connection) or _is_followed(connection):
+        if (
+            type(connection.dialect).do_begin is not DefaultDialect.do_begin
+            or connection._has_events  # noqa: SLF001 - as Connection's own way asks
+            or connection.engine._has_events  # noqa: SLF001 - the same
+            or connection._echo  # noqa: SLF001 - the same
+        ):
             super()._connection_begin_impl()
 
     def _connection_rollback_impl(self) -> None:
         connection = self.connection
-        if has_block(connection) or _is_followed(connection):
+        if (
+            has_block(connection)
+            or connection._has_events  # noqa: SLF001 - the same
+            or connection.engine._has_events  # noqa: SLF001 - the same
+            or connection._echo  # noqa: SLF001 - the same
+        ):
             super()._connection_rollback_impl()
-
-
-def _begins_nothing(connection: Connection) -> bool:
-    """Whether its dialect leaves it to the driver to begin."""
-    return type(connection.dialect).do_begin is DefaultDialect.do_begin
-
-
-def _is_followed(connection: Connection) -> bool:
-    """Whether somebody listens to its transactions, or they are logged."""
-    # As Connection's own methods ask.
-    return bool(
-        connection._has_events  # noqa: SLF001
-        or connection.engine._has_events  # noqa: SLF001
-        or connection._echo  # noqa: SLF001
-    )
 
 
 class ReadTwoPhase(_Harmless, TwoPhaseTransaction):

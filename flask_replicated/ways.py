@@ -86,9 +86,9 @@ class Ways:
         """Learn which request is served; whether it may go the short way."""
         try:  # nearly always there is one, and to ask first is dearer
             current = this_request()
+            owner = this_app()
         except RuntimeError:
             return False
-        owner = this_app()
         app: AppState | None = owner.extensions.get(STATE)
         if app is None:
             return False
@@ -99,9 +99,9 @@ class Ways:
         state = app.state_of(current)
         if state is None:
             return False
+        self.app, self.request, self.state = owner, current, state
         self.primary, self.replicas = default.primary, default.replicas
         self.classify, self.plain_mappers = app.classify, app.plain_mappers
-        self.app, self.request, self.state = owner, current, state
         if state.settled is None:
             state.decide(current)
         return True
@@ -134,6 +134,12 @@ class Ways:
             self.lane = None
         del self.reads[read.shape]
         self.lanes.pop(read.shape, None)
+
+    def begin(self, connections: object) -> None:
+        """Begin to note the connections of a new transaction."""
+        if self.connections is not None:
+            self.forget()
+        self.connections, self.lanes, self.reads = connections, {}, {}
 
     def forget(self) -> None:
         """Forget the connections of a transaction that has ended."""
