@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from balancers import Pool
 from balancers.errors import error_text
 
+from .comparing import can_compare
 from .config import read_settings
 from .connecting import limit_connecting
 from .engines import RoutedEngine
@@ -68,6 +69,7 @@ def routed_engine(
         timeout=settings.connect_timeout,
         max_lag=settings.max_lag,
         role_check=settings.role_check,
+        primary=primary if settings.role_check and can_compare(primary) else None,
     )
     monitor = Monitor(pool, prepared, policy)
     fleet.routed = RoutedEngine(app, primary, pool, monitor)

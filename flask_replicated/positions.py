@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
+    "History",
     "Observation",
     "Observer",
     "Progress",
@@ -32,6 +33,9 @@ class Observation(NamedTuple):
         received: How far into the primary's log it has received, in bytes, while it
             goes on to receive; None if it does not, or does not tell.
         replayed: How far of that it shows.
+        alone: Whether it says that it replicates from nobody, and is of no cluster
+            whose members all are primaries.
+        doubtful: Whether it may be the primary itself: it is alone, or does not tell.
     """
 
     primary: bool | None = None
@@ -39,6 +43,8 @@ class Observation(NamedTuple):
     measured: bool = False
     received: int | None = None
     replayed: int | None = None
+    alone: bool = False
+    doubtful: bool = False
 
 
 class Observer(Protocol):
@@ -136,31 +142,72 @@ class Progress:
         return since if found.lag is None else min(found.lag, since)
 
 
+class History:
+    """What was seen of one server, by whoever looked, while this process lives.
+
+    Attributes:
+        progress: How far it had got at each look.
+        twin: Whether it was found to be the primary's own server.
+    """
+
+    def __init__(self) -> None:
+        self.progress = Progress()
+        self.twin = False
+        self._replicated = False
+
+    def judge(self, found: Observation) -> Observation:
+        """Return what was seen, and its role as far as earlier looks tell it.
+
+        One that has replicated and has no source any more was promoted, or cut off:
+        either way it goes its own way.
+        """
+        if found.primary is False:
+            self._replicated = True
+        if (found.alone and self._replicated) or (found.doubtful and self.twin):
+            return found._replace(primary=True)
+        return found
+
+
 # The first is the newer name of the same, on either server.
 _STATUS = ("SHOW REPLICA STATUS", "SHOW SLAVE STATUS")
+# MariaDB lists sources that were given a name only here; MySQL does not know it.
+_ALL_STATUS = "SHOW ALL SLAVES STATUS"
 _BEHIND = ("Seconds_Behind_Source", "Seconds_Behind_Master")
+# Those of a cluster whose members all are primaries: Galera, group replication.
+_CLUSTERED = (
+    "SHOW GLOBAL VARIABLES WHERE Variable_name = 'wsrep_on' AND Value = 'ON' OR "
+    "Variable_name = 'group_replication_single_primary_mode' AND Value = 'OFF'"
+)
 
 
 def _mysql(cursor: Any) -> Observation:
     """Ask for the lag, if the account may (``REPLICATION CLIENT``, ``SLAVE MONITOR``).
 
     A server that replicates from nobody may be a member of a cluster whose members
-    all are primaries, so its role is left open.
+    all are primaries: then its role is left open.
     """
     row = _status(cursor)
-    if row is None:
-        return sees_it_answer(cursor)
-    behind = next((row[name] for name in _BEHIND if name in row), None)
-    lag = None if behind is None else float(behind)
-    return Observation(primary=False, lag=lag, measured=True)
+    if row:
+        behind = next((row[name] for name in _BEHIND if name in row), None)
+        lag = None if behind is None else float(behind)
+        return Observation(primary=False, lag=lag, measured=True)
+    cursor.execute(_CLUSTERED)
+    if cursor.fetchone() is not None:
+        return Observation()
+    return Observation(alone=row is not None, doubtful=True)
 
 
 def _status(cursor: Any) -> dict[str, Any] | None:
+    """Return what it says of its source, nothing if it has none; None if untold."""
     if not any(_knows(cursor, statement) for statement in _STATUS):
         return None
+    return _row(cursor) or (_row(cursor) if _knows(cursor, _ALL_STATUS) else {})
+
+
+def _row(cursor: Any) -> dict[str, Any]:
     row = cursor.fetchone()
     if row is None or isinstance(row, dict):
-        return row
+        return row or {}
     return dict(zip((column[0] for column in cursor.description), row, strict=True))
 
 

@@ -18,7 +18,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import DisconnectionError
 
 from .errors import WrongRoleError
-from .positions import role_question_of
+from .positions import History, role_question_of
 from .sockets import fileno_of, hang_up
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ class Replica:
     Attributes:
         ails: Whether it is out because its storage fails reads, which only a read
             can find to be over.
+        history: What was seen of its server.
     """
 
     ails = False
@@ -88,6 +89,7 @@ class Replica:
         *,
         role_check: bool = True,
     ) -> None:
+        self.history = History()
         self._outages = 0
         self._engine = weakref.ref(engine)
         self._records: WeakSet[ConnectionPoolEntry] = WeakSet()

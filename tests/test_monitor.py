@@ -277,8 +277,13 @@ UNKNOWN = RuntimeError("no such statement")
         ("mariadb", [UNKNOWN, [(7, "Yes")]], Observation(False, 7.0, True)),
         ("mysql", [[(0, "Yes")]], Observation(False, 0.0, True)),
         ("mysql", [[(None, "No")]], Observation(False, None, True)),
-        ("mariadb", [[], [(1,)]], Observation()),
-        ("mariadb", [UNKNOWN, UNKNOWN, [(1,)]], Observation()),
+        ("mariadb", [[], [(7, "Yes")]], Observation(False, 7.0, True)),
+        ("mariadb", [[], [], []], Observation(alone=True, doubtful=True)),
+        ("mysql", [[], UNKNOWN, []], Observation(alone=True, doubtful=True)),
+        ("mysql", [UNKNOWN, UNKNOWN, []], Observation(doubtful=True)),
+        # A node of a cluster may be a primary, and serve reads as well as any.
+        ("mariadb", [[], [], [("wsrep_on", "ON")]], Observation()),
+        ("mariadb", [UNKNOWN, UNKNOWN, [("wsrep_on", "ON")]], Observation()),
         (
             "postgresql",
             [[(True, None, None, False, None)]],

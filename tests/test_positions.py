@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flask_replicated.positions import Observation, Progress
+from flask_replicated.positions import History, Observation, Progress
 from tests.support import unhurried
 
 
@@ -46,6 +46,34 @@ def test_receives_no_more() -> None:
     stopped = Observation(primary=False, lag=77.0, measured=True)
     assert progress.lag(stopped, now=5) == 77.0
     assert progress.lag(seen(300, 200, age=80), now=10) == 80
+
+
+REPLICATES = Observation(primary=False, lag=0.0, measured=True)
+ALONE = Observation(alone=True, doubtful=True)
+UNTOLD = Observation(doubtful=True)
+CLUSTERED = Observation()
+
+
+def test_role_by_what_was_seen() -> None:
+    """A server without a source is a primary if it has had one, and else perhaps."""
+    history = History()
+    assert history.judge(ALONE) == ALONE
+    assert history.judge(REPLICATES) == REPLICATES
+    assert history.judge(ALONE).primary
+    # The account's privilege was taken away; or it is a cluster's by now.
+    assert history.judge(UNTOLD) == UNTOLD
+    assert history.judge(CLUSTERED) == CLUSTERED
+    assert history.judge(REPLICATES) == REPLICATES
+
+
+def test_role_of_a_twin() -> None:
+    """Who is the primary's own server is one, unless it says that it replicates."""
+    history = History()
+    history.twin = True
+    assert history.judge(ALONE).primary
+    assert history.judge(UNTOLD).primary
+    assert history.judge(REPLICATES) == REPLICATES
+    assert history.judge(CLUSTERED) == CLUSTERED
 
 
 @unhurried
