@@ -9,7 +9,7 @@ from balancers.errors import error_text
 
 from .comparing import can_compare
 from .config import read_settings
-from .connecting import limit_connecting
+from .connecting import limit_connecting, limit_waiting
 from .engines import RoutedEngine
 from .errors import ConfigurationError
 from .fleet import Fleet
@@ -56,6 +56,8 @@ def routed_engine(
                 settings.connect_timeout,
                 lambda: replica.outages,
             )
+        if engine.pool is not primary.pool:
+            limit_waiting(engine, settings.connect_timeout)
         gate.guard(engine, replica)
         return replica
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import NullPool, QueuePool
 
-from flask_replicated import FlaskReplicated
-from flask_replicated.connecting import limit_connecting, unlimited
+from flask_replicated import FlaskReplicated, replicated_engine
+from flask_replicated.connecting import limit_connecting, limit_waiting, unlimited
 from tests.support import Build, build_fixture, make_file, sqlite_url, unpooled
 
 if TYPE_CHECKING:
@@ -189,6 +189,52 @@ class TestLimit:
                 os._exit(int(slow.ask() != "slave_1"))
             assert connecting.result() == "slave_1"
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+class Patient(QueuePool):
+    """A pool with a default of its own."""
+
+    def __init__(self, creator: Any, timeout: float = 7, **options: Any) -> None:
+        super().__init__(creator, timeout=timeout, **options)
+
+
+class TestWaiting:
+    """How long one waits for a connection that somebody else has."""
+
+    @pytest.mark.parametrize(
+        ("options", "seconds", "found"),
+        [
+            ({}, 2, 2),
+            ({}, 60, 30),  # never longer than it would have been
+            ({"pool_timeout": 30}, 2, 30),
+            ({"pool_timeout": float("30")}, 2, 30),
+            ({"pool_timeout": 0.5}, 2, 0.5),
+            ({"pool_timeout": None}, 2, None),
+            ({"poolclass": Patient}, 2, 2),
+        ],
+    )
+    def test_what_a_bind_says_is_stronger(
+        self, options: Any, seconds: float, found: float | None
+    ) -> None:
+        """The limit stands in for SQLAlchemy's default alone, and outlives dispose."""
+        options = {"poolclass": QueuePool, **options}
+        engine = sa.create_engine("sqlite://", **options)
+        limit_waiting(engine, seconds)
+        for _ in range(2):
+            assert isinstance(engine.pool, QueuePool)
+            assert engine.pool.timeout() == found
+            engine.dispose()
+
+    def test_nobody_waits_in_other_pools(self) -> None:
+        """A pool that gives everybody a connection has no limit."""
+        limit_waiting(sa.create_engine("sqlite://", poolclass=NullPool), 2)
+
+    def test_primary(self) -> None:
+        """Not for the primary, where a bind names that."""
+        primary = sa.create_engine("sqlite://", poolclass=QueuePool)
+        replicas = {"slave_1": primary.execution_options(), "slave_2": primary}
+        replicated_engine(primary, replicas)
+        assert primary.pool.timeout() == 30  # type: ignore[attr-defined]  # a QueuePool
 
 
 class TestAsync:
