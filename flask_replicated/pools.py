@@ -48,6 +48,8 @@ def routed_engine(
             settings.connect_timeout,
             settings.read_timeout,
             role_check=settings.role_check,
+            max_lag=settings.max_lag,
+            watched=settings.probe_interval > 0 and not engine.dialect.is_async,
         )
         if settings.max_connecting is not None:
             limit_connecting(

@@ -6,18 +6,16 @@ else has opened, and closes nothing.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 __all__ = [
     "History",
     "Observation",
     "Observer",
     "Progress",
+    "after_a_moment",
     "observer_of",
-    "role_question_of",
+    "role_observer",
     "sees_it_answer",
 ]
 
@@ -50,7 +48,7 @@ class Observation(NamedTuple):
 class Observer(Protocol):
     """Asks a server for its role and its lag."""
 
-    def __call__(self, cursor: Any) -> Observation:
+    def __call__(self, cursor: Any, /) -> Observation:
         """Ask over a DBAPI cursor."""
 
 
@@ -59,21 +57,10 @@ def observer_of(dialect: str) -> Observer:
     return _OBSERVERS.get(dialect, sees_it_answer)
 
 
-def role_question_of(dialect: str) -> Callable[[Any], bool]:
-    """Return the question whether a server is surely no replica, cheap to ask.
-
-    It is asked once on each new connection.
-    """
-    return _not_in_recovery if dialect == "postgresql" else _cannot_tell
-
-
-def _cannot_tell(_cursor: Any) -> bool:
-    return False
-
-
-def _not_in_recovery(cursor: Any) -> bool:
+def role_observer(cursor: Any) -> Observation:
+    """Ask a PostgreSQL server for its role alone."""
     cursor.execute("SELECT pg_is_in_recovery()")
-    return not cursor.fetchone()[0]
+    return Observation(primary=not cursor.fetchone()[0])
 
 
 def sees_it_answer(cursor: Any) -> Observation:
@@ -85,8 +72,8 @@ def sees_it_answer(cursor: Any) -> Observation:
 
 # An idle primary sends nothing, so the age of the last transaction is no lag where
 # all that was received is replayed, and more may be received at any time. Where
-# nothing receives, nobody can say what is missing: then the age is the most that is
-# known.
+# nothing receives, this alone does not say what is missing: then the age is the most
+# that it tells.
 _POSTGRESQL = """
 SELECT pg_is_in_recovery(),
        pg_wal_lsn_diff(pg_last_wal_receive_lsn(), '0/0'),
@@ -102,26 +89,45 @@ def _postgresql(cursor: Any) -> Observation:
     if not recovers:
         return Observation(primary=True, lag=0.0, measured=True)
     lag = None if age is None else max(0.0, float(age))
-    if not receives or received is None or replayed is None:
+    if replayed is None:
         return Observation(primary=False, lag=lag, measured=True)
-    received, replayed = int(received), int(replayed)
+    replayed = int(replayed)
+    if not receives or received is None:
+        return Observation(False, lag, measured=True, replayed=replayed)
+    received = int(received)
     if received <= replayed:
         lag = 0.0
     return Observation(False, lag, True, received, replayed)
+
+
+def after_a_moment(cursor: Any) -> Observation:
+    """Ask a PostgreSQL server again, a twentieth of a second later.
+
+    It is the server that waits: so threads, greenlets and loops go on.
+    """
+    cursor.execute("SELECT pg_sleep(0.05)")
+    return _postgresql(cursor)
 
 
 class Progress:
     """When a replica had received what it shows only now: how far it is behind.
 
     Who looks at it from time to time knows that everything it had received at one look
-    and shows at a later one is no older than the first. The age of its last transaction
-    says the same of a primary that is never idle, and far more of one that was.
+    and shows at a later one is no older than the first, whether it still receives or
+    not. The age of its last transaction says the same of a primary that is never idle,
+    and far more of one that was.
     """
 
     _MOST = 1000
 
     def __init__(self) -> None:
         self._looks: list[tuple[float, int]] = []
+
+    def copy(self) -> Progress:
+        """Return one that knows the same, for a thread of its own."""
+        other = Progress()
+        other._looks = self._looks
+        return other
 
     def lag(self, found: Observation, now: float) -> float | None:
         """Return the most that a replica can be behind, in seconds.
@@ -130,12 +136,15 @@ class Progress:
             found: What was seen of it.
             now: When, by a clock that never goes backwards.
         """
-        if found.received is None or found.replayed is None:
-            self._looks.clear()
+        if found.replayed is None:
+            self._looks = []
             return found.lag
         shown = [look for look in self._looks if look[1] <= found.replayed]
-        waiting = self._looks[len(shown) :]
-        self._looks = [*[*shown[-1:], *waiting][: self._MOST], (now, found.received)]
+        kept = [*shown[-1:], *self._looks[len(shown) :]][: self._MOST]
+        if found.received is not None:
+            kept.append((now, found.received))
+        # Never changed in place: another thread may be looking at it.
+        self._looks = kept
         if not shown:
             return found.lag
         since = now - shown[-1][0]

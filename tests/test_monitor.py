@@ -289,7 +289,11 @@ UNKNOWN = RuntimeError("no such statement")
             [[(True, None, None, False, None)]],
             Observation(False, None, True),
         ),
-        ("postgresql", [[(True, 5, 4, False, 9)]], Observation(False, 9.0, True)),
+        (
+            "postgresql",
+            [[(True, 5, 4, False, 9)]],
+            Observation(False, 9.0, True, replayed=4),
+        ),
         ("postgresql", [[(True, 5, 4, True, 9)]], Observation(False, 9.0, True, 5, 4)),
         ("postgresql", [[(True, 5, 5, True, 9)]], Observation(False, 0.0, True, 5, 5)),
         ("sqlite", [[(1,)]], Observation()),

@@ -1,4 +1,4 @@
-"""Who of MariaDB's servers is no replica, though none of them says so."""
+"""What MariaDB's servers are found to be, though none of them says so."""
 
 from __future__ import annotations
 
@@ -172,7 +172,12 @@ class TestPromotion:
 
     def test_leaves_and_returns(self, build: Build, servers: Servers) -> None:
         """It takes no more reads, until it replicates again."""
-        engine = build(servers.primary, servers.replica, servers.other)
+        engine = build(
+            servers.primary,
+            servers.replica,
+            servers.other,
+            REPLICATED_MAX_LAG=None,  # or it may go out sooner, as it stops
+        )
         read(engine)
         history = engine.monitor._replicas["slave_1"].history
         wait_until(lambda: history._replicated, "it to be seen to replicate")
@@ -197,6 +202,41 @@ class TestPromotion:
             assert "lag is unknown" in why(engine, "slave_1")
         finally:
             servers.replica.execute("RESET SLAVE 'north' ALL")
+
+
+class TestAtConnect:
+    """What a new connection hears, where there is no look."""
+
+    def test_promoted(self, build: Build, servers: Servers) -> None:
+        """A replica that has replicated, and does no more, is refused."""
+        engine = build(
+            servers.primary,
+            servers.replica,
+            servers.other,
+            REPLICATED_PROBE_INTERVAL=0,
+        )
+        for _ in range(2):
+            read(engine)
+        servers.replica.promote()
+        pool = engine.replicas.replica_pool
+        pool.member("slave_1").target.dispose()
+        for _ in range(2):
+            read(engine)
+        assert live(engine) == {"slave_2"}
+        assert "no replica but a primary" in why(engine, "slave_1")
+
+    def test_behind(self, build: Build, servers: Servers) -> None:
+        """So is one whose lag nobody knows, though the server could tell."""
+        servers.replica.execute("STOP SLAVE SQL_THREAD")
+        try:
+            engine = build(
+                servers.primary, servers.replica, REPLICATED_PROBE_INTERVAL=0
+            )
+            read(engine)
+            assert not live(engine)
+            assert "lag is unknown" in why(engine, "slave_1")
+        finally:
+            servers.replica.execute("START SLAVE")
 
 
 def test_ended_while_it_asks(servers: Servers) -> None:
