@@ -55,7 +55,9 @@ def routed_engine(
             limit_connecting(
                 engine,
                 settings.max_connecting,
-                settings.connect_timeout,
+                # Who has waited for as long as a connect may take would double it;
+                # and what is left of whole seconds can be told to no driver.
+                settings.connect_timeout / 2,
                 lambda: replica.outages,
             )
         if engine.pool is not primary.pool:

@@ -15,7 +15,12 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool, QueuePool
 
-from flask_replicated import FlaskReplicated, replicated_engine
+from flask_replicated import (
+    AllReplicasOutError,
+    FlaskReplicated,
+    replicated_engine,
+    using_slave,
+)
 from flask_replicated.connecting import limit_connecting, limit_waiting, unlimited
 from tests.support import Build, build_fixture, make_file, sqlite_url, unpooled
 
@@ -330,3 +335,43 @@ def test_an_application_goes_elsewhere(build: Build, tmp_path: Path) -> None:
     assert served <= {"slave_1", "slave_2"}
     assert [one.failures for one in pool.snapshot().members] == [0, 0]
     assert pool.snapshot().live == ("slave_1", "slave_2")
+
+
+def test_one_waits_for_half_of_the_time(tmp_path: Path) -> None:
+    """To wait and then to connect takes little longer than to connect."""
+    engines = {
+        name: sa.create_engine(
+            sqlite_url(make_file(tmp_path, name)), poolclass=NullPool
+        )
+        for name in ("master", "slave_1")
+    }
+    routed = replicated_engine(
+        engines["master"],
+        {"slave_1": engines["slave_1"]},
+        REPLICATED_MAX_CONNECTING=1,
+        REPLICATED_CONNECT_TIMEOUT=0.1,
+        REPLICATED_FALLBACK="error",
+        REPLICATED_PROBE_INTERVAL=0,
+    )
+    held, begun = Event(), Event()
+    connect = engines["slave_1"].dialect.connect
+
+    def connecting(*args: Any, **options: Any) -> Any:
+        begun.set()
+        held.wait(10)
+        return connect(*args, **options)
+
+    engines["slave_1"].dialect.connect = connecting  # type: ignore[method-assign]  # a slow server
+
+    def ask() -> None:
+        with using_slave(), routed.connect():
+            pass
+
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(ask)
+        begun.wait(10)
+        with pytest.raises(AllReplicasOutError, match=r"within 0\.05 s"):
+            ask()
+        held.set()
+        first.result()
+    routed.dispose()
