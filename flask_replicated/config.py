@@ -87,6 +87,8 @@ class Settings:
         read_timeout: Seconds that one statement may take on a replica; None for any.
         max_lag: Seconds that a replica may be behind; None for any.
         role_check: Whether a server that is no replica is left out.
+        lazy_begin: Whether a replica's transaction is begun on its server only when
+            a statement needs it.
     """
 
     balancer: Callable[..., Any]
@@ -112,6 +114,7 @@ class Settings:
     read_timeout: float | None = None
     max_lag: float | None = 30
     role_check: bool = True
+    lazy_begin: bool = True
 
 
 _DEFAULTS: Mapping[str, Any] = {
@@ -125,6 +128,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "REPLICATED_FAILOVER_TIMEOUT": 3,
     "REPLICATED_FALLBACK": "master",
     "REPLICATED_IS_READ": None,
+    "REPLICATED_LAZY_BEGIN": True,
     "REPLICATED_LEARN_WRITERS": True,
     "REPLICATED_MAX_CONNECTING": 4,
     "REPLICATED_MAX_LAG": 30,
@@ -177,6 +181,7 @@ def read_settings(
         max_connecting=read(limit, "REPLICATED_MAX_CONNECTING"),
         max_pools=read(limit, "REPLICATED_MAX_POOLS"),
         role_check=read(boolean, "REPLICATED_ROLE_CHECK"),
+        lazy_begin=read(boolean, "REPLICATED_LAZY_BEGIN"),
     )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection
 
+from .autocommit import begin_block
 from .refusals import write_refused
 from .routing import WROTE, Role
 from .scopes import active_role
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         RootTransaction,
         TwoPhaseTransaction,
     )
+    from sqlalchemy.engine.interfaces import PoolProxiedConnection
     from sqlalchemy.exc import DBAPIError
 
     from balancers import Member
@@ -188,6 +190,13 @@ class ReplicaConnection(_LateJoined):
     refused = aborted = changed = False
     loss: DBAPIError | None = None
     of_session = True
+
+    @property
+    def connection(self) -> PoolProxiedConnection:
+        """The driver's connection, in the hands of somebody who may need a block."""
+        if self._transaction is not None:
+            begin_block(self)
+        return super().connection
 
     @property
     def may_be_continued(self) -> bool:

@@ -93,11 +93,12 @@ class ReplicaEngine(EngineShape):
             AllReplicasOutError: None took the connection, and
                 ``REPLICATED_FALLBACK`` is ``'error'``.
         """
-        if self.routed.monitor.idle:
-            self.routed.monitor.start(self.routed)
-        if self.routed.fleet.idle:
-            self.routed.fleet.discover()
-        state = self.routed.app.request_state()
+        routed = self.routed
+        if routed.monitor.idle:
+            routed.monitor.start(routed)
+        if routed.fleet.idle:
+            routed.fleet.discover()
+        state = routed.app.request_state()
         kept = None if state is None else state.kept.get(self)
         pool = self.replica_pool
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["LOCKING", "PURE", "SETTING", "WRITING"]
+__all__ = ["LOCKING", "OF_TRANSACTION", "PURE", "SETTING", "WRITING"]
 
 _LOCKING = """
     get_lock release_lock release_all_locks is_free_lock is_used_lock
@@ -89,11 +89,19 @@ _COMPUTING = """
     word_similarity year yearweek
     """
 
+# And words in a literal that mean a day of it.
+_OF_TRANSACTION = """
+    age current_date current_time current_timestamp localtime localtimestamp now
+    transaction_timestamp today tomorrow yesterday
+    """
+
 LOCKING = frozenset(_LOCKING.split())
 """Functions that lock rows or names."""
 WRITING = frozenset(_WRITING.split())
 """Functions that change something, or can only be answered where that happens."""
 SETTING = frozenset({"set_config"})
 """Functions that change the session."""
+OF_TRANSACTION = frozenset(_OF_TRANSACTION.split())
+"""Words that stand for the time at which a transaction began."""
 PURE = frozenset(_WORDS.split()) | frozenset(_COMPUTING.split())
 """What may stand before a parenthesis and surely writes nothing."""

@@ -15,6 +15,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 
 from .ailing import Ailing
+from .autocommit import begin_block
 from .connections import ReplicaConnection
 from .errors import StaleReadError
 from .failures import refused_as_write, storage_failed, unanswerable
@@ -51,7 +52,9 @@ class Gate:
         # The monitor's thread keeps engines alive, and so would keep the application.
         self._app = weakref.ref(app)
         self._classify = app.classifier.sent
+        self._stands_alone = app.classifier.text.stands_alone
         self._known_reads: set[str] = set()
+        self._known_in_blocks: set[str] = set()
         self._pattern: re.Pattern[str] | None = None
         self._version = 0  # of the tables
         self._ailing = Ailing()
@@ -86,6 +89,8 @@ class Gate:
         sql = statement if compiled is None else compiled.string
         if sql not in self._known_reads or self._version != primary_tables.version:
             self._judge(sql, connection, context)
+        if context._is_server_side:  # type: ignore[attr-defined]  # noqa: SLF001 - its cursor, which has no public name
+            begin_block(connection)
         connection.sent += 1
 
     def _before_bare(
@@ -100,17 +105,22 @@ class Gate:
             return  # a listener begins the transaction in its own way
         if self._version != primary_tables.version:
             self._look_for_tables()
-        known, pattern = self._known_reads, self._pattern
-        kind = self._classify(sql, getattr(context.compiled, "statement", None))
-        # A setting may be named by a parameter of set_config().
-        if kind is Kind.SETTING and unlocks(str(context.parameters)):
-            kind = Kind.WRITE
-        if kind >= Kind.LOCK:
-            connection.refused = True
-            raise write_refused(sql, f"connected to {connection.member.name!r}")
-        if kind is Kind.SETTING:
+        alone, in_blocks, pattern = (
+            self._known_reads,
+            self._known_in_blocks,
+            self._pattern,
+        )
+        if sql in in_blocks:
+            begin_block(connection)
+            return
+        if self._passed(sql, connection, context) is Kind.SETTING:
+            begin_block(connection)
             _note_setting(sql, connection)
             return
+        known = alone
+        if not self._stands_alone(sql):
+            begin_block(connection)
+            known = in_blocks
         table = named_table(pattern, sql)
         if table is not None:
             if not _may_be_stale(context):
@@ -120,12 +130,25 @@ class Gate:
                 known.clear()  # a program that writes SQL as it runs
             known.add(sql)
 
+    def _passed(
+        self, sql: str, connection: ReplicaConnection, context: ExecutionContext
+    ) -> Kind:
+        """Return what a statement does, which is no more than it may."""
+        kind = self._classify(sql, getattr(context.compiled, "statement", None))
+        # A setting may be named by a parameter of set_config().
+        if kind is Kind.SETTING and unlocks(str(context.parameters)):
+            kind = Kind.WRITE
+        if kind >= Kind.LOCK:
+            connection.refused = True
+            raise write_refused(sql, f"connected to {connection.member.name!r}")
+        return kind
+
     def _look_for_tables(self) -> None:
         app = self._app()
         self._version = primary_tables.version
         self._pattern = primary_tables.pattern(app.metadatas() if app else ())
-        # A new set: what another thread has just judged by the old ones is lost.
-        self._known_reads = set()
+        # New sets: what another thread has just judged by the old ones is lost.
+        self._known_reads, self._known_in_blocks = set(), set()
 
     def _notice_error(
         self, context: ExceptionContext, replica: Replica

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from balancers import Pool
 from balancers.errors import error_text
 
+from .autocommit import leave_out_blocks
 from .comparing import can_compare
 from .config import read_settings
 from .connecting import limit_connecting, limit_waiting
@@ -62,6 +63,8 @@ def routed_engine(
             )
         if engine.pool is not primary.pool:
             limit_waiting(engine, settings.connect_timeout)
+        if settings.lazy_begin:
+            leave_out_blocks(engine)
         gate.guard(engine, replica)
         return replica
 

@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError, PendingRollbackError, UnboundExecutionErr
 from .connections import PrimaryConnection, ReplicaConnection
 from .engines import RoutedEngine
 from .errors import StaleReadError, WriteOnReplicaError
-from .options import ROLE_OPTION, carrying, reads_primary, wanted_role
+from .options import asks_nothing, carrying, reads_primary, wanted_role
 from .refusals import write_refused
 from .routing import WROTE, Role
 from .scopes import active_role, current_block
@@ -26,7 +26,7 @@ from .state import this_app, this_request
 from .ways import EMPTY, Ways
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from sqlalchemy import Engine
 
@@ -36,7 +36,6 @@ __all__ = ["RoutedSession", "routed_session_class"]
 # An enum's attribute costs as much as a question.
 _READ = Kind.READ
 _REPLICA = Role.REPLICA
-_MANY = 2000
 _MAY_RECOVER = (DBAPIError, PendingRollbackError, WriteOnReplicaError, StaleReadError)
 
 
@@ -101,7 +100,7 @@ class RoutedSession(orm.Session):
                 and (
                     mapper is None
                     or mapper in ways.plain_mappers
-                    or _is_plain(mapper, ways.plain_mappers)
+                    or ways.finds_plain(mapper)
                 )
                 and ways.classify(clause) is _READ
             ):
@@ -193,7 +192,15 @@ class RoutedSession(orm.Session):
 
     # --- statements, and what may happen to them ------------------------------
 
-    def execute(self, statement: Any, params: Any = None, **options: Any) -> Any:
+    def execute(
+        self,
+        statement: Any,
+        params: Any = None,
+        *,
+        execution_options: Mapping[str, Any] = EMPTY,
+        bind_arguments: dict[str, Any] | None = None,
+        **more: Any,
+    ) -> Any:
         """Execute a statement, as any session does.
 
         Raises:
@@ -201,7 +208,29 @@ class RoutedSession(orm.Session):
             AllReplicasOutError: No replica serves it, and the primary must not.
             ConfigurationError: Its option ``replicated`` is no name of a role.
         """
-        return self._run(super().execute, statement, params, options)
+        run, ways, instead = super().execute, self._ways, None
+        if ways is None:
+            ways = self._ways = Ways()
+        # Nearly every statement is a plain one, and is run right here: each detour,
+        # and each dictionary of arguments, costs as much as it does to route it.
+        if (
+            ways.wanted is None
+            and not more
+            and asks_nothing(statement, execution_options)
+        ):
+            try:
+                return run(
+                    statement,
+                    params,
+                    execution_options=execution_options,
+                    bind_arguments=bind_arguments,
+                )
+            except _MAY_RECOVER as error:
+                if not self._recovers(ways, error):
+                    raise
+            instead, ways.wanted = ways.wanted, None
+        more.update(execution_options=execution_options, bind_arguments=bind_arguments)
+        return self._run(run, statement, params, more, instead)
 
     def scalar(self, statement: Any, params: Any = None, **options: Any) -> Any:
         """Execute a statement and return its first value; it raises the same."""
@@ -217,27 +246,27 @@ class RoutedSession(orm.Session):
         statement: Any,
         params: Any,
         options: dict[str, Any],
+        instead: Role | None = None,
     ) -> Any:
+        """Run a statement, and again elsewhere if only its replica cannot answer.
+
+        Args:
+            run: What runs it.
+            statement: The statement.
+            params: Its parameters.
+            options: The other arguments of *run*.
+            instead: The role that stands in for the one it asks for.
+        """
         ways = self._ways
         if ways is None:
             ways = self._ways = Ways()
-        wanted = None
-        # Nearly every statement is a Select without a role of its own; and what it
-        # was built from has no public name.
-        if (
-            type(statement) is not sa.Select
-            or statement._with_options  # noqa: SLF001
-            or ROLE_OPTION in statement._execution_options  # noqa: SLF001
-            or ROLE_OPTION in (options.get("execution_options") or EMPTY)
-        ):
-            statement, wanted = self._prepare(statement, options)
-        outer, ways.wanted = ways.wanted, wanted
+        statement, wanted = self._prepare(statement, options)
+        outer, ways.wanted = ways.wanted, instead or wanted
         try:
             while True:
                 try:
                     return run(statement, params, **options)
                 except _MAY_RECOVER as error:
-                    # Once more elsewhere, if only its replica cannot answer.
                     if not self._recovers(ways, error):
                         raise
         finally:
@@ -326,24 +355,6 @@ def _continue_on_primary(ways: Ways, read: ReplicaConnection, reason: str) -> No
     ways.leave(read)
     ways.lanes[read.shape] = ways.lanes.get(routed.primary, routed.primary)
     routed.app.latch(reason)
-
-
-def _is_plain(mapper: Any, known: set[Any]) -> bool:
-    """Whether a mapped class is on the default bind and prefers no role."""
-    plain = _on_default_bind(mapper) and not reads_primary(mapper)
-    if plain:
-        if len(known) > _MANY:
-            known.clear()  # a program that makes models as it runs
-        known.add(mapper)
-    return plain
-
-
-def _on_default_bind(mapper: Any) -> bool:
-    """Whether Flask-SQLAlchemy would send this mapped class to the default engine."""
-    try:
-        return mapper.local_table.metadata.info.get("bind_key") is None
-    except AttributeError:  # a class, an alias, a join: the slow way knows
-        return False
 
 
 @event.listens_for(RoutedSession, "after_begin")

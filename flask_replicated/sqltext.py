@@ -12,7 +12,7 @@ from enum import IntEnum
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from .functions import LOCKING, PURE, SETTING, WRITING
+from .functions import LOCKING, OF_TRANSACTION, PURE, SETTING, WRITING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -135,6 +135,10 @@ _SET_STATEMENT = re.compile(
 _CALLED = re.compile(
     r"(?:\s|--[^\n]*(?:\n|$)|\#[^\n]*(?:\n|$)|/\*(?:[^*]|\*(?!/))*\*/)*\("
 )
+# The moment at which a transaction began, also as a literal; a false alarm is cheap.
+_OF_TRANSACTION = re.compile(
+    rf"\b(?:{'|'.join(sorted(OF_TRANSACTION))})\b", re.IGNORECASE
+)
 _QUERIES = frozenset({"SELECT", "WITH", "VALUES", "TABLE"})
 _PLANS = frozenset({"EXPLAIN", "DESCRIBE", "DESC"})
 _CACHED_LENGTH = 20_000
@@ -183,6 +187,21 @@ class TextClassifier:
         """Whether a statement writes, or calls what is not known to write nothing."""
         return (self._judge_writing if len(sql) > _CACHED_LENGTH else self._writing)(
             sql
+        )
+
+    def stands_alone(self, sql: str) -> bool:
+        """Whether a read answers the same in a transaction of its own.
+
+        If each statement sees the newest data anyway. One query, and nothing in it
+        that is fixed when its transaction begins, or that is not known.
+        """
+        match = _FIRST_WORD.match(_bare(sql, _STANDARD))
+        return (
+            match is not None
+            and match.group(1).upper() in _QUERIES
+            and ";" not in sql
+            and not _OF_TRANSACTION.search(sql)
+            and not self.may_write(sql)
         )
 
     def _judge_writing(self, sql: str) -> bool:

@@ -111,7 +111,11 @@ class AppState:
         A request of another application, inside which this one's context was
         pushed, is no request of this one.
         """
-        return self.state_of(this_request()) if has_request_context() else None
+        try:  # nearly always there is one, and to ask first is dearer
+            current = this_request()
+        except RuntimeError:
+            return None
+        return self.state_of(current)
 
     def state_of(self, current: Request) -> RequestState | None:
         """Return the state of the running request, which the caller has at hand."""

@@ -11,11 +11,15 @@ import logging
 from typing import TYPE_CHECKING, cast
 
 from sqlalchemy import (
+    Connection,
     NestedTransaction,
     RootTransaction,
     Transaction,
     TwoPhaseTransaction,
 )
+from sqlalchemy.engine.default import DefaultDialect
+
+from .autocommit import has_block
 
 if TYPE_CHECKING:
     from .connections import PrimaryConnection, ReplicaConnection
@@ -107,6 +111,34 @@ class ReadTransaction(_Harmless, RootTransaction):
             RootTransaction.close(self)
         except Exception:
             logger.debug("a read did not end well", exc_info=True)
+
+    # Most reads begin nothing, and so have nothing to end, which their driver knows for
+    # less than it takes to tell it. But who listens, or logs, is told.
+
+    def _connection_begin_impl(self) -> None:
+        connection = self.connection
+        if not _begins_nothing(connection) or _is_followed(connection):
+            super()._connection_begin_impl()
+
+    def _connection_rollback_impl(self) -> None:
+        connection = self.connection
+        if has_block(connection) or _is_followed(connection):
+            super()._connection_rollback_impl()
+
+
+def _begins_nothing(connection: Connection) -> bool:
+    """Whether its dialect leaves it to the driver to begin."""
+    return type(connection.dialect).do_begin is DefaultDialect.do_begin
+
+
+def _is_followed(connection: Connection) -> bool:
+    """Whether somebody listens to its transactions, or they are logged."""
+    # As Connection's own methods ask.
+    return bool(
+        connection._has_events  # noqa: SLF001
+        or connection.engine._has_events  # noqa: SLF001
+        or connection._echo  # noqa: SLF001
+    )
 
 
 class ReadTwoPhase(_Harmless, TwoPhaseTransaction):

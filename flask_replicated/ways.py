@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from flask import has_request_context
-
+from .options import reads_primary
 from .state import STATE, this_app, this_request
 
 if TYPE_CHECKING:
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EMPTY", "Ways"]
 
+_MANY = 2000
 EMPTY: dict[Any, Any] = {}
 """No connections; never written to."""
 
@@ -84,7 +84,9 @@ class Ways:
 
     def serve(self) -> bool:
         """Learn which request is served; whether it may go the short way."""
-        if not has_request_context():
+        try:  # nearly always there is one, and to ask first is dearer
+            current = this_request()
+        except RuntimeError:
             return False
         owner = this_app()
         app: AppState | None = owner.extensions.get(STATE)
@@ -94,7 +96,6 @@ class Ways:
         # A test may have put in another engine.
         if default is None or app.engines.get(None) is not default:
             return False
-        current = this_request()
         state = app.state_of(current)
         if state is None:
             return False
@@ -104,6 +105,15 @@ class Ways:
         if state.settled is None:
             state.decide(current)
         return True
+
+    def finds_plain(self, mapper: Any) -> bool:
+        """Whether a mapped class is on the default bind and prefers no role."""
+        plain = _on_default_bind(mapper) and not reads_primary(mapper)
+        if plain:
+            if len(self.plain_mappers) > _MANY:
+                self.plain_mappers.clear()  # a program that makes models as it runs
+            self.plain_mappers.add(mapper)
+        return plain
 
     def note_primary(self, connection: PrimaryConnection) -> None:
         """Remember a connection to the primary."""
@@ -130,3 +140,11 @@ class Ways:
         self.lanes = self.reads = self.primaries = EMPTY
         self.lane = self.connections = None
         self.losses = 0
+
+
+def _on_default_bind(mapper: Any) -> bool:
+    """Whether Flask-SQLAlchemy would send this mapped class to the default engine."""
+    try:
+        return mapper.local_table.metadata.info.get("bind_key") is None
+    except AttributeError:  # a class, an alias, a join: the slow way knows
+        return False

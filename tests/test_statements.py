@@ -332,6 +332,52 @@ def test_surely_writes_nothing(sql: str) -> None:
     assert not may_write(sql)
 
 
+ALONE = (
+    "SELECT id, text FROM item WHERE id = %(id)s",
+    "/* a tag */ SELECT count(*) FROM item -- and another",
+    "(SELECT 1) UNION (VALUES (2))",
+    "WITH c AS (SELECT 1 AS n) SELECT n, known, today_s FROM c",
+    "TABLE item",
+)
+
+
+@pytest.mark.parametrize("sql", ALONE)
+def test_stands_alone(sql: str) -> None:
+    """A query that nothing but its data decides is the same in any transaction."""
+    assert Classifier().text.stands_alone(sql)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT NOW()",
+        "SELECT current_date - 1",
+        "SELECT id FROM item WHERE day > 'Yesterday'::date",
+        "SELECT age(day) FROM item",
+        "SELECT whatever(1)",
+        "SELECT 1; SELECT 2",
+        "SAVEPOINT x",
+        "BEGIN",
+        "SHOW work_mem",
+        "SET LOCAL work_mem = 1000",
+        "EXPLAIN SELECT 1",
+        "INSERT INTO item VALUES (1)",
+        "",
+    ],
+)
+def test_needs_a_transaction(sql: str) -> None:
+    """What a transaction may decide, and what is not known, does not stand alone."""
+    assert not Classifier().text.stands_alone(sql)
+
+
+@unhurried
+@given(before=st.lists(hidden), sql=writes, after=st.lists(hidden))
+def test_no_write_stands_alone(before: list[str], sql: str, after: list[str]) -> None:
+    """No write does, whatever comments stand around it."""
+    text = " ".join([*before, sql, "\n", *after])
+    assert not Classifier().text.stands_alone(text)
+
+
 def test_recursive_cte_writes_nothing() -> None:
     """Nor does SQLAlchemy's own form of one."""
     base = sa.select(sa.literal(1).label("n")).cte("c", recursive=True)

@@ -88,7 +88,7 @@ class Report:
         for each; what caches hold differs by some hundreds from moment to moment.
         Blocks may be more: SQLAlchemy's dialects keep every name they have quoted.
         """
-        bound = max(1000, self.requests // 50)
+        bound = max(2000, self.requests // 50)
         grown = self.growth.objects > bound or self.growth.blocks > 3 * bound
         return grown or bool(self.wrong or self.held)
 

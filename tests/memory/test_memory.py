@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-REQUESTS = 2000
+REQUESTS = 4000
 
 
 def _few(maxsize: int) -> Callable[[Any], Any]:
@@ -30,7 +30,7 @@ def _few(maxsize: int) -> Callable[[Any], Any]:
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
     """Give an application whose caches are full soon."""
     monkeypatch.setattr("flask_replicated.gate._MANY", 20)
-    monkeypatch.setattr("flask_replicated.session._MANY", 20)
+    monkeypatch.setattr("flask_replicated.ways._MANY", 20)
     monkeypatch.setattr("flask_replicated.sqltext.lru_cache", _few)
     # pytest would keep what is logged.
     monkeypatch.setattr(logging.getLogger("flask_replicated"), "disabled", True)
@@ -39,7 +39,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
     shop.dispose()
 
 
-def test_two_thousand_requests(shop: Shop) -> None:
+def test_four_thousand_requests(shop: Shop) -> None:
     """No memory grows, and no connection is checked out between requests."""
     report = soak(shop, REQUESTS, warm_up=10 * len(VISITS), moments=15)
 

@@ -1,0 +1,101 @@
+"""Reads without a transaction block around them, where a block changes nothing.
+
+Under ``READ COMMITTED`` each statement sees the newest data, in a block or not. Yet
+drivers of PostgreSQL begin a block before the first statement, and end it: two round
+trips of three, for one read. So a replica's connection is in the driver's own
+autocommit, and leaves it when a statement comes along for which it is not the same.
+
+Nothing here is remembered beside the driver: it knows whether it is in autocommit, and
+whether its server is in a block.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import event
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy import Connection, Engine
+    from sqlalchemy.pool import ConnectionPoolEntry
+
+__all__ = ["begin_block", "has_block", "leave_out_blocks"]
+
+_MARK = "flask_replicated.autocommit"
+_IDLE = 0  # libpq's PQTRANS_IDLE
+
+
+def _psycopg(driver: Any) -> bool:
+    return bool(driver.pgconn.transaction_status != _IDLE)
+
+
+def _psycopg2(driver: Any) -> bool:
+    return bool(driver.get_transaction_status() != _IDLE)
+
+
+def _sqlite(driver: Any) -> bool:
+    return bool(driver.in_transaction)
+
+
+# Each knows without asking the server.
+_HAS_BLOCK: dict[str, Callable[[Any], bool]] = {
+    "psycopg": _psycopg,
+    "psycopg2": _psycopg2,
+    "pysqlite": _sqlite,
+}
+
+
+def has_block(connection: Connection) -> bool:
+    """Whether there may be a block to end, as far as its driver knows."""
+    asks = _HAS_BLOCK.get(connection.dialect.driver)
+    fairy = connection._dbapi_connection  # noqa: SLF001 - the public one begins a block
+    if asks is None or fairy is None:
+        return True
+    try:
+        return asks(fairy.dbapi_connection)
+    except Exception:  # noqa: BLE001 - closed; drivers differ in how they say so
+        return True
+
+
+def leave_out_blocks(engine: Engine) -> None:
+    """Let the connections of a replica's engine leave out blocks that change nothing.
+
+    Not where each cursor is the server's own, and so needs one.
+    """
+    dialect = engine.dialect
+    asks = _HAS_BLOCK.get(dialect.driver)
+    if (
+        dialect.name != "postgresql"
+        or dialect.is_async
+        or asks is None
+        or getattr(dialect, "server_side_cursors", False)
+    ):
+        return
+
+    @event.listens_for(engine, "connect")
+    def start(driver: Any, record: ConnectionPoolEntry) -> None:
+        newest = dialect.default_isolation_level == "READ COMMITTED"
+        # Whoever has chosen a level has chosen its blocks, too.
+        if newest and not driver.autocommit and driver.isolation_level is None:
+            driver.autocommit = record.info[_MARK] = True
+
+    @event.listens_for(engine, "checkout")
+    def start_again(driver: Any, record: ConnectionPoolEntry, _proxy: Any) -> None:
+        if _MARK in record.info and not driver.autocommit and not asks(driver):
+            driver.autocommit = True
+
+
+def begin_block(connection: Connection) -> None:
+    """Let a block begin with what is sent next, unless the connection is in one."""
+    fairy = connection._dbapi_connection  # noqa: SLF001 - the same
+    if fairy is None or _MARK not in fairy.info:
+        return
+    # Here the caller has chosen.
+    if "isolation_level" in connection.get_execution_options():
+        return
+    driver: Any = fairy.dbapi_connection
+    # One that is lost takes no setting; the next statement says so better.
+    if driver.autocommit and not has_block(connection):
+        driver.autocommit = False

@@ -1,0 +1,66 @@
+"""Flask-SQLAlchemy-Lite's async sessions over real servers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from flask import Flask
+from sqlalchemy import func, select, text
+
+from flask_replicated import FlaskReplicated
+from tests.postgres.support import WHO, bind, named
+
+if TYPE_CHECKING:
+    from examples.cluster import Cluster
+
+pytest.importorskip("flask_sqlalchemy_lite")
+from flask_sqlalchemy_lite import SQLAlchemy
+
+pytestmark = pytest.mark.postgres
+
+
+@pytest.fixture
+def app(_schema: None, healthy_cluster: Cluster) -> Flask:
+    """Give an application whose every engine is async."""
+    app = Flask("async")
+    engines = {"default": bind(healthy_cluster.primary, "psycopg")}
+    for name, server in named(healthy_cluster.standbys):
+        engines[name] = bind(server, "psycopg")
+    app.config["SECRET_KEY"] = "not-a-secret"
+    app.config["SQLALCHEMY_ASYNC_ENGINES"] = engines
+    db = SQLAlchemy(app)
+    FlaskReplicated(app)
+
+    async def ask() -> list[Any]:
+        session = db.async_session
+        first = (await session.execute(WHO)).one()
+        times = {await session.scalar(select(func.now())) for _ in range(2)}
+        async with session.begin_nested():
+            second = (await session.execute(WHO)).one()
+        rows = await session.stream(text("select generate_series(1, 20)"))
+        many = [row async for row in rows]
+        await session.commit()
+        return [first[0], second[0], len(times), len(many)]
+
+    @app.route("/", methods=["GET", "POST"])
+    async def show() -> list[Any]:
+        try:
+            return await ask()
+        finally:
+            # Each request of a test client has an event loop of its own.
+            for engine in db.async_engines.values():
+                await engine.dispose()
+
+    return app
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_transactions(app: Flask, method: str) -> None:
+    """Transactions, savepoints and streams work, on one server for each request."""
+    for _ in range(4):
+        response = app.test_client().open("/", method=method)
+        first, second, times, rows = response.get_json()
+        assert first == second
+        assert (first == "primary") is (method == "POST")
+        assert (times, rows) == (1, 20)
