@@ -23,6 +23,7 @@ __all__ = [
     "count",
     "limit",
     "names",
+    "pause",
     "question",
     "seconds",
     "share",
@@ -42,6 +43,13 @@ YEAR = 365 * DAY
 
 MOST = 1_000_000
 """The most of what is counted: no process has so many connections or failures."""
+
+_SHORTEST = 0.01
+"""The least that a pause may last: who writes less means milliseconds, or "at once".
+
+No server comes and goes within it, and a hundred times in a second is more than any
+question is worth; below, what looks again and again does nothing else.
+"""
 
 _HEAVIEST = 10**15
 """The most that a weight may be: who weighs by bytes of memory is well below."""
@@ -67,6 +75,19 @@ def seconds(
             f"{'day' if most == DAY else 'year'}).",
         )
     return float(value)
+
+
+def pause(key: str, value: Any, *, off: bool = False) -> float:
+    """Return the seconds between two looks; with *off*, 0 means none at all."""
+    if off and value == 0:
+        return seconds(key, value)
+    found = seconds(key, value, above=0)
+    if found < _SHORTEST:
+        never = ", or 0 for none at all" if off else ""
+        raise ConfigurationError(
+            key, value, f"must be at least {_SHORTEST} seconds{never}."
+        )
+    return found
 
 
 def count(key: str, value: Any, also: str = "") -> int:

@@ -22,6 +22,7 @@ from .checks import (
     count,
     limit,
     names,
+    pause,
     question,
     seconds,
     share,
@@ -195,6 +196,7 @@ def _times(config: Mapping[str, Any]) -> dict[str, Any]:
         unset = _get(config, f"REPLICATED_{name.upper()}") is None
         return None if unset else read(name, **limits)
 
+    interval = "REPLICATED_PROBE_INTERVAL"
     reset = read("breaker_reset", above=0)
     longest = read("breaker_max_reset", above=0)
     if longest < reset:
@@ -210,7 +212,7 @@ def _times(config: Mapping[str, Any]) -> dict[str, Any]:
         "connect_timeout": read("connect_timeout", above=0),
         "failover_timeout": read("failover_timeout"),
         "slow_start": read("slow_start"),
-        "probe_interval": read("probe_interval"),
+        "probe_interval": pause(interval, _get(config, interval), off=True),
         "read_timeout": optional("read_timeout", above=0),
         # A replica may be days behind on purpose; this is only compared.
         "max_lag": optional("max_lag", most=YEAR),
@@ -265,7 +267,7 @@ def _source(item: str, name: object, value: object) -> Source:
     options: dict[str, Any] = (
         dict(value) if isinstance(value, Mapping) else {"url": value}
     )
-    every = seconds(f"{item}['every']", options.pop("every", 30), above=0)
+    every = pause(f"{item}['every']", options.pop("every", 30))
     try:
         url = make_url(options.pop("url", ""))
     except (ArgumentError, ValueError):  # the latter of a port that is no number

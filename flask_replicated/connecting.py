@@ -8,6 +8,7 @@ every worker. A few at a time get there sooner.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import time
 from contextlib import contextmanager
@@ -17,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
 from sqlalchemy.exc import TimeoutError  # noqa: A004 - not the built-in one
+from sqlalchemy.pool import QueuePool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from sqlalchemy import Engine
 
-__all__ = ["limit_connecting", "unlimited"]
+__all__ = ["limit_connecting", "limit_waiting", "unlimited"]
 
 _LOOK = 0.02
 """Seconds between two looks of a coroutine, which must not block its loop."""
@@ -129,3 +131,21 @@ def limit_connecting(
             return dialect.connect(*cargs, **cparams)
         with places.take(in_loop=dialect.is_async):
             return dialect.connect(*cargs, **cparams)
+
+
+def limit_waiting(engine: Engine, seconds: float) -> None:
+    """Let who finds every connection of an engine in use wait for so long.
+
+    Unless the engine was made with a ``pool_timeout``.
+
+    Args:
+        engine: A replica's engine.
+        seconds: How long, at most.
+    """
+    pool = engine.pool
+    if not isinstance(pool, QueuePool):
+        return
+    parameter = inspect.signature(type(pool)).parameters.get("timeout")
+    # The default is one object, and an equal number that somebody named is another.
+    if parameter is not None and pool._timeout is parameter.default:  # noqa: SLF001 - it has no setter
+        pool._timeout = min(seconds, pool._timeout)  # noqa: SLF001 - the same

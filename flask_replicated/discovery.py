@@ -13,6 +13,7 @@ import logging
 import os
 import random
 import threading
+import time
 import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,6 +33,10 @@ __all__ = ["Discovery"]
 logger = logging.getLogger("flask_replicated")
 
 _LOOKUP_SECONDS = 5.0
+_MISSES = 3
+"""In how many answers in a row a server must be missing before it is let go."""
+_OLDEST = 60.0
+"""Seconds for which one answer counts once at the most, as long as it may be kept."""
 
 
 class Place(NamedTuple):
@@ -46,6 +51,18 @@ class Place(NamedTuple):
     host: str
     port: int | None
     weight: int
+
+
+class Answer(NamedTuple):
+    """What DNS has said.
+
+    Attributes:
+        places: The servers.
+        ttl: Seconds for which a cache may go on to say the same.
+    """
+
+    places: list[Place]
+    ttl: float = 0.0
 
 
 class Discovery:
@@ -79,7 +96,8 @@ class Discovery:
         self._lock = threading.Lock()
         self._stop: threading.Event | None = None
         self._known: dict[str, int] = {}
-        self._absent: set[str] = set()
+        self._misses: dict[str, int] = {}
+        self._counts_from = 0.0
         self._failing = False
         _all.add(self)
 
@@ -128,25 +146,35 @@ class Discovery:
                 error_text(error),
             )
 
-    def found(self, fleet: Fleet, places: Iterable[Place]) -> None:
+    def found(self, fleet: Fleet, answer: Answer) -> None:
         """Add the servers that are new, and remove those that have gone.
 
-        One that is missing is removed when it is missing a second time: some DNS
-        servers name a part of what they know each time.
+        One that is missing is removed when it is missing for the third time in a row:
+        some DNS servers name a part of what they know each time.
         """
         if self._failing:
             self._failing = False
             logger.warning("REPLICATED_DISCOVERY[%r]: DNS answers again", self._name)
-        named = {self._name_of(place): place for place in places}
-        missing = self._known.keys() - named.keys()
-        for name in missing & self._absent:
+        named = {self._name_of(place): place for place in answer.places}
+        for name in self._missed_too_often(named, answer.ttl):
             self._remove(fleet, name)
-        self._absent = missing - self._absent
         for name, place in named.items():
             if self._known.get(name, place.weight) != place.weight:
                 self._remove(fleet, name)
             if name not in self._known:
                 self._add(fleet, name, place)
+
+    def _missed_too_often(self, named: Iterable[str], ttl: float) -> list[str]:
+        """Count who is missing; return those who have been missing for long enough."""
+        missing = self._known.keys() - set(named)
+        now = time.monotonic()
+        # What a cache says again is no answer more.
+        again = now < self._counts_from
+        if not again:
+            self._counts_from = now + min(ttl, _OLDEST)
+        counted = {name: self._misses.get(name, 0) + (not again) for name in missing}
+        self._misses = {n: times for n, times in counted.items() if times < _MISSES}
+        return [name for name in counted if name not in self._misses]
 
     def _name_of(self, place: Place) -> str:
         host = f"[{place.host}]" if ":" in place.host else place.host
@@ -190,7 +218,7 @@ def _run(
     """Look and tell until nobody wants it; keep nobody alive while it waits."""
     process = os.getpid()  # a greenlet goes on in a forked child, which has its own
     while not stop.is_set() and os.getpid() == process:
-        found: list[Place] | Exception
+        found: Answer | Exception
         try:
             found = _look(source)
         except Exception as error:  # noqa: BLE001 - whatever it is, go on
@@ -212,7 +240,7 @@ def _run(
         stop.wait(source.every * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
 
 
-def _look(source: Source) -> list[Place]:
+def _look(source: Source) -> Answer:
     """Ask DNS.
 
     Raises:
@@ -227,12 +255,14 @@ def _look(source: Source) -> list[Place]:
         return resolver.resolve(host, kind, search=True, lifetime=_LOOKUP_SECONDS)
 
     if host.startswith("_"):
-        return _of_services(list(ask("SRV")))
+        records = ask("SRV")
+        return Answer(_of_services(list(records)), records.rrset.ttl)
     try:
         records = ask("A")
     except dns.NoAnswer:
         records = ask("AAAA")
-    return [Place(record.address, source.url.port, 1) for record in records]
+    places = [Place(record.address, source.url.port, 1) for record in records]
+    return Answer(places, records.rrset.ttl)
 
 
 def _of_services(records: list[Any]) -> list[Place]:

@@ -19,7 +19,7 @@ from balancers import NoMemberAvailable
 from balancers.errors import error_text
 
 from .connections import PrimaryConnection, ReplicaConnection
-from .errors import AllReplicasOutError
+from .errors import AllReplicasOutError, UnfitReplicaError
 from .failures import Verdict, judge_connect
 from .routing import Role
 from .scopes import active_role
@@ -178,6 +178,11 @@ class ReplicaEngine(EngineShape):
         cause = error_text(error)
         if isinstance(error, TimeoutError):
             return cause, False  # its connection pool is exhausted: load, not death
+        if isinstance(error, UnfitReplicaError):
+            # The server has said so itself: one word is enough.
+            reset = self.routed.app.settings.breaker_reset
+            self.replica_pool.trip(member, reset, error)
+            return cause, True
         verdict = judge_connect(error)
         if verdict is Verdict.BUSY:
             self.replica_pool.rest(member, _REST, error, permit)

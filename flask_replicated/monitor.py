@@ -54,12 +54,14 @@ class Policy(NamedTuple):
         timeout: Seconds that a look may take.
         max_lag: Seconds that a replica may be behind; None for any.
         role_check: Whether a server that is no replica is left out.
+        primary: The primary's engine, where it has to be asked for that; or None.
     """
 
     interval: float
     timeout: float
     max_lag: float | None
     role_check: bool
+    primary: Engine | None = None
 
 
 class Monitor:
@@ -262,7 +264,10 @@ class _Round:
         self._due[member] = now + self._spread(0.8, 1.2)
         probe = self._probes.get(member)
         if probe is None:
-            probe = self._probes[member] = Probe(member)
+            replica = self._cared.get(member)
+            history = None if replica is None else replica.history
+            probe = Probe(member, history, self._policy.primary)
+            self._probes[member] = probe
         # Only a new connection can tell whether an outage is over.
         permit = self._pool.permit(member)
         look = Look(probe, permit, now + self._policy.timeout, anew=not permit.quiet)

@@ -8,8 +8,9 @@ from balancers import Pool
 from balancers.errors import error_text
 
 from .autocommit import leave_out_blocks
+from .comparing import can_compare
 from .config import read_settings
-from .connecting import limit_connecting
+from .connecting import limit_connecting, limit_waiting
 from .engines import RoutedEngine
 from .errors import ConfigurationError
 from .fleet import Fleet
@@ -48,14 +49,20 @@ def routed_engine(
             settings.connect_timeout,
             settings.read_timeout,
             role_check=settings.role_check,
+            max_lag=settings.max_lag,
+            watched=settings.probe_interval > 0 and not engine.dialect.is_async,
         )
         if settings.max_connecting is not None:
             limit_connecting(
                 engine,
                 settings.max_connecting,
-                settings.connect_timeout,
+                # Who has waited for as long as a connect may take would double it;
+                # and what is left of whole seconds can be told to no driver.
+                settings.connect_timeout / 2,
                 lambda: replica.outages,
             )
+        if engine.pool is not primary.pool:
+            limit_waiting(engine, settings.connect_timeout)
         if settings.lazy_begin:
             leave_out_blocks(engine)
         gate.guard(engine, replica)
@@ -71,6 +78,7 @@ def routed_engine(
         timeout=settings.connect_timeout,
         max_lag=settings.max_lag,
         role_check=settings.role_check,
+        primary=primary if settings.role_check and can_compare(primary) else None,
     )
     monitor = Monitor(pool, prepared, policy)
     fleet.routed = RoutedEngine(app, primary, pool, monitor)

@@ -6,8 +6,9 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
+from .comparing import Comparison
 from .connecting import unlimited
-from .positions import Observation, Progress, observer_of, sees_it_answer
+from .positions import History, Observation, observer_of, sees_it_answer
 from .sockets import hang_up, leave_to_parent
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class Look:
         if probe.over:
             probe.close()
         done.put(self)
+        probe.compare()
         while probe.abandoned:
             done.get()  # a greenlet in a forked child
 
@@ -79,6 +81,12 @@ class Probe:
     server (after an outage), or keeping one costs more than it saves (a file), it is
     opened anew.
 
+    Args:
+        member: The replica.
+        history: What was seen of it before.
+        primary: The primary's engine, where the replica may be asked whether its
+            server is the same.
+
     Attributes:
         member: The replica.
         looking: Whether a look goes on.
@@ -86,7 +94,12 @@ class Probe:
         abandoned: Whether it is the parent's, in a forked child.
     """
 
-    def __init__(self, member: Member[Engine]) -> None:
+    def __init__(
+        self,
+        member: Member[Engine],
+        history: History | None = None,
+        primary: Engine | None = None,
+    ) -> None:
         self.member = member
         engine = member.target
         # The pool's own way to a new connection, past the pool: the same driver and
@@ -96,7 +109,10 @@ class Probe:
         self._observe = observer_of(engine.dialect.name)
         self._keep = engine.dialect.name != "sqlite"
         self._connection: Any = None
-        self._progress = Progress()
+        self._history = history or History()
+        self._comparison = None if primary is None else Comparison(primary, engine)
+        # Once for each connection: by its name another server may be found next time.
+        self._wonders = False
         self.looking = self.over = self.abandoned = False
 
     def look(self, *, anew: bool) -> Observation:
@@ -120,6 +136,7 @@ class Probe:
         if self._connection is None:
             with unlimited():
                 self._connection = self._connect()
+            self._wonders = self._comparison is not None
         connection = self._connection
         try:
             found = _asked(connection, self._observe)
@@ -130,7 +147,23 @@ class Probe:
         connection.rollback()  # or it would stay idle in a transaction
         if not self._keep:
             self.close()
-        return found._replace(lag=self._progress.lag(found, time.monotonic()))
+        self._wonders = self._wonders and found.doubtful
+        lag = self._history.progress.lag(found, time.monotonic())
+        return self._history.judge(found)._replace(lag=lag)
+
+    def compare(self) -> None:
+        """Ask the primary for what a server has not told: whether it is the same.
+
+        Over connections of its own, so that no look has to wait for the primary; what
+        comes of it is known by the next one.
+        """
+        comparison, wonders = self._comparison, self._wonders
+        self._wonders = False
+        if comparison is not None and wonders and not self.over:
+            try:
+                self._history.twin = comparison.is_twin()
+            except Exception:  # noqa: BLE001 - the primary may be out; ask again
+                self._wonders = True
 
     def close(self) -> None:
         """Close the connection, if there is one."""
@@ -142,6 +175,8 @@ class Probe:
     def end(self) -> None:
         """Close the connection for good; a look that goes on does it when it ends."""
         self.over = True
+        if self._comparison is not None:
+            self._comparison.end()
         if self.looking:
             self.wake()
         else:
@@ -150,6 +185,8 @@ class Probe:
     def abandon(self) -> None:
         """Leave the connection to the parent of this process, for good."""
         self.over = self.abandoned = True
+        if self._comparison is not None:
+            self._comparison.abandon()
         connection = self._connection
         if connection is not None:
             leave_to_parent(connection)

@@ -17,8 +17,8 @@ from weakref import WeakSet
 from sqlalchemy import event
 from sqlalchemy.exc import DisconnectionError
 
-from .errors import WrongRoleError
-from .positions import role_question_of
+from .admission import Admission
+from .positions import History
 from .sockets import fileno_of, hang_up
 
 if TYPE_CHECKING:
@@ -71,10 +71,14 @@ class Replica:
         read_timeout: Seconds that a statement may take, or None. The server keeps
             to it; with PyMySQL and mysqlclient the socket too, a second later.
         role_check: Whether a server that is surely no replica is refused.
+        max_lag: Seconds that the server may be behind; None for any.
+        watched: Whether it is looked at in the background.
 
     Attributes:
         ails: Whether it is out because its storage fails reads, which only a read
             can find to be over.
+        history: What was seen of its server.
+        admission: Asks the server whether it may be used.
     """
 
     ails = False
@@ -87,12 +91,23 @@ class Replica:
         read_timeout: float | None = None,
         *,
         role_check: bool = True,
+        max_lag: float | None = None,
+        watched: bool = True,
     ) -> None:
+        self.history = History()
+        self.admission = Admission(
+            name,
+            engine.dialect.name,
+            self.history,
+            role_check=role_check,
+            max_lag=max_lag,
+            watched=watched,
+        )
         self._outages = 0
         self._engine = weakref.ref(engine)
         self._records: WeakSet[ConnectionPoolEntry] = WeakSet()
         lift = _limit_connect(engine, math.ceil(connect_timeout), read_timeout)
-        _prepare_sessions(engine, read_timeout, name if role_check else None)
+        _prepare_sessions(engine, read_timeout, self.admission.ask)
         if lift is not None:  # no sooner: a server may be silent after the log-in too
             event.listen(engine, "connect", lift)
         if engine.dialect.name != "sqlite":  # a file is always there or never
@@ -157,6 +172,8 @@ class Replica:
             raise DisconnectionError("opened before the replica's last outage")
         if CHANGED in record.info:
             raise DisconnectionError("its last user has changed the session")
+        if self.admission.is_due():
+            raise DisconnectionError("its server is to be asked again")
         if readable():
             raise DisconnectionError("the server has closed this idle connection")
 
@@ -229,14 +246,14 @@ def _limit_greeting(
 
 
 def _prepare_sessions(
-    engine: Engine, read_timeout: float | None, checked: str | None
+    engine: Engine, read_timeout: float | None, ask: Callable[[Any], None]
 ) -> None:
-    """Let every new session be read-only, and refuse a server that is no replica.
+    """Let every new session be read-only, once its server has said that it may be used.
 
     Args:
         engine: The replica's engine.
         read_timeout: Seconds that a statement may take, or None.
-        checked: The replica's name; None if any server will do.
+        ask: Asks over a new connection, and raises if the server may not be used.
     """
     dialect = engine.dialect.name
     statements = _READ_ONLY.get(dialect)
@@ -246,32 +263,27 @@ def _prepare_sessions(
     if read_timeout is not None and limit is not None:
         limited = limit.format(seconds=read_timeout, ms=math.ceil(read_timeout * 1000))
         statements = (*statements, limited)
-    is_primary = role_question_of(dialect)
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, _record: Any) -> None:
         try:
-            refused = _prepare(connection, statements, checked and is_primary)
+            ask(connection)
+            _prepare(connection, statements)
         except BaseException:
             connection.close()  # nobody else would
             raise
-        if checked is not None and refused:
-            connection.close()
-            raise WrongRoleError(checked)
 
 
-def _prepare(connection: Any, statements: Iterable[str], is_primary: Any) -> bool:
-    """Make a new session read-only; return whether its server is no replica."""
+def _prepare(connection: Any, statements: Iterable[str]) -> None:
+    """Make a new session read-only."""
     cursor = connection.cursor()
     try:
-        refused = bool(is_primary) and is_primary(cursor)
         for statement in statements:
             cursor.execute(statement)
     finally:
         cursor.close()
     # Or the first rollback would take the setting back.
     connection.commit()
-    return bool(refused)
 
 
 if hasattr(select, "poll"):

@@ -21,6 +21,9 @@ build = build_fixture
         ("REPLICATED_PIN_SECONDS", 1e12, "at most 86400 (a day)"),
         ("REPLICATED_PIN_SECONDS", 86_401, "at most 86400 (a day)"),
         ("REPLICATED_PROBE_INTERVAL", 1e300, "at most 86400"),
+        ("REPLICATED_PROBE_INTERVAL", 0.001, "at least 0.01 seconds, or 0 for none"),
+        ("REPLICATED_PROBE_INTERVAL", -1, "above 0"),
+        ("REPLICATED_PROBE_INTERVAL", False, "a number of seconds"),
         ("REPLICATED_READ_TIMEOUT", 10**7, "at most 86400"),
         ("REPLICATED_MAX_LAG", 1e9, "at most 31536000 (a year)"),
         ("REPLICATED_BREAKER_THRESHOLD", 10**7, "at most 1000000"),
@@ -48,6 +51,22 @@ def test_wrong(build: Build, key: str, value: Any, remedy: str) -> None:
 def test_enough(build: Build, seconds: float) -> None:
     """A day is not too much."""
     build(REPLICATED_PIN_SECONDS=seconds, REPLICATED_READ_TIMEOUT=seconds)
+
+
+@pytest.mark.parametrize("interval", [0, 0.01, 0.5])
+def test_pause(interval: float) -> None:
+    """No look at all is a choice; a hundred in a second are the most."""
+    found = read_settings({"REPLICATED_PROBE_INTERVAL": interval}, ["GET"], [])
+    assert found.probe_interval == interval
+
+
+@pytest.mark.parametrize("every", [0, 1e-9, 0.009])
+def test_pause_of_discovery(every: float) -> None:
+    """DNS that is asked without a pause is asked for nothing."""
+    source = {"url": "postgresql://replicas.internal/shop", "every": every}
+    with pytest.raises(ConfigurationError, match="every") as caught:
+        read_settings({"REPLICATED_DISCOVERY": {"slave": source}}, ["GET"], [])
+    assert caught.value.value == every
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import NullPool, QueuePool
 
-from flask_replicated import FlaskReplicated
-from flask_replicated.connecting import limit_connecting, unlimited
+from flask_replicated import (
+    AllReplicasOutError,
+    FlaskReplicated,
+    replicated_engine,
+    using_slave,
+)
+from flask_replicated.connecting import limit_connecting, limit_waiting, unlimited
 from tests.support import Build, build_fixture, make_file, sqlite_url, unpooled
 
 if TYPE_CHECKING:
@@ -191,6 +196,52 @@ class TestLimit:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+class Patient(QueuePool):
+    """A pool with a default of its own."""
+
+    def __init__(self, creator: Any, timeout: float = 7, **options: Any) -> None:
+        super().__init__(creator, timeout=timeout, **options)
+
+
+class TestWaiting:
+    """How long one waits for a connection that somebody else has."""
+
+    @pytest.mark.parametrize(
+        ("options", "seconds", "found"),
+        [
+            ({}, 2, 2),
+            ({}, 60, 30),  # never longer than it would have been
+            ({"pool_timeout": 30}, 2, 30),
+            ({"pool_timeout": float("30")}, 2, 30),
+            ({"pool_timeout": 0.5}, 2, 0.5),
+            ({"pool_timeout": None}, 2, None),
+            ({"poolclass": Patient}, 2, 2),
+        ],
+    )
+    def test_what_a_bind_says_is_stronger(
+        self, options: Any, seconds: float, found: float | None
+    ) -> None:
+        """The limit stands in for SQLAlchemy's default alone, and outlives dispose."""
+        options = {"poolclass": QueuePool, **options}
+        engine = sa.create_engine("sqlite://", **options)
+        limit_waiting(engine, seconds)
+        for _ in range(2):
+            assert isinstance(engine.pool, QueuePool)
+            assert engine.pool.timeout() == found
+            engine.dispose()
+
+    def test_nobody_waits_in_other_pools(self) -> None:
+        """A pool that gives everybody a connection has no limit."""
+        limit_waiting(sa.create_engine("sqlite://", poolclass=NullPool), 2)
+
+    def test_primary(self) -> None:
+        """Not for the primary, where a bind names that."""
+        primary = sa.create_engine("sqlite://", poolclass=QueuePool)
+        replicas = {"slave_1": primary.execution_options(), "slave_2": primary}
+        replicated_engine(primary, replicas)
+        assert primary.pool.timeout() == 30  # type: ignore[attr-defined]  # a QueuePool
+
+
 class TestAsync:
     """An async engine's loop is never blocked."""
 
@@ -284,3 +335,43 @@ def test_an_application_goes_elsewhere(build: Build, tmp_path: Path) -> None:
     assert served <= {"slave_1", "slave_2"}
     assert [one.failures for one in pool.snapshot().members] == [0, 0]
     assert pool.snapshot().live == ("slave_1", "slave_2")
+
+
+def test_one_waits_for_half_of_the_time(tmp_path: Path) -> None:
+    """To wait and then to connect takes little longer than to connect."""
+    engines = {
+        name: sa.create_engine(
+            sqlite_url(make_file(tmp_path, name)), poolclass=NullPool
+        )
+        for name in ("master", "slave_1")
+    }
+    routed = replicated_engine(
+        engines["master"],
+        {"slave_1": engines["slave_1"]},
+        REPLICATED_MAX_CONNECTING=1,
+        REPLICATED_CONNECT_TIMEOUT=0.1,
+        REPLICATED_FALLBACK="error",
+        REPLICATED_PROBE_INTERVAL=0,
+    )
+    held, begun = Event(), Event()
+    connect = engines["slave_1"].dialect.connect
+
+    def connecting(*args: Any, **options: Any) -> Any:
+        begun.set()
+        held.wait(10)
+        return connect(*args, **options)
+
+    engines["slave_1"].dialect.connect = connecting  # type: ignore[method-assign]  # a slow server
+
+    def ask() -> None:
+        with using_slave(), routed.connect():
+            pass
+
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(ask)
+        begun.wait(10)
+        with pytest.raises(AllReplicasOutError, match=r"within 0\.05 s"):
+            ask()
+        held.set()
+        first.result()
+    routed.dispose()

@@ -17,6 +17,8 @@ from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 
 from flask_replicated import ConfigurationError, FlaskReplicated
+from flask_replicated.config import Source
+from flask_replicated.discovery import Answer, Discovery, Place
 from tests.support import Build, Site, build_fixture, make_file, sqlite_url
 
 if TYPE_CHECKING:
@@ -41,12 +43,13 @@ class Server:
     Attributes:
         records: What it knows, by name and type.
         broken: Whether it answers that it cannot.
+        names_one: Whether it names one server at a time, each in its turn.
         asked: How many questions it has had.
     """
 
     def __init__(self) -> None:
         self.records: dict[tuple[str, str], list[str]] = {}
-        self.broken = False
+        self.broken = self.names_one = False
         self.asked = 0
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.socket.bind(("127.0.0.1", 0))
@@ -72,6 +75,8 @@ class Server:
         name = question.name.to_text()
         kind = dns.rdatatype.to_text(question.rdtype)
         found = self.records.get((name, kind))
+        if found and self.names_one:
+            found = [found[self.asked % len(found)]]
         if self.broken:
             answer.set_rcode(dns.rcode.SERVFAIL)
         elif found:
@@ -200,6 +205,20 @@ class TestAddresses:
             pool: Any = found.db.engines["slave_10.0.0.1:6432"].pool
         assert pool.size() == 2
 
+    def test_a_part_at_a_time(self, build: Build, server: Server) -> None:
+        """Servers that are named now and then stay, with the connections to them."""
+        server.records[HOST, "A"] = ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
+        server.names_one = True
+        found = Found(build, by_host())
+        names = [f"slave_10.0.0.{number}:6432" for number in (1, 2, 3)]
+        found.soon(*names)
+        asked = server.asked
+        wait_for(lambda: server.asked > asked + 9)
+        assert found.live() == set(names)
+        assert len(found.db.made) == 3
+        server.records[HOST, "A"] = ["10.0.0.2", "10.0.0.3"]
+        found.soon(*names[1:])
+
     @pytest.mark.parametrize("trouble", ["broken", "empty", "unknown"])
     def test_no_answer_keeps_them(
         self,
@@ -241,6 +260,68 @@ class TestAddresses:
         server.broken = False
         server.records[HOST, "A"] = ["10.0.0.1"]
         found.soon("slave_10.0.0.1:6432")
+
+
+class Taken:
+    """What a discovery does to a fleet."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def discovered(self, name: str, _bind: object, _weight: int) -> None:
+        """Take one in."""
+        self.names.add(name)
+
+    def remove(self, name: str) -> None:
+        """Let one go."""
+        self.names.remove(name)
+
+
+class TestMissing:
+    """When a server that is not named is let go."""
+
+    def found(
+        self, monkeypatch: pytest.MonkeyPatch, ttl: float, seconds: float
+    ) -> list[int]:
+        """Return at which answers without it one server was still there."""
+        now = 1000.0
+        monkeypatch.setattr(time, "monotonic", lambda: now)
+        source = Source(sa.make_url("postgresql://replicas.internal"), {}, 30)
+        fleet: Any = Taken()
+        discovery = Discovery("slave", source)
+        one, two = Place("one", None, 1), Place("two", None, 1)
+        discovery.found(fleet, Answer([one, two], ttl))
+        there = []
+        for number in range(1, 12):
+            now += seconds
+            discovery.found(fleet, Answer([one], ttl))
+            if "slave_two" in fleet.names:
+                there.append(number)
+        assert "slave_one" in fleet.names
+        return there
+
+    def test_third_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It goes with the third answer in a row that does not name it."""
+        assert self.found(monkeypatch, ttl=0, seconds=30) == [1, 2]
+        assert self.found(monkeypatch, ttl=30, seconds=30) == [1, 2]
+
+    def test_what_a_cache_repeats(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The same answer, out of a cache, counts once."""
+        assert self.found(monkeypatch, ttl=30, seconds=10) == [1, 2, 3, 4, 5, 6, 7, 8]
+
+    def test_kept_for_days(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """However long an answer may be kept, in a minute it is a new one."""
+        assert self.found(monkeypatch, ttl=86_400, seconds=30) == [1, 2, 3, 4, 5]
+
+    def test_named_in_between(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whoever is named again has missed nothing."""
+        source = Source(sa.make_url("postgresql://replicas.internal"), {}, 30)
+        fleet: Any = Taken()
+        discovery = Discovery("slave", source)
+        one, two = Place("one", None, 1), Place("two", None, 1)
+        for places in ([one, two], [one], [one], [two], [one], [one], [two]):
+            discovery.found(fleet, Answer(places))
+        assert fleet.names == {"slave_one", "slave_two"}
 
 
 class TestServices:

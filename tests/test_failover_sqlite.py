@@ -165,6 +165,26 @@ class TestBusy:
             site.db.session.commit()
             assert site.who() == "master"
 
+    def test_who_waits_goes_elsewhere(self, build: Build, tmp_path: Path) -> None:
+        """Nobody waits long for a place in one pool while others have some."""
+        names = ("slave_1", "slave_2")
+        binds = {
+            name: {
+                "url": f"sqlite:///{make_file(tmp_path, name)}",
+                "pool_size": 1,
+                "max_overflow": 0,
+            }
+            for name in names
+        }
+        site = build([], binds=binds, REPLICATED_CONNECT_TIMEOUT=0.01)
+        with site.app.app_context():
+            engines = dict(site.db.engines)
+            pool = site.db.engine.replicas.replica_pool  # type: ignore[attr-defined]  # the routed engine
+        for busy, other in (names, names[::-1]):
+            with engines[busy].connect():
+                assert site.count(4) == {other: 4}
+        assert {one.name for one in pool.live} == set(names)
+
 
 class TestTimeLimit:
     """Replicas are tried for so long, and no longer."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flask_replicated.positions import Observation, Progress
+from flask_replicated.positions import History, Observation, Progress
 from tests.support import unhurried
 
 
@@ -39,27 +39,86 @@ def test_first_look() -> None:
     assert Progress().lag(seen(200, 100, age=40), now=0) == 40
 
 
+def stopped(replayed: int, age: float) -> Observation:
+    """Return what a standby says that receives nothing."""
+    return Observation(primary=False, lag=age, measured=True, replayed=replayed)
+
+
 def test_receives_no_more() -> None:
-    """Where nothing is received, what was seen before proves nothing."""
+    """What is missing can only have come since it was seen to be up to date."""
     progress = Progress()
-    progress.lag(seen(100, 100, age=1), now=0)
-    stopped = Observation(primary=False, lag=77.0, measured=True)
-    assert progress.lag(stopped, now=5) == 77.0
-    assert progress.lag(seen(300, 200, age=80), now=10) == 80
+    progress.lag(seen(100, 100, age=500), now=0)
+    assert progress.lag(stopped(100, age=505), now=5) == 5
+    assert progress.lag(stopped(100, age=535), now=35) == 35
+    assert progress.lag(seen(300, 100, age=540), now=40) == 40
+    assert progress.lag(seen(300, 300, age=1), now=45) == 0
+
+
+def test_nothing_was_seen_of_it() -> None:
+    """One that receives nothing, and was never seen to, is as old as it says."""
+    progress = Progress()
+    assert progress.lag(stopped(100, age=77), now=0) == 77
+    assert progress.lag(stopped(100, age=80), now=3) == 80
+    assert progress.lag(Observation(False, None, measured=True), now=5) is None
+
+
+def test_copy() -> None:
+    """A copy knows what was seen, and keeps what it sees to itself."""
+    progress = Progress()
+    progress.lag(seen(100, 100, age=500), now=0)
+    copied = progress.copy()
+    assert copied.lag(seen(200, 150, age=510), now=10) == 10
+    assert len(progress._looks) == 1
+
+
+REPLICATES = Observation(primary=False, lag=0.0, measured=True)
+ALONE = Observation(alone=True, doubtful=True)
+UNTOLD = Observation(doubtful=True)
+CLUSTERED = Observation()
+
+
+def test_role_by_what_was_seen() -> None:
+    """A server without a source is a primary if it has had one, and else perhaps."""
+    history = History()
+    assert history.judge(ALONE) == ALONE
+    assert history.judge(REPLICATES) == REPLICATES
+    assert history.judge(ALONE).primary
+    # The account's privilege was taken away; or it is a cluster's by now.
+    assert history.judge(UNTOLD) == UNTOLD
+    assert history.judge(CLUSTERED) == CLUSTERED
+    assert history.judge(REPLICATES) == REPLICATES
+
+
+def test_role_of_a_twin() -> None:
+    """Who is the primary's own server is one, unless it says that it replicates."""
+    history = History()
+    history.twin = True
+    assert history.judge(ALONE).primary
+    assert history.judge(UNTOLD).primary
+    assert history.judge(REPLICATES) == REPLICATES
+    assert history.judge(CLUSTERED) == CLUSTERED
 
 
 @unhurried
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=60))
-def test_is_never_too_low(steps: list[tuple[int, int]]) -> None:
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 9), st.integers(0, 9), st.booleans()), max_size=60
+    )
+)
+def test_is_never_too_low(steps: list[tuple[int, int, bool]]) -> None:
     """What is said is at least the age of the oldest byte that is not shown yet."""
     progress, received, replayed = Progress(), 0, 0
-    arrivals: list[tuple[int, int]] = []  # the end of each piece, and when it came
-    for now, (more, done) in enumerate(steps):
-        received += more
-        arrivals.append((received, now))
+    missing = 0  # what the primary has written while nothing was received
+    written: list[tuple[int, int]] = []  # the end of each piece, and when it was
+    for now, (more, done, receives) in enumerate(steps):
+        missing += more
+        written.append((received + missing, now))
+        if receives:
+            received, missing = received + missing, 0
         replayed = min(received, replayed + done)
-        lag = progress.lag(seen(received, replayed, age=1e9), now=now)
-        hidden = [when for end, when in arrivals if end > replayed]
+        found = seen(received, replayed, 1e9) if receives else stopped(replayed, 1e9)
+        lag = progress.lag(found, now=now)
+        hidden = [when for end, when in written if end > replayed]
         oldest = now - min(hidden) if hidden else 0
         assert lag is not None
         assert lag >= oldest

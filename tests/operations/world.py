@@ -67,6 +67,8 @@ def make_app(binds: Mapping[str | None, str], *, switch: bool) -> Flask:
         REPLICATED_PIN_SECONDS=3600,
         REPLICATED_IS_READ=is_read,
         REPLICATED_WRITE_FUNCTIONS=["declared"],
+        # There its databases are all one server's.
+        REPLICATED_ROLE_CHECK=not binds[None].startswith("mariadb"),
     )
     db.init_app(app)
     FlaskReplicated(app)

@@ -225,6 +225,8 @@ def routed_world(pair: Pair, *, twophase: bool = False, **config: Any) -> Routed
     """Return the application with replicas."""
     db, author, book = _models(routed=True, twophase=twophase)
     app = _make_app(pair.primary, pair.mirrors, pair.options, db)
+    # A mirror may be another way to the same server.
+    app.config["REPLICATED_ROLE_CHECK"] = pair.primary not in pair.mirrors.values()
     app.config.update(config)
     world = RoutedWorld(app, db, author, book, mirrored=Opened(pair.killer()))
     world.prepare(pair)

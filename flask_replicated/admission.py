@@ -1,0 +1,150 @@
+"""What a server must say of itself before a new connection to it is used."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from .errors import ReplicaLagsError, WrongRoleError
+from .positions import Observation, after_a_moment, observer_of, role_observer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .positions import History, Observer
+
+__all__ = ["Admission"]
+
+_MOMENTS = 3
+"""How often a server is asked again that may only just have something to replay."""
+_AGAIN = 5.0
+"""Seconds after which one is asked again where no look in the background does it."""
+
+
+class Admission:
+    """Refuses connections to a server that is no replica, or too far behind.
+
+    It is asked over each new connection, before anybody else has it: so a process that
+    has just begun, and a replica that is new or back, need not wait for a look. Where
+    there is no look, a pooled connection is replaced by a new one from time to time.
+
+    Args:
+        name: The replica's bind name.
+        dialect: SQLAlchemy's name for it.
+        history: What was seen of the server.
+        role_check: Whether one that is no replica is refused.
+        max_lag: Seconds that it may be behind; None for any.
+        watched: Whether there is a look in the background.
+        clock: Returns seconds that never go backwards.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        dialect: str,
+        history: History,
+        *,
+        role_check: bool,
+        max_lag: float | None,
+        watched: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._name = name
+        self._history = history
+        self._role_check = role_check
+        self._max_lag = max_lag
+        self._clock = clock
+        self._observers = _observers(dialect, role_check, max_lag)
+        self._asked = clock()
+        self._again = None if watched or not self._observers else _AGAIN
+
+    def is_due(self) -> bool:
+        """Whether a pooled connection must make place for one that asks.
+
+        Only the first who wants to know is told so.
+        """
+        if self._again is None:
+            return False
+        now = self._clock()
+        if now - self._asked < self._again:
+            return False
+        self._asked = now
+        return True
+
+    def ask(self, connection: Any) -> None:
+        """Ask over a new connection.
+
+        Raises:
+            WrongRoleError: The server is no replica.
+            ReplicaLagsError: It is too far behind, or nobody knows how far.
+        """
+        if not self._observers:
+            return
+        self._asked = self._clock()
+        found = self._history.judge(self._observe(connection))
+        if found.primary and self._role_check:
+            raise WrongRoleError(self._name)
+        limit = self._max_lag
+        if limit is not None and found.measured and not found.primary:
+            lag = self._lag(connection, found, limit)
+            if _too_far(lag, limit):
+                raise ReplicaLagsError(self._name, lag, limit)
+
+    def _observe(self, connection: Any) -> Observation:
+        *more, last = self._observers
+        for observe in more:
+            try:
+                return _asked(connection, observe)
+            except Exception:  # noqa: BLE001 - should it have died, the next line says so
+                # A server that lives need not know what it is asked.
+                connection.rollback()
+        return _asked(connection, last)
+
+    def _lag(self, connection: Any, found: Observation, limit: float) -> float | None:
+        """Return how far it is behind at most, by all that was seen of it.
+
+        Behind a primary that was idle the last transaction is old, and what is not
+        replayed may have only just come. Nobody knows until it is replayed; so it has
+        a few moments for that.
+        """
+        progress = self._history.progress.copy()
+        lag = progress.lag(found, self._clock())
+        for _ in range(_MOMENTS):
+            if found.received is None or not _too_far(lag, limit):
+                break
+            now = self._clock()
+            found = _asked(connection, after_a_moment)
+            lag = progress.lag(found, now)
+        self._history.progress = progress
+        return lag
+
+
+def _too_far(lag: float | None, limit: float) -> bool:
+    return lag is None or lag > limit
+
+
+def _observers(
+    dialect: str, role_check: bool, max_lag: float | None
+) -> tuple[Observer, ...]:
+    """Return what to ask, and what next if the server does not know that."""
+    if not role_check and max_lag is None:
+        return ()
+    if dialect in {"mysql", "mariadb"}:
+        return observer_of(dialect), _nothing
+    if dialect != "postgresql":
+        return ()
+    # One question has both answers.
+    first = () if max_lag is None else (observer_of(dialect),)
+    return (*first, role_observer if role_check else _nothing)
+
+
+def _nothing(_cursor: Any) -> Observation:
+    return Observation()
+
+
+def _asked(connection: Any, observe: Observer) -> Observation:
+    cursor = connection.cursor()
+    try:
+        return observe(cursor)
+    finally:
+        cursor.close()

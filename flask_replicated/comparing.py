@@ -1,0 +1,100 @@
+"""Whether a replica's server is the primary's own, where it does not say so itself."""
+
+from __future__ import annotations
+
+import uuid
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from .connecting import unlimited
+from .sockets import hang_up, leave_to_parent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import Engine
+
+__all__ = ["Comparison", "can_compare"]
+
+
+def can_compare(engine: Engine) -> bool:
+    """Whether a primary can be asked for it."""
+    return engine.dialect.name in {"mysql", "mariadb"} and not engine.dialect.is_async
+
+
+class Comparison:
+    """Asks MariaDB or MySQL whether two engines lead to one server.
+
+    Names, ids and folders are the same in clones of a container, and an address may
+    stand for several servers. But a named lock belongs to one server alone: it is not
+    replicated, and no privilege is needed to take or to see it. So one of a name that
+    nobody else has is taken on the replica, and looked for on the primary.
+
+    Its two connections are opened past the pools, and closed at once.
+
+    Args:
+        primary: The one engine.
+        replica: The other.
+    """
+
+    def __init__(self, primary: Engine, replica: Engine) -> None:
+        self._primary = primary
+        self._replica = replica
+        self._open: list[Any] = []
+        self._over = False
+        self._busy = False
+
+    def is_twin(self) -> bool:
+        """Ask both.
+
+        Raises:
+            Exception: One of them does not answer, or another thread is asking.
+        """
+        if self._busy:
+            raise RuntimeError("one that has not ended yet may hang")
+        self._busy = True
+        name = f"flask_replicated.{uuid.uuid4().hex}"
+        try:
+            with self._cursor(self._replica) as ours:
+                if not _ask(ours, f"SELECT GET_LOCK('{name}', 0)"):
+                    raise RuntimeError("no lock could be taken")
+                with self._cursor(self._primary) as theirs:
+                    return _ask(theirs, f"SELECT IS_USED_LOCK('{name}')") is not None
+        finally:
+            self._busy = False
+
+    @contextmanager
+    def _cursor(self, engine: Engine) -> Iterator[Any]:
+        pool: Any = engine.pool
+        if self._over:
+            raise RuntimeError("nobody wants to know any more")
+        with unlimited():
+            connection = pool._creator()  # noqa: SLF001 - as the look itself connects
+        self._open.append(connection)
+        try:
+            if self._over:  # it was ended meanwhile
+                raise RuntimeError("nobody wants to know any more")
+            with closing(connection.cursor()) as cursor:
+                yield cursor
+        finally:
+            self._open.remove(connection)
+            connection.close()
+
+    def end(self) -> None:
+        """End it for good, if it waits on a socket that can be known."""
+        self._over = True
+        for connection in list(self._open):
+            hang_up(connection)
+
+    def abandon(self) -> None:
+        """Leave its connections to the parent of this process, for good."""
+        self._over = True
+        for connection in list(self._open):
+            leave_to_parent(connection)
+
+
+def _ask(cursor: Any, question: str) -> Any:
+    cursor.execute(question)
+    row = cursor.fetchone()
+    # A bind's own cursor may return a dictionary.
+    return next(iter(row.values())) if isinstance(row, dict) else row[0]

@@ -1,0 +1,255 @@
+"""What MariaDB's servers are found to be, though none of them says so."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import sqlalchemy as sa
+
+from examples.cluster import wait_until
+from flask_replicated import replicated_engine, using_slave
+from flask_replicated.comparing import Comparison
+from flask_replicated.probes import Probe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from flask_replicated.engines import RoutedEngine
+    from tests.mariadb.conftest import Servers
+    from tests.mariadb.servers import Server
+
+    Build = Callable[..., RoutedEngine]
+
+pytestmark = pytest.mark.mariadb
+
+
+@pytest.fixture
+def build() -> Iterator[Build]:
+    """Give a function that makes pools which are looked at often."""
+    made: list[RoutedEngine] = []
+
+    def build(
+        primary: Server, *replicas: Server, user: str = "root", **settings: Any
+    ) -> RoutedEngine:
+        engine = replicated_engine(
+            sa.create_engine(primary.url, pool_size=1, max_overflow=0),
+            {
+                f"slave_{number}": sa.create_engine(one.url.set(username=user))
+                for number, one in enumerate(replicas, start=1)
+            },
+            **{"REPLICATED_PROBE_INTERVAL": 0.2, **settings},
+        )
+        made.append(engine)
+        return engine
+
+    yield build
+    for engine in made:
+        engine.dispose()
+    wait_until(
+        lambda: not [t for t in threading.enumerate() if "replicated" in t.name],
+        "the threads to end",
+    )
+
+
+def read(engine: RoutedEngine) -> None:
+    """Read from a replica."""
+    with using_slave(), engine.connect() as connection:
+        connection.execute(sa.text("SELECT 1")).all()
+
+
+def live(engine: RoutedEngine) -> set[str]:
+    """Return who is in rotation."""
+    return {member.name for member in engine.replicas.replica_pool.live}
+
+
+def settle(engine: RoutedEngine, *names: str) -> None:
+    """Wait until the monitor alone has left these in rotation: no request asks."""
+    wait_until(lambda: live(engine) == set(names), f"only {names} to be live", 20)
+
+
+def why(engine: RoutedEngine, name: str) -> str:
+    """Return why a replica is out."""
+    return engine.replicas.replica_pool.causes()[name]
+
+
+@pytest.fixture
+def compared(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Give the answers to every question whether two servers are one."""
+    found: list[bool] = []
+    is_twin = Comparison.is_twin
+
+    def noted(comparison: Comparison) -> bool:
+        found.append(is_twin(comparison))
+        return found[-1]
+
+    monkeypatch.setattr(Comparison, "is_twin", noted)
+    return found
+
+
+class TestTwin:
+    """A bind that names the primary by mistake."""
+
+    def test_is_left_out(self, build: Build, servers: Servers) -> None:
+        """It takes no reads, and the operator is told."""
+        engine = build(servers.primary, servers.primary, servers.replica)
+        with engine.primary.connect():  # which has no second connection to give
+            read(engine)
+            settle(engine, "slave_2")
+        assert "REPLICATED_ROLE_CHECK" in why(engine, "slave_1")
+
+    def test_whatever_the_account_may_ask(self, build: Build, servers: Servers) -> None:
+        """It takes no privilege to find out."""
+        servers.primary.execute("CREATE OR REPLACE USER few@'127.0.0.1'")
+        servers.primary.execute("CREATE OR REPLACE USER few@localhost")
+        engine = build(servers.primary, servers.primary, user="few")
+        read(engine)
+        settle(engine)
+        assert "no replica but a primary" in why(engine, "slave_1")
+
+    def test_another_server(
+        self, build: Build, servers: Servers, compared: list[bool]
+    ) -> None:
+        """A server that replicates from nobody may be one of a cluster."""
+        engine = build(servers.primary, servers.other)
+        read(engine)
+        wait_until(lambda: compared == [False], "them to be compared")
+        seen = engine.replicas.replica_pool.member("slave_1")
+        assert seen in engine.replicas.replica_pool.live
+
+    def test_asked_once(
+        self,
+        build: Build,
+        servers: Servers,
+        compared: list[bool],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """The primary is asked about those that leave it open, and once."""
+        looks: list[str] = []
+        compare = Probe.compare
+
+        def noted(probe: Probe) -> None:
+            compare(probe)
+            looks.append(probe.member.name)
+
+        monkeypatch.setattr(Probe, "compare", noted)
+        engine = build(servers.primary, servers.other, servers.replica)
+        read(engine)
+        wait_until(lambda: bool(compared), "them to be compared")
+        began = len(looks)
+        wait_until(lambda: len(looks) > began + 6, "some more looks")
+        assert compared == [False]
+        assert live(engine) == {"slave_1", "slave_2"}
+
+    def test_primary_that_is_out(self, build: Build, servers: Servers) -> None:
+        """Where the primary cannot be asked, nothing is held against anybody."""
+        engine = build(servers.primary, servers.other)
+        failed = threading.Event()
+
+        @sa.event.listens_for(engine.real, "do_connect")
+        def refuse(*_: Any) -> None:
+            failed.set()
+            raise sa.exc.OperationalError("", None, Exception("refused"))
+
+        read(engine)
+        assert failed.wait(20)
+        assert live(engine) == {"slave_1"}
+
+    def test_switched_off(
+        self, build: Build, servers: Servers, compared: list[bool]
+    ) -> None:
+        """With REPLICATED_ROLE_CHECK = False any server will do."""
+        settings: dict[str, Any] = {"REPLICATED_ROLE_CHECK": False}
+        engine = build(servers.primary, servers.primary, **settings)
+        assert engine.monitor._policy.primary is None
+        read(engine)
+        assert not compared
+
+
+class TestPromotion:
+    """A replica that becomes a primary."""
+
+    def test_leaves_and_returns(self, build: Build, servers: Servers) -> None:
+        """It takes no more reads, until it replicates again."""
+        engine = build(
+            servers.primary,
+            servers.replica,
+            servers.other,
+            REPLICATED_MAX_LAG=None,  # or it may go out sooner, as it stops
+        )
+        read(engine)
+        history = engine.monitor._replicas["slave_1"].history
+        wait_until(lambda: history._replicated, "it to be seen to replicate")
+        servers.replica.promote()
+        settle(engine, "slave_2")
+        assert "no replica but a primary" in why(engine, "slave_1")
+        servers.replica.follow(servers.primary)
+        settle(engine, "slave_1", "slave_2")
+
+    def test_named_source(self, build: Build, servers: Servers) -> None:
+        """A source that was given a name is a source."""
+        servers.replica.promote()
+        servers.replica.execute(
+            "CHANGE MASTER 'north' TO MASTER_HOST='127.0.0.1', "
+            f"MASTER_PORT={servers.primary.port}, MASTER_USER='root'"
+        )
+        try:
+            engine = build(servers.primary, servers.replica)
+            read(engine)
+            # It has not been started, so that its lag is not known.
+            settle(engine)
+            assert "lag is unknown" in why(engine, "slave_1")
+        finally:
+            servers.replica.execute("RESET SLAVE 'north' ALL")
+
+
+class TestAtConnect:
+    """What a new connection hears, where there is no look."""
+
+    def test_promoted(self, build: Build, servers: Servers) -> None:
+        """A replica that has replicated, and does no more, is refused."""
+        engine = build(
+            servers.primary,
+            servers.replica,
+            servers.other,
+            REPLICATED_PROBE_INTERVAL=0,
+        )
+        for _ in range(2):
+            read(engine)
+        servers.replica.promote()
+        pool = engine.replicas.replica_pool
+        pool.member("slave_1").target.dispose()
+        for _ in range(2):
+            read(engine)
+        assert live(engine) == {"slave_2"}
+        assert "no replica but a primary" in why(engine, "slave_1")
+
+    def test_behind(self, build: Build, servers: Servers) -> None:
+        """So is one whose lag nobody knows, though the server could tell."""
+        servers.replica.execute("STOP SLAVE SQL_THREAD")
+        try:
+            engine = build(
+                servers.primary, servers.replica, REPLICATED_PROBE_INTERVAL=0
+            )
+            read(engine)
+            assert not live(engine)
+            assert "lag is unknown" in why(engine, "slave_1")
+        finally:
+            servers.replica.execute("START SLAVE")
+
+
+def test_ended_while_it_asks(servers: Servers) -> None:
+    """A comparison that nobody waits for any more ends, and closes what it opened."""
+    engines = [sa.create_engine(one.url) for one in (servers.primary, servers.other)]
+    comparison = Comparison(*engines)
+
+    @sa.event.listens_for(engines[0], "do_connect")
+    def end(*_: Any) -> None:
+        comparison.end()
+
+    with pytest.raises(RuntimeError, match="nobody wants to know"):
+        comparison.is_twin()
+    assert not comparison._open
+    with pytest.raises(RuntimeError, match="nobody wants to know"):
+        comparison.is_twin()
