@@ -51,9 +51,12 @@ class _LateJoined(Connection):
     they began.
     """
 
+    if not hasattr(Connection, "_has_events"):  # in the oldest of SQLAlchemy 2.0
+        _has_events = False
+
     def __init__(self, engine: Engine) -> None:
         # Said explicitly, so that it is not asked.
-        super().__init__(engine, None, getattr(type(self), "_has_events", False))
+        super().__init__(engine, None, self._has_events)
 
     @functools.cached_property
     def dispatch(self) -> Any:  # type: ignore[override]  # SQLAlchemy's is a descriptor too

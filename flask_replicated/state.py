@@ -49,6 +49,8 @@ __all__ = [
     "RequestState",
     "current_app_state",
     "current_request_state",
+    "this_app",
+    "this_context",
     "this_request",
 ]
 
@@ -115,19 +117,21 @@ class AppState:
             current = this_request()
         except RuntimeError:
             return None
-        return self.state_of(current)
-
-    def state_of(self, current: Request) -> RequestState | None:
-        """Return the state of the running request, which the caller has at hand."""
-        # Not by way of __dict__: to ask for one makes one, and every attribute of
-        # the request dearer.
         state: RequestState | None = getattr(current, _ATTRIBUTE, None)
         if state is None:
-            if this_context().app is not self._app():
-                return None
-            state = RequestState(self)
-            setattr(current, _ATTRIBUTE, state)
+            return self.state_in(this_context())
         return state if state.app is self else None
+
+    def state_in(self, context: RequestContext) -> RequestState | None:
+        """Return the state of the running request, whose context the caller has."""
+        # Not by way of __dict__: to ask for one makes one, and every attribute of
+        # the request dearer.
+        state: RequestState | None = getattr(context.request, _ATTRIBUTE, None)
+        if state is None and context.app is self._app():
+            state = RequestState(self)
+            setattr(context.request, _ATTRIBUTE, state)
+            return state
+        return state if state is not None and state.app is self else None
 
     def role(self) -> Role:
         """Return where a read of the running request goes; outside one, the primary."""

@@ -103,35 +103,47 @@ class ReadTransaction(_Harmless, RootTransaction):
 
     def close(self) -> None:
         """End it, now or with the session's connection."""
-        if self.connection.of_session:
-            self.connection.of_session = False
-            return
-        try:
-            RootTransaction.close(self)
-        except Exception:
-            logger.debug("a read did not end well", exc_info=True)
+        connection = self.connection
+        if connection.of_session:
+            connection.of_session = False
+        elif (
+            self.is_active
+            and connection._nested_transaction is None  # noqa: SLF001 - as Connection's own way asks
+            and not self._has_end()
+        ):
+            # All that is left of it then.
+            self.is_active = False
+            connection._transaction = None  # noqa: SLF001 - the same
+        else:
+            try:
+                RootTransaction.close(self)
+            except Exception:
+                logger.debug("a read did not end well", exc_info=True)
 
     # Most reads begin nothing, and so have nothing to end, which their driver knows for
     # less than it takes to tell it. But who listens, or logs, is told.
+
+    def _has_end(self) -> bool:
+        connection = self.connection
+        return bool(
+            has_block(connection)
+            or connection._has_events  # noqa: SLF001 - the same
+            or connection.engine._has_events  # noqa: SLF001 - the same
+            or connection._echo  # noqa: SLF001 - the same
+        )
 
     def _connection_begin_impl(self) -> None:
         connection = self.connection
         if (
             type(connection.dialect).do_begin is not DefaultDialect.do_begin
-            or connection._has_events  # noqa: SLF001 - as Connection's own way asks
+            or connection._has_events  # noqa: SLF001 - the same
             or connection.engine._has_events  # noqa: SLF001 - the same
             or connection._echo  # noqa: SLF001 - the same
         ):
             super()._connection_begin_impl()
 
     def _connection_rollback_impl(self) -> None:
-        connection = self.connection
-        if (
-            has_block(connection)
-            or connection._has_events  # noqa: SLF001 - the same
-            or connection.engine._has_events  # noqa: SLF001 - the same
-            or connection._echo  # noqa: SLF001 - the same
-        ):
+        if self._has_end():
             super()._connection_rollback_impl()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .options import reads_primary
-from .state import STATE, this_app, this_request
+from .state import STATE, this_app, this_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,7 +85,7 @@ class Ways:
     def serve(self) -> bool:
         """Learn which request is served; whether it may go the short way."""
         try:  # nearly always there is one, and to ask first is dearer
-            current = this_request()
+            context = this_context()
             owner = this_app()
         except RuntimeError:
             return False
@@ -96,9 +96,10 @@ class Ways:
         # A test may have put in another engine.
         if default is None or app.engines.get(None) is not default:
             return False
-        state = app.state_of(current)
+        state = app.state_in(context)
         if state is None:
             return False
+        current = context.request
         self.app, self.request, self.state = owner, current, state
         self.primary, self.replicas = default.primary, default.replicas
         self.classify, self.plain_mappers = app.classify, app.plain_mappers
