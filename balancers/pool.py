@@ -14,9 +14,10 @@ from threading import Lock
 from typing import TYPE_CHECKING, Generic, TypeVar
 from weakref import WeakSet
 
-from ._membership import GONE, Subset
+from ._membership import GONE
 from ._rotations import RotationBuilder, by_chance
 from ._slots import Slot, end_ramps, grant_probe, make_members
+from ._subset import Subset
 from .breaker import CircuitBreaker, Permit, check_seconds
 from .errors import DuplicateMember, NoMemberAvailable, UnknownMember, error_text
 from .events import (
