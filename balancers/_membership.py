@@ -1,8 +1,20 @@
-"""What is left of a member that was removed."""
+"""Who belongs to a pool, and what is left of a member that was removed."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Generic, TypeVar
+from weakref import WeakSet
+
+from ._slots import Slot
 from .breaker import CircuitBreaker, Door, Permit
+from .errors import DuplicateMember, UnknownMember
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from .strategies import Member
+
+T = TypeVar("T")
 
 _NO_NEWS = Permit(-1, quiet=True)
 
@@ -50,3 +62,76 @@ class GoneBreaker(CircuitBreaker):
 
 GONE = GoneBreaker()
 """It keeps nothing, so one serves all."""
+
+
+class Membership(Generic[T]):
+    """The members of a pool, by name, and the condition of each.
+
+    Changed under the pool's lock only, and then replaced: others read it meanwhile.
+
+    Args:
+        slots: the first members' conditions, in order.
+
+    Attributes:
+        slots: the condition of each member, in order.
+        names: the members by name.
+    """
+
+    def __init__(self, slots: Iterable[Slot[T]]) -> None:
+        # Those removed that somebody still holds, and may report on.
+        self._gone: WeakSet[Member[T]] = WeakSet()
+        self._replace({slot.member: slot for slot in slots})
+
+    def member(self, name: str) -> Member[T]:
+        """Return the member of this name.
+
+        Raises:
+            UnknownMember: there is none.
+        """
+        try:
+            return self.names[name]
+        except KeyError:
+            raise UnknownMember(name, self.names) from None
+
+    def slot(self, member: Member[T]) -> Slot[T]:
+        """Return the condition of *member*, which may have been removed meanwhile.
+
+        Raises:
+            UnknownMember: it has never been a member.
+        """
+        try:
+            return self.slots[member]
+        except (KeyError, TypeError):
+            if member in self._gone:
+                return Slot(member, GONE)
+            name = getattr(member, "name", member)
+            raise UnknownMember(str(name), self.names) from None
+
+    def add(self, slot: Slot[T]) -> None:
+        """Take in a new member.
+
+        Raises:
+            DuplicateMember: a member has its name.
+        """
+        if slot.member.name in self.names:
+            raise DuplicateMember(slot.member.name, self.names)
+        self._replace({**self.slots, slot.member: slot})
+
+    def remove(self, name: str) -> Member[T]:
+        """Let a member go.
+
+        Raises:
+            UnknownMember: there is none of this name.
+        """
+        member = self.member(name)
+        self._gone.add(member)
+        # Reports that are under way look for the breaker once they have the lock.
+        self.slots[member].breaker = GONE
+        self._replace(
+            {one: slot for one, slot in self.slots.items() if one is not member}
+        )
+        return member
+
+    def _replace(self, slots: dict[Member[T], Slot[T]]) -> None:
+        self.slots = slots
+        self.names = {member.name: member for member in slots}
