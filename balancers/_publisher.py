@@ -131,13 +131,10 @@ class Publisher(Generic[T]):
     def others(self, tried: Member[T]) -> Iterator[Member[T]]:
         """Return the members to try after *tried*, each at most once."""
         seen = {tried}
-        for other in self._rest(seen):
+        for other in self._remaining(seen):
             if other not in seen:
                 seen.add(other)
                 yield other
-        while (probe := self._probe(seen)) is not None:
-            seen.add(probe)
-            yield probe
 
     def spares(self) -> list[Member[T]]:
         """Return those that only the limit keeps out of the rotation, in order."""
@@ -211,16 +208,20 @@ class Publisher(Generic[T]):
         self._tell(MemberProbed(granted.member.name, granted.breaker.lease))
         return granted.member
 
-    def _rest(self, tried: Collection[Member[T]]) -> Iterator[Member[T]]:
-        """Return live members as the rotation goes on, any it left out, then spares.
+    def _remaining(self, tried: Collection[Member[T]]) -> Iterator[Member[T]]:
+        """Return whom to try as *tried* grows, some of them more than once.
 
-        Each step is taken from the shared rotation, so that the next caller's
-        substitute is another.
+        Live members as the rotation goes on, any it left out, spares, probes. Each
+        step is taken from the shared rotation, so that the next caller's substitute
+        is another.
         """
-        slot = self._membership.slot
         with suppress(NoMemberAvailable):
             for _ in self.live:
                 yield self._rotation()
         left = by_chance(member for member in self.live if member not in tried)
+        # Looked up before one of those fails, whose place a spare would take.
+        left += self.spares()
+        slot = self._membership.slot
         yield from (member for member in left if slot(member).live)
-        yield from (member for member in self.spares() if slot(member).live)
+        while (probe := self._probe(tried)) is not None:
+            yield probe

@@ -166,6 +166,15 @@ class TestSpares:
         assert set(tried[:3]) == set(order[:3])
         assert tried[3:] == order[3:]
 
+    def test_are_all_tried_as_they_move_up(self) -> None:
+        """When each member tried fails and a spare takes its place, none is missed."""
+        pool = make(3, threshold=1)
+        tried = []
+        for member in pool.candidates():
+            tried.append(member.name)
+            pool.failed(member, REFUSED, pool.permit(member))
+        assert sorted(tried) == sorted(MANY)
+
     def test_are_shown_as_spare(self) -> None:
         """A snapshot says that they are not in rotation, and causes say why."""
         pool = make(3)
