@@ -30,34 +30,14 @@ class GoneBreaker(CircuitBreaker):
         super().__init__()
         self._door = Door("open", _NO_NEWS, failures=1)
 
-    @property
-    def quiet(self) -> bool:
-        """Always true: a success would teach it nothing."""
-        return True
-
-    def acquire(self) -> Permit | None:
+    def acquire(self) -> None:
         """Give no leave."""
-        return None
 
-    def failed(self, permit: Permit | None = None) -> bool:  # noqa: ARG002 - deaf
-        """Change nothing."""
+    def _ignore(self, *_: object, **__: object) -> bool:
+        """Change nothing; without the lock, which serves members of many pools."""
         return False
 
-    def succeeded(self, permit: Permit | None = None) -> bool:  # noqa: ARG002 - deaf
-        """Change nothing."""
-        return False
-
-    def rest(self, seconds: float, permit: Permit | None = None) -> bool:  # noqa: ARG002 - deaf
-        """Change nothing."""
-        return False
-
-    def trip(self, seconds: float) -> bool:  # noqa: ARG002 - deaf
-        """Change nothing."""
-        return False
-
-    def recover(self, permit: Permit | None = None) -> bool:  # noqa: ARG002 - deaf
-        """Change nothing."""
-        return False
+    failed = succeeded = rest = trip = recover = _ignore
 
 
 GONE = GoneBreaker()
