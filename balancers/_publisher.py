@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from ._rotations import RotationBuilder, by_chance
 from ._slots import end_ramps, grant_probe
 from ._subset import Subset
+from .breaker import check_seconds
 from .errors import NoMemberAvailable
 from .events import MemberProbed, PoolSnapshot
 
@@ -47,7 +48,7 @@ class Publisher(Generic[T]):
         live: the members in rotation, in the order given.
 
     Raises:
-        InvalidSetting: for *limit*.
+        InvalidSetting: for *slow_start* or *limit*.
         InvalidPick: the strategy returned no pick function.
     """
 
@@ -62,6 +63,7 @@ class Publisher(Generic[T]):
         publish: Callable[[Pick[T]], None],
         tell: Callable[[Event], None],
     ) -> None:
+        check_seconds("slow_start", slow_start)
         self._membership = membership
         self._builder = RotationBuilder(strategy, clock=clock, causes=self.causes)
         self._slow_start = slow_start

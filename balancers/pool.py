@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from ._membership import Membership
 from ._publisher import Publisher
 from ._slots import Slot, make_members
-from .breaker import CircuitBreaker, Permit, check_seconds
+from .breaker import CircuitBreaker, Permit
 from .errors import NoMemberAvailable, error_text
 from .events import (
     Event,
@@ -109,13 +109,11 @@ class Pool(Generic[T]):
             jitter=jitter,
         )
         breaker()  # says what is wrong with the numbers, even if there is no member
-        check_seconds("slow_start", slow_start)
         self.clock = clock
         self._new_breaker = breaker
         self._listeners = tuple(listeners)
-        self._membership = Membership(
-            Slot(member, breaker()) for member in make_members(targets, weights or {})
-        )
+        members = make_members(targets, weights or {})
+        self._membership = Membership(Slot(member, breaker()) for member in members)
         self._publisher = Publisher(
             self._membership,
             resolve_balancer(balancer),
@@ -315,8 +313,7 @@ class Pool(Generic[T]):
             InvalidWeight: *weight* is no whole number from 0 up.
         """
         (member,) = make_members({name: target}, {name: weight})
-        slot = Slot(member, self._new_breaker())
-        self._publisher.add(slot)
+        self._publisher.add(Slot(member, self._new_breaker()))
         self._tell(MemberAdded(name, weight))
         return member
 
