@@ -1,13 +1,13 @@
-"""What is left of a member that was removed, and who of many is used."""
+"""Who belongs to a pool, and what is left of a member that was removed."""
 
 from __future__ import annotations
 
-import math
-import random
-from hashlib import blake2b
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
+from weakref import WeakSet
 
-from .breaker import CircuitBreaker, Door, Permit, check_count
+from ._slots import Slot
+from .breaker import CircuitBreaker, Door, Permit
+from .errors import DuplicateMember, UnknownMember
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,80 +30,88 @@ class GoneBreaker(CircuitBreaker):
         super().__init__()
         self._door = Door("open", _NO_NEWS, failures=1)
 
-    @property
-    def quiet(self) -> bool:
-        """Always true: a success would teach it nothing."""
-        return True
-
-    def acquire(self) -> Permit | None:
+    def acquire(self) -> None:
         """Give no leave."""
-        return None
 
-    def failed(self, permit: Permit | None = None) -> bool:  # noqa: ARG002 - deaf
-        """Change nothing."""
+    def _ignore(self, *_: object, **__: object) -> bool:
+        """Change nothing; without the lock, which serves members of many pools."""
         return False
 
-    def succeeded(self, permit: Permit | None = None) -> bool:  # noqa: ARG002 - deaf
-        """Change nothing."""
-        return False
-
-    def rest(self, seconds: float, permit: Permit | None = None) -> bool:  # noqa: ARG002 - deaf
-        """Change nothing."""
-        return False
-
-    def trip(self, seconds: float) -> bool:  # noqa: ARG002 - deaf
-        """Change nothing."""
-        return False
-
-    def recover(self, permit: Permit | None = None) -> bool:  # noqa: ARG002 - deaf
-        """Change nothing."""
-        return False
+    failed = succeeded = rest = trip = recover = _ignore
 
 
 GONE = GoneBreaker()
 """It keeps nothing, so one serves all."""
 
 
-class Subset:
-    """A stable choice of a few among many, another one in each process.
+class Membership(Generic[T]):
+    """The members of a pool, by name, and the condition of each.
 
-    Every name has a place in an order that depends on the name, its weight and a
-    random seed, and on nobody else ("rendezvous hashing": D. Thaler and C.
-    Ravishankar, 1998). So when one goes, all others keep their order, and the next
-    in it takes the place; when it returns, it has its own place again.
+    Changed under the pool's lock only, and then replaced: others read it meanwhile.
 
     Args:
-        limit: how many are used; None for all.
+        slots: the first members' conditions, in order.
 
-    Raises:
-        InvalidSetting: *limit* is no whole number from 1 up.
+    Attributes:
+        slots: the condition of each member, in order.
+        names: the members by name.
     """
 
-    def __init__(self, limit: int | None) -> None:
-        if limit is not None:
-            check_count("limit", limit)
-        self.limit = limit
-        self.renew()
+    def __init__(self, slots: Iterable[Slot[T]]) -> None:
+        # Those removed that somebody still holds, and may report on.
+        self._gone: WeakSet[Member[T]] = WeakSet()
+        self._replace({slot.member: slot for slot in slots})
 
-    def renew(self) -> None:
-        """Draw a new order: for a forked child, which has copied its parent's."""
-        self._seed = random.randbytes(16)  # noqa: S311 - no secret
+    def member(self, name: str) -> Member[T]:
+        """Return the member of this name.
 
-    def order(self, members: Iterable[Member[T]]) -> list[Member[T]]:
-        """Return *members*, each of weight 1 or more, from first choice to last."""
-        return sorted(members, key=self._place)
+        Raises:
+            UnknownMember: there is none.
+        """
+        try:
+            return self.names[name]
+        except KeyError:
+            raise UnknownMember(name, self.names) from None
 
-    def choose(self, members: tuple[Member[T], ...]) -> tuple[Member[T], ...]:
-        """Return the first ones in the order, in the sequence given."""
-        if self.limit is None or len(members) <= self.limit:
-            return members
-        chosen = set(self.order(members)[: self.limit])
-        return tuple(member for member in members if member in chosen)
+    def slot(self, member: Member[T]) -> Slot[T]:
+        """Return the condition of *member*, which may have been removed meanwhile.
 
-    def _place(self, member: Member[T]) -> float:
-        # An exponential variable whose rate is the weight: the least of several is a
-        # given one with a probability in proportion to its weight.
-        name = member.name.encode("utf-8", "surrogatepass")
-        digest = blake2b(name, digest_size=7, key=self._seed).digest()
-        part = (int.from_bytes(digest, "big") + 1) / (2**56 + 1)
-        return -math.log(part) / member.weight
+        Raises:
+            UnknownMember: it has never been a member.
+        """
+        try:
+            return self.slots[member]
+        except (KeyError, TypeError):
+            if member in self._gone:
+                return Slot(member, GONE)
+            name = getattr(member, "name", member)
+            raise UnknownMember(str(name), self.names) from None
+
+    def add(self, slot: Slot[T]) -> None:
+        """Take in a new member.
+
+        Raises:
+            DuplicateMember: a member has its name.
+        """
+        if slot.member.name in self.names:
+            raise DuplicateMember(slot.member.name, self.names)
+        self._replace({**self.slots, slot.member: slot})
+
+    def remove(self, name: str) -> Member[T]:
+        """Let a member go.
+
+        Raises:
+            UnknownMember: there is none of this name.
+        """
+        member = self.member(name)
+        self._gone.add(member)
+        # Reports that are under way look for the breaker once they have the lock.
+        self.slots[member].breaker = GONE
+        self._replace(
+            {one: slot for one, slot in self.slots.items() if one is not member}
+        )
+        return member
+
+    def _replace(self, slots: dict[Member[T], Slot[T]]) -> None:
+        self.slots = slots
+        self.names = {member.name: member for member in slots}

@@ -68,11 +68,6 @@ class RotationBuilder(Generic[T]):
         own = type(strategy) in BALANCERS.values()
         return pick if own else _guarded(pick, live, strategy)
 
-    def build_first(self, live: tuple[Member[T], ...]) -> Pick[T]:
-        """Do the same, and say in the log if weights were given in vain."""
-        self.warn_of_weights(live)
-        return self.build(live)
-
     def warn_of_weights(self, live: tuple[Member[T], ...]) -> None:
         """Say in the log if weights were given in vain."""
         if isinstance(self._strategy, RoundRobin) and len({m.weight for m in live}) > 1:

@@ -12,6 +12,7 @@ from .strategies import Member
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
+    from ._rotations import Ramp
     from .breaker import CircuitBreaker
 
 T = TypeVar("T")
@@ -25,8 +26,7 @@ class Slot(Generic[T]):
         breaker: its breaker.
         drained: whether it was taken out by hand.
         last_error: one line about its last failure.
-        ramp: start and length of its slow start, as a clock reading and seconds;
-            None when it takes its whole share.
+        ramp: its slow start; None when it takes its whole share.
     """
 
     __slots__ = ("breaker", "drained", "last_error", "member", "ramp")
@@ -36,7 +36,7 @@ class Slot(Generic[T]):
         self.breaker = breaker
         self.drained = False
         self.last_error: str | None = None
-        self.ramp: tuple[float, float] | None = None
+        self.ramp: Ramp | None = None
 
     @property
     def enabled(self) -> bool:
@@ -139,10 +139,10 @@ def grant_probe(
         now: clock reading.
         tried: members that the caller does not want again.
     """
-    due = [
+    due = (
         slot
         for slot in slots
         if slot.enabled and slot.breaker.due <= now and slot.member not in tried
-    ]
-    due.sort(key=lambda slot: slot.breaker.due)
-    return next((slot for slot in due if slot.breaker.acquire()), None)
+    )
+    longest_due = sorted(due, key=lambda slot: slot.breaker.due)
+    return next((slot for slot in longest_due if slot.breaker.acquire()), None)

@@ -42,9 +42,7 @@ class Door(NamedTuple):
     """The whole condition of a breaker, replaced at each transition."""
 
     state: State = "closed"
-    permit: Permit = Permit(
-        0, quiet=True
-    )  # made once here, so that asking for it is free
+    permit: Permit = Permit(0, quiet=True)  # made once, so that asking is free
     failures: int = 0
     level: int = 0  # doublings that the next opening starts from
     changed_at: float = -math.inf  # last counted failure or change of state
@@ -126,12 +124,13 @@ class CircuitBreaker:
     @property
     def quiet(self) -> bool:
         """Whether it is closed and has no failure to forget."""
-        return not self._door.failures and self._door.state == "closed"
+        return self._door.permit.quiet
 
     @property
     def usable(self) -> bool:
         """Whether it is closed, or left alone for a while without any failure."""
-        return self._door.state == "closed" or not self._door.failures
+        door = self._door
+        return door.state == "closed" or not door.failures
 
     @property
     def due(self) -> float:
@@ -202,8 +201,7 @@ class CircuitBreaker:
                 permit = replace(door.permit, quiet=True)
                 self._door = door._replace(failures=0, permit=permit)
                 return False
-            now = self.clock()
-            self._move(now, state="closed", failures=0, due=math.inf, healthy_at=now)
+            self._close()
             return True
 
     def rest(self, seconds: float, permit: Permit | None = None) -> bool:
@@ -252,8 +250,7 @@ class CircuitBreaker:
         with self._lock:
             if self._door.state == "closed" or self._is_late(permit):
                 return False
-            now = self.clock()
-            self._move(now, state="closed", failures=0, due=math.inf, healthy_at=now)
+            self._close()
             return True
 
     def renew_lock(self) -> None:
@@ -288,6 +285,10 @@ class CircuitBreaker:
             due=now + base * (0.5 + 0.5 * self._jitter()),
             healthy_at=since,
         )
+
+    def _close(self) -> None:
+        now = self.clock()
+        self._move(now, state="closed", failures=0, due=math.inf, healthy_at=now)
 
     def _move(self, now: float, **changes: object) -> None:
         door = self._door._replace(

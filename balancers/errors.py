@@ -73,12 +73,6 @@ class BalancerError(Exception):
     The arguments are the data, ``str()`` is the message; so each one pickles.
     """
 
-    def __str__(self) -> str:
-        return self._message()
-
-    def _message(self) -> str:
-        return super().__str__()
-
 
 class NoMemberAvailable(BalancerError):  # noqa: N818 - it reads as what happened
     """Nobody is left to pick.
@@ -91,7 +85,7 @@ class NoMemberAvailable(BalancerError):  # noqa: N818 - it reads as what happene
         self.causes = dict(causes)
         super().__init__(self.causes)
 
-    def _message(self) -> str:
+    def __str__(self) -> str:
         if not self.causes:
             return "No member is available: the pool has none."
         listed = "; ".join(f"{name!r}: {cause}" for name, cause in self.causes.items())
@@ -111,7 +105,7 @@ class UnknownMember(BalancerError, KeyError):  # noqa: N818 - as above
         self.known = tuple(known)
         super().__init__(name, self.known)
 
-    def _message(self) -> str:
+    def __str__(self) -> str:
         if self.name in self.known:
             return f"The member {self.name!r} given here belongs to another pool."
         return f"No member {self.name!r}; the pool knows {_names(self.known)}."
@@ -130,7 +124,7 @@ class DuplicateMember(BalancerError, ValueError):  # noqa: N818 - as above
         self.known = tuple(known)
         super().__init__(name, self.known)
 
-    def _message(self) -> str:
+    def __str__(self) -> str:
         return (
             f"There is a member {self.name!r} already; remove it first, or take a name "
             f"other than {_names(self.known)}."
@@ -153,7 +147,7 @@ class UnknownBalancer(BalancerError, ValueError):  # noqa: N818 - as above
         self.reason = redact(reason)
         super().__init__(self.value, self.known, self.reason)
 
-    def _message(self) -> str:
+    def __str__(self) -> str:
         return (
             f"{self.value!r} is no balancer: {self.reason}. Give one of "
             f"{_names(self.known)}, a dotted path such as 'package.module.name', "
@@ -174,7 +168,7 @@ class InvalidPick(BalancerError, TypeError):  # noqa: N818 - as above
         self.returned = str(_shown(returned))
         super().__init__(self.balancer, self.returned)
 
-    def _message(self) -> str:
+    def __str__(self) -> str:
         return (
             f"The balancer {self.balancer} must return a pick function without "
             f"arguments, which returns one of the members, not {self.returned}."
@@ -194,7 +188,7 @@ class InvalidWeight(BalancerError, ValueError):  # noqa: N818 - as above
         self.weight = _shown(weight)
         super().__init__(name, self.weight)
 
-    def _message(self) -> str:
+    def __str__(self) -> str:
         return (
             f"The weight of {self.name!r} must be a whole number, 0 (no traffic) "
             f"or more, not {self.weight!r}."
@@ -216,5 +210,5 @@ class InvalidSetting(BalancerError, ValueError):  # noqa: N818 - as above
         self.wanted = wanted
         super().__init__(name, self.value, wanted)
 
-    def _message(self) -> str:
+    def __str__(self) -> str:
         return f"{self.name}={self.value!r}: must be {self.wanted}."

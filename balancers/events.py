@@ -14,16 +14,17 @@ State: TypeAlias = Literal["closed", "open", "half_open"]
 
 @dataclass(frozen=True)
 class MemberOpened:
-    """A member left the rotation by itself.
+    """A member's breaker has opened: callers are kept from it.
 
     Fires when enough connects have failed in a row, when a probe has failed, and
-    when a member is sent to rest. Not for a failure below the threshold, not for a
-    late failure of a member that is already out, and not for :meth:`Pool.drain`.
+    at :meth:`Pool.rest` and :meth:`Pool.trip`; also for a drained member. Not for a
+    failure below the threshold, not for news of a member that is already out, and
+    not for :meth:`Pool.drain`.
 
     Attributes:
         name: the member.
         failures: counted failures in a row; 0 if it only rests.
-        retry_in: seconds until one caller may probe it.
+        retry_in: seconds until one caller may probe it, unless it is drained.
         error: one line about the last failure, without passwords.
     """
 
@@ -51,11 +52,12 @@ class MemberProbed:
 
 @dataclass(frozen=True)
 class MemberClosed:
-    """A probe has succeeded: the member is healthy again.
+    """A member's breaker has closed: it is healthy again.
 
-    Fires once for each recovery, also for a member that was drained meanwhile and
-    so stays out of the rotation. Not for a success that was reported by somebody
-    other than the probe, and not at start.
+    Fires when a probe has succeeded and at :meth:`Pool.recover`, once for each
+    recovery; also for a member that was drained meanwhile and so stays out of the
+    rotation. Not for a success that was reported by somebody other than the probe,
+    and not at start.
 
     Attributes:
         name: the member.

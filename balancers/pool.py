@@ -3,38 +3,31 @@
 from __future__ import annotations
 
 import logging
-import math
-import os
 import random
 import time
-from contextlib import contextmanager, suppress
-from dataclasses import replace
 from functools import partial
-from threading import Lock
+from itertools import chain
 from typing import TYPE_CHECKING, Generic, TypeVar
-from weakref import WeakSet
 
-from ._membership import GONE, Subset
-from ._rotations import RotationBuilder, by_chance
-from ._slots import Slot, end_ramps, grant_probe, make_members
-from .breaker import CircuitBreaker, Permit, check_seconds
-from .errors import DuplicateMember, NoMemberAvailable, UnknownMember, error_text
+from ._membership import Membership
+from ._publisher import Publisher
+from ._slots import Slot, make_members
+from .breaker import CircuitBreaker, Permit
+from .errors import NoMemberAvailable, error_text
 from .events import (
     Event,
     MemberAdded,
     MemberClosed,
     MemberDrained,
-    MemberProbed,
     MemberRemoved,
     MemberRestored,
-    PoolSnapshot,
 )
 from .strategies import RoundRobin, resolve_balancer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from .events import Listener
+    from .events import Listener, PoolSnapshot
     from .strategies import Balancer, Member, Pick
 
 T = TypeVar("T")
@@ -90,9 +83,6 @@ class Pool(Generic[T]):
 
     pick: Pick[T]
 
-    _version = 0
-    _due = math.inf
-
     def __init__(
         self,
         targets: Mapping[str, T],
@@ -119,43 +109,38 @@ class Pool(Generic[T]):
             jitter=jitter,
         )
         breaker()  # says what is wrong with the numbers, even if there is no member
-        check_seconds("slow_start", slow_start)
         self.clock = clock
-        self._builder: RotationBuilder[T] = RotationBuilder(
-            resolve_balancer(balancer), clock=clock, causes=self.causes
-        )
         self._new_breaker = breaker
-        self._slow_start = slow_start
         self._listeners = tuple(listeners)
-        self._members = make_members(targets, weights or {})
-        self._slots = {member: Slot(member, breaker()) for member in self._members}
-        self._names = {member.name: member for member in self._members}
-        # Those removed that somebody still holds, and may report on.
-        self._gone: WeakSet[Member[T]] = WeakSet()
-        self._lock = Lock()
-        self._pid = os.getpid()
-        self._subset = Subset(limit)
-        self._live = self._subset.choose(tuple(m for m in self._members if m.weight))
-        self._rotation = self._builder.build_first(self._live)
-        self.pick = self._rotation
+        members = make_members(targets, weights or {})
+        self._membership = Membership(Slot(member, breaker()) for member in members)
+        self._publisher = Publisher(
+            self._membership,
+            resolve_balancer(balancer),
+            slow_start=slow_start,
+            limit=limit,
+            clock=clock,
+            publish=partial(setattr, self, "pick"),
+            tell=self._tell,
+        )
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} live={[m.name for m in self._live]}>"
+        return f"<{type(self).__name__} live={[m.name for m in self.live]}>"
 
     @property
     def members(self) -> tuple[Member[T], ...]:
         """Every member, in the order given."""
-        return self._members
+        return tuple(self._membership.slots)
 
     @property
     def live(self) -> tuple[Member[T], ...]:
         """The members in rotation, in the order given."""
-        return self._live
+        return self._publisher.live
 
     @property
     def spares(self) -> tuple[Member[T], ...]:
         """The members that only the limit keeps out of rotation, the next one first."""
-        return tuple(self._spares())
+        return tuple(self._publisher.spares())
 
     def member(self, name: str) -> Member[T]:
         """Return the member of this name.
@@ -163,10 +148,7 @@ class Pool(Generic[T]):
         Raises:
             UnknownMember: there is none; it names those that there are.
         """
-        try:
-            return self._names[name]
-        except KeyError:
-            raise UnknownMember(name, self._names) from None
+        return self._membership.member(name)
 
     def candidates(self, first: Member[T] | None = None) -> Iterator[Member[T]]:
         """Return the members to try for one connection, each at most once.
@@ -180,7 +162,8 @@ class Pool(Generic[T]):
         Raises:
             UnknownMember: *first* is no member of this pool.
         """
-        return self._candidates(self.first(first))
+        found = self.first(first)
+        return iter(()) if found is None else chain((found,), self.others(found))
 
     def first(self, wish: Member[T] | None = None) -> Member[T] | None:
         """Return the first member to try: *wish* unless it has failed, else the pick.
@@ -191,7 +174,7 @@ class Pool(Generic[T]):
         Raises:
             UnknownMember: *wish* is no member of this pool.
         """
-        if wish is not None and self._slot(wish).breaker.usable:
+        if wish is not None and self._membership.slot(wish).breaker.usable:
             return wish
         try:
             return self.pick()
@@ -200,14 +183,7 @@ class Pool(Generic[T]):
 
     def others(self, tried: Member[T]) -> Iterator[Member[T]]:
         """Return the members to try after *tried*: the rest of :meth:`candidates`."""
-        seen = {tried}
-        for other in self._rest(seen):
-            if other not in seen:
-                seen.add(other)
-                yield other
-        while (probe := self._probe(seen)) is not None:
-            seen.add(probe)
-            yield probe
+        return self._publisher.others(tried)
 
     def permit(self, member: Member[T]) -> Permit:
         """Return a mark of this moment, taken before a connect to *member*.
@@ -220,9 +196,9 @@ class Pool(Generic[T]):
         """
         try:
             # What its permit() returns; asked at each connect, so a call less.
-            return self._slots[member].breaker._door.permit  # noqa: SLF001
+            return self._membership.slots[member].breaker._door.permit  # noqa: SLF001
         except (KeyError, TypeError):
-            return self._slot(member).breaker.permit()  # says what is wrong
+            return self._membership.slot(member).breaker.permit()  # says what is wrong
 
     def failed(
         self, member: Member[T], error: BaseException, permit: Permit | None = None
@@ -238,7 +214,7 @@ class Pool(Generic[T]):
         Raises:
             UnknownMember: *member* is not of this pool.
         """
-        slot = self._slot(member)
+        slot = self._membership.slot(member)
         self._report(slot, error, lambda: slot.breaker.failed(permit))
 
     def rest(
@@ -257,7 +233,7 @@ class Pool(Generic[T]):
             UnknownMember: *member* is not of this pool.
             InvalidSetting: *seconds* is not above 0.
         """
-        slot = self._slot(member)
+        slot = self._membership.slot(member)
         self._report(slot, error, lambda: slot.breaker.rest(seconds, permit))
 
     def succeeded(self, member: Member[T], permit: Permit | None = None) -> None:
@@ -268,7 +244,7 @@ class Pool(Generic[T]):
         Raises:
             UnknownMember: *member* is not of this pool.
         """
-        slot = self._slot(member)
+        slot = self._membership.slot(member)
         if not slot.breaker.quiet:
             self._close(slot, lambda: slot.breaker.succeeded(permit))
 
@@ -285,7 +261,7 @@ class Pool(Generic[T]):
             UnknownMember: *member* is not of this pool.
             InvalidSetting: *seconds* is not above 0.
         """
-        slot = self._slot(member)
+        slot = self._membership.slot(member)
         return self._report(slot, error, lambda: slot.breaker.trip(seconds))
 
     def recover(self, member: Member[T], permit: Permit | None = None) -> None:
@@ -299,7 +275,7 @@ class Pool(Generic[T]):
         Raises:
             UnknownMember: *member* is not of this pool.
         """
-        slot = self._slot(member)
+        slot = self._membership.slot(member)
         self._close(slot, lambda: slot.breaker.recover(permit))
 
     def drain(self, name: str) -> None:
@@ -337,14 +313,7 @@ class Pool(Generic[T]):
             InvalidWeight: *weight* is no whole number from 0 up.
         """
         (member,) = make_members({name: target}, {name: weight})
-        slot = Slot(member, self._new_breaker())
-        with self._lock:
-            if name in self._names:
-                raise DuplicateMember(name, self._names)
-            slot.start_slowly(self._slow_start)
-            self._set_members({**self._slots, member: slot})
-        self._publish()
-        self._builder.warn_of_weights(self._live)
+        self._publisher.add(Slot(member, self._new_breaker()))
         self._tell(MemberAdded(name, weight))
         return member
 
@@ -360,45 +329,17 @@ class Pool(Generic[T]):
         Raises:
             UnknownMember: there is none of this name.
         """
-        with self._lock:
-            member = self.member(name)
-            self._gone.add(member)
-            # Reports that are under way look for the breaker once they have the lock.
-            self._slots[member].breaker = GONE
-            self._set_members(
-                {one: slot for one, slot in self._slots.items() if one is not member}
-            )
-            self._settle()
-        self._publish()
-        while member in self._live:  # another change came between
-            self._publish()
+        member = self._publisher.remove(name)
         self._tell(MemberRemoved(name))
         return member
 
-    def _set_members(self, slots: dict[Member[T], Slot[T]]) -> None:
-        """Replace what is known of members, never change it: others read it meanwhile.
-
-        Under the lock; publish afterwards.
-        """
-        self._slots = slots
-        self._members = tuple(slots)
-        self._names = {member.name: member for member in slots}
-        self._version += 1
-
     def causes(self) -> dict[str, str]:
         """Return, for every member by name, what its condition is and why."""
-        causes = {slot.member.name: slot.cause() for slot in self._slots.values()}
-        return causes | {spare.name: "spare" for spare in self._spares()}
+        return self._publisher.causes()
 
     def snapshot(self) -> PoolSnapshot:
         """Return the condition of every member at this moment."""
-        with self._lock:
-            members = tuple(slot.snapshot() for slot in self._slots.values())
-            fit = tuple(slot.member for slot in self._slots.values() if slot.live)
-        live = tuple(member.name for member in self._subset.choose(fit))
-        if len(live) < len(fit):
-            members = tuple(replace(one, live=one.name in live) for one in members)
-        return PoolSnapshot(members, live)
+        return self._publisher.snapshot()
 
     def reshuffle(self) -> None:
         """Start the rotation anew at a random place.
@@ -406,30 +347,13 @@ class Pool(Generic[T]):
         Call it in a forked child before its threads start: it has copied its
         parent's rotation, and perhaps a lock held by a thread that it has not.
         """
-        if os.getpid() != self._pid:
-            self._pid = os.getpid()
-            self._lock = Lock()
-            self._subset.renew()
-            for slot in self._slots.values():
-                slot.breaker.renew_lock()
-        with self._lock:
-            self._version += 1
-        self._publish()
-
-    def _slot(self, member: Member[T]) -> Slot[T]:
-        try:
-            return self._slots[member]
-        except (KeyError, TypeError):
-            if member in self._gone:
-                return Slot(member, GONE)
-            name = getattr(member, "name", member)
-            raise UnknownMember(str(name), self._names) from None
+        self._publisher.reshuffle()
 
     def _report(
         self, slot: Slot[T], error: BaseException, outcome: Callable[[], bool]
     ) -> bool:
         text = error_text(error)
-        with self._changing(slot):
+        with self._publisher.changing(slot):
             slot.last_error = text
             event = slot.opened() if outcome() else None
         if event:
@@ -437,106 +361,18 @@ class Pool(Generic[T]):
         return event is not None
 
     def _close(self, slot: Slot[T], outcome: Callable[[], bool]) -> None:
-        with self._changing(slot):
+        with self._publisher.changing(slot):
             opened_for = slot.breaker.opened_for or 0.0
             closed = outcome()
         if closed:
             self._tell(MemberClosed(slot.member.name, opened_for))
 
     def _set_drained(self, name: str, drained: bool, event: Event) -> None:
-        slot = self._slot(self.member(name))
-        with self._changing(slot):
+        slot = self._membership.slot(self.member(name))
+        with self._publisher.changing(slot):
             news, slot.drained = slot.drained != drained, drained
         if news:
             self._tell(event)
-
-    @contextmanager
-    def _changing(self, slot: Slot[T]) -> Iterator[None]:
-        """Hold the lock around a change of *slot*, then publish what follows from it.
-
-        Publishing is left out if the slot is as live, or not, as before.
-        """
-        with self._lock:
-            before = slot.live
-            yield
-            changed = slot.live != before
-            if changed:
-                self._version += 1
-                slot.start_slowly(self._slow_start)
-            self._settle()
-        if changed:
-            self._publish()
-
-    def _settle(self) -> None:
-        """Work out when to look again, and whether anybody has to. Under the lock."""
-        self._due = min((slot.due for slot in self._slots.values()), default=math.inf)
-        self.pick = self._rotation if self._due == math.inf else self._guarded
-
-    def _publish(self) -> None:
-        """Build a rotation outside the lock and publish it unless it is outdated.
-
-        Whoever outdated it publishes a newer one.
-        """
-        with self._lock:
-            version = self._version
-            slots = [slot for slot in self._slots.values() if slot.live]
-            ramps = {slot.member: slot.ramp for slot in slots if slot.ramp}
-        live = self._subset.choose(tuple(slot.member for slot in slots))
-        ramps = {member: ramps[member] for member in live if member in ramps}
-        rotation = self._builder.rebuild(live, ramps)
-        with self._lock:
-            if version == self._version:
-                self._live, self._rotation = live, rotation
-                self._settle()
-
-    def _guarded(self) -> Member[T]:
-        """Pick while something is due at some time."""
-        if self.clock() >= self._due:
-            probe = self._probe()
-            if probe is not None:
-                return probe
-        return self._rotation()
-
-    def _probe(self, tried: Collection[Member[T]] = ()) -> Member[T] | None:
-        """Do what is due: end slow starts, hand out the longest due as a probe."""
-        with self._lock:
-            now, slots = self.clock(), self._slots.values()
-            ended = end_ramps(slots, now)
-            self._version += ended
-            granted = grant_probe(slots, now, tried)
-            self._settle()
-        if ended:
-            self._publish()
-        if granted is None:
-            return None
-        self._tell(MemberProbed(granted.member.name, granted.breaker.lease))
-        return granted.member
-
-    def _candidates(self, first: Member[T] | None) -> Iterator[Member[T]]:
-        if first is not None:
-            yield first
-            yield from self.others(first)
-
-    def _rest(self, tried: Collection[Member[T]]) -> Iterator[Member[T]]:
-        """Return live members as the rotation goes on, any it left out, then spares.
-
-        Each step is taken from the shared rotation, so that the next caller's
-        substitute is another.
-        """
-        with suppress(NoMemberAvailable):
-            for _ in self._live:
-                yield self._rotation()
-        left = by_chance(member for member in self._live if member not in tried)
-        yield from (member for member in left if self._slot(member).live)
-        yield from (member for member in self._spares() if self._slot(member).live)
-
-    def _spares(self) -> list[Member[T]]:
-        """Return those that only the limit keeps out of the rotation, in order."""
-        if self._subset.limit is None:
-            return []
-        fit = [member for member, slot in self._slots.items() if slot.live]
-        live = self._live
-        return self._subset.order(member for member in fit if member not in live)
 
     def _tell(self, event: Event) -> None:
         for listener in self._listeners:

@@ -70,8 +70,12 @@ def _has_gil() -> bool:
     return bool(getattr(sys, "_is_gil_enabled", lambda: True)())
 
 
-def _some(members: Sequence[Member[T]]) -> Sequence[Member[T]]:
-    """Return the members that take traffic, at least one."""
+def _able(members: Sequence[Member[T]]) -> Sequence[Member[T]]:
+    """Return the members that take traffic, at least one.
+
+    Raises:
+        NoMemberAvailable: there is none.
+    """
     able = [member for member in members if member.weight > 0]
     if not able:
         raise NoMemberAvailable({member.name: "weight 0" for member in members})
@@ -156,7 +160,7 @@ class RoundRobin(_Plain):
         Raises:
             NoMemberAvailable: none of *members* takes traffic.
         """
-        return _rotation(_some(members))
+        return _rotation(_able(members))
 
 
 class Random(_Plain):
@@ -176,7 +180,7 @@ class Random(_Plain):
         Raises:
             NoMemberAvailable: none of *members* takes traffic.
         """
-        able = _some(members)
+        able = _able(members)
         shares = _shares([member.weight for member in able])
         repeats = max(1, MAX_STEPS // sum(shares))
         deck = [*chain(*map(repeat, able, shares))] * repeats
@@ -189,10 +193,10 @@ class Weighted(_Plain):
 
     A cycle has ``sum(weights) / gcd(weights)`` picks and gives every member exactly
     its weight, spread out rather than in bursts: from its beginning on, nobody is ever
-    a whole pick ahead or behind. The cycle is computed in advance
-    and so a pick costs the same whatever the weights. If it would be longer than
-    :data:`MAX_STEPS`, weights are scaled down to about that sum: shares are then
-    right to half a step, and a tiny weight rounds up to one step, never to nothing.
+    a whole pick ahead or behind. The cycle is computed in advance, and so a pick costs
+    the same whatever the weights. If it would be longer than :data:`MAX_STEPS`,
+    weights are scaled down to about that sum: shares are then right to half a step,
+    and a tiny weight rounds up to one step, never to nothing.
     """
 
     __slots__ = ()
@@ -203,7 +207,7 @@ class Weighted(_Plain):
         Raises:
             NoMemberAvailable: none of *members* takes traffic.
         """
-        able = _some(members)
+        able = _able(members)
         shares = _shares([member.weight for member in able])
         return _rotation([able[index] for index in _spread(shares)])
 

@@ -206,7 +206,7 @@ class TestThreads:
         fleet.add("slave_4")
         fleet.site.count(8)
         routed: Any = fleet.engines()[None]
-        with routed.fleet._lock, routed.replicas.replica_pool._lock:
+        with routed.fleet._lock, routed.replicas.replica_pool._publisher._lock:
             child = os.fork()
             if child == 0:
                 code = 2

@@ -144,7 +144,7 @@ class TestReplacement:
     def test_it_is_the_first_fit_ones_of_an_order(self, data: st.DataObject) -> None:
         """Whatever happened, members in rotation come before all that could be."""
         pool = make(4)
-        order = names(pool._subset.order(pool.members))
+        order = names(pool._publisher._subset.order(pool.members))
         for _ in range(10):
             name = data.draw(st.sampled_from(MANY))
             act = data.draw(st.sampled_from([pool.drain, pool.restore]))
@@ -161,10 +161,19 @@ class TestSpares:
     def test_are_tried_last(self) -> None:
         """If all in the rotation fail, the spares are tried, each once, in order."""
         pool = make(3)
-        order = names(pool._subset.order(pool.members))
+        order = names(pool._publisher._subset.order(pool.members))
         tried = names(pool.candidates())
         assert set(tried[:3]) == set(order[:3])
         assert tried[3:] == order[3:]
+
+    def test_are_all_tried_as_they_move_up(self) -> None:
+        """When each member tried fails and a spare takes its place, none is missed."""
+        pool = make(3, threshold=1)
+        tried = []
+        for member in pool.candidates():
+            tried.append(member.name)
+            pool.failed(member, REFUSED, pool.permit(member))
+        assert sorted(tried) == sorted(MANY)
 
     def test_are_shown_as_spare(self) -> None:
         """A snapshot says that they are not in rotation, and causes say why."""

@@ -153,7 +153,7 @@ class TestRemove:
         """With an open member its probe goes, and the guard on the pick."""
         fail(pool, "b")
         pool.remove("b")
-        assert pool.pick != pool._guarded
+        assert pool.pick != pool._publisher._guarded
         clock.advance(100.0)
         assert "b" not in tally(pool.pick, 10)
 
@@ -202,7 +202,7 @@ class TestRemove:
         pool.drain("a")  # a new rotation
         gc.collect()
         assert [one() for one in left] == [None] * 50
-        assert not pool._gone
+        assert not pool._membership._gone
 
     def test_outlasts_a_change_meanwhile(self) -> None:
         """Also when another change comes between, no pick falls on it afterwards."""

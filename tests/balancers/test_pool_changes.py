@@ -73,7 +73,7 @@ class TestReports:
 
     def test_a_success_of_a_healthy_member_takes_no_lock(self, pool: Pool[str]) -> None:
         """Reporting success while all is well cannot wait for anybody."""
-        with pool._lock:
+        with pool._publisher._lock:
             pool.succeeded(pool.member("a"))
 
 
@@ -282,7 +282,7 @@ class TestSlowStart:
         clock.advance(2.5)
         slow.pick()
         assert tally(slow.pick, 4000)["a"] > 850
-        assert slow._due == float("inf")
+        assert slow._publisher._due == float("inf")
 
     def test_what_it_leaves_is_spread(self, slow: Pool[str], clock: FakeClock) -> None:
         """The others take over in equal parts."""

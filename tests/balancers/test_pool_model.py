@@ -132,7 +132,7 @@ class PoolMachine(RuleBasedStateMachine):
         model, now = self.models[name], self.clock.now
         news = self.pool.trip(self.pool.member(name), seconds, REFUSED)
         assert news == (model.state != "open")
-        due = self.pool._slots[self.pool.member(name)].breaker.due
+        due = self.pool._membership.slots[self.pool.member(name)].breaker.due
         assert due >= now + seconds
         if news:
             model.failures += 1
@@ -224,7 +224,7 @@ class PoolMachine(RuleBasedStateMachine):
             model.state != "closed" and not model.drained
             for model in self.models.values()
         )
-        assert (self.pool.pick == self.pool._guarded) == waiting
+        assert (self.pool.pick == self.pool._publisher._guarded) == waiting
 
     def live(self) -> list[str]:
         """Return who is healthy and not drained."""
@@ -246,7 +246,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert RESET <= shown.retry_in + 1e-9 <= MAX_RESET + 1e-8
         model = self.models[name]
         model.state = "open"
-        model.due = self.pool._slots[self.pool.member(name)].breaker.due
+        model.due = self.pool._membership.slots[self.pool.member(name)].breaker.due
 
     def probed(self, name: str) -> None:
         """Note that a member was handed out as a probe."""

@@ -213,7 +213,10 @@ class TestFork:
             clock.advance(10.0)
             return {pool.pick().name for _ in range(3)} == {"a", "b", "c"}
 
-        with pool._lock, pool._slots[pool.member("b")].breaker._lock:
+        with (
+            pool._publisher._lock,
+            pool._membership.slots[pool.member("b")].breaker._lock,
+        ):
             assert self.in_child(work)
 
     def test_a_child_changes_its_own_members(self) -> None:
@@ -227,7 +230,7 @@ class TestFork:
             pool.add("d", "")
             return {pool.pick().name for _ in range(3)} == {"b", "c", "d"}
 
-        with pool._lock:
+        with pool._publisher._lock:
             assert self.in_child(work)
         assert tally(pool.pick, 30) == {"a": 10, "b": 10, "c": 10}
 
@@ -246,7 +249,7 @@ class TestFork:
         """Reshuffling without a fork starts a new rotation and nothing else."""
         pool = Pool(targets(3))
         fail(pool, "a")
-        lock = pool._lock
+        lock = pool._publisher._lock
         pool.reshuffle()
-        assert pool._lock is lock
+        assert pool._publisher._lock is lock
         assert tally(pool.pick, 10) == {"b": 5, "c": 5}
