@@ -159,7 +159,7 @@ def _start(
     environ[ANSWERED] = True
     state = app.request_state() if COMMITTED in environ else None
     if state and state.wrote_at is not None and app.settings.pin_seconds:
-        headers = headers + _pin(app.pins, state.wrote_at)
+        headers = headers + _pin(app.pins, min(state.wrote_at, time.time()))
     return start_response(status, headers, *exc_info)
 
 
