@@ -8,7 +8,8 @@ of it, and its end cannot fail.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+import sys
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection
 
@@ -26,6 +27,8 @@ from .transactions import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlalchemy import (
         CursorResult,
         Engine,
@@ -41,6 +44,11 @@ if TYPE_CHECKING:
     from .engines import PrimaryEngine, ReplicaEngine
 
 __all__ = ["PrimaryConnection", "ReplicaConnection"]
+
+_T = TypeVar("_T")
+
+# Those that take a driver's connection out of a Connection for their own work.
+_SQLALCHEMY = ("sqlalchemy.engine.", "sqlalchemy.dialects.")
 
 
 class _LateJoined(Connection):
@@ -68,14 +76,36 @@ class PrimaryConnection(_LateJoined):
     """A connection to the primary that reports committed writes.
 
     Attributes:
-        shape: The Engine-shaped object whose ``connect()`` made it, and set this;
-            ``engine`` is the real engine.
+        shape: The Engine-shaped object whose ``connect()`` made it; ``engine`` is the
+            real engine.
         wrote: Whether the transaction in progress has written.
-        suspected: Whether it may have, by what its text calls.
+        suspected: Whether it may have, by what its text calls or by who has the
+            driver's connection in hand.
+        preparing: Whether listeners may be at work that prepare a connection, or a
+            transaction.
     """
 
-    shape: PrimaryEngine | ReplicaEngine
-    wrote = suspected = False
+    wrote = suspected = preparing = False
+
+    def __init__(self, engine: Engine, shape: PrimaryEngine | ReplicaEngine) -> None:
+        self.shape = shape  # first: listeners may execute something
+        self.preparing = True
+        super().__init__(engine)
+        self.preparing = False
+
+    @property
+    def connection(self) -> PoolProxiedConnection:
+        """The driver's connection. What is done with it cannot be followed.
+
+        So whoever asks for it may write, and even commit.
+        """
+        # SQLAlchemy asks at each begin and commit, and for other ends of its own.
+        caller = sys._getframe().f_back  # noqa: SLF001 - a public function of sys
+        module = "" if caller is None else caller.f_globals.get("__name__", "")
+        if not (self.preparing or module.startswith(_SQLALCHEMY)):
+            self.suspected = True
+            self.shape.routed.app.given_out()
+        return super().connection
 
     # The overloads of Connection differ in the type of their result alone.
     def execute(
@@ -124,7 +154,7 @@ class PrimaryConnection(_LateJoined):
         if level is None:
             # Newer versions of SQLAlchemy can ask the driver.
             detect = getattr(self.dialect, "detect_autocommit_setting", None)
-            driver = self.connection.dbapi_connection
+            driver = super().connection.dbapi_connection
             # A BEGIN of the program's own is stronger than the driver's setting.
             if detect is None or getattr(driver, "in_transaction", False):
                 return False
@@ -154,15 +184,22 @@ class PrimaryConnection(_LateJoined):
         """Begin a transaction whose commit is reported, if it wrote."""
         if self.in_transaction():
             return super().begin()  # raises what every connection raises
-        self.wrote = self.suspected = False
-        return ReportedTransaction(self)
+        return self._begun(lambda: ReportedTransaction(self))
 
     def begin_twophase(self, xid: Any | None = None) -> TwoPhaseTransaction:
         """Begin a two-phase transaction whose commit is reported, if it wrote."""
         if self.in_transaction():
             return super().begin_twophase(xid)
+        xid = self.dialect.create_xid() if xid is None else xid
+        return self._begun(lambda: ReportedTwoPhase(self, xid))
+
+    def _begun(self, begin: Callable[[], _T]) -> _T:
         self.wrote = self.suspected = False
-        return ReportedTwoPhase(self, self.dialect.create_xid() if xid is None else xid)
+        self.preparing = True
+        try:
+            return begin()
+        finally:
+            self.preparing = False
 
 
 _STATEMENT_SNAPSHOTS = frozenset({"READ COMMITTED", "READ UNCOMMITTED", "AUTOCOMMIT"})

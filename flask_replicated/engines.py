@@ -64,15 +64,16 @@ class PrimaryEngine(EngineShape):
 
     def connect(self) -> PrimaryConnection:
         """Connect to the primary."""
-        return _to_primary(self.real, self)
+        return PrimaryConnection(self.real, self)
 
+    def raw_connection(self) -> PoolProxiedConnection:
+        """Return a DBAPI connection to the primary.
 
-def _to_primary(
-    real: Engine, shape: PrimaryEngine | ReplicaEngine
-) -> PrimaryConnection:
-    connection = PrimaryConnection(real)
-    connection.shape = shape
-    return connection
+        What is done with it cannot be followed, so it counts as a write.
+        """
+        connection = self.real.raw_connection()
+        self.routed.app.given_out()
+        return connection
 
 
 class ReplicaEngine(EngineShape):
@@ -158,7 +159,7 @@ class ReplicaEngine(EngineShape):
         Another replica could show an older state than this request has seen.
         """
         state.latch("its replica has no connection to spare")
-        return _to_primary(self.routed.real, self)
+        return PrimaryConnection(self.routed.real, self)
 
     def _welcome(self, member: Member[Engine], permit: Permit) -> None:
         """Tell the breaker that a connect succeeded, and the operator."""
@@ -207,7 +208,7 @@ class ReplicaEngine(EngineShape):
             if state is not None:
                 # Once the primary was read, a replica would show an older state.
                 state.latch("every replica is out")
-            return _to_primary(self.routed.real, self)
+            return PrimaryConnection(self.routed.real, self)
         raise AllReplicasOutError(self.replica_pool.causes() | causes)
 
     def lost(self, member: Member[Engine]) -> None:
@@ -335,8 +336,8 @@ class RoutedEngine(EngineShape):
         ]
 
     def raw_connection(self) -> PoolProxiedConnection:
-        """Return a DBAPI connection to the primary."""
-        return self.real.raw_connection()
+        """Return a DBAPI connection to the primary; it counts as a write."""
+        return self.primary.raw_connection()
 
     def dispose(self, close: bool = True) -> None:
         """Dispose of the connection pools of the primary and of every replica."""

@@ -160,7 +160,7 @@ def _start(
     if COMMITTED in environ and app.settings.pin_seconds:
         state = app.request_state()
         if state is not None and state.wrote_at is not None:
-            headers = headers + _pin(app.pins, state.wrote_at)
+            headers = headers + _pin(app.pins, min(state.wrote_at, time.time()))
     return start_response(status, headers, *exc_info)
 
 

@@ -8,6 +8,7 @@ request, however that ends.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 import weakref
@@ -144,6 +145,12 @@ class AppState:
         if state is not None:
             state.latch(reason)
 
+    def given_out(self) -> None:
+        """Note that the running request has a driver's connection in its hands."""
+        state = self.request_state()
+        if state is not None:
+            state.given_out()
+
     def known(self, current: Request) -> Decision | None:
         """Return the decision on the running request, if nothing is special about it.
 
@@ -271,7 +278,7 @@ class RequestState:
         settled: The role of ``decision``, or None while there is none.
         kept: The replica that serves this request, for each pool.
         wrote_at: When the request last committed a write, in seconds of Unix
-            time, or None.
+            time, or None; infinity while that cannot be known.
     """
 
     __slots__ = (
@@ -341,7 +348,7 @@ class RequestState:
 
     def committed(self) -> None:
         """Note that a write of this request is now visible to others."""
-        self.wrote_at = time.time()
+        self.wrote_at = max(self.wrote_at or 0.0, time.time())
         if not has_request_context():
             return
         environ = this_request().environ
@@ -353,6 +360,15 @@ class RequestState:
                 "Write before the response is returned.",
                 this_request().endpoint,
             )
+
+    def given_out(self) -> None:
+        """Note that a driver's connection to the primary is in the program's hands.
+
+        It may write and commit with it until the response leaves, and nobody is told.
+        """
+        self.latch("a driver's connection to the primary was asked for")
+        self.wrote_at = math.inf
+        this_request().environ[COMMITTED] = True
 
 
 def current_app_state() -> AppState | None:

@@ -13,6 +13,7 @@ from flask import Flask
 from flask_sqlalchemy import SQLAlchemy as FlaskSQLAlchemy
 from flask_sqlalchemy.session import Session as FlaskSession
 from sqlalchemy import orm
+from sqlalchemy.util import greenlet_spawn
 
 from flask_replicated import (
     FlaskReplicated,
@@ -309,6 +310,30 @@ class TestAsyncLite:
 
         assert async_lite.ask(view) == "replica"
         assert async_lite.ask(view, "POST") == "primary"
+
+    @pytest.mark.parametrize("of", ["session", "engine"])
+    def test_driver(self, async_lite: Lite, of: str) -> None:
+        """What is done with the driver's connection counts as a write, and pins."""
+
+        async def raw() -> Any:
+            if of == "engine":
+                return await async_lite.db.async_engine.raw_connection()
+            connection = await async_lite.db.async_session.connection()
+            return await connection.get_raw_connection()
+
+        async def view() -> str:
+            taken = await raw()
+            await taken.driver_connection.execute(INSERT.partition("RETURNING")[0])
+            await taken.driver_connection.commit()
+            if of == "engine":
+                await greenlet_spawn(taken.close)
+            return await async_lite.async_who()
+
+        async_lite.app.add_url_rule("/raw", "raw", view)
+        response = async_lite.app.test_client().get("/raw")
+        assert response.text == "primary"
+        assert pin_of(response) is not None
+        assert async_lite.entries() == ["new"]
 
     def test_outside_a_request(self, async_lite: Lite) -> None:
         """A job uses the primary, or a replica if it asks."""

@@ -81,9 +81,17 @@ def begin_write(w: World) -> object:
         return connection.execute(INSERT)
 
 
+@operation("`session.connection().connection.cursor()`")
+def driver_cursor(w: World) -> object:
+    """What is done with it cannot be followed, so it counts as a write."""
+    with closing(w.session.connection().connection.cursor()) as cursor:
+        cursor.execute("SELECT id FROM author")
+        return cursor.fetchall()
+
+
 @operation("`db.engine.raw_connection()`")
 def raw_connection(w: World) -> object:
-    """What is done with it cannot be followed."""
+    """The same, and it is always the primary's."""
     with closing(w.engine.raw_connection()) as raw:
         cursor = raw.cursor()
         cursor.execute("SELECT id FROM author")
