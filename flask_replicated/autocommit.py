@@ -11,6 +11,7 @@ whether its server is in a block.
 
 from __future__ import annotations
 
+from operator import attrgetter, methodcaller
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
@@ -24,26 +25,13 @@ if TYPE_CHECKING:
 __all__ = ["begin_block", "has_block", "leave_out_blocks"]
 
 _MARK = "flask_replicated.autocommit"
-_IDLE = 0  # libpq's PQTRANS_IDLE
 
-
-def _psycopg(driver: Any) -> bool:
-    return bool(driver.pgconn.transaction_status != _IDLE)
-
-
-def _psycopg2(driver: Any) -> bool:
-    return bool(driver.get_transaction_status() != _IDLE)
-
-
-def _sqlite(driver: Any) -> bool:
-    return bool(driver.in_transaction)
-
-
-# Each knows without asking the server.
-_HAS_BLOCK: dict[str, Callable[[Any], bool]] = {
-    "psycopg": _psycopg,
-    "psycopg2": _psycopg2,
-    "pysqlite": _sqlite,
+# Of a driver's connection, what is true where its server is in a block: without asking
+# the server, and in C. (libpq's number for an idle connection is 0.)
+_HAS_BLOCK: dict[str, Callable[[Any], object]] = {
+    "psycopg": attrgetter("pgconn.transaction_status"),
+    "psycopg2": methodcaller("get_transaction_status"),
+    "pysqlite": attrgetter("in_transaction"),
 }
 
 
@@ -54,7 +42,7 @@ def has_block(connection: Connection) -> bool:
     if asks is None or fairy is None:
         return True
     try:
-        return asks(fairy.dbapi_connection)
+        return bool(asks(fairy.dbapi_connection))
     except Exception:  # noqa: BLE001 - closed; drivers differ in how they say so
         return True
 

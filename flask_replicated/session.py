@@ -362,8 +362,8 @@ def _note_connection(
     session: RoutedSession, begun: orm.SessionTransaction, connection: sa.Connection
 ) -> None:
     """Remember which connection a session's transaction has begun on."""
-    root = session.get_transaction() if begun.nested else begun
     ways = session._ways or session._known_ways()  # noqa: SLF001 - a listener of this class
+    root = session.get_transaction() if begun.nested else begun
     if root is not None and ways.connections is not root._connections:  # noqa: SLF001
         ways.begin(root._connections)  # noqa: SLF001
     if isinstance(connection, ReplicaConnection):

@@ -109,9 +109,13 @@ class ReadTransaction(_Harmless, RootTransaction):
         elif (
             self.is_active
             and connection._nested_transaction is None  # noqa: SLF001 - as Connection's own way asks
-            and not self._has_end()
+            and not has_block(connection)
+            and not connection._has_events  # noqa: SLF001 - the same
+            and not connection.engine._has_events  # noqa: SLF001 - the same
+            and not connection._echo  # noqa: SLF001 - the same
         ):
-            # All that is left of it then.
+            # Most reads begin nothing and have nothing to end, which their driver knows
+            # for less than it takes to tell it. But who listens, or logs, is told.
             self.is_active = False
             connection._transaction = None  # noqa: SLF001 - the same
         else:
@@ -119,18 +123,6 @@ class ReadTransaction(_Harmless, RootTransaction):
                 RootTransaction.close(self)
             except Exception:
                 logger.debug("a read did not end well", exc_info=True)
-
-    # Most reads begin nothing, and so have nothing to end, which their driver knows for
-    # less than it takes to tell it. But who listens, or logs, is told.
-
-    def _has_end(self) -> bool:
-        connection = self.connection
-        return bool(
-            has_block(connection)
-            or connection._has_events  # noqa: SLF001 - the same
-            or connection.engine._has_events  # noqa: SLF001 - the same
-            or connection._echo  # noqa: SLF001 - the same
-        )
 
     def _connection_begin_impl(self) -> None:
         connection = self.connection
@@ -141,10 +133,6 @@ class ReadTransaction(_Harmless, RootTransaction):
             or connection._echo  # noqa: SLF001 - the same
         ):
             super()._connection_begin_impl()
-
-    def _connection_rollback_impl(self) -> None:
-        if self._has_end():
-            super()._connection_rollback_impl()
 
 
 class ReadTwoPhase(_Harmless, TwoPhaseTransaction):
