@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from flask_sqlalchemy.session import Session as FlaskSession
-from sqlalchemy import event, orm
+from sqlalchemy import orm
 from sqlalchemy.exc import DBAPIError, PendingRollbackError, UnboundExecutionError
 
-from .connections import PrimaryConnection, ReplicaConnection
+from .connections import PrimaryConnection
 from .engines import RoutedEngine
 from .errors import StaleReadError, WriteOnReplicaError
 from .options import asks_nothing, carrying, reads_primary, wanted_role
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
+    from .connections import ReplicaConnection
 
 __all__ = ["RoutedSession", "routed_session_class"]
 
@@ -69,11 +70,14 @@ class RoutedSession(orm.Session):
         ways = self._ways
         if ways is None:
             ways = self._ways = Ways()
-        elif ways.connections is not None and (
-            self._transaction is None
-            or ways.connections is not self._transaction._connections  # noqa: SLF001
+        if self._transaction is None:
+            if ways.connections is not None:
+                ways.forget()
+        elif (
+            self._transaction._connections is not ways.connections  # noqa: SLF001
+            or len(ways.connections) != ways.noted
         ):
-            self._let_go(ways)
+            self._note_connections(ways)
         if bind is not None:
             return self._given(ways, bind, mapper, clause)
         # Every statement comes through here, and nearly every one is a read of
@@ -109,19 +113,15 @@ class RoutedSession(orm.Session):
                 return ways.primary
         return self._find_bind(ways, mapper, clause, kwargs)
 
-    def _known_ways(self) -> Ways:
-        ways = self._ways
-        if ways is None:
-            ways = self._ways = Ways()
-        elif ways.connections is not None:
-            self._let_go(ways)
-        return ways
+    def _note_connections(self, ways: Ways) -> None:
+        """Let be known what the transaction in progress, savepoints aside, has opened.
 
-    def _let_go(self, ways: Ways) -> None:
-        """Forget the connections of a transaction that has ended."""
+        Not by an event: most sessions close after their first statement, and whether
+        there is another connection is asked for less than it takes to be told.
+        """
         root = self.get_transaction()
-        if root is None or ways.connections is not root._connections:  # noqa: SLF001
-            ways.forget()
+        if root is not None:
+            ways.note(root._connections)  # noqa: SLF001
 
     def _given(
         self, ways: Ways, bind: Engine | sa.Connection, mapper: Any, clause: Any
@@ -177,7 +177,9 @@ class RoutedSession(orm.Session):
         Without a bind or a using_slave() that says otherwise it is the primary's,
         because nobody knows what it is for; the request's reads then stay there.
         """
-        ways = self._known_ways()
+        ways = self._ways
+        if ways is None:
+            ways = self._ways = Ways()
         ways.connecting = True
         try:
             connection = super().connection(*args, **kwargs)
@@ -300,6 +302,7 @@ class RoutedSession(orm.Session):
 
     def _recovers(self, ways: Ways, error: Exception) -> bool:
         """Turn away from a replica that cannot answer; whether another server may."""
+        self._note_connections(ways)
         if isinstance(error, StaleReadError):
             again, ways.wanted = ways.wanted is not Role.PRIMARY, Role.PRIMARY
             return again
@@ -355,25 +358,6 @@ def _continue_on_primary(ways: Ways, read: ReplicaConnection, reason: str) -> No
     ways.leave(read)
     ways.lanes[read.shape] = ways.lanes.get(routed.primary, routed.primary)
     routed.app.latch(reason)
-
-
-@event.listens_for(RoutedSession, "after_begin")
-def _note_connection(
-    session: RoutedSession, begun: orm.SessionTransaction, connection: sa.Connection
-) -> None:
-    """Remember which connection a session's transaction has begun on."""
-    ways = session._ways or session._known_ways()  # noqa: SLF001 - a listener of this class
-    root = session.get_transaction() if begun.nested else begun
-    if root is not None and ways.connections is not root._connections:  # noqa: SLF001
-        ways.begin(root._connections)  # noqa: SLF001
-    if isinstance(connection, ReplicaConnection):
-        shape = connection.shape
-        ways.reads[shape] = connection
-        ways.lanes[shape] = connection.engine
-        if shape is ways.replicas:
-            ways.lane = connection.engine
-    elif isinstance(connection, PrimaryConnection):
-        ways.note_primary(connection)
 
 
 def routed_session_class(base: type[orm.Session]) -> type[orm.Session]:

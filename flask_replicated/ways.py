@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from .connections import PrimaryConnection, ReplicaConnection
 from .options import reads_primary
 from .state import STATE, this_app, this_context
 
@@ -14,7 +16,6 @@ if TYPE_CHECKING:
     from flask import Flask, Request
     from sqlalchemy import Engine
 
-    from .connections import PrimaryConnection, ReplicaConnection
     from .engines import PrimaryEngine, ReplicaEngine
     from .routing import Role
     from .sqltext import Kind
@@ -53,6 +54,7 @@ class Ways:
         "lane",
         "lanes",
         "losses",
+        "noted",
         "plain_mappers",
         "primaries",
         "primary",
@@ -77,8 +79,8 @@ class Ways:
         self.primaries: dict[Engine, PrimaryConnection] = EMPTY
         self.reads: dict[Engine, ReplicaConnection] = EMPTY
         # They tell the transaction, which itself would keep its session alive.
-        self.connections: object = None
-        self.losses = 0
+        self.connections: Any = None
+        self.losses = self.noted = 0
         self.wanted: Role | None = None
         self.connecting = False
 
@@ -116,8 +118,27 @@ class Ways:
             self.plain_mappers.add(mapper)
         return plain
 
-    def note_primary(self, connection: PrimaryConnection) -> None:
-        """Remember a connection to the primary."""
+    def note(self, connections: dict[Any, Any]) -> None:
+        """Remember the connections that have been opened since the last time.
+
+        Args:
+            connections: What a session's transaction has by connection and by engine,
+                in the order in which they were opened.
+        """
+        if connections is not self.connections:
+            self.forget()
+            self.connections, self.lanes, self.reads = connections, {}, {}
+        for opened in list(islice(connections, self.noted, None)):
+            if isinstance(opened, ReplicaConnection):
+                self.reads[opened.shape] = opened
+                self.lanes[opened.shape] = opened.engine
+                if opened.shape is self.replicas:
+                    self.lane = opened.engine
+            elif isinstance(opened, PrimaryConnection):
+                self._note_primary(opened)
+        self.noted = len(connections)
+
+    def _note_primary(self, connection: PrimaryConnection) -> None:
         routed = connection.shape.routed
         if self.primaries is EMPTY:
             self.primaries = {}
@@ -136,17 +157,11 @@ class Ways:
         del self.reads[read.shape]
         self.lanes.pop(read.shape, None)
 
-    def begin(self, connections: object) -> None:
-        """Begin to note the connections of a new transaction."""
-        if self.connections is not None:
-            self.forget()
-        self.connections, self.lanes, self.reads = connections, {}, {}
-
     def forget(self) -> None:
         """Forget the connections of a transaction that has ended."""
         self.lanes = self.reads = self.primaries = EMPTY
         self.lane = self.connections = None
-        self.losses = 0
+        self.losses = self.noted = 0
 
 
 def _on_default_bind(mapper: Any) -> bool:
