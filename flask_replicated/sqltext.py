@@ -96,9 +96,25 @@ _CALLED_NAMES = re.compile(r"(?:([\w$]+|'')\s*\.\s*)?(?<![\w$])([^\W\d][\w$]*)\s
 _LISTS = re.compile(
     r"\bAS\s+(?!(?:NOT\s+)?MATERIALIZED\b)[^\W\d][\w$]*\s*(?=\()"
     r"|(?<![\w$.])[^\W\d][\w$]*\s*\([\w\s,$']*\)\s*"
-    r"(?=AS\s*(?:(?:NOT\s+)?MATERIALIZED\s*)?\(\s*(?:\(|SELECT\b|WITH\b|VALUES\b))",
+    r"(?=AS\s*(?:(?:NOT\s+)?MATERIALIZED\s*)?"
+    r"\(\s*(?:\(|(?:SELECT|WITH|VALUES|TABLE)\b))",
     re.IGNORECASE,
 )
+# What may stand before the parenthesis that opens a table, of an own query or of a
+# function; with FROM and its like it surely is one. (OPERATOR(...) is an operator, and
+# so a call may follow.)
+_BEFORE_TABLE = re.compile(
+    r"(?:(?<![\w$.])(?P<surely>FROM|JOIN|LATERAL)\b|[,(])\s*"
+    r"(?P<called>(?:(?:[\w$]+|'')\s*\.\s*)*(?!OPERATOR\b)[^\W\d][\w$]*\s*)?$",
+    re.IGNORECASE,
+)
+_OWN_QUERY = re.compile(r"\s*(?:\(|(?:SELECT|WITH|VALUES|TABLE)\b)", re.IGNORECASE)
+# Behind the one that closes it: an alias with a list of columns.
+_ALIAS = re.compile(
+    r"\s*(?:WITH\s+ORDINALITY\s+)?(?!AS\b)([^\W\d][\w$]*)(?=\s*\()", re.IGNORECASE
+)
+_PARENTHESES = re.compile(r"[()]")
+_LONGEST_NAME = 300  # with its schema; a longer one is not looked at
 # Beside those that are known as words: what may stand before a parenthesis.
 _GRAMMAR = """
     against bernoulli check ilike index key materialized offset operator regexp rlike
@@ -211,7 +227,7 @@ class TextClassifier:
         return any(
             self.function(name) is not Kind.LOCK and not _only_computes(schema, name)
             for bare in _readings(sql)
-            for schema, name in _CALLED_NAMES.findall(_LISTS.sub(" , ", bare))
+            for schema, name in _CALLED_NAMES.findall(_without_lists(bare))
         )
 
     def function(self, name: str) -> Kind:
@@ -289,6 +305,31 @@ def is_local(sql: str) -> bool:
 def unlocks(text: str) -> bool:
     """Whether a setting's name, or value, would let a read-only session write."""
     return _UNLOCKS.search(text) is not None
+
+
+def _without_lists(bare: str) -> str:
+    """Take out the names that have a list of columns, and so are no calls."""
+    opened: list[int] = []
+    kept, end = [], 0
+    for found in _PARENTHESES.finditer(bare):
+        if found[0] == "(":
+            opened.append(found.start())
+            continue
+        start = opened.pop() if opened else None
+        alias = _ALIAS.match(bare, found.end())
+        if alias is not None and start is not None and _opens_table(bare, start):
+            kept += [bare[end : alias.start(1)], " , "]
+            end = alias.end(1)
+    return _LISTS.sub(" , ", "".join([*kept, bare[end:]]))
+
+
+def _opens_table(bare: str, start: int) -> bool:
+    before = _BEFORE_TABLE.search(bare, max(0, start - _LONGEST_NAME), start)
+    if before is None:
+        return False
+    return bool(
+        before["surely"] or before["called"] or _OWN_QUERY.match(bare, start + 1)
+    )
 
 
 def _only_computes(schema: str, name: str) -> bool:
