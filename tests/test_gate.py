@@ -242,11 +242,13 @@ MERGE = sa.Table("merge", METADATA, sa.Column("into", sa.Integer))
 CTE = select(LOG.c.id).cte("replace")
 OWN = {
     "columns": select(LOG),
-    "order": select(LOG.c.id).order_by(LOG.c.update.desc()).where(LOG.c.delete > 0),
-    "label": select(LOG.c.id.label("merge"), LOG.c.delete.label("insert")),
+    "order": select(LOG.c.id)
+    .order_by(LOG.c["update"].desc())
+    .where(LOG.c["delete"] > 0),
+    "label": select(LOG.c.id.label("merge"), LOG.c["delete"].label("insert")),
     "table": select(MERGE),
     "CTE": select(CTE).join(LOG, LOG.c.id == CTE.c.id),
-    "union": select(LOG.c.update).union(select(MERGE.c.into)),
+    "union": select(LOG.c["update"]).union(select(MERGE.c.into)),
 }
 HIDDEN = {
     "CTE": select(sa.delete(LOG).returning(LOG.c.id).cte("gone")),
@@ -258,7 +260,7 @@ HIDDEN = {
     "lock": select(LOG.c.id).where(
         sa.exists(select(MERGE.c.into).with_for_update(read=True))
     ),
-    "function": select(LOG.c.update).where(func.pg_try_advisory_lock(1)),
+    "function": select(LOG.c["update"]).where(func.pg_try_advisory_lock(1)),
 }
 
 

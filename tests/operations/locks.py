@@ -73,7 +73,7 @@ def get(w: World) -> object:
 @operation("`session.refresh(..., with_for_update=True)`")
 def refresh(w: World) -> Iterator[None]:
     """The same, though the object was read elsewhere."""
-    author = w.session.get_one(Author, 1)
+    author = w.one(Author, 1)
     yield
     w.session.refresh(author, with_for_update=True)
 

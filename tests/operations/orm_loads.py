@@ -21,7 +21,7 @@ operation = SECTION.operation
 @operation("a lazy collection")
 def lazy_collection(w: World) -> Iterator[None]:
     """Emits a `Select`, judged when it is emitted."""
-    author = w.session.get_one(Author, 1)
+    author = w.one(Author, 1)
     yield
     assert author.books
 
@@ -29,7 +29,7 @@ def lazy_collection(w: World) -> Iterator[None]:
 @operation("a lazy many-to-one")
 def lazy_reference(w: World) -> Iterator[None]:
     """Emits a `Select`, judged when it is emitted."""
-    book = w.session.get_one(Book, 1)
+    book = w.one(Book, 1)
     yield
     assert book.author
 
@@ -73,7 +73,7 @@ def contains_eager(w: World) -> object:
 @operation("a deferred column")
 def deferred(w: World) -> Iterator[None]:
     """Emits a `Select`, judged when it is emitted."""
-    author = w.session.get_one(Author, 1)
+    author = w.one(Author, 1)
     yield
     assert author.about
 
@@ -81,7 +81,7 @@ def deferred(w: World) -> Iterator[None]:
 @operation("`session.refresh(object)`")
 def refresh(w: World) -> Iterator[None]:
     """Emits a `Select`."""
-    author = w.session.get_one(Author, 1)
+    author = w.one(Author, 1)
     yield
     w.session.refresh(author)
 
@@ -89,7 +89,7 @@ def refresh(w: World) -> Iterator[None]:
 @operation("an expired attribute, after `session.expire()`")
 def expired(w: World) -> Iterator[None]:
     """Emits a `Select`, judged when it is emitted."""
-    author = w.session.get_one(Author, 1)
+    author = w.one(Author, 1)
     w.session.expire(author)
     yield
     assert author.name
@@ -98,7 +98,7 @@ def expired(w: World) -> Iterator[None]:
 @operation("an attribute that `commit()` has expired")
 def committed(w: World) -> Iterator[None]:
     """A commit of reads alone changes nothing."""
-    author = w.session.get_one(Author, 1)
+    author = w.one(Author, 1)
     w.session.commit()
     yield
     assert author.name

@@ -52,7 +52,8 @@ def get(w: World) -> object:
 @operation("`session.get_one(Model, key)`")
 def get_one(w: World) -> object:
     """Emits a `Select`."""
-    return w.session.get_one(Author, 1)
+    # Sessions have it since SQLAlchemy 2.0.22.
+    return getattr(w.session, "get_one", w.one)(Author, 1)
 
 
 @operation("`session.query(Model)`")

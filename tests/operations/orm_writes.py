@@ -42,7 +42,7 @@ def commit(w: World) -> None:
 @operation("changing an object that was read, `flush()`")
 def change(w: World) -> Iterator[None]:
     """The row is updated on the primary, wherever it was read."""
-    book = w.session.get_one(Book, 1)
+    book = w.one(Book, 1)
     book.title = "changed"
     yield
     w.session.flush()
@@ -51,7 +51,7 @@ def change(w: World) -> Iterator[None]:
 @operation("`session.delete()` of an object that was read, `flush()`")
 def remove(w: World) -> Iterator[None]:
     """The row is deleted on the primary, wherever it was read."""
-    book = w.session.get_one(Book, 1)
+    book = w.one(Book, 1)
     w.session.delete(book)
     yield
     w.session.flush()
@@ -60,7 +60,7 @@ def remove(w: World) -> Iterator[None]:
 @operation("adding to a relationship, `flush()`")
 def cascade(w: World) -> Iterator[None]:
     """The new row is inserted on the primary, wherever its parent was read."""
-    author = w.session.get_one(Author, 1)
+    author = w.one(Author, 1)
     assert author.books
     author.books.append(Book(title="cascaded"))
     yield
@@ -77,7 +77,7 @@ def savepoint(w: World) -> None:
 @operation("`session.flush()` with nothing to write")
 def empty_flush(w: World) -> Iterator[None]:
     """Nothing is sent."""
-    book = w.session.get_one(Book, 1)
+    book = w.one(Book, 1)
     assert book.title
     yield
     w.session.flush()
@@ -117,7 +117,7 @@ def query_delete(w: World) -> object:
 @operation("`update(Model)` with loaded objects")
 def update_loaded(w: World) -> Iterator[None]:
     """An `UPDATE`, though the object was read elsewhere."""
-    book = w.session.get_one(Book, 1)
+    book = w.one(Book, 1)
     assert book.title
     yield
     w.session.execute(update(Book).where(Book.id == 1).values(title="updated"))
@@ -126,7 +126,7 @@ def update_loaded(w: World) -> Iterator[None]:
 @operation("`delete(Model)` with loaded objects")
 def delete_loaded(w: World) -> Iterator[None]:
     """A `DELETE`, though the object was read elsewhere."""
-    book = w.session.get_one(Book, 2)
+    book = w.one(Book, 2)
     assert book.title
     yield
     w.session.execute(delete(Book).where(Book.id == 2))

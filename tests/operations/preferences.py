@@ -141,7 +141,7 @@ def model_get(w: World) -> object:
 @operation("a lazy load of such a model")
 def model_lazy(w: World) -> Iterator[None]:
     """The model asks, whatever its owner was loaded from."""
-    author = w.session.get_one(Author, 1)
+    author = w.one(Author, 1)
     yield
     assert author.account
 

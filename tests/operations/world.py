@@ -131,6 +131,12 @@ class World:
         assert state is not None
         return state  # type: ignore[no-any-return]  # app.extensions holds anything
 
+    def one(self, model: type[Any], key: int) -> Any:
+        """Return an object that is there."""
+        found = self.session.get(model, key)
+        assert found is not None
+        return found
+
     def text(self, sql: str) -> object:
         """Execute a string in the session."""
         return self.session.execute(text(sql))
