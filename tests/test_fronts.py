@@ -436,8 +436,7 @@ class TestPlainSessions:
         engine = replicated_engine(master, {"slave_1": replica})
         with using_slave(), RoutedSession(binds={Entry: engine}) as session:
             assert session.scalars(sa.select(Entry)).all() == []
-            assert session._ways is not None
-            (connection,) = session._ways.reads.values()
+            connection = session.connection(bind_arguments={"mapper": Entry})
             assert connection.engine is replica
         engine.dispose()
 
