@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from .shop import Shop
-from .soak import Figures, Report, soak
+from .soak import Figures, Report, small_caches, soak
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,7 +67,7 @@ def main() -> int:
     console.print(f"{arguments.warm_up:,} visits to warm up", soft_wrap=True)
     if arguments.traced:
         tracemalloc.start()
-    with TemporaryDirectory(prefix="soak-") as folder:
+    with TemporaryDirectory(prefix="soak-") as folder, small_caches():
         shop = Shop(Path(folder))
         report = soak(
             shop,

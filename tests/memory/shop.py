@@ -111,6 +111,16 @@ class Shop:
             self._replicated.add("slave_3", self._bind)
             self._watch(self.db.engines["slave_3"])
 
+    def forget_names(self) -> None:
+        """Let SQLAlchemy's dialects forget the names that they have quoted.
+
+        They keep each for good, and some visits make names up.
+        """
+        with self.app.app_context():
+            for engine in self.db.engines.values():
+                preparer: Any = engine.dialect.identifier_preparer
+                preparer._strings.clear()
+
     def dispose(self) -> None:
         """Close every pooled connection."""
         with self.app.app_context():

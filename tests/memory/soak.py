@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import sys
 import tracemalloc
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+from unittest.mock import patch
 
 import psutil
 
 from .visits import VISITS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from werkzeug.test import TestResponse
 
     from .shop import Shop
 
-__all__ = ["Figures", "Report", "soak"]
+__all__ = ["Figures", "Report", "small_caches", "soak"]
 
 _RENEWED_EVERY = 500
 
@@ -86,7 +89,7 @@ class Report:
 
         To keep one request of each hundred alive is to keep some dozens of objects
         for each; what caches hold differs by some hundreds from moment to moment.
-        Blocks may be more: SQLAlchemy's dialects keep every name they have quoted.
+        Blocks may be more: each of those holds some.
         """
         bound = max(2000, self.requests // 50)
         grown = self.growth.objects > bound or self.growth.blocks > 3 * bound
@@ -100,6 +103,21 @@ class Report:
 def _middle(figures: list[Figures]) -> Figures:
     # Caches that are full begin anew, so one moment tells little.
     return Figures(*(int(median(column)) for column in zip(*figures, strict=True)))
+
+
+@contextmanager
+def small_caches() -> Iterator[None]:
+    """Let caches be full soon: one that fills for hours looks like a leak."""
+
+    def few(maxsize: int) -> Callable[[Any], Any]:
+        return functools.lru_cache(maxsize=maxsize // 50)
+
+    with (
+        patch("flask_replicated.gate._MANY", 20),
+        patch("flask_replicated.ways._MANY", 20),
+        patch("flask_replicated.sqltext.lru_cache", few),
+    ):
+        yield
 
 
 def soak(
@@ -127,6 +145,7 @@ def soak(
         while report.requests < requests * moment // moments:
             _visit(shop, report, number)
             number += 1
+        shop.forget_names()
         report.figures.append(Figures.now())
         note(report)
     return report

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -12,31 +11,25 @@ pytest.importorskip("asgiref")
 pytest.importorskip("psutil")
 
 from tests.memory.shop import Shop
-from tests.memory.soak import soak
+from tests.memory.soak import small_caches, soak
 from tests.memory.visits import VISITS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
 REQUESTS = 4000
 
 
-def _few(maxsize: int) -> Callable[[Any], Any]:
-    return functools.lru_cache(maxsize=maxsize // 50)
-
-
 @pytest.fixture
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
     """Give an application whose caches are full soon."""
-    monkeypatch.setattr("flask_replicated.gate._MANY", 20)
-    monkeypatch.setattr("flask_replicated.ways._MANY", 20)
-    monkeypatch.setattr("flask_replicated.sqltext.lru_cache", _few)
     # pytest would keep what is logged.
     monkeypatch.setattr(logging.getLogger("flask_replicated"), "disabled", True)
-    shop = Shop(tmp_path, query_cache_size=10)
-    yield shop
-    shop.dispose()
+    with small_caches():
+        shop = Shop(tmp_path, query_cache_size=10)
+        yield shop
+        shop.dispose()
 
 
 def test_four_thousand_requests(shop: Shop) -> None:
