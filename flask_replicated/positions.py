@@ -14,6 +14,7 @@ __all__ = [
     "Observer",
     "Progress",
     "after_a_moment",
+    "observe",
     "observer_of",
     "role_observer",
     "sees_it_answer",
@@ -50,6 +51,35 @@ class Observer(Protocol):
 
     def __call__(self, cursor: Any, /) -> Observation:
         """Ask over a DBAPI cursor."""
+
+
+def observe(connection: Any, *observers: Observer) -> Observation:
+    """Ask a server, and ask less if it does not know that.
+
+    Args:
+        connection: A DBAPI connection; its transaction is rolled back before it is
+            asked for less, and else left open.
+        observers: What to ask, each for when the one before fails.
+
+    Raises:
+        Exception: The driver's, for the last of them.
+    """
+    *more, last = observers
+    for observer in more:
+        try:
+            return _asked(connection, observer)
+        except Exception:  # noqa: BLE001 - should it have died, the next line says so
+            # A server that lives need not know what it is asked, nor may the account.
+            connection.rollback()
+    return _asked(connection, last)
+
+
+def _asked(connection: Any, observer: Observer) -> Observation:
+    cursor = connection.cursor()
+    try:
+        return observer(cursor)
+    finally:
+        cursor.close()
 
 
 def observer_of(dialect: str) -> Observer:
