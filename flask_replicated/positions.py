@@ -123,11 +123,13 @@ def _postgresql(cursor: Any) -> Observation:
         return Observation(primary=False, lag=lag, measured=True)
     replayed = int(replayed)
     if not receives or received is None:
-        return Observation(False, lag, measured=True, replayed=replayed)
+        return Observation(primary=False, lag=lag, measured=True, replayed=replayed)
     received = int(received)
     if received <= replayed:
         lag = 0.0
-    return Observation(False, lag, True, received, replayed)
+    return Observation(
+        primary=False, lag=lag, measured=True, received=received, replayed=replayed
+    )
 
 
 def after_a_moment(cursor: Any) -> Observation:
@@ -148,7 +150,7 @@ class Progress:
     and far more of one that was.
     """
 
-    _MOST = 1000
+    _MOST = 1000  # looks; of those not shown yet the oldest say most
 
     def __init__(self) -> None:
         self._looks: list[tuple[float, int]] = []
