@@ -23,7 +23,15 @@ from ._watchdog import HINT, is_gone, send_signal, wait_until
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["ClusterError", "Server", "Site", "Standby", "StopMode", "prepare"]
+__all__ = [
+    "ClusterError",
+    "Server",
+    "Site",
+    "Standby",
+    "StopMode",
+    "free_port",
+    "prepare",
+]
 
 StopMode = Literal["smart", "fast", "immediate"]
 
@@ -39,7 +47,12 @@ class ClusterError(RuntimeError):
     """A server could not be prepared or started; the message ends with its log."""
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a TCP port of this machine that nobody listens on.
+
+    Raises:
+        ClusterError: None was found.
+    """
     # Below the range the system gives to outgoing connections: no client takes the
     # port of a server that is down, and none connects to itself there.
     for port in random.SystemRandom().sample(range(15000, 32000), 100):
@@ -165,7 +178,7 @@ class Server:
 
     def __init__(self, name: str, site: Site) -> None:
         self.name = name
-        self.port = _free_port()
+        self.port = free_port()
         self.data = site.root / name
         self.log = site.root / f"{name}.log"
         self.is_frozen = False
@@ -196,7 +209,7 @@ class Server:
         deadline = time.monotonic() + timeout
         while not self.is_running and not self._try_start(deadline):
             if not self._port_is_final:
-                self.port = _free_port()
+                self.port = free_port()
 
     def _try_start(self, deadline: float) -> bool:
         start = self.log.stat().st_size if self.log.exists() else 0

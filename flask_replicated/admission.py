@@ -6,7 +6,13 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from .errors import ReplicaLagsError, WrongRoleError
-from .positions import Observation, after_a_moment, observer_of, role_observer
+from .positions import (
+    Observation,
+    after_a_moment,
+    observe,
+    observer_of,
+    role_observer,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,11 +83,12 @@ class Admission:
         Raises:
             WrongRoleError: The server is no replica.
             ReplicaLagsError: It is too far behind, or nobody knows how far.
+            Exception: The driver's, if it does not answer at all.
         """
         if not self._observers:
             return
         self._asked = self._clock()
-        found = self._history.judge(self._observe(connection))
+        found = self._history.judge(observe(connection, *self._observers))
         if found.primary and self._role_check:
             raise WrongRoleError(self._name)
         limit = self._max_lag
@@ -89,16 +96,6 @@ class Admission:
             lag = self._lag(connection, found, limit)
             if _too_far(lag, limit):
                 raise ReplicaLagsError(self._name, lag, limit)
-
-    def _observe(self, connection: Any) -> Observation:
-        *more, last = self._observers
-        for observe in more:
-            try:
-                return _asked(connection, observe)
-            except Exception:  # noqa: BLE001 - should it have died, the next line says so
-                # A server that lives need not know what it is asked.
-                connection.rollback()
-        return _asked(connection, last)
 
     def _lag(self, connection: Any, found: Observation, limit: float) -> float | None:
         """Return how far it is behind at most, by all that was seen of it.
@@ -113,7 +110,7 @@ class Admission:
             if found.received is None or not _too_far(lag, limit):
                 break
             now = self._clock()
-            found = _asked(connection, after_a_moment)
+            found = observe(connection, after_a_moment)
             lag = progress.lag(found, now)
         self._history.progress = progress
         return lag
@@ -140,11 +137,3 @@ def _observers(
 
 def _nothing(_cursor: Any) -> Observation:
     return Observation()
-
-
-def _asked(connection: Any, observe: Observer) -> Observation:
-    cursor = connection.cursor()
-    try:
-        return observe(cursor)
-    finally:
-        cursor.close()

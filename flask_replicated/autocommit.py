@@ -64,9 +64,9 @@ def leave_out_blocks(engine: Engine) -> None:
 
     @event.listens_for(engine, "connect")
     def start(driver: Any, record: ConnectionPoolEntry) -> None:
-        newest = dialect.default_isolation_level == "READ COMMITTED"
         # Whoever has chosen a level has chosen its blocks, too.
-        if newest and not driver.autocommit and driver.isolation_level is None:
+        chosen = driver.autocommit or driver.isolation_level is not None
+        if dialect.default_isolation_level == "READ COMMITTED" and not chosen:
             driver.autocommit = record.info[_MARK] = True
 
     @event.listens_for(engine, "checkout")
@@ -80,7 +80,7 @@ def begin_block(connection: Connection) -> None:
     fairy = connection._dbapi_connection  # noqa: SLF001 - the same
     if fairy is None or _MARK not in fairy.info:
         return
-    # Here the caller has chosen.
+    # The caller has chosen a level, and SQLAlchemy has set the driver to it.
     if "isolation_level" in connection.get_execution_options():
         return
     driver: Any = fairy.dbapi_connection

@@ -66,19 +66,21 @@ class Comparison:
     @contextmanager
     def _cursor(self, engine: Engine) -> Iterator[Any]:
         pool: Any = engine.pool
-        if self._over:
-            raise RuntimeError("nobody wants to know any more")
+        self._check()
         with unlimited():
             connection = pool._creator()  # noqa: SLF001 - as the look itself connects
         self._open.append(connection)
         try:
-            if self._over:  # it was ended meanwhile
-                raise RuntimeError("nobody wants to know any more")
+            self._check()  # again: it may have been ended meanwhile
             with closing(connection.cursor()) as cursor:
                 yield cursor
         finally:
             self._open.remove(connection)
             connection.close()
+
+    def _check(self) -> None:
+        if self._over:
+            raise RuntimeError("nobody wants to know any more")
 
     def end(self) -> None:
         """End it for good, if it waits on a socket that can be known."""

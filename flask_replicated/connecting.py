@@ -30,7 +30,6 @@ __all__ = ["limit_connecting", "limit_waiting", "unlimited"]
 _LOOK = 0.02
 """Seconds between two looks of a coroutine, which must not block its loop."""
 
-
 _limited: ContextVar[bool] = ContextVar("flask_replicated_limited", default=True)
 
 

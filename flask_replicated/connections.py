@@ -47,6 +47,8 @@ __all__ = ["PrimaryConnection", "ReplicaConnection"]
 
 _T = TypeVar("_T")
 
+# Levels at which each statement sees the newest data.
+_STATEMENT_SNAPSHOTS = frozenset({"READ COMMITTED", "READ UNCOMMITTED", "AUTOCOMMIT"})
 # Those that take a driver's connection out of a Connection for their own work.
 _SQLALCHEMY = ("sqlalchemy.engine.", "sqlalchemy.dialects.")
 
@@ -202,9 +204,6 @@ class PrimaryConnection(_LateJoined):
             self.preparing = False
 
 
-_STATEMENT_SNAPSHOTS = frozenset({"READ COMMITTED", "READ UNCOMMITTED", "AUTOCOMMIT"})
-
-
 class ReplicaConnection(_LateJoined):
     """A connection to one replica; it reads, and it harms nobody when lost.
 
@@ -219,8 +218,8 @@ class ReplicaConnection(_LateJoined):
         aborted: Whether it was by the server, which then takes no more.
         changed: Whether it has changed its session with a ``SET``.
         loss: The error that the loss of the connection was known by, or None.
-        of_session: Whether it is a session's, which will close it when it has closed
-            its transaction.
+        of_session: Whether it is a session's, whose transaction is still to be closed;
+            the session closes the connection right after.
     """
 
     shape: ReplicaEngine

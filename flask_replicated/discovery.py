@@ -16,6 +16,7 @@ import threading
 import time
 import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakSet
 
 from balancers.errors import error_text
 
@@ -33,6 +34,7 @@ __all__ = ["Discovery"]
 logger = logging.getLogger("flask_replicated")
 
 _LOOKUP_SECONDS = 5.0
+"""Seconds that DNS may take to answer."""
 _MISSES = 3
 """In how many answers in a row a server must be missing before it is let go."""
 _OLDEST = 60.0
@@ -198,15 +200,13 @@ class Discovery:
 
 
 # For the hook below, which can never be taken back.
-_all: weakref.WeakSet[Discovery] = weakref.WeakSet()
+_all: WeakSet[Discovery] = WeakSet()
 
 
+@atexit.register
 def _stop_all() -> None:
     for discovery in list(_all):
         discovery.stop()
-
-
-atexit.register(_stop_all)
 
 
 def _run(

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Gate"]
 
-_MANY = 2000
+_MANY = 2000  # texts that are remembered
 _LONG = 20_000  # characters; longer texts are rare, and judged each time
 
 
@@ -53,6 +53,7 @@ class Gate:
         self._app = weakref.ref(app)
         self._classify = app.classifier.sent
         self._stands_alone = app.classifier.text.stands_alone
+        # Those that need no block, and those that begin one.
         self._known_reads: set[str] = set()
         self._known_in_blocks: set[str] = set()
         self._pattern: re.Pattern[str] | None = None
@@ -105,6 +106,7 @@ class Gate:
             return  # a listener begins the transaction in its own way
         if self._version != primary_tables.version:
             self._look_for_tables()
+        # Of one version: another thread may replace them meanwhile.
         alone, in_blocks, pattern = (
             self._known_reads,
             self._known_in_blocks,

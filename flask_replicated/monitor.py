@@ -319,6 +319,7 @@ class _Round:
     def _conclude(self, look: Look) -> None:
         """Tell the pool what a look has found."""
         if self._looks.get(look.member) is not look:
+            # It was left to itself, and another was begun beside it.
             self._stuck[look.member] -= 1
             if self._stuck[look.member] <= 0:
                 del self._stuck[look.member]

@@ -27,6 +27,7 @@ __all__ = [
     "ROLE_OPTION",
     "asks_nothing",
     "carrying",
+    "named_table",
     "note_primary_models",
     "primary_tables",
     "reads_primary",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from balancers import Pool
@@ -40,34 +41,7 @@ def routed_engine(
     settings = app.settings
     watch_primary(primary)
     watch_statements(primary, app.classifier)
-    gate = Gate(app)
-
-    def care(name: str, engine: Engine) -> Replica:
-        replica = Replica(
-            name,
-            engine,
-            settings.connect_timeout,
-            settings.read_timeout,
-            role_check=settings.role_check,
-            max_lag=settings.max_lag,
-            watched=settings.probe_interval > 0 and not engine.dialect.is_async,
-        )
-        if settings.max_connecting is not None:
-            limit_connecting(
-                engine,
-                settings.max_connecting,
-                # Who has waited for as long as a connect may take would double it;
-                # and what is left of whole seconds can be told to no driver.
-                settings.connect_timeout / 2,
-                lambda: replica.outages,
-            )
-        if engine.pool is not primary.pool:
-            limit_waiting(engine, settings.connect_timeout)
-        if settings.lazy_begin:
-            leave_out_blocks(engine)
-        gate.guard(engine, replica)
-        return replica
-
+    care = partial(_take_care, settings, Gate(app), primary)
     prepared: dict[str, Replica] = {}
     fleet = Fleet(care, prepared, limited=settings.max_pools is not None)
     for name, engine in replicas.items():
@@ -85,6 +59,36 @@ def routed_engine(
     fleet.routed.fleet = fleet
     fleet.look_for_spares()
     return fleet.routed
+
+
+def _take_care(
+    settings: Settings, gate: Gate, primary: Engine, name: str, engine: Engine
+) -> Replica:
+    """Give a replica's new engine what every replica's engine has."""
+    replica = Replica(
+        name,
+        engine,
+        settings.connect_timeout,
+        settings.read_timeout,
+        role_check=settings.role_check,
+        max_lag=settings.max_lag,
+        watched=settings.probe_interval > 0 and not engine.dialect.is_async,
+    )
+    if settings.max_connecting is not None:
+        limit_connecting(
+            engine,
+            settings.max_connecting,
+            # Who has waited for as long as a connect may take would double it;
+            # and what is left of whole seconds can be told to no driver.
+            settings.connect_timeout / 2,
+            lambda: replica.outages,
+        )
+    if engine.pool is not primary.pool:
+        limit_waiting(engine, settings.connect_timeout)
+    if settings.lazy_begin:
+        leave_out_blocks(engine)
+    gate.guard(engine, replica)
+    return replica
 
 
 def _make_pool(

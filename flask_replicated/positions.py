@@ -14,6 +14,7 @@ __all__ = [
     "Observer",
     "Progress",
     "after_a_moment",
+    "observe",
     "observer_of",
     "role_observer",
     "sees_it_answer",
@@ -50,6 +51,35 @@ class Observer(Protocol):
 
     def __call__(self, cursor: Any, /) -> Observation:
         """Ask over a DBAPI cursor."""
+
+
+def observe(connection: Any, *observers: Observer) -> Observation:
+    """Ask a server, and ask less if it does not know that.
+
+    Args:
+        connection: A DBAPI connection; its transaction is rolled back before it is
+            asked for less, and else left open.
+        observers: What to ask, each for when the one before fails.
+
+    Raises:
+        Exception: The driver's, for the last of them.
+    """
+    *more, last = observers
+    for observer in more:
+        try:
+            return _asked(connection, observer)
+        except Exception:  # noqa: BLE001 - should it have died, the next line says so
+            # A server that lives need not know what it is asked, nor may the account.
+            connection.rollback()
+    return _asked(connection, last)
+
+
+def _asked(connection: Any, observer: Observer) -> Observation:
+    cursor = connection.cursor()
+    try:
+        return observer(cursor)
+    finally:
+        cursor.close()
 
 
 def observer_of(dialect: str) -> Observer:
@@ -93,11 +123,13 @@ def _postgresql(cursor: Any) -> Observation:
         return Observation(primary=False, lag=lag, measured=True)
     replayed = int(replayed)
     if not receives or received is None:
-        return Observation(False, lag, measured=True, replayed=replayed)
+        return Observation(primary=False, lag=lag, measured=True, replayed=replayed)
     received = int(received)
     if received <= replayed:
         lag = 0.0
-    return Observation(False, lag, True, received, replayed)
+    return Observation(
+        primary=False, lag=lag, measured=True, received=received, replayed=replayed
+    )
 
 
 def after_a_moment(cursor: Any) -> Observation:
@@ -118,7 +150,7 @@ class Progress:
     and far more of one that was.
     """
 
-    _MOST = 1000
+    _MOST = 1000  # looks; of those not shown yet the oldest say most
 
     def __init__(self) -> None:
         self._looks: list[tuple[float, int]] = []

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .comparing import Comparison
 from .connecting import unlimited
-from .positions import History, Observation, observer_of, sees_it_answer
+from .positions import History, Observation, observe, observer_of, sees_it_answer
 from .sockets import hang_up, leave_to_parent
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from balancers import Member, Permit
-
-    from .positions import Observer
 
 __all__ = ["Look", "Probe"]
 
@@ -106,7 +104,7 @@ class Probe:
         # options, and nobody who counts the application's connections sees this one.
         pool: Any = engine.pool
         self._connect: Callable[[], Any] = pool._creator  # noqa: SLF001 - its one name
-        self._observe = observer_of(engine.dialect.name)
+        self._observer = observer_of(engine.dialect.name)
         self._keep = engine.dialect.name != "sqlite"
         self._connection: Any = None
         self._history = history or History()
@@ -138,12 +136,7 @@ class Probe:
                 self._connection = self._connect()
             self._wonders = self._comparison is not None
         connection = self._connection
-        try:
-            found = _asked(connection, self._observe)
-        except Exception:  # noqa: BLE001 - should it have died, the next line says so
-            # A server that lives need not know what it is asked, nor may the account.
-            connection.rollback()
-            found = _asked(connection, sees_it_answer)
+        found = observe(connection, self._observer, sees_it_answer)
         connection.rollback()  # or it would stay idle in a transaction
         if not self._keep:
             self.close()
@@ -196,11 +189,3 @@ class Probe:
         connection = self._connection
         if connection is not None:
             hang_up(connection)
-
-
-def _asked(connection: Any, observe: Observer) -> Observation:
-    cursor = connection.cursor()
-    try:
-        return observe(cursor)
-    finally:
-        cursor.close()

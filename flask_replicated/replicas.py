@@ -75,13 +75,12 @@ class Replica:
         watched: Whether it is looked at in the background.
 
     Attributes:
+        outages: How often its breaker has opened, after failed trials too.
         ails: Whether it is out because its storage fails reads, which only a read
             can find to be over.
         history: What was seen of its server.
         admission: Asks the server whether it may be used.
     """
-
-    ails = False
 
     def __init__(
         self,
@@ -103,7 +102,8 @@ class Replica:
             max_lag=max_lag,
             watched=watched,
         )
-        self._outages = 0
+        self.outages = 0
+        self.ails = False
         self._engine = weakref.ref(engine)
         self._records: WeakSet[ConnectionPoolEntry] = WeakSet()
         lift = _limit_connect(engine, math.ceil(connect_timeout), read_timeout)
@@ -114,11 +114,6 @@ class Replica:
             # Before anything is asked of it, so that who waits can be released.
             event.listen(engine, "connect", self._stamp, insert=True)
             event.listen(engine, "checkout", self._refuse_stale)
-
-    @property
-    def outages(self) -> int:
-        """How often its breaker has opened, after failed trials too."""
-        return self._outages
 
     def hang_up(self) -> int:
         """End every connection that is open, whoever waits on it; return how many.
@@ -150,12 +145,12 @@ class Replica:
         After an outage only a new connection can vouch for the server. Each old
         one is closed when the connection pool would hand it out.
         """
-        self._outages += 1
+        self.outages += 1
 
     def _stamp(self, connection: Any, record: ConnectionPoolEntry) -> None:
         number = fileno_of(connection)
         watch = _nothing if number is None else _watch(number)
-        record.info[self] = self._outages, watch
+        record.info[self] = self.outages, watch
         self._records.add(record)
 
     def _refuse_stale(
@@ -168,7 +163,7 @@ class Replica:
         kernel takes about a microsecond; asking the server, a round trip.
         """
         outages, readable = record.info.get(self, _UNKNOWN)
-        if outages != self._outages:
+        if outages != self.outages:
             raise DisconnectionError("opened before the replica's last outage")
         if CHANGED in record.info:
             raise DisconnectionError("its last user has changed the session")

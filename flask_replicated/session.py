@@ -114,10 +114,10 @@ class RoutedSession(orm.Session):
         return self._find_bind(ways, mapper, clause, kwargs)
 
     def _note_connections(self, ways: Ways) -> None:
-        """Let be known what the transaction in progress, savepoints aside, has opened.
+        """Note what the transaction in progress, savepoints aside, has opened.
 
-        Not by an event: most sessions close after their first statement, and whether
-        there is another connection is asked for less than it takes to be told.
+        Not by an event: most sessions close after their first statement, and to ask
+        whether there is another connection costs less than to be told of each.
         """
         root = self.get_transaction()
         if root is not None:
@@ -162,7 +162,7 @@ class RoutedSession(orm.Session):
             if asked is _REPLICA and kind >= Kind.LOCK and not ways.connecting:
                 raise write_refused("a flush" if clause is None else clause, why)
             return asked
-        if kind is not Kind.READ:
+        if kind is not _READ:
             return Role.PRIMARY
         primary = ways.primaries.get(routed.real)
         if primary is not None and primary.wrote:
@@ -187,7 +187,7 @@ class RoutedSession(orm.Session):
             ways.connecting = False
         if isinstance(connection, PrimaryConnection) and active_role() is None:
             state = connection.shape.routed.app.request_state()
-            if state is not None and state.decision.role is Role.REPLICA:
+            if state is not None and state.decision.role is _REPLICA:
                 # Once the primary was read, a replica would show an older state.
                 state.latch("the session's connection was asked for")
         return connection

@@ -18,12 +18,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from flask import (
-    Flask,
-    Request,
-    current_app,
-    has_request_context,
-)
+from flask import Flask, Request, current_app, has_request_context
 from flask.globals import request, request_ctx
 
 from .pinning import ANSWERED, COMMITTED, CookiePins, still_counts
@@ -73,7 +68,7 @@ this_context: Callable[[], RequestContext] = request_ctx._get_current_object  # 
 this_request: Callable[[], Request] = request._get_current_object  # type: ignore[attr-defined]  # noqa: SLF001 - the proxy's documented method is not in its type
 
 
-def _no_app() -> None:
+def _none() -> None:
     return None
 
 
@@ -85,9 +80,9 @@ class AppState:
         pins: Where clients' writes are remembered.
         routes: The routed engines by bind key, the default under None.
         engines: What Flask-SQLAlchemy has by bind key; a test may put in others.
-        metadatas: Returns what it has of tables; None where nobody can tell.
+        metadatas: Returns the MetaData of all its tables; None where nobody can tell.
         classifier: Tells what a statement does.
-        classify: How it tells.
+        classify: The classifier's own ``kind``, at hand for each statement.
         plain_mappers: Mapped classes on the default bind that prefer no role.
         writers: How often a replica has refused a write, by endpoint.
     """
@@ -95,12 +90,12 @@ class AppState:
     def __init__(self, settings: Settings, app: Flask | None = None) -> None:
         # The app owns this state, not the reverse. Without one there are no
         # requests either.
-        self._app = weakref.ref(app) if app is not None else _no_app
+        self._app = weakref.ref(app) if app is not None else _none
         self.settings = settings
         self.pins: PinStore = CookiePins(settings.pin_cookie, settings.pin_seconds)
         self.routes: dict[str | None, RoutedEngine] = {}
         self.engines: Mapping[str | None, object] = {}
-        self.metadatas: Callable[[], Collection[MetaData] | None] = _no_app
+        self.metadatas: Callable[[], Collection[MetaData] | None] = _none
         self.classifier = Classifier(settings.write_functions)
         self.classify = self.classifier.kind
         self.plain_mappers: set[Any] = set()

@@ -93,9 +93,9 @@ class _Harmless(Transaction):
 class ReadTransaction(_Harmless, RootTransaction):
     """A replica's transaction.
 
-    A session that is done with a transaction closes it and then its connection. The
-    connection does both at once, and spares its pool a second rollback; so a session's
-    own first word is left to it.
+    A session that is done closes its transaction and then its connection. To close the
+    connection ends both at once, and spares the pool a second rollback; so the first
+    of the two does nothing yet.
     """
 
     __slots__ = ()
@@ -114,8 +114,8 @@ class ReadTransaction(_Harmless, RootTransaction):
             and not connection.engine._has_events  # noqa: SLF001 - the same
             and not connection._echo  # noqa: SLF001 - the same
         ):
-            # Most reads begin nothing and have nothing to end, which their driver knows
-            # for less than it takes to tell it. But who listens, or logs, is told.
+            # Most reads have begun no block, and to ask the driver whether there is one
+            # costs less than a rollback. But whoever listens, or logs, is told.
             self.is_active = False
             connection._transaction = None  # noqa: SLF001 - the same
         else:

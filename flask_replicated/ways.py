@@ -23,21 +23,24 @@ if TYPE_CHECKING:
 
 __all__ = ["EMPTY", "Ways"]
 
-_MANY = 2000
+_MANY = 2000  # mapped classes
 EMPTY: dict[Any, Any] = {}
-"""No connections; never written to."""
+"""No connections, or no options; never written to."""
 
 
 class Ways:
     """What a session knows of where its statements go.
 
     The request that it serves, from its first statement on (see ``serve()``):
-    ``request``, ``state``, ``primary``, ``replicas``, ``plain_mappers``,
+    ``app``, ``request``, ``state``, ``primary``, ``replicas``, ``plain_mappers``,
     ``classify``.
 
-    The connections of the transaction in progress: the real engine behind each
-    shape (the default bind's replica once more in ``lane``, for the way of nearly
-    all), the primary's and the replicas' connections, the replicas lost so far.
+    The connections of the transaction in progress (see ``note()``): as it has them
+    itself in ``connections``, of which ``noted`` are known here; in ``lanes`` what
+    stands for each shape from now on, its real engine or a connection (the default
+    bind's replica once more in ``lane``, for the way of nearly all); in ``primaries``
+    and ``reads`` those to the primary and to replicas; in ``losses`` how many replicas
+    were lost so far.
 
     ``wanted`` is what the statement that is being executed asks for itself;
     ``connecting`` tells that connection() was called, and so nothing is executed.

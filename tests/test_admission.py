@@ -9,6 +9,7 @@ import pytest
 from flask_replicated.admission import Admission
 from flask_replicated.errors import ReplicaLagsError, WrongRoleError
 from flask_replicated.positions import History, Observation
+from tests.balancers.support import FakeClock
 
 UNKNOWN = RuntimeError("no such function")
 IN_STEP = (True, 100, 100, True, 500)
@@ -55,16 +56,6 @@ class Server:
 
     def close(self) -> None:
         """Do nothing."""
-
-
-class Clock:
-    """A clock that stands still until it is set."""
-
-    now = 100.0
-
-    def __call__(self) -> float:
-        """Return the time."""
-        return self.now
 
 
 def admission(dialect: str = "postgresql", **options: Any) -> Admission:
@@ -139,15 +130,16 @@ class TestPostgreSQL:
 
     def test_seen_before(self) -> None:
         """What the look has seen a while ago spares the moments."""
-        history, clock = History(), Clock()
-        history.progress.lag(Observation(False, 0.0, True, 100, 100), now=90)
+        history, clock = History(), FakeClock()
+        seen = Observation(False, 0.0, True, 100, 100)
+        history.progress.lag(seen, now=clock.now - 10)
         server = Server(BEHIND)
         admission(history=history, clock=clock).ask(server)
         assert len(server.asked) == 1
 
     def test_receives_nothing(self) -> None:
         """A primary that restarts takes nobody out; one that stays away does."""
-        history, clock = History(), Clock()
+        history, clock = History(), FakeClock()
         asks = admission(history=history, clock=clock).ask
         with pytest.raises(ReplicaLagsError):
             asks(Server(CUT_OFF))
@@ -191,7 +183,7 @@ class TestAgain:
 
     def test_from_time_to_time(self) -> None:
         """One of them makes place, and no more, until it is time again."""
-        clock = Clock()
+        clock = FakeClock()
         one = admission(watched=False, clock=clock)
         assert not one.is_due()
         clock.now += 5
@@ -211,7 +203,7 @@ class TestAgain:
     )
     def test_never(self, dialect: str, options: dict[str, Any]) -> None:
         """Where there is a look, or nothing to ask, none does."""
-        clock = Clock()
+        clock = FakeClock()
         one = admission(dialect, **{"watched": False, **options}, clock=clock)
         clock.now += 1000
         assert not one.is_due()

@@ -14,6 +14,7 @@ from flask_replicated import replicated_engine, using_slave
 from flask_replicated.ailing import Ailing
 from flask_replicated.failures import storage_failed, unanswerable
 from flask_replicated.probes import Probe
+from tests.balancers.support import FakeClock
 from tests.support import REPLICAS, Build, build_fixture, make_file, sqlite_url
 
 if TYPE_CHECKING:
@@ -25,16 +26,6 @@ build = build_fixture
 
 ERROR = OSError("no space left")
 PAGE = 4096
-
-
-class Clock:
-    """A clock that is set by hand."""
-
-    now = 0.0
-
-    def __call__(self) -> float:
-        """Return seconds."""
-        return self.now
 
 
 def damage(path: Path) -> None:
@@ -49,18 +40,18 @@ class TestAiling:
     """Who is taken out."""
 
     @pytest.fixture
-    def clock(self) -> Clock:
+    def clock(self) -> FakeClock:
         """Give a clock."""
-        return Clock()
+        return FakeClock()
 
     @pytest.fixture
-    def pool(self, clock: Clock) -> Pool[sa.Engine]:
+    def pool(self, clock: FakeClock) -> Pool[sa.Engine]:
         """Give three replicas."""
         engine = sa.create_engine("sqlite://")
         return Pool(dict.fromkeys(REPLICAS, engine), clock=clock)
 
     @pytest.fixture
-    def ailing(self, clock: Clock) -> Ailing:
+    def ailing(self, clock: FakeClock) -> Ailing:
         """Give who decides."""
         return Ailing(clock)
 
@@ -70,7 +61,9 @@ class TestAiling:
         assert not ailing.note(member, ERROR, pool, 1.0)
         assert member in pool.live
 
-    def test_again(self, ailing: Ailing, pool: Pool[sa.Engine], clock: Clock) -> None:
+    def test_again(
+        self, ailing: Ailing, pool: Pool[sa.Engine], clock: FakeClock
+    ) -> None:
         """One that goes on takes its replica out, and at once after a vain return."""
         member, *_ = pool.members
         ailing.note(member, ERROR, pool, 1.0)
@@ -98,7 +91,7 @@ class TestAiling:
         assert pool.live == (member,)
 
     def test_long_ago(
-        self, ailing: Ailing, pool: Pool[sa.Engine], clock: Clock
+        self, ailing: Ailing, pool: Pool[sa.Engine], clock: FakeClock
     ) -> None:
         """Errors that lie far apart have nothing to do with each other."""
         first, second, _ = pool.members

@@ -316,9 +316,9 @@ def test_port_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """A port that was taken in the meantime is replaced by another."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         ports = [other.getsockname()[1]]
-        free = module._free_port
+        free = module.free_port
         monkeypatch.setattr(
-            module, "_free_port", lambda: ports.pop() if ports else free()
+            module, "free_port", lambda: ports.pop() if ports else free()
         )
         with Cluster(standbys=0) as cluster:
             assert cluster.primary.port != other.getsockname()[1]

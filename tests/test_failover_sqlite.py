@@ -12,6 +12,7 @@ from sqlalchemy import NullPool
 
 from balancers import Pool
 from flask_replicated import AllReplicasOutError, use_slave_database, using_slave
+from tests.balancers.support import FakeClock
 from tests.support import (
     REPLICAS,
     Build,
@@ -30,21 +31,10 @@ build = build_fixture
 PASSWORD = "hunter2"
 
 
-class Clock:
-    """A monotonic clock that is set by hand."""
-
-    def __init__(self) -> None:
-        self.now = time.monotonic()
-
-    def __call__(self) -> float:
-        """Return seconds."""
-        return self.now
-
-
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     """Give the clock that breakers go by, for sites built afterwards."""
-    clock = Clock()
+    clock = FakeClock(time.monotonic())
     defaults = Pool.__init__.__kwdefaults__
     assert defaults is not None
     monkeypatch.setitem(defaults, "clock", clock)
@@ -58,7 +48,7 @@ def fragile(build: Build, folder: Path, **config: Any) -> Site:
 
 
 @pytest.fixture
-def site(build: Build, clock: Clock, tmp_path: Path) -> Site:
+def site(build: Build, clock: FakeClock, tmp_path: Path) -> Site:
     """Give a site whose replicas can be broken at any time."""
     return fragile(build, tmp_path)
 
@@ -66,7 +56,7 @@ def site(build: Build, clock: Clock, tmp_path: Path) -> Site:
 class TestOneDown:
     """One of three replicas is out."""
 
-    def test_at_the_start(self, build: Build, clock: Clock, tmp_path: Path) -> None:
+    def test_at_the_start(self, build: Build, clock: FakeClock, tmp_path: Path) -> None:
         """A replica that is down when the application starts costs no failed GET."""
         break_file(tmp_path, "slave_2")
         binds = {name: unpooled(tmp_path / f"{name}.db") for name in REPLICAS}
@@ -189,7 +179,7 @@ class TestBusy:
 class TestTimeLimit:
     """Replicas are tried for so long, and no longer."""
 
-    def test_over(self, build: Build, clock: Clock, tmp_path: Path) -> None:
+    def test_over(self, build: Build, clock: FakeClock, tmp_path: Path) -> None:
         """When the time is over no further replica is tried."""
         for limit, tried in ((0, 2), (60, 3)):
             site = fragile(
@@ -210,7 +200,7 @@ class TestTimeLimit:
 class TestReturn:
     """A replica comes back."""
 
-    def test_used_again(self, site: Site, clock: Clock, tmp_path: Path) -> None:
+    def test_used_again(self, site: Site, clock: FakeClock, tmp_path: Path) -> None:
         """A replica that returns is used again, with an equal share."""
         break_file(tmp_path, "slave_2")
         site.count(12)
@@ -220,7 +210,7 @@ class TestReturn:
         assert site.count(30) == dict.fromkeys(REPLICAS, 10)
 
     def test_not_before_its_time(
-        self, site: Site, clock: Clock, tmp_path: Path
+        self, site: Site, clock: FakeClock, tmp_path: Path
     ) -> None:
         """Until the wait is over nobody tries a replica that is out."""
         break_file(tmp_path, "slave_2")
@@ -228,7 +218,7 @@ class TestReturn:
         make_file(tmp_path, "slave_2")
         assert "slave_2" not in site.count(30)
 
-    def test_all_return(self, site: Site, clock: Clock, tmp_path: Path) -> None:
+    def test_all_return(self, site: Site, clock: FakeClock, tmp_path: Path) -> None:
         """After a total loss the primary hands the reads back."""
         for name in REPLICAS:
             break_file(tmp_path, name)
@@ -239,7 +229,7 @@ class TestReturn:
         site.count(6)
         assert site.count(30) == dict.fromkeys(REPLICAS, 10)
 
-    def test_still_down(self, site: Site, clock: Clock, tmp_path: Path) -> None:
+    def test_still_down(self, site: Site, clock: FakeClock, tmp_path: Path) -> None:
         """A trial that fails costs no failed GET either."""
         break_file(tmp_path, "slave_2")
         for _ in range(5):
@@ -282,7 +272,7 @@ class TestAllDown:
         with site.app.app_context(), using_slave():
             assert site.who() == "master"
 
-    def test_error(self, build: Build, clock: Clock, tmp_path: Path) -> None:
+    def test_error(self, build: Build, clock: FakeClock, tmp_path: Path) -> None:
         """REPLICATED_FALLBACK = 'error' raises, with each replica and its cause."""
         site = fragile(build, tmp_path, REPLICATED_FALLBACK="error")
         site.count(3)
@@ -301,7 +291,7 @@ class TestAllDown:
         assert site.client().get("/").status_code == 500
         assert site.client().post("/").text == "master"
 
-    def test_error_with_weights(self, build: Build, clock: Clock) -> None:
+    def test_error_with_weights(self, build: Build, clock: FakeClock) -> None:
         """A replica that weighs 0 is named as well, with that as its cause."""
         site = build(
             REPLICATED_FALLBACK="error",
@@ -338,7 +328,9 @@ class TestAllDown:
         assert caplog.text
         assert PASSWORD not in caplog.text
 
-    def test_session_survives(self, build: Build, clock: Clock, tmp_path: Path) -> None:
+    def test_session_survives(
+        self, build: Build, clock: FakeClock, tmp_path: Path
+    ) -> None:
         """After the error the same session still writes to the primary."""
         site = fragile(build, tmp_path, REPLICATED_FALLBACK="error")
         for name in REPLICAS:

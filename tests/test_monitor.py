@@ -17,11 +17,12 @@ from flask_sqlalchemy import SQLAlchemy
 
 from balancers import Permit, Pool
 from examples.cluster import wait_until
-from flask_replicated import FlaskReplicated, replicated_engine, using_slave
+from flask_replicated import FlaskReplicated, replicated_engine
 from flask_replicated.monitor import Monitor, Policy
 from flask_replicated.positions import Observation, observer_of
 from flask_replicated.probes import Look, Probe
 from flask_replicated.sockets import leave_to_parent
+from tests.pools import live, read
 from tests.support import Build, break_file, build_fixture, make_file, sqlite_url
 
 if TYPE_CHECKING:
@@ -54,17 +55,6 @@ def engine(tmp_path: Path) -> Iterator[RoutedEngine]:
     )
     yield engine
     engine.dispose()
-
-
-def read(engine: RoutedEngine) -> None:
-    """Read from a replica."""
-    with using_slave(), engine.connect() as connection:
-        connection.execute(sa.text("SELECT 1"))
-
-
-def live(engine: RoutedEngine) -> set[str]:
-    """Return who is in rotation."""
-    return {member.name for member in engine.replicas.replica_pool.live}
 
 
 def test_begins_with_the_first_read(engine: RoutedEngine) -> None:

@@ -9,9 +9,10 @@ import pytest
 import sqlalchemy as sa
 
 from examples.cluster import wait_until
-from flask_replicated import replicated_engine, using_slave
+from flask_replicated import replicated_engine
 from flask_replicated.probes import Probe
 from flask_replicated.replicas import Replica
+from tests.pools import live, read
 from tests.support import make_file, sqlite_url
 
 if TYPE_CHECKING:
@@ -38,17 +39,6 @@ def engine(tmp_path: Path) -> Iterator[RoutedEngine]:
     )
     yield engine
     engine.dispose()
-
-
-def read(engine: RoutedEngine) -> None:
-    """Read from a replica."""
-    with using_slave(), engine.connect() as connection:
-        connection.execute(sa.text("SELECT 1"))
-
-
-def live(engine: RoutedEngine) -> set[str]:
-    """Return who is in rotation."""
-    return {member.name for member in engine.replicas.replica_pool.live}
 
 
 class Stuck:

@@ -12,6 +12,7 @@ from flask import Blueprint, Response, stream_with_context
 from flask.sessions import SessionInterface
 
 from flask_replicated import use_slave_database
+from tests.balancers.support import FakeClock
 from tests.support import (
     COOKIE,
     REPLICAS,
@@ -38,21 +39,10 @@ def site(build: Build) -> Site:
     return build()
 
 
-class Clock:
-    """A wall clock that is set by hand."""
-
-    def __init__(self) -> None:
-        self.now = 1_700_000_000.0
-
-    def __call__(self) -> float:
-        """Return the seconds of Unix time."""
-        return self.now
-
-
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     """Give the clock that the pins go by."""
-    clock = Clock()
+    clock = FakeClock(1_700_000_000.0)
     monkeypatch.setattr(time, "time", clock)
     return clock
 
@@ -74,7 +64,7 @@ class TestHowLong:
         assert other.get("/").text in REPLICAS
 
     @pytest.mark.parametrize("seconds", [0.5, 5, 60])
-    def test_ends(self, build: Build, clock: Clock, seconds: float) -> None:
+    def test_ends(self, build: Build, clock: FakeClock, seconds: float) -> None:
         """A pin lasts for REPLICATED_PIN_SECONDS and no longer."""
         site = build(REPLICATED_PIN_SECONDS=seconds)
         pin = pin_of(site.client().post("/write"))
@@ -83,7 +73,7 @@ class TestHowLong:
         clock.now += 0.2
         assert get_with_pin(site.app, pin) in REPLICAS
 
-    def test_begins_anew(self, site: Site, clock: Clock) -> None:
+    def test_begins_anew(self, site: Site, clock: FakeClock) -> None:
         """A second write pins for the full time again."""
         client = site.client()
         client.post("/write")
@@ -92,7 +82,7 @@ class TestHowLong:
         clock.now += 4
         assert client.get("/").text == "master"
 
-    def test_reading_does_not_prolong(self, site: Site, clock: Clock) -> None:
+    def test_reading_does_not_prolong(self, site: Site, clock: FakeClock) -> None:
         """A read by a pinned client sets no cookie."""
         client = site.client()
         client.post("/write")

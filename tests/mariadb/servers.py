@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from examples.cluster import wait_until
-from examples.servers import _free_port
+from examples.servers import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,7 +59,7 @@ class Server:
 
     def __init__(self, template: Path, name: str, number: int) -> None:
         self.name = name
-        self.port = _free_port()
+        self.port = free_port()
         self.url = sa.URL.create(
             "mariadb+pymysql", "root", host="127.0.0.1", port=self.port
         )

@@ -9,9 +9,10 @@ import pytest
 import sqlalchemy as sa
 
 from examples.cluster import wait_until
-from flask_replicated import replicated_engine, using_slave
+from flask_replicated import replicated_engine
 from flask_replicated.comparing import Comparison
 from flask_replicated.probes import Probe
+from tests.pools import live, read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -51,17 +52,6 @@ def build() -> Iterator[Build]:
         lambda: not [t for t in threading.enumerate() if "replicated" in t.name],
         "the threads to end",
     )
-
-
-def read(engine: RoutedEngine) -> None:
-    """Read from a replica."""
-    with using_slave(), engine.connect() as connection:
-        connection.execute(sa.text("SELECT 1")).all()
-
-
-def live(engine: RoutedEngine) -> set[str]:
-    """Return who is in rotation."""
-    return {member.name for member in engine.replicas.replica_pool.live}
 
 
 def settle(engine: RoutedEngine, *names: str) -> None:

@@ -98,9 +98,7 @@ def read_in_savepoint(site: Site, text: str, lose: Lose) -> Backend:
         (read_again, False),
         (savepoint, False),
         (savepoint_rolled_back, False),
-        pytest.param(
-            (read_in_savepoint, False),
-        ),
+        (read_in_savepoint, False),
         (plain, True),
         (read_again, True),
         (savepoint, True),
