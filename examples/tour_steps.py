@@ -259,9 +259,9 @@ def get_it_back(stage: Stage, load: Load) -> Iterator[Check]:
     standby = stage.cluster.standbys[1]
     stage.screen.title("5 of 5 - It returns")
     stage.screen.say(
-        f"{standby.name} is started again, and nobody tells the application: one read "
-        "now and then tries the lost server, and the first that succeeds brings it "
-        "back into the rotation."
+        f"{standby.name} is started again, and nobody tells the application: a look in "
+        "the background, every five seconds, or a read that tries the lost server, "
+        "finds it well and brings it back into the rotation."
     )
     stage.screen.note(f"starting {standby.name} ...")
     standby.start()

@@ -73,16 +73,22 @@ class WriteOnReplicaError(ReplicatedError):
         super().__init__(statement, view, why)
 
     def __str__(self) -> str:
-        said = f"to write on a replica ({self.why}): {self.statement}."
-        out = "wrap the write in 'with using_master():' or 'with db.engine.begin():'."
+        place = "code outside a request" if self.view is None else f"view {self.view!r}"
+        said = f"{place} tried to write on a replica ({self.why}): {self.statement}."
+        # What was asked for is stronger than a decorator, and holds for begin() too.
+        if self.why.startswith("execution_options"):
+            return f"{said} Leave this option out where the statement writes."
+        inside = "or wrap the write in 'with using_master():'"
         if self.view is None:
+            return f"{said} Ask for no replica there, {inside}."
+        if "using_slave()" in self.why:
             return (
-                f"code outside a request tried {said} Ask for no replica there, "
-                f"or {out}"
+                f"{said} Write outside of the block, {inside}. @changes_database and "
+                "its like are weaker than the block."
             )
         return (
-            f"view {self.view!r} tried {said} Mark the view with @changes_database "
-            f"or @use_master_database, or {out}"
+            f"{said} Mark the view with @changes_database or @use_master_database, "
+            f"{inside} or 'with db.engine.begin():'."
         )
 
 
@@ -187,6 +193,11 @@ class AllReplicasOutError(ReplicatedError):
         super().__init__(self.causes)
 
     def __str__(self) -> str:
+        if not self.causes:  # all were removed, or DNS has named none yet
+            return (
+                "there is no replica to read from. Add one, or set "
+                "REPLICATED_FALLBACK = 'master' to read from the primary meanwhile."
+            )
         listed = "; ".join(f"{name}: {cause}" for name, cause in self.causes.items())
         return (
             f"every replica is out ({listed}). Repair one of them, or set "

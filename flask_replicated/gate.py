@@ -142,7 +142,8 @@ class Gate:
             kind = Kind.WRITE
         if kind >= Kind.LOCK:
             connection.refused = True
-            raise write_refused(sql, f"connected to {connection.member.name!r}")
+            block = " inside using_slave()" if active_role() is Role.REPLICA else ""
+            raise write_refused(sql, f"connected to {connection.member.name!r}{block}")
         return kind
 
     def _look_for_tables(self) -> None:
