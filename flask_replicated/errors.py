@@ -83,8 +83,8 @@ class WriteOnReplicaError(ReplicatedError):
             return f"{said} Ask for no replica there, {inside}."
         if "using_slave()" in self.why:
             return (
-                f"{said} Write outside of the block, {inside}. @changes_database and "
-                "its like are weaker than the block."
+                f"{said} Write outside of the block, {inside}. The decorators "
+                "@changes_database and @use_master_database are weaker than the block."
             )
         return (
             f"{said} Mark the view with @changes_database or @use_master_database, "

@@ -112,3 +112,46 @@ app.add_url_rule("/", view_func=lambda: str(db.session.scalar(db.text("select 7"
 assert app.test_client().get("/").text == "7"
 """
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+
+
+@pytest.mark.parametrize(
+    ("view", "why", "ways", "none"),
+    [
+        (
+            "page",
+            "'slave_1' refused it",
+            ["@changes_database", "db.engine.begin()"],
+            [],
+        ),
+        (
+            "page",
+            "inside using_slave()",
+            ["outside of the block", "using_master()"],
+            [],
+        ),
+        (
+            "page",
+            "execution_options(replicated=...)",
+            ["Leave this option out"],
+            ["using_master()", "@changes_database"],
+        ),
+        (
+            None,
+            "inside using_slave()",
+            ["outside a request", "using_master()"],
+            ["@changes_database", "begin()"],
+        ),
+    ],
+)
+def test_ways_out_of_a_refused_write(
+    view: str | None, why: str, ways: list[str], none: list[str]
+) -> None:
+    """Only what would help is proposed."""
+    said = str(WriteOnReplicaError("INSERT INTO entry", view, why))
+    assert all(way in said for way in ways), said
+    assert not any(way in said for way in none), said
+
+
+def test_no_replica_to_name() -> None:
+    """Without any replica there is none to repair."""
+    assert "Add one" in str(AllReplicasOutError({}))
