@@ -21,6 +21,8 @@ from sqlalchemy.engine.default import DefaultDialect
 from .autocommit import has_block
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from .connections import PrimaryConnection, ReplicaConnection
 
 logger = logging.getLogger("flask_replicated")
@@ -88,6 +90,16 @@ class _Harmless(Transaction):
             super().close()
         except Exception:
             logger.debug("a read did not end well", exc_info=True)
+            _give_up(self.connection)
+
+
+def _give_up(connection: Connection) -> None:
+    """Let nobody have a connection whose transaction may not have ended.
+
+    Its pool takes a transaction that was closed for one that has ended.
+    """
+    if not connection.closed:
+        connection.invalidate()
 
 
 class ReadTransaction(_Harmless, RootTransaction):
@@ -123,6 +135,7 @@ class ReadTransaction(_Harmless, RootTransaction):
                 RootTransaction.close(self)
             except Exception:
                 logger.debug("a read did not end well", exc_info=True)
+                _give_up(connection)
 
     def _connection_begin_impl(self) -> None:
         connection = self.connection

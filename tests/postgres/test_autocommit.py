@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import event, func, select, text
 
+from examples.cluster import wait_until
 from flask_replicated import using_slave
 from tests.postgres.support import bind, end_backends
 
@@ -244,6 +245,25 @@ def test_listeners_hear_of_each_end(make: Callable[..., Site]) -> None:
         site.who()
         site.db.session.commit()
     assert heard == ["begin", "rollback"] * 2
+
+
+def test_an_end_that_fails(make: Callable[..., Site], standby: Standby) -> None:
+    """A connection whose transaction could not be ended goes to nobody else."""
+    site = make()
+    with site.app.test_request_context():
+        session, engine = site.db.session, site.db.engines["slave_1"]
+
+        def fail(_: object) -> None:
+            raise ValueError("somebody's listener")
+
+        event.listen(engine, "rollback", fail)
+        session.scalar(select(func.now()))
+        pid = site.who().pid
+        session.remove()
+        event.remove(engine, "rollback", fail)
+        assert site.who() != (standby.name, pid)
+        found = f"select count(*) from pg_stat_activity where pid = {pid}"
+        wait_until(lambda: standby.execute(found) == [(0,)], "the backend to end")
 
 
 def test_lost_before_its_block(
