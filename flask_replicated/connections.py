@@ -218,8 +218,8 @@ class ReplicaConnection(_LateJoined):
         aborted: Whether it was by the server, which then takes no more.
         changed: Whether it has changed its session with a ``SET``.
         loss: The error that the loss of the connection was known by, or None.
-        of_session: Whether it is a session's, whose transaction is still to be closed;
-            the session closes the connection right after.
+        of_session: Whether it is a session's, which will close it when it has closed
+            its transaction; no more once it is being closed.
     """
 
     shape: ReplicaEngine
@@ -256,6 +256,11 @@ class ReplicaConnection(_LateJoined):
         if self.sent or self.refused:
             self.sent, self.refused, self.aborted = 0, False, False
         return transaction
+
+    def close(self) -> None:
+        """End the transaction, whoever began it, and give the connection back."""
+        self.of_session = False
+        super().close()
 
     def begin_twophase(self, xid: Any | None = None) -> TwoPhaseTransaction:
         """Begin a plain transaction: a read has nothing to prepare."""

@@ -117,8 +117,8 @@ class ReadTransaction(_Harmless, RootTransaction):
         """End it, now or with the session's connection."""
         connection = self.connection
         if connection.of_session:
-            connection.of_session = False
-        elif (
+            return
+        if (
             self.is_active
             and connection._nested_transaction is None  # noqa: SLF001 - as Connection's own way asks
             and not has_block(connection)

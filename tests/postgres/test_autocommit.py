@@ -247,6 +247,17 @@ def test_listeners_hear_of_each_end(make: Callable[..., Site]) -> None:
     assert heard == ["begin", "rollback"] * 2
 
 
+def test_closed_by_hand(make: Callable[..., Site], standby: Standby) -> None:
+    """A session's connection that somebody closes leaves no block behind."""
+    site = make()
+    with site.app.test_request_context(), using_slave():
+        with site.db.session.connection() as connection:
+            pid = connection.scalar(text("select pg_backend_pid()"))
+            connection.scalar(select(func.now()))
+            assert state_of(standby, pid) == "idle in transaction"
+        assert state_of(standby, pid) == "idle"
+
+
 def test_an_end_that_fails(make: Callable[..., Site], standby: Standby) -> None:
     """A connection whose transaction could not be ended goes to nobody else."""
     site = make()
