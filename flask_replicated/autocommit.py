@@ -2,8 +2,10 @@
 
 Under ``READ COMMITTED`` each statement sees the newest data, in a block or not. Yet
 drivers of PostgreSQL begin a block before the first statement, and end it: two round
-trips of three, for one read. So a replica's connection is in the driver's own
+trips of three, for one read. So a connection that was picked is in the driver's own
 autocommit, and leaves it when a statement comes along for which it is not the same.
+Whoever takes one from a replica's own engine has it as the driver makes it: nobody
+would see what they do with it.
 
 Nothing here is remembered beside the driver: it knows whether it is in autocommit, and
 whether its server is in a block.
@@ -11,6 +13,7 @@ whether its server is in a block.
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from operator import attrgetter, methodcaller
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +25,10 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
     from sqlalchemy.pool import ConnectionPoolEntry
 
-__all__ = ["begin_block", "has_block", "leave_out_blocks"]
+__all__ = ["PICKED", "begin_block", "has_block", "leave_out_blocks"]
+
+PICKED: ContextVar[bool] = ContextVar("flask_replicated_picked", default=False)
+"""Whether what is being taken from a pool is for somebody who begins blocks late."""
 
 _MARK = "flask_replicated.autocommit"
 
@@ -67,12 +73,18 @@ def leave_out_blocks(engine: Engine) -> None:
         # Whoever has chosen a level has chosen its blocks, too.
         chosen = driver.autocommit or driver.isolation_level is not None
         if dialect.default_isolation_level == "READ COMMITTED" and not chosen:
-            driver.autocommit = record.info[_MARK] = True
+            record.info[_MARK] = True
 
     @event.listens_for(engine, "checkout")
-    def start_again(driver: Any, record: ConnectionPoolEntry, _proxy: Any) -> None:
-        if _MARK in record.info and not driver.autocommit and not asks(driver):
-            driver.autocommit = True
+    def hand_out(driver: Any, record: ConnectionPoolEntry, _proxy: Any) -> None:
+        picked = PICKED.get()
+        # Another who listens may have begun a block already.
+        if (
+            driver.autocommit is not picked
+            and _MARK in record.info
+            and not asks(driver)
+        ):
+            driver.autocommit = picked
 
 
 def begin_block(connection: Connection) -> None:

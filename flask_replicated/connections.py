@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection
 
-from .autocommit import begin_block
+from .autocommit import PICKED, begin_block
 from .refusals import write_refused
 from .routing import WROTE, Role
 from .scopes import active_role
@@ -228,6 +228,13 @@ class ReplicaConnection(_LateJoined):
     refused = aborted = changed = False
     loss: DBAPIError | None = None
     of_session = True
+
+    def __init__(self, engine: Engine) -> None:
+        PICKED.set(True)
+        try:
+            super().__init__(engine)
+        finally:
+            PICKED.set(False)
 
     @property
     def connection(self) -> PoolProxiedConnection:

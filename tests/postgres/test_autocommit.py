@@ -247,6 +247,34 @@ def test_listeners_hear_of_each_end(make: Callable[..., Site]) -> None:
     assert heard == ["begin", "rollback"] * 2
 
 
+def test_own_engine(make: Callable[..., Site], standby: Standby) -> None:
+    """Who names a replica has the driver's transactions there, and nobody else."""
+    site = make()
+    for _ in range(2):
+        assert not in_block(site, standby, ALONE["text"])
+        with site.app.test_request_context():
+            engine = site.db.engines["slave_1"]
+            with engine.connect() as connection:
+                now = {connection.scalar(select(func.now())) for _ in range(3)}
+                assert len(now) == 1
+                with connection.begin_nested():
+                    streamed = connection.execute(ROWS, execution_options=STREAMED)
+                    assert len(streamed.all()) == 50
+
+
+def test_driver_of_own_engine(make: Callable[..., Site], standby: Standby) -> None:
+    """A driver's connection that is taken from a replica has its transactions."""
+    site = make()
+    for _ in range(2):
+        assert not in_block(site, standby, ALONE["text"])
+        with site.app.test_request_context():
+            driver = site.db.engines["slave_1"].raw_connection()
+            cursor: Any = driver.cursor()
+            cursor.execute("select pg_backend_pid()")
+            assert state_of(standby, cursor.fetchone()[0]) == "idle in transaction"
+            driver.close()
+
+
 def test_closed_by_hand(make: Callable[..., Site], standby: Standby) -> None:
     """A session's connection that somebody closes leaves no block behind."""
     site = make()
