@@ -103,7 +103,9 @@ class Gate:
         self, sql: str, connection: ReplicaConnection, context: ExecutionContext
     ) -> None:
         if not connection.in_transaction():
-            return  # a listener begins the transaction in its own way
+            # A listener begins the transaction in its own way: all of it is one.
+            begin_block(connection)
+            return
         if self._version != primary_tables.version:
             self._look_for_tables()
         # Of one version: another thread may replace them meanwhile.

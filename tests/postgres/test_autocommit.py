@@ -14,6 +14,7 @@ from tests.postgres.support import bind, end_backends
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sqlalchemy import Connection
     from sqlalchemy.orm import Session
 
     from examples.cluster import Cluster, Standby
@@ -303,6 +304,22 @@ def test_an_end_that_fails(make: Callable[..., Site], standby: Standby) -> None:
         assert site.who() != (standby.name, pid)
         found = f"select count(*) from pg_stat_activity where pid = {pid}"
         wait_until(lambda: standby.execute(found) == [(0,)], "the backend to end")
+
+
+def test_begun_by_a_listener(make: Callable[..., Site]) -> None:
+    """What a listener to the beginning sets for a transaction holds in it."""
+    site = make()
+    tenant = text("select current_setting('site.tenant', true)")
+
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql("set local site.tenant = 'one'")
+
+    with site.app.test_request_context(), using_slave():
+        event.listen(site.db.engines["slave_1"], "begin", begin)
+        for _ in range(2):
+            assert site.db.session.scalar(tenant) == "one"
+            assert site.db.session.scalar(tenant) == "one"
+            site.db.session.remove()
 
 
 def test_lost_before_its_block(
