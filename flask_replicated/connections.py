@@ -218,6 +218,7 @@ class ReplicaConnection(_LateJoined):
         aborted: Whether it was by the server, which then takes no more.
         changed: Whether it has changed its session with a ``SET``.
         loss: The error that the loss of the connection was known by, or None.
+        begins: Whether a transaction is being begun, of which nobody is told.
         of_session: Whether it is a session's, which will close it when it has closed
             its transaction; no more once it is being closed.
     """
@@ -227,6 +228,7 @@ class ReplicaConnection(_LateJoined):
     sent = 0
     refused = aborted = changed = False
     loss: DBAPIError | None = None
+    begins = False
     of_session = True
 
     def __init__(self, engine: Engine) -> None:
@@ -239,7 +241,7 @@ class ReplicaConnection(_LateJoined):
     @property
     def connection(self) -> PoolProxiedConnection:
         """The driver's connection, in the hands of somebody who may need a block."""
-        if self._transaction is not None:
+        if not self.begins:
             begin_block(self)
         return super().connection
 

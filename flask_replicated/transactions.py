@@ -145,19 +145,33 @@ class ReadTransaction(_Harmless, RootTransaction):
             or connection.engine._has_events  # noqa: SLF001 - the same
             or connection._echo  # noqa: SLF001 - the same
         ):
-            super()._connection_begin_impl()
+            _begin(self)
+
+
+def _begin(transaction: ReadTransaction | ReadTwoPhase) -> None:
+    """Tell the dialect, and who listens, that a transaction begins.
+
+    The dialect looks at the driver's connection then, which is no reason for a block.
+    """
+    connection = transaction.connection
+    connection.begins = not connection.dispatch.begin
+    try:
+        RootTransaction._connection_begin_impl(transaction)  # noqa: SLF001 - past the reads' own
+    finally:
+        connection.begins = False
 
 
 class ReadTwoPhase(_Harmless, TwoPhaseTransaction):
     """A replica's part in two phases: a plain transaction, with nothing to prepare."""
 
     __slots__ = ()
+    connection: ReplicaConnection
 
     def prepare(self) -> None:
         """Do nothing: there is nothing to prepare."""
 
     def _connection_begin_impl(self) -> None:
-        RootTransaction._connection_begin_impl(self)  # noqa: SLF001 - plain BEGIN
+        _begin(self)  # plain BEGIN
 
     def _connection_rollback_impl(self) -> None:
         RootTransaction._connection_rollback_impl(self)  # noqa: SLF001 - the same

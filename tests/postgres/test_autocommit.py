@@ -322,6 +322,27 @@ def test_begun_by_a_listener(make: Callable[..., Site]) -> None:
             site.db.session.remove()
 
 
+def test_driver_before_its_transaction(make: Callable[..., Site]) -> None:
+    """The driver's connection has a block also before SQLAlchemy begins one."""
+    site = make()
+    with site.app.test_request_context(), using_slave():
+        for _ in range(2):
+            with site.db.engine.connect() as connection:
+                cursor: Any = connection.connection.cursor(name="mine")
+                cursor.execute("select generate_series(1, 5)")
+                assert len(cursor.fetchall()) == 5
+                cursor.close()
+
+
+def test_hearing_begins_nothing(make: Callable[..., Site], standby: Standby) -> None:
+    """Who listens to statements makes no read dearer."""
+    site = make()
+    with site.app.test_request_context():
+        engine = site.db.engines["slave_1"]
+        event.listen(engine, "after_cursor_execute", lambda *_: None)
+    assert not in_block(site, standby, ALONE["text"])
+
+
 def test_lost_before_its_block(
     make: Callable[..., Site], standby: Standby, healthy_cluster: Cluster
 ) -> None:
