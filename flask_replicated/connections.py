@@ -233,8 +233,8 @@ class ReplicaConnection(_LateJoined):
 
     def __init__(self, engine: Engine) -> None:
         PICKED.set(True)
-        try:
-            super().__init__(engine)
+        try:  # past the class between, which would only add a call
+            Connection.__init__(self, engine, None, self._has_events)
         finally:
             PICKED.set(False)
 
