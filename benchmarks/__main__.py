@@ -3,51 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
-import pytest
 from rich.console import Console
 
-from benchmarks.pairs import Comparison
+from benchmarks.pairs import Comparison, from_info, merged
+from benchmarks.suite import HERE, SUITES
 from benchmarks.table import make_tables, versions
 
-HERE = Path(__file__).resolve().parent
-SUITES = ("pick", "get_bind", "request")
 
-
-class Progress:
-    """Shows what is being measured, and keeps what was found.
-
-    Lines go to standard error and are not redrawn: a live display would be a
-    thread beside the measurement.
-
-    Attributes:
-        found: The comparisons so far.
-    """
-
-    def __init__(self) -> None:
-        self.found: list[Comparison] = []
-
-    def tell(self, text: str) -> None:
-        """Show one line."""
-        print(text, file=sys.stderr, flush=True)
-
-    def pytest_runtest_logstart(self, nodeid: str) -> None:
-        """Show which case is next."""
-        self.tell(f"measuring {nodeid.rpartition('::')[2].removeprefix('bench_')}")
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Keep the result of a case."""
-        if report.when == "call":
-            values = (value for _, value in report.user_properties)
-            self.found += (it for it in values if isinstance(it, Comparison))
-
-    def pytest_report_teststatus(
-        self, report: pytest.TestReport
-    ) -> tuple[str, str, str] | None:
-        """Print no dot for a case that went well."""
-        return ("passed", "", "") if report.passed else None
+def _starts(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
 
 
 def _arguments(given: list[str] | None) -> argparse.Namespace:
@@ -59,6 +33,14 @@ def _arguments(given: list[str] | None) -> argparse.Namespace:
         help="run this suite alone; may be given again for another",
     )
     parser.add_argument(
+        "--starts",
+        type=_starts,
+        default=5,
+        metavar="N",
+        help="how many processes measure requests, one after the other: where things "
+        "lie in a process's memory moves a ratio by 0.01 (default: 5)",
+    )
+    parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write every timing to this file"
     )
     parser.add_argument(
@@ -67,33 +49,49 @@ def _arguments(given: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(given)
 
 
+def _run(name: str, timings: dict[str, Any]) -> tuple[int, list[Comparison]]:
+    """Run a suite in a process of its own; add its timings to those there are."""
+    with tempfile.TemporaryDirectory() as folder:
+        found, times = Path(folder, "found.json"), Path(folder, "timings.json")
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.suite",
+            name,
+            str(found),
+            str(times),
+        ]
+        code = subprocess.run(command, cwd=HERE.parent, check=False).returncode
+        if times.exists() and times.stat().st_size:
+            one = json.loads(times.read_text())
+            one["benchmarks"] = timings.get("benchmarks", []) + one["benchmarks"]
+            timings.update(one)
+        infos = json.loads(found.read_text()) if found.exists() else []
+    return code, [from_info(info) for info in infos]
+
+
 def main(given: list[str] | None = None) -> int:
     """Run the suites; return 0, or 1 for an error or, if strict, a bound exceeded."""
     options = _arguments(given)
-    files = [HERE / f"bench_{name}.py" for name in options.only or SUITES]
-    arguments = ["-qq", "-s", "-p", "no:cacheprovider", "-c"]
-    arguments += [str(HERE.parent / "pyproject.toml"), "--benchmark-quiet"]
-    arguments += ["-o", "python_functions=bench_*", *map(str, files)]
+    results: list[Comparison] = []
+    timings: dict[str, Any] = {}
+    failed = False
+    for name in options.only or SUITES:
+        starts = options.starts if name == "request" else 1
+        found: list[list[Comparison]] = []
+        for number in range(1, starts + 1):
+            of = f", start {number} of {starts}" if starts > 1 else ""
+            print(f"{name}{of}", file=sys.stderr, flush=True)
+            code, these = _run(name, timings)
+            failed |= code != 0
+            found.append(these)
+        results += merged(found)
+    if results:
+        Console().print(*make_tables(results), f"\n{versions()}", sep="\n")
     if options.json is not None:
-        arguments.append(f"--benchmark-json={options.json}")
-    progress = Progress()
-    plugins = [_Named(progress)]
-    code = pytest.main(arguments, plugins=plugins)
-    if progress.found:
-        Console().print(*make_tables(progress.found), f"\n{versions()}", sep="\n")
-    exceeded = options.strict and any(one.exceeded for one in progress.found)
-    return int(code != pytest.ExitCode.OK or exceeded)
-
-
-class _Named:
-    """Registers the progress under the name by which fixtures find it."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-
-    def pytest_configure(self, config: pytest.Config) -> None:
-        """Register it."""
-        config.pluginmanager.register(self._progress, "benchmarks-progress")
+        options.json.write_text(json.dumps(timings, indent=4))
+    exceeded = options.strict and any(one.exceeded for one in results)
+    return int(failed or exceeded)
 
 
 if __name__ == "__main__":

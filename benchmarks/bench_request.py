@@ -60,7 +60,7 @@ def _compare(
         plain,
         bound=Bound(bound),
         seconds=0.004,
-        pairs=1000,
+        pairs=300,
     )
     for app in apps:
         app.close()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextvars
 import math
 import statistics
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from timeit import Timer
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,16 @@ if TYPE_CHECKING:
 
     from pytest_benchmark.fixture import BenchmarkFixture
 
-__all__ = ["Bound", "Comparison", "Loop", "as_info", "compared", "measure"]
+__all__ = [
+    "Bound",
+    "Comparison",
+    "Loop",
+    "as_info",
+    "compared",
+    "from_info",
+    "measure",
+    "merged",
+]
 
 
 @dataclass(frozen=True)
@@ -40,7 +50,8 @@ class Comparison:
         peer: What it is compared with.
         seconds: The least time of one call.
         peer_seconds: The least time of one call of the peer.
-        ratio: The median over all pairs of the case's time to its neighbour's.
+        ratio: The median over all pairs of the case's time to its neighbour's; of
+            several processes, the median of their medians.
         spread: Half the width of that median's 95 % interval.
         bound: What the ratio should not exceed; None for an alternative that is
             shown for its own sake.
@@ -154,9 +165,6 @@ def compared(
 ) -> Comparison:
     """Draw the conclusion from two lists of times, taken in turn.
 
-    The interval is the notch of a box plot, 1.57 interquartile ranges over the
-    root of the number: McGill, Tukey and Larsen, "Variations of Box Plots" (1978).
-
     Args:
         labels: The suite, the case and the peer.
         times: Seconds of the case, round by round.
@@ -164,20 +172,53 @@ def compared(
         bound: What the ratio should not exceed, or None.
     """
     ratios = [mine / other for mine, other in zip(times, peers, strict=True)]
-    spread = math.nan
-    if len(ratios) > 1:
-        low, _, high = statistics.quantiles(ratios, n=4)
-        spread = 1.57 * (high - low) / math.sqrt(len(ratios))
     return Comparison(
         *labels,
         seconds=min(times),
         peer_seconds=min(peers),
         ratio=statistics.median(ratios),
-        spread=spread,
+        spread=_spread(ratios),
         bound=bound,
     )
+
+
+def merged(starts: Sequence[Sequence[Comparison]]) -> list[Comparison]:
+    """Draw one conclusion for each case from those of several processes."""
+    cases: dict[tuple[str, str], list[Comparison]] = {}
+    for one in chain.from_iterable(starts):
+        cases.setdefault((one.suite, one.case), []).append(one)
+    return [
+        replace(
+            same[0],
+            seconds=min(one.seconds for one in same),
+            peer_seconds=min(one.peer_seconds for one in same),
+            ratio=statistics.median(one.ratio for one in same),
+            spread=_spread([one.ratio for one in same]),
+        )
+        if len(same) > 1
+        else same[0]
+        for same in cases.values()
+    ]
+
+
+def _spread(ratios: Sequence[float]) -> float:
+    """Return half the width of the 95 % interval of their median.
+
+    It is the notch of a box plot, 1.57 interquartile ranges over the root of the
+    number: McGill, Tukey and Larsen, "Variations of Box Plots" (1978).
+    """
+    if len(ratios) < 2:
+        return math.nan
+    low, _, high = statistics.quantiles(ratios, n=4)
+    return 1.57 * (high - low) / math.sqrt(len(ratios))
 
 
 def as_info(found: Comparison) -> dict[str, Any]:
     """Return a comparison as plain values, for a JSON file."""
     return asdict(found)
+
+
+def from_info(info: dict[str, Any]) -> Comparison:
+    """Return the comparison that :func:`as_info` has made plain."""
+    bound = info["bound"]
+    return Comparison(**info | {"bound": None if bound is None else Bound(**bound)})

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection
 
-from .autocommit import PICKED, begin_block
+from .autocommit import ALONE, PICKED, begin_block
 from .refusals import write_refused
 from .routing import WROTE, Role
 from .scopes import active_role
@@ -232,8 +232,12 @@ class ReplicaConnection(_LateJoined):
     of_session = True
 
     def __init__(self, engine: Engine) -> None:
+        # Past the class between, which would only add a call.
+        if engine.dialect.name != ALONE:  # there is nothing to tell its pool
+            Connection.__init__(self, engine, None, self._has_events)
+            return
         PICKED.set(True)
-        try:  # past the class between, which would only add a call
+        try:
             Connection.__init__(self, engine, None, self._has_events)
         finally:
             PICKED.set(False)

@@ -8,7 +8,16 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple
 
-__all__ = ["MARK", "ROLES", "WROTE", "Decision", "Role", "decide", "marked_role"]
+__all__ = [
+    "MARK",
+    "PINNED",
+    "ROLES",
+    "WROTE",
+    "Decision",
+    "Role",
+    "decide",
+    "marked_role",
+]
 
 MARK = "__replicated__"
 """The attribute under which a decorator leaves its role on a function."""
@@ -47,6 +56,10 @@ class Decision(NamedTuple):
     by_method: bool = False
 
 
+PINNED = Decision(Role.PRIMARY, "the client has just written")
+"""Where the reads of a client go that must see its own write."""
+
+
 def decide(  # noqa: PLR0911 - one return for each rule, in their order
     *,
     latched: str | None = None,
@@ -80,7 +93,7 @@ def decide(  # noqa: PLR0911 - one return for each rule, in their order
     if known_writer:
         return Decision(Role.PRIMARY, "a replica has refused a write of this endpoint")
     if pinned:
-        return Decision(Role.PRIMARY, "the client has just written")
+        return PINNED
     if not read_on_replica:
         return Decision(Role.PRIMARY, "AUTO_READ_ON_SLAVE is off")
     if is_read is not None:

@@ -103,14 +103,14 @@ class RoutedSession(orm.Session):
                 (goes_on or (self._reads_bind_keys and ways.serve()))
                 and (
                     mapper is None
-                    or mapper in ways.plain_mappers
+                    or mapper in ways.state.app.plain_mappers
                     or ways.finds_plain(mapper)
                 )
-                and ways.classify(clause) is _READ
+                and ways.state.app.classify(clause) is _READ
             ):
                 if (ways.state.settled or ways.state.decision.role) is _REPLICA:
-                    return ways.lane or ways.replicas  # type: ignore[return-value]  # set by serve()
-                return ways.primary
+                    return ways.lane or ways.routed.replicas  # type: ignore[union-attr]  # set by serve()
+                return ways.routed.primary  # type: ignore[union-attr]  # the same
         return self._find_bind(ways, mapper, clause, kwargs)
 
     def _note_connections(self, ways: Ways) -> None:

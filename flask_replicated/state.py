@@ -22,7 +22,7 @@ from flask import Flask, Request, current_app, has_request_context
 from flask.globals import request, request_ctx
 
 from .pinning import ANSWERED, COMMITTED, CookiePins, still_counts
-from .routing import Decision, Role, decide, marked_role
+from .routing import PINNED, Decision, Role, decide, marked_role
 from .statements import Classifier
 
 if TYPE_CHECKING:
@@ -122,11 +122,15 @@ class AppState:
         """Return the state of the running request, whose context the caller has."""
         # Not by way of __dict__: to ask for one makes one, and every attribute of
         # the request dearer.
-        state: RequestState | None = getattr(context.request, _ATTRIBUTE, None)
+        current = context.request
+        state: RequestState | None = getattr(current, _ATTRIBUTE, None)
         if state is None and context.app is self._app():
-            state = RequestState(self)
-            setattr(context.request, _ATTRIBUTE, state)
-            return state
+            decision = self.known(current)
+            # Another thread of the request may have made one meanwhile.
+            state = getattr(current, _ATTRIBUTE, None)
+            if state is None:
+                state = RequestState(self, decision)
+                setattr(current, _ATTRIBUTE, state)
         return state if state is not None and state.app is self else None
 
     def role(self) -> Role:
@@ -147,7 +151,7 @@ class AppState:
             state.given_out()
 
     def known(self, current: Request) -> Decision | None:
-        """Return the decision on the running request, if nothing is special about it.
+        """Return the decision on a request that has done nothing yet, if it is known.
 
         What the view and the method say never changes.
         """
@@ -155,14 +159,9 @@ class AppState:
         if rule is None:
             return None
         decision = self._decisions.get((rule.endpoint, current.method))
-        if (
-            decision is not None
-            and decision.by_method
-            and self.settings.pin_seconds
-            and self.pins.last_write(current) is not None
-        ):
-            return None
-        return decision
+        if decision is None or not decision.by_method:
+            return decision
+        return PINNED if self._pinned(current) else decision
 
     def decide(self, state: RequestState, current: Request) -> Decision:
         """Decide where the reads of the running request go."""
@@ -177,9 +176,7 @@ class AppState:
         # So the keys are bounded: a rule that lists its methods takes no other.
         if rule is not None and rule.methods is not None:
             known[rule.endpoint, current.method] = decision
-        if decision.by_method and self._pinned(current):
-            return self._decide(state, current, pinned=True)
-        return decision
+        return PINNED if decision.by_method and self._pinned(current) else decision
 
     def _decide(
         self, state: RequestState, current: Request, *, pinned: bool | None = None
@@ -287,11 +284,11 @@ class RequestState:
         "wrote_at",
     )
 
-    def __init__(self, app: AppState) -> None:
+    def __init__(self, app: AppState, known: Decision | None) -> None:
         self.app = app
-        self._decision: Decision | None = None
+        self._decision = known
         self._deciding: int | None = None
-        self.settled: Role | None = None
+        self.settled = None if known is None else known.role
         self.latched: str | None = None
         self.marked: Role | None = None
         self.kept: dict[ReplicaEngine, Member[Engine]] = {}
@@ -300,17 +297,7 @@ class RequestState:
     @property
     def decision(self) -> Decision:
         """Where this request's reads go now, and why; made once, lazily."""
-        return self._decision or self.decide(this_request())
-
-    def decide(self, current: Request) -> Decision:
-        """Make the decision for the running request, which the caller has at hand."""
-        if self._decision is None and self.latched is None and self.marked is None:
-            known = self.app.known(current)
-            if known is not None:
-                self._decision, self.settled = known, known.role
-                if (self.latched, self.marked) != (None, None):
-                    self._decision = self.settled = None  # as below
-        return self._decision or self._decide(current)
+        return self._decision or self._decide(this_request())
 
     def _decide(self, current: Request) -> Decision:
         decision, thread = self._decision, get_ident()

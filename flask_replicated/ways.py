@@ -10,15 +10,12 @@ from .options import reads_primary
 from .state import STATE, this_app, this_context
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import sqlalchemy as sa
     from flask import Flask, Request
     from sqlalchemy import Engine
 
-    from .engines import PrimaryEngine, ReplicaEngine
+    from .engines import RoutedEngine
     from .routing import Role
-    from .sqltext import Kind
     from .state import AppState, RequestState
 
 __all__ = ["EMPTY", "Ways"]
@@ -32,8 +29,7 @@ class Ways:
     """What a session knows of where its statements go.
 
     The request that it serves, from its first statement on (see ``serve()``):
-    ``app``, ``request``, ``state``, ``primary``, ``replicas``, ``plain_mappers``,
-    ``classify``.
+    ``app``, ``request``, ``state``, and ``routed``, the default bind.
 
     The connections of the transaction in progress (see ``note()``): as it has them
     itself in ``connections``, of which ``noted`` are known here; in ``lanes`` what
@@ -51,32 +47,26 @@ class Ways:
     # the class is dearer to read than all of them are to set.
     __slots__ = (
         "app",
-        "classify",
         "connecting",
         "connections",
         "lane",
         "lanes",
         "losses",
         "noted",
-        "plain_mappers",
         "primaries",
-        "primary",
         "reads",
-        "replicas",
         "request",
+        "routed",
         "state",
         "wanted",
     )
 
     app: Flask
-    primary: PrimaryEngine
     state: RequestState
-    plain_mappers: set[Any]
-    classify: Callable[[Any], Kind]
 
     def __init__(self) -> None:
         self.request: Request | None = None
-        self.replicas: ReplicaEngine | None = None
+        self.routed: RoutedEngine | None = None
         self.lane: Engine | None = None
         self.lanes: dict[Engine, Engine | sa.Connection] = EMPTY
         self.primaries: dict[Engine, PrimaryConnection] = EMPTY
@@ -104,21 +94,18 @@ class Ways:
         state = app.state_in(context)
         if state is None:
             return False
-        current = context.request
-        self.app, self.request, self.state = owner, current, state
-        self.primary, self.replicas = default.primary, default.replicas
-        self.classify, self.plain_mappers = app.classify, app.plain_mappers
-        if state.settled is None:
-            state.decide(current)
+        self.app, self.request = owner, context.request
+        self.state, self.routed = state, default
         return True
 
     def finds_plain(self, mapper: Any) -> bool:
         """Whether a mapped class is on the default bind and prefers no role."""
         plain = _on_default_bind(mapper) and not reads_primary(mapper)
         if plain:
-            if len(self.plain_mappers) > _MANY:
-                self.plain_mappers.clear()  # a program that makes models as it runs
-            self.plain_mappers.add(mapper)
+            known = self.state.app.plain_mappers
+            if len(known) > _MANY:
+                known.clear()  # a program that makes models as it runs
+            known.add(mapper)
         return plain
 
     def note(self, connections: dict[Any, Any]) -> None:
@@ -135,7 +122,7 @@ class Ways:
             if isinstance(opened, ReplicaConnection):
                 self.reads[opened.shape] = opened
                 self.lanes[opened.shape] = opened.engine
-                if opened.shape is self.replicas:
+                if self.routed is not None and opened.shape is self.routed.replicas:
                     self.lane = opened.engine
             elif isinstance(opened, PrimaryConnection):
                 self._note_primary(opened)
@@ -155,7 +142,7 @@ class Ways:
 
     def leave(self, read: ReplicaConnection) -> None:
         """Forget a replica's connection."""
-        if read.shape is self.replicas:
+        if self.routed is not None and read.shape is self.routed.replicas:
             self.lane = None
         del self.reads[read.shape]
         self.lanes.pop(read.shape, None)

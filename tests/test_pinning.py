@@ -12,6 +12,7 @@ from flask import Blueprint, Response, stream_with_context
 from flask.sessions import SessionInterface
 
 from flask_replicated import use_slave_database
+from flask_replicated.pinning import CookiePins
 from tests.balancers.support import FakeClock
 from tests.support import (
     COOKIE,
@@ -95,6 +96,28 @@ class TestHowLong:
         client = site.client()
         assert pin_of(client.post("/write")) is None
         assert client.get("/").text in REPLICAS
+
+    @pytest.mark.parametrize("pinned", [True, False])
+    def test_asked_once(
+        self, site: Site, monkeypatch: pytest.MonkeyPatch, pinned: bool
+    ) -> None:
+        """Each request asks once when its client last wrote."""
+        asked: list[str] = []
+        ask = CookiePins.last_write
+
+        def counted(self: CookiePins, request: Request) -> float | None:
+            asked.append(request.path)
+            return ask(self, request)
+
+        monkeypatch.setattr(CookiePins, "last_write", counted)
+        client = site.client()
+        client.get("/")  # the endpoint is known from here on
+        if pinned:
+            client.post("/write")
+        asked.clear()
+        for _ in range(2):
+            client.get("/")
+        assert asked == ["/", "/"]
 
 
 def insert(site: Site) -> sa.Insert:
