@@ -1,6 +1,6 @@
 """Let faults strike real servers while an application is under load.
 
-``python -m tests.chaos`` starts a primary and three standbys in a temporary folder,
+``python -m tests.chaos`` starts a primary and three replicas in a temporary folder,
 and an application on them: first in this process, then in two workers of gunicorn.
 The seed decides which fault strikes whom, and when.
 """
@@ -17,10 +17,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from examples.cluster import Cluster
-
 from .app import HAS_MONITOR
-from .faults import FAULTS
+from .databases import DATABASES
 from .run import run
 from .schedule import schedule
 from .table import checks, faults_table, summary_table
@@ -30,9 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from .run import Report
-
-# Room for two workers, and few enough for a fault that takes them all.
-_SETTINGS = {"max_connections": "60"}
 
 
 def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
@@ -46,10 +41,20 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
         help="how long a fault lasts that is not over at once (default: 3)",
     )
     parser.add_argument(
+        "--database",
+        choices=DATABASES,
+        default="postgresql",
+        help="whose servers (default: postgresql)",
+    )
+    parser.add_argument(
         "--faults",
-        default=",".join(FAULTS),
+        type=lambda names: names.split(","),
         metavar="A,B",
-        help=f"which of {', '.join(FAULTS)} (default: all)",
+        help="which of "
+        + "; of ".join(
+            f"{name}: {', '.join(it.faults)}" for name, it in DATABASES.items()
+        )
+        + " (default: all)",
     )
     parser.add_argument(
         "--rounds",
@@ -66,10 +71,11 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
         "greenlets (default: both of the first)",
     )
     arguments = parser.parse_args(words)
-    arguments.faults = arguments.faults.split(",")
-    unknown = [name for name in arguments.faults if name not in FAULTS]
+    known = DATABASES[arguments.database].faults
+    arguments.faults = arguments.faults or list(known)
+    unknown = [name for name in arguments.faults if name not in known]
     if unknown:
-        parser.error(f"no such fault: {', '.join(unknown)}; known: {', '.join(FAULTS)}")
+        parser.error(f"no such fault: {', '.join(unknown)}; known: {', '.join(known)}")
     if arguments.seed is None:
         arguments.seed = random.randrange(10_000)
     return arguments
@@ -123,16 +129,18 @@ def main(words: Sequence[str] | None = None) -> int:
     console.print(f"seed {arguments.seed}")
     if not HAS_MONITOR:
         console.print("No background monitor: a server that hangs will be noticed.")
+    database = DATABASES[arguments.database]
     strikes = schedule(
         arguments.seed,
+        database.faults,
         arguments.faults * arguments.rounds,
         arguments.seconds_per_fault,
     )
     held = True
-    with Cluster(standbys=3, progress=note, settings=_SETTINGS) as cluster:
+    with database.servers(note) as cluster:
         for name in chosen:
             note(f"served by {name}")
-            report = run(cluster, servers[name], strikes, note=note)
+            report = run(cluster, servers[name], strikes, database=database, note=note)
             cluster.heal()
             _show(report, console)
             held &= all(check.ok is not False for check in checks(report))

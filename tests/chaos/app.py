@@ -27,13 +27,11 @@ __all__ = [
     "HAS_MONITOR",
     "MONITORED",
     "SETTINGS",
-    "TABLE",
     "Application",
     "served",
 ]
 
 ENVIRONMENT: Final = "CHAOS_CONFIG"
-TABLE: Final = "create table entry (id serial primary key, key text not null)"
 
 # Shorter waits than the defaults: a run should not last for the breaker's sake.
 SETTINGS: Final[Mapping[str, Any]] = {
@@ -57,17 +55,11 @@ _OTHERS: Final = ("load-", "churn", "ThreadPoolExecutor")
 _PRIMARY: Final = "primary"
 _MOMENT: Final = 0.05
 
-_LOOK: Final = text(
-    # The sleep keeps a snapshot open where a fault asks for it; and a fault may take
-    # some of the pages away.
-    "select current_setting('cluster_name'), "
-    "(select coalesce(max(id), 0) from entry), pg_sleep(:hold), "
-    "(select length(body) from page where id = :page)"
-)
-_HAS: Final = text(
-    "select current_setting('cluster_name'), "
-    "exists (select from entry where key = :key)"
-)
+# How a server is asked for its name, and to wait.
+_WORDS: Final = {
+    "postgresql": ("current_setting('cluster_name')", "pg_sleep"),
+    "mariadb": ("@@report_host", "sleep"),
+}
 
 
 class Application:
@@ -86,16 +78,26 @@ class Application:
         self._db = db = SQLAlchemy(self.app)
         columns = {
             "id": db.Column(db.Integer, primary_key=True),
-            "key": db.Column(db.String, nullable=False),
+            "name": db.Column(db.String, nullable=False),
         }
         self._entry: Any = type("Entry", (db.Model,), columns)
         self._replicated = FlaskReplicated(self.app)
         # Counted by hand: a breaker that opens gives its engine another pool.
         self._held: set[object] = set()
         with self.app.app_context():
+            server, wait = _WORDS[db.engine.dialect.name]
             for engine in db.engines.values():
                 event.listen(engine, "checkout", self._out)
                 event.listen(engine, "checkin", self._in)
+        # The wait keeps a snapshot open where a fault asks for it; and a fault may
+        # take some of the pages away.
+        self._looks = text(
+            f"select {server}, (select coalesce(max(id), 0) from entry), "
+            f"{wait}(:hold), (select length(body) from page where id = :page)"
+        )
+        self._finds = text(
+            f"select {server}, exists (select 1 from entry where name = :key)"
+        )
         self.app.add_url_rule("/", "look", self._look)
         self.app.add_url_rule("/", "add", self._add, methods=["POST"])
         self.app.add_url_rule("/has", "has", self._has)
@@ -129,16 +131,16 @@ class Application:
 
     def _one(self, hold: float) -> Sequence[Any]:
         asked = {"hold": hold, "page": random.randint(1, ROWS)}
-        return self._db.session.execute(_LOOK, asked).one()
+        return self._db.session.execute(self._looks, asked).one()
 
     def _add(self) -> Response:
-        self._db.session.add(self._entry(key=request.args["key"]))
+        self._db.session.add(self._entry(name=request.args["key"]))
         self._db.session.commit()
         return self._answer()
 
     def _has(self) -> Response:
-        row = self._db.session.execute(_HAS, {"key": request.args["key"]}).one()
-        return self._answer(server=row[0], found=row[1])
+        row = self._db.session.execute(self._finds, request.args).one()
+        return self._answer(server=row[0], found=bool(row[1]))
 
     def _state(self) -> Response:
         names = [thread.name for thread in threading.enumerate()]

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from examples.cluster import wait_until
-from tests.damage import create_pages
 
-from .app import HAS_MONITOR, MONITORED, SETTINGS, TABLE
+from .app import HAS_MONITOR, MONITORED, SETTINGS
+from .databases import POSTGRESQL
 from .faults import PROXIED, Scene
 from .load import Load
 from .outcome import Limits, Outcome, is_back
@@ -20,10 +20,10 @@ from .proxy import Proxy
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from examples.cluster import Cluster, Standby
-
+    from .databases import Database
     from .load import Record
     from .schedule import Strike
+    from .servers import Servers, Standby
     from .workers import Service
 
 __all__ = ["Report", "run"]
@@ -74,10 +74,11 @@ class Report:
 
 
 def run(
-    cluster: Cluster,
+    cluster: Servers,
     serve: Callable[[Mapping[str, Any]], contextlib.AbstractContextManager[Service]],
     strikes: Sequence[Strike],
     *,
+    database: Database = POSTGRESQL,
     quiet: float = 3.0,
     note: Callable[[str], None] = lambda _: None,
 ) -> Report:
@@ -87,19 +88,19 @@ def run(
         cluster: With three standbys, all in order.
         serve: Serves an application that is configured so.
         strikes: The faults.
+        database: Whose servers they are.
         quiet: Seconds without any, before the first and after each.
         note: Told what happens.
     """
-    cluster.primary.execute("drop table if exists entry")
-    cluster.primary.execute(TABLE)
-    create_pages(cluster)
+    database.prepare(cluster)
     with contextlib.ExitStack() as stack:
         proxy = stack.enter_context(Proxy(cluster.standbys[PROXIED].port))
-        config = _config(cluster, proxy)
+        config = _config(cluster, proxy, database)
         service = stack.enter_context(serve(config))
         load = Load(service)
         report = Report(Limits.of(config))
-        runner = _Runner(report, Scene(cluster, proxy, load), service, note)
+        scene = Scene(cluster, proxy, load)
+        runner = _Runner(report, scene, service, database, note)
         with load:
             runner.begin()
             runner.rest(quiet)
@@ -111,15 +112,17 @@ def run(
         return report
 
 
-def _config(cluster: Cluster, proxy: Proxy) -> dict[str, Any]:
-    urls = [standby.url() for standby in cluster.standbys]
-    real = str(cluster.standbys[PROXIED].port)
-    urls[PROXIED] = urls[PROXIED].replace(real, str(proxy.port))
+def _config(cluster: Servers, proxy: Proxy, database: Database) -> dict[str, Any]:
+    ports = [standby.port for standby in cluster.standbys]
+    ports[PROXIED] = proxy.port
     return {
         **SETTINGS,
+        **database.settings,
         **(MONITORED if HAS_MONITOR else {}),
-        "SQLALCHEMY_DATABASE_URI": cluster.primary.url(),
-        "SQLALCHEMY_BINDS": {_bind(n): url for n, url in enumerate(urls)},
+        "SQLALCHEMY_DATABASE_URI": database.url(cluster.primary.port),
+        "SQLALCHEMY_BINDS": {
+            _bind(number): database.url(port) for number, port in enumerate(ports)
+        },
     }
 
 
@@ -133,6 +136,7 @@ class _Runner:
         report: Report,
         scene: Scene,
         service: Service,
+        database: Database,
         note: Callable[[str], None],
     ) -> None:
         self.report = report
@@ -140,6 +144,7 @@ class _Runner:
         self._load = scene.load
         self._standbys = scene.cluster.standbys
         self._service = service
+        self._database = database
         self._note = note
         self._before: dict[int, dict[str, int]] = {}
 
@@ -214,13 +219,10 @@ class _Runner:
             worker: (self._before.get(worker, state)["threads"], state["threads"])
             for worker, state in after.items()
         }
-        rows = self._scene.cluster.primary.execute(
-            "select key, count(*) from entry group by key"
-        )
+        rows = self._database.entries(self._scene.cluster)
         acknowledged, unknown = self._load.written
-        found = {key for key, _ in rows}
-        self.report.lost = acknowledged - found
-        self.report.doubled = {key for key, times in rows if times > 1}
+        self.report.lost = acknowledged - set(rows)
+        self.report.doubled = {key for key, times in rows.items() if times > 1}
         self.report.unknown = unknown
 
     def _left_nothing(self, after: Mapping[int, Mapping[str, int]]) -> bool:
@@ -288,7 +290,7 @@ class _Runner:
 
 @contextlib.contextmanager
 def _stopped(standby: Standby) -> Iterator[None]:
-    standby.stop("fast")
+    standby.stop()
     try:
         yield
     finally:

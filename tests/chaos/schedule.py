@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, NamedTuple
 
-from .faults import FAULTS, PROXIED, Fault
+from .faults import PROXIED, Fault
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 __all__ = ["Strike", "schedule"]
 
@@ -18,27 +18,29 @@ class Strike(NamedTuple):
 
     Attributes:
         name: Of the fault.
+        fault: What happens.
         victim: The number of the standby that it happens to, from 0.
         seconds: For how long.
     """
 
     name: str
+    fault: Fault
     victim: int
     seconds: float
 
-    @property
-    def fault(self) -> Fault:
-        """What happens."""
-        return FAULTS[self.name]
-
 
 def schedule(
-    seed: int, names: Iterable[str], seconds: float, standbys: int = 3
+    seed: int,
+    faults: Mapping[str, Fault],
+    names: Iterable[str],
+    seconds: float,
+    standbys: int = 3,
 ) -> list[Strike]:
     """Return the strikes of a run; the same for the same arguments.
 
     Args:
         seed: Decides order, victims and durations.
+        faults: What may happen, by name.
         names: Of the faults, once for each time.
         seconds: About how long one lasts that is not over at once.
         standbys: How many there are.
@@ -46,14 +48,15 @@ def schedule(
     chance = random.Random(seed)
     shuffled = sorted(names)
     chance.shuffle(shuffled)
-    shuffled.sort(key=lambda name: FAULTS[name].last)
-    return [_strike(name, chance, seconds, standbys) for name in shuffled]
+    shuffled.sort(key=lambda name: faults[name].last)
+    return [_strike(name, faults[name], chance, seconds, standbys) for name in shuffled]
 
 
-def _strike(name: str, chance: random.Random, seconds: float, standbys: int) -> Strike:
+def _strike(
+    name: str, fault: Fault, chance: random.Random, seconds: float, standbys: int
+) -> Strike:
     # Drawn for every fault, needed or not, so that one changes nothing for the next.
     victim, share = chance.randrange(standbys), chance.uniform(0.9, 1.1)
-    fault = FAULTS[name]
     if fault.brief:
         seconds = min(seconds, 0.5)
     if fault.hangs:
@@ -61,6 +64,7 @@ def _strike(name: str, chance: random.Random, seconds: float, standbys: int) -> 
         seconds = max(seconds, 2) + 2
     return Strike(
         name=name,
+        fault=fault,
         victim=PROXIED if fault.proxied else victim,
         seconds=seconds * share,
     )

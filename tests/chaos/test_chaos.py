@@ -11,25 +11,48 @@ pytest.importorskip("psutil")
 pytest.importorskip("rich")
 
 from tests.chaos.app import HAS_MONITOR
+from tests.chaos.databases import DATABASES
+from tests.chaos.faults import COMMON
 from tests.chaos.run import run
 from tests.chaos.schedule import schedule
 from tests.chaos.table import checks
 from tests.chaos.workers import in_process
+from tests.mariadb.servers import have_programs
 
 if TYPE_CHECKING:
     from examples.cluster import Cluster
+    from tests.chaos.servers import Servers
 
 SEED = 3
-FAULTS = ("kill", "terminate", "frozen", "disk", "all-down")
+FAULTS = {
+    "postgresql": ("kill", "terminate", "frozen", "disk", "all-down"),
+    "mariadb": ("kill", "terminate", "frozen"),
+}
 
 
 @pytest.mark.postgres
-def test_no_visitor_notices_a_fault(healthy_cluster: Cluster) -> None:
-    """Replicas die, hang and return, and every request is answered."""
-    threads = threading.active_count()
-    strikes = schedule(SEED, FAULTS, seconds=2)
+def test_no_visitor_of_postgresql(healthy_cluster: Cluster) -> None:
+    """Standbys die, hang and return, and every request is answered."""
+    check_that_nobody_notices(healthy_cluster, "postgresql")
 
-    report = run(healthy_cluster, in_process, strikes, quiet=0.5)
+
+@pytest.mark.mariadb
+def test_no_visitor_of_mariadb() -> None:
+    """Replicas do, and every request is answered."""
+    pytest.importorskip("pymysql")
+    if not have_programs():
+        pytest.skip("MariaDB's server is not installed")
+    with DATABASES["mariadb"].servers(lambda _: None) as cluster:
+        check_that_nobody_notices(cluster, "mariadb")
+
+
+def check_that_nobody_notices(cluster: Servers, name: str) -> None:
+    """Let faults strike the servers of a database."""
+    threads = threading.active_count()
+    database = DATABASES[name]
+    strikes = schedule(SEED, database.faults, FAULTS[name], seconds=2)
+
+    report = run(cluster, in_process, strikes, database=database, quiet=0.5)
 
     for outcome in report.outcomes:
         wrongs = outcome.wrongs
@@ -45,9 +68,9 @@ def test_no_visitor_notices_a_fault(healthy_cluster: Cluster) -> None:
 def test_a_seed_decides_everything() -> None:
     """The same seed gives the same strikes; the last fault is always last."""
     names = ("kill", "promotion", "refused", "slow")
-    once, again = (schedule(7, names, seconds=3) for _ in range(2))
+    once, again = (schedule(7, COMMON, names, seconds=3) for _ in range(2))
 
     assert once == again
-    assert once != schedule(8, names, seconds=3)
+    assert once != schedule(8, COMMON, names, seconds=3)
     assert sorted(strike.name for strike in once) == sorted(names)
     assert once[-1].name == "promotion"

@@ -12,6 +12,7 @@ pytest.importorskip("psutil")
 pytest.importorskip("rich")
 
 from tests.chaos.comparison import compare, percentile, seconds_of
+from tests.chaos.databases import POSTGRESQL
 from tests.chaos.load import Record
 from tests.chaos.outcome import Limits, Outcome
 from tests.chaos.run import Report
@@ -60,7 +61,7 @@ def record(began: float, took: float) -> Record:
 
 def outcome(name: str, records: Sequence[Record], back: float | None) -> Outcome:
     """Return what a fault did that struck at 100, and was repaired from 103 to 104."""
-    strike = Strike(name, 0, 3.0)
+    strike = Strike(name, POSTGRESQL.faults[name], 0, 3.0)
     span = (99.0, 100.0, 103.0, 104.0)
     return Outcome.of(strike, span, records, {"slave_1"}, LIMITS, back=back)
 

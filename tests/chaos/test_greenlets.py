@@ -11,6 +11,7 @@ pytest.importorskip("rich")
 pytest.importorskip("gunicorn", reason="gunicorn is not installed")
 pytest.importorskip("gevent", reason="gevent is not installed")
 
+from tests.chaos.faults import COMMON
 from tests.chaos.run import run
 from tests.chaos.schedule import schedule
 from tests.chaos.table import checks
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 @pytest.mark.postgres
 def test_no_visitor_of_greenlets_notices(healthy_cluster: Cluster) -> None:
     """A standby is killed and returns, and every request is answered."""
-    strikes = schedule(5, ("kill",), seconds=2)
+    strikes = schedule(5, COMMON, ("kill",), seconds=2)
 
     report = run(healthy_cluster, greenlets, strikes, quiet=1)
 

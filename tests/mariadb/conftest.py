@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from tests.mariadb.servers import Server, have_programs, install
+from tests.mariadb.servers import Cluster, Replica, Server, have_programs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +22,7 @@ class Servers(NamedTuple):
     """
 
     primary: Server
-    replica: Server
+    replica: Replica
     other: Server
 
 
@@ -34,18 +31,9 @@ def _running() -> Iterator[Servers]:
     pytest.importorskip("pymysql")
     if not have_programs():
         pytest.skip("MariaDB's server is not installed")
-    root = Path(tempfile.mkdtemp(prefix="flask-replicated-mariadb-"))
-    made: list[Server] = []
-    try:
-        install(root / "template")
-        for name, number in (("primary", 1), ("replica", 2), ("other", 1)):
-            made.append(Server(root / "template", name, number))
-            made[-1].start()
-        yield Servers(*made)
-    finally:
-        for server in made:
-            server.stop()
-        shutil.rmtree(root, ignore_errors=True)
+    with Cluster(standbys=1) as cluster:
+        other = cluster.started(Server, "other", 1)
+        yield Servers(cluster.primary, cluster.standbys[0], other)
 
 
 @pytest.fixture

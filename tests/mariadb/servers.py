@@ -1,12 +1,19 @@
-"""MariaDB servers of the tests' own: a primary and what replicates from it."""
+"""MariaDB servers of the tests' own: a primary and what replicates from it.
+
+They are driven as those of `examples.cluster` are, so that what is done to the one
+can be done to the other.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
+import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
 
@@ -14,10 +21,13 @@ from examples.cluster import wait_until
 from examples.servers import free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
-__all__ = ["Server", "have_programs", "install"]
+    from typing_extensions import Self
 
+__all__ = ["Cluster", "Replica", "Server", "have_programs", "install"]
+
+_S = TypeVar("_S", bound="Server")
 _PROGRAMS = ("mariadbd", "mariadb-install-db")
 
 
@@ -53,26 +63,40 @@ class Server:
     """One MariaDB server.
 
     Attributes:
-        url: How to reach it as root.
-        name: What it calls itself.
+        name: What it calls itself, in ``@@report_host`` too.
+        port: On 127.0.0.1.
     """
 
-    def __init__(self, template: Path, name: str, number: int) -> None:
+    def __init__(
+        self, template: Path, name: str, number: int, options: Sequence[str] = ()
+    ) -> None:
         self.name = name
         self.port = free_port()
-        self.url = sa.URL.create(
-            "mariadb+pymysql", "root", host="127.0.0.1", port=self.port
-        )
         self._number = number
+        self._options = options
         self._data = template.with_name(name)
         subprocess.run(["cp", "-a", template, self._data], check=True)
         self._process: subprocess.Popen[bytes] | None = None
         self._admin = sa.create_engine(
-            self.url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool
+            self.url(),
+            isolation_level="AUTOCOMMIT",
+            poolclass=sa.NullPool,
+            connect_args={"connect_timeout": 5},
         )
 
+    def url(self, user: str = "root", database: str = "") -> str:
+        """Return how to reach it, for SQLAlchemy."""
+        return f"mariadb+pymysql://{user}@127.0.0.1:{self.port}/{database}"
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its process exists, be it frozen."""
+        return self._process is not None and self._process.poll() is None
+
     def start(self) -> None:
-        """Start it, and wait until it answers."""
+        """Start it, if it is not running, and wait until it answers."""
+        if self.is_running:
+            return
         command = [
             "mariadbd",
             "--no-defaults",
@@ -82,11 +106,14 @@ class Server:
             f"--pid-file={self._data}.pid",
             f"--port={self.port}",
             f"--server-id={self._number}",
+            f"--report-host={self.name}",
             "--bind-address=127.0.0.1",
             "--log-bin",
             "--skip-slave-start",
-            "--innodb-flush-log-at-trx-commit=0",
+            # What was committed survives the end of the process, not of the machine.
+            "--innodb-flush-log-at-trx-commit=2",
             "--innodb-buffer-pool-size=8M",
+            *self._options,
         ]
         with Path(f"{self._data}.log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -99,14 +126,62 @@ class Server:
             return False
         return True
 
-    def execute(self, sql: str) -> list[Mapping[str, Any]]:
+    def execute(self, sql: str) -> list[tuple[Any, ...]]:
         """Execute a statement, and return its rows."""
+        return [tuple(row.values()) for row in self._rows(sql)]
+
+    def _rows(self, sql: str) -> list[Mapping[str, Any]]:
         with self._admin.connect() as connection:
             found = connection.exec_driver_sql(sql)
             return [dict(row) for row in found.mappings()] if found.returns_rows else []
 
+    def stop(self, _mode: str = "fast") -> None:
+        """Shut it down, frozen or not, as fast as it can."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGTERM)
+            self.thaw()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(10)
+            self.kill()
+
+    def restart(self, mode: str = "fast") -> None:
+        """Stop and start it, on the same port."""
+        self.stop(mode)
+        self.start()
+
+    def kill(self) -> None:
+        """End it at once."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def freeze(self) -> None:
+        """Stop its process: it takes connections and never answers."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Undo `freeze`."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGCONT)
+
+
+class Replica(Server):
+    """A server that replicates, once it was told from whom."""
+
+    _source: Server | None = None
+
+    def start(self) -> None:
+        """Start it, if it is not running, and let it go on replicating."""
+        running = self.is_running
+        super().start()
+        if self._source is not None and not running:
+            self.execute("START SLAVE")
+            wait_until(self.follows, f"{self.name} to replicate", timeout=30)
+
     def follow(self, primary: Server) -> None:
         """Replicate from another server, and wait until it does."""
+        self._source = primary
         self.execute(
             f"CHANGE MASTER TO MASTER_HOST='127.0.0.1', MASTER_PORT={primary.port}, "
             "MASTER_USER='root', MASTER_CONNECT_RETRY=1, MASTER_USE_GTID=slave_pos"
@@ -116,16 +191,98 @@ class Server:
 
     def follows(self) -> bool:
         """Whether it replicates, and knows how far it is behind."""
-        rows = self.execute("SHOW SLAVE STATUS")
+        rows = self._rows("SHOW SLAVE STATUS")
         return bool(rows) and rows[0]["Seconds_Behind_Master"] is not None
+
+    @property
+    def is_promoted(self) -> bool:
+        """Whether it replicates from nobody."""
+        return not self._rows("SHOW SLAVE STATUS")
 
     def promote(self) -> None:
         """Let it replicate from nobody."""
         self.execute("STOP SLAVE")
         self.execute("RESET SLAVE ALL")
 
-    def stop(self) -> None:
-        """End it."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+    def rebuild(self) -> None:
+        """Let it replicate from the same server again; nobody has written to it."""
+        if self._source is not None:
+            self.follow(self._source)
+
+
+class Cluster:
+    """A primary and its replicas; a context manager that leaves nothing behind.
+
+    Args:
+        standbys: How many replicas.
+        options: Of every server.
+
+    Attributes:
+        primary: Takes writes.
+        standbys: Replicate from it.
+    """
+
+    primary: Server
+    standbys: tuple[Replica, ...] = ()
+
+    def __init__(self, standbys: int = 2, options: Sequence[str] = ()) -> None:
+        self._count = standbys
+        self._options = options
+        self._root = Path()
+        self._open = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            self._root = stack.enter_context(_folder())
+            self._open = stack
+            install(self._root / "template")
+            self.primary = self.started(Server, "primary", 1)
+            self.standbys = tuple(
+                self.started(Replica, f"standby_{number}", number + 1)
+                for number in range(1, self._count + 1)
+            )
+            for standby in self.standbys:
+                standby.follow(self.primary)
+            self._open = stack.pop_all()
+        return self
+
+    def started(self, kind: type[_S], name: str, number: int) -> _S:
+        """Start one more server, which replicates from nobody yet.
+
+        Args:
+            kind: Its class.
+            name: What it calls itself.
+            number: Its server id.
+        """
+        server = kind(self._root / "template", name, number, self._options)
+        self._open.callback(server.kill)
+        server.start()
+        return server
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def wait_replicated(self) -> None:
+        """Wait until every replica shows what the primary has written."""
+        ((position,),) = self.primary.execute("SELECT @@gtid_binlog_pos")
+        for standby in self.standbys:
+            standby.execute(f"SELECT MASTER_GTID_WAIT('{position}', 30)")
+
+    def heal(self) -> None:
+        """Bring every server back: running, thawed, replicating."""
+        for server in (self.primary, *self.standbys):
+            server.thaw()
+            server.start()
+        for standby in self.standbys:
+            if standby.is_promoted:
+                standby.rebuild()
+        self.wait_replicated()
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    root = Path(tempfile.mkdtemp(prefix="flask-replicated-mariadb-"))
+    try:
+        yield root
+    finally:
+        shutil.rmtree(root, ignore_errors=True)

@@ -35,9 +35,9 @@ def build() -> Iterator[Build]:
         primary: Server, *replicas: Server, user: str = "root", **settings: Any
     ) -> RoutedEngine:
         engine = replicated_engine(
-            sa.create_engine(primary.url, pool_size=1, max_overflow=0),
+            sa.create_engine(primary.url(), pool_size=1, max_overflow=0),
             {
-                f"slave_{number}": sa.create_engine(one.url.set(username=user))
+                f"slave_{number}": sa.create_engine(one.url(user))
                 for number, one in enumerate(replicas, start=1)
             },
             **{"REPLICATED_PROBE_INTERVAL": 0.2, **settings},
@@ -231,7 +231,7 @@ class TestAtConnect:
 
 def test_ended_while_it_asks(servers: Servers) -> None:
     """A comparison that nobody waits for any more ends, and closes what it opened."""
-    engines = [sa.create_engine(one.url) for one in (servers.primary, servers.other)]
+    engines = [sa.create_engine(one.url()) for one in (servers.primary, servers.other)]
     comparison = Comparison(*engines)
 
     @sa.event.listens_for(engines[0], "do_connect")
