@@ -17,6 +17,7 @@ from .positions import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .comparing import Comparison
     from .positions import History, Observer
 
 __all__ = ["Admission"]
@@ -25,6 +26,8 @@ _MOMENTS = 3
 """How often a server is asked again that may only just have something to replay."""
 _AGAIN = 5.0
 """Seconds after which one is asked again where no look in the background does it."""
+_COMPARED = 60.0
+"""Seconds for which it is not compared with the primary again, there too."""
 
 
 class Admission:
@@ -41,6 +44,7 @@ class Admission:
         role_check: Whether one that is no replica is refused.
         max_lag: Seconds that it may be behind; None for any.
         watched: Whether there is a look in the background.
+        comparison: Finds out whether it is the primary, where no look does it; or None.
         clock: Returns seconds that never go backwards.
     """
 
@@ -53,6 +57,7 @@ class Admission:
         role_check: bool,
         max_lag: float | None,
         watched: bool,
+        comparison: Comparison | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._name = name
@@ -63,6 +68,8 @@ class Admission:
         self._observers = _observers(dialect, role_check, max_lag)
         self._asked = clock()
         self._again = None if watched or not self._observers else _AGAIN
+        self._comparison = comparison
+        self._compare_at = clock()
 
     def is_due(self) -> bool:
         """Whether a pooled connection must make place for one that asks.
@@ -89,6 +96,8 @@ class Admission:
             return
         self._asked = self._clock()
         found = self._history.judge(observe(connection, *self._observers))
+        if found.doubtful:
+            self._compare()
         if found.primary and self._role_check:
             raise WrongRoleError(self._name)
         limit = self._max_lag
@@ -96,6 +105,13 @@ class Admission:
             lag = self._lag(connection, found, limit)
             if _too_far(lag, limit):
                 raise ReplicaLagsError(self._name, lag, limit)
+
+    def _compare(self) -> None:
+        """Find out whether it is the primary, for the connections after this one."""
+        now = self._clock()
+        if self._comparison is not None and now >= self._compare_at:
+            self._compare_at = now + _COMPARED
+            self._comparison.begin(self._history.found_twin)
 
     def _lag(self, connection: Any, found: Observation, limit: float) -> float | None:
         """Return how far it is behind at most, by all that was seen of it.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import uuid
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -10,7 +12,7 @@ from .connecting import unlimited
 from .sockets import hang_up, leave_to_parent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from sqlalchemy import Engine
 
@@ -42,7 +44,8 @@ class Comparison:
         self._replica = replica
         self._open: list[Any] = []
         self._over = False
-        self._busy = False
+        # The process that is asking: a forked child has not its parent's threads.
+        self._asking: int | None = None
 
     def is_twin(self) -> bool:
         """Ask both.
@@ -50,9 +53,9 @@ class Comparison:
         Raises:
             Exception: One of them does not answer, or another thread is asking.
         """
-        if self._busy:
+        if self.goes_on:
             raise RuntimeError("one that has not ended yet may hang")
-        self._busy = True
+        self._asking = os.getpid()
         name = f"flask_replicated.{uuid.uuid4().hex}"
         try:
             with self._cursor(self._replica) as ours:
@@ -61,7 +64,35 @@ class Comparison:
                 with self._cursor(self._primary) as theirs:
                     return _ask(theirs, f"SELECT IS_USED_LOCK('{name}')") is not None
         finally:
-            self._busy = False
+            self._asking = None
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether somebody is asking."""
+        return self._asking == os.getpid()
+
+    def begin(self, tell: Callable[[bool], None]) -> None:
+        """Ask both in a thread of its own, so that nobody waits for the primary.
+
+        Args:
+            tell: Told whether it is one server; not called where nobody knows.
+        """
+
+        def ask() -> None:
+            try:
+                twin = self.is_twin()
+            except Exception:  # noqa: BLE001 - the primary may be out
+                return
+            tell(twin)
+
+        if self.goes_on:
+            return
+        name = "flask_replicated comparison"
+        thread = threading.Thread(target=ask, name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads
+            pass
 
     @contextmanager
     def _cursor(self, engine: Engine) -> Iterator[Any]:

@@ -52,7 +52,7 @@ def routed_engine(
         timeout=settings.connect_timeout,
         max_lag=settings.max_lag,
         role_check=settings.role_check,
-        primary=primary if settings.role_check and can_compare(primary) else None,
+        primary=_compared(settings, primary),
     )
     monitor = Monitor(pool, prepared, policy)
     fleet.routed = RoutedEngine(app, primary, pool, monitor)
@@ -73,6 +73,7 @@ def _take_care(
         role_check=settings.role_check,
         max_lag=settings.max_lag,
         watched=settings.probe_interval > 0 and not engine.dialect.is_async,
+        primary=_compared(settings, primary),
     )
     if settings.max_connecting is not None:
         limit_connecting(
@@ -89,6 +90,11 @@ def _take_care(
         leave_out_blocks(engine)
     gate.guard(engine, replica)
     return replica
+
+
+def _compared(settings: Settings, primary: Engine) -> Engine | None:
+    """Return the primary, if its replicas have to be compared with it."""
+    return primary if settings.role_check and can_compare(primary) else None
 
 
 def _make_pool(

@@ -196,6 +196,10 @@ class History:
         self.twin = False
         self._replicated = False
 
+    def found_twin(self, twin: bool) -> None:
+        """Note whether its server was found to be the primary's own."""
+        self.twin = twin
+
     def judge(self, found: Observation) -> Observation:
         """Return what was seen, and its role as far as earlier looks tell it.
 

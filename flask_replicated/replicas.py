@@ -18,6 +18,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import DisconnectionError
 
 from .admission import Admission
+from .comparing import Comparison
 from .positions import History
 from .sockets import fileno_of, hang_up
 
@@ -73,6 +74,8 @@ class Replica:
         role_check: Whether a server that is surely no replica is refused.
         max_lag: Seconds that the server may be behind; None for any.
         watched: Whether it is looked at in the background.
+        primary: The primary's engine, where that has to be asked whether the server
+            is its own; or None.
 
     Attributes:
         outages: How often its breaker has opened, after failed trials too.
@@ -92,6 +95,7 @@ class Replica:
         role_check: bool = True,
         max_lag: float | None = None,
         watched: bool = True,
+        primary: Engine | None = None,
     ) -> None:
         self.history = History()
         self.admission = Admission(
@@ -101,6 +105,10 @@ class Replica:
             role_check=role_check,
             max_lag=max_lag,
             watched=watched,
+            # The look in the background asks by itself.
+            comparison=None
+            if watched or primary is None
+            else Comparison(primary, engine),
         )
         self.outages = 0
         self.ails = False

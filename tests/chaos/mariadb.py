@@ -29,6 +29,9 @@ SETTINGS: Final[Mapping[str, Any]] = {
 SCHEMA: Final = "chaos"
 """What the application's tables are in."""
 
+_BODY: Final = "repeat('x', 4100)"
+_NUMBERS: Final = f"{SCHEMA}.seq_1_to_{ROWS}"
+
 
 def servers(note: Callable[[str], None]) -> Cluster:
     """Return a primary and three replicas, to be started."""
@@ -51,7 +54,7 @@ def prepare(cluster: Cluster) -> None:
         f"drop table if exists {SCHEMA}.entry, {SCHEMA}.page",
         f"create table {SCHEMA}.entry (id serial, name varchar(100) not null)",
         f"create table {SCHEMA}.page (id int primary key, body text not null)",
-        f"insert into {SCHEMA}.page select seq, repeat('x', 4100) from {SCHEMA}.seq_1_to_{ROWS}",
+        f"insert into {SCHEMA}.page select seq, {_BODY} from {_NUMBERS}",
     ):
         cluster.primary.execute(sql)
     cluster.wait_replicated()

@@ -215,6 +215,25 @@ class TestAtConnect:
         assert live(engine) == {"slave_2"}
         assert "no replica but a primary" in why(engine, "slave_1")
 
+    def test_twin(self, build: Build, servers: Servers, compared: list[bool]) -> None:
+        """A bind that names the primary by mistake is refused, once that is known."""
+        engine = build(
+            servers.primary,
+            servers.primary,
+            servers.replica,
+            REPLICATED_PROBE_INTERVAL=0,
+        )
+        for _ in range(2):
+            read(engine)  # which nobody has to wait for
+        history = engine.monitor._replicas["slave_1"].history
+        wait_until(lambda: history.twin, "it to be compared")
+        engine.replicas.replica_pool.member("slave_1").target.dispose()
+        for _ in range(4):
+            read(engine)
+        assert live(engine) == {"slave_2"}
+        assert "no replica but a primary" in why(engine, "slave_1")
+        assert compared == [True]
+
     def test_behind(self, build: Build, servers: Servers) -> None:
         """So is one whose lag nobody knows, though the server could tell."""
         servers.replica.execute("STOP SLAVE SQL_THREAD")
