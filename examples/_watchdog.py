@@ -30,7 +30,7 @@ except ModuleNotFoundError as _error:
 
 __all__ = ["HINT", "is_gone", "send_signal", "start_watchdog", "sweep", "wait_until"]
 
-_PROGRAMS: Final = frozenset({"postgres", "initdb", "pg_basebackup"})
+_PROGRAMS: Final = frozenset({"postgres", "initdb", "pg_basebackup", "mariadbd"})
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout: float = 10.0) -> None:
@@ -86,7 +86,7 @@ def sweep(root: Path) -> None:
     """End every process that works in *root*, then remove it."""
     for process in _residents(root):
         send_signal(process, signal.SIGCONT)
-        # PostgreSQL drops what it is doing, and releases its shared memory.
+        # A server drops what it is doing, and releases its shared memory.
         send_signal(process, signal.SIGQUIT)
     try:
         wait_until(lambda: not _residents(root), "a quick shutdown", timeout=3.0)

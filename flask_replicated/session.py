@@ -136,9 +136,13 @@ class RoutedSession(orm.Session):
         routed = super().get_bind(mapper=mapper, clause=clause, **kwargs)
         if not isinstance(routed, RoutedEngine):
             return routed
-        if mapper is None and clause is None and not ways.connecting:
-            # Somebody asks, for a use that nobody knows.
-            return routed if active_role() is _REPLICA else routed.primary
+        if clause is None and not ways.connecting and not self._flushing:
+            # Somebody asks, for a use that nobody knows; or, with a mapper and within
+            # a transaction, a bulk operation.
+            if self._transaction is None and routed.app.role() is not _REPLICA:
+                return routed  # which leads to the primary, and is db.engine
+            if mapper is None:
+                return routed if active_role() is _REPLICA else routed.primary
         return self._lane_of(ways, routed, self._role(ways, routed, mapper, clause))
 
     def _lane_of(

@@ -292,9 +292,24 @@ class TestGetBind:
                 assert isinstance(replicas, sa.Engine)
                 assert core(replicas) in REPLICAS
 
-    def test_serves_another_session(self, site: Site) -> None:
+    def test_outside_a_request(self, site: Site) -> None:
+        """It is db.engine, until the session's transaction has begun."""
+        with site.app.app_context():
+            session, ask = site.db.session, {"mapper": site.entry}
+            assert session.get_bind() is session.get_bind(**ask) is site.db.engine
+            session.add(site.entry(text="one"))
+            session.flush()
+            assert site.db.engine is not session.get_bind()
+            assert session.get_bind() == site.db.engine.real  # type: ignore[attr-defined]  # the routed engine
+
+    @pytest.mark.parametrize("method", ["GET", "POST", None])
+    def test_serves_another_session(self, site: Site, method: str | None) -> None:
         """A plain session that is bound to it sees its own rows, in one transaction."""
-        with site.app.test_request_context():
+        app = site.app
+        context: Any = app.app_context()
+        if method is not None:
+            context = app.test_request_context(method=method)
+        with context:
             for ask in ({}, {"mapper": site.entry}):
                 with sa.orm.Session(bind=site.db.session.get_bind(**ask)) as other:
                     before = len(other.scalars(sa.select(site.entry)).all())

@@ -41,15 +41,6 @@ _FLASK_SQLALCHEMY = Suite(
     "flask-sqlalchemy",
     "3.1.1",
     requirements=_TOOLS,
-    expected=(
-        (
-            "test_session.py::test_session_uses_bind_key",
-            (
-                "asserts that a session's bind and db.engine are one object; the bind "
-                "is the server that was chosen, db.engine stands for all of them"
-            ),
-        ),
-    ),
 )
 
 _FLASK_SECURITY = Suite(

@@ -1,13 +1,14 @@
 """MariaDB servers of the tests' own: a primary and what replicates from it.
 
 They are driven as those of `examples.cluster` are, so that what is done to the one
-can be done to the other.
+can be done to the other, and the same watchdog ends them, whatever ended their owner.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
 
+from examples._watchdog import start_watchdog
 from examples.cluster import wait_until
 from examples.servers import free_port
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["Cluster", "Replica", "Server", "have_programs", "install"]
+__all__ = ["Cluster", "Replica", "Server", "have_programs"]
 
 _S = TypeVar("_S", bound="Server")
 _PROGRAMS = ("mariadbd", "mariadb-install-db")
@@ -36,19 +38,27 @@ def have_programs() -> bool:
     return all(shutil.which(program) for program in _PROGRAMS)
 
 
-def _account() -> list[str]:
-    return ["--user=mysql"] if os.geteuid() == 0 else []
+def _account() -> pwd.struct_passwd | None:
+    """Return who runs the servers, where root must not; None for who runs the tests."""
+    return pwd.getpwnam("mysql") if os.geteuid() == 0 else None
 
 
-def install(data: Path) -> None:
+def _as(account: pwd.struct_passwd | None) -> dict[str, Any]:
+    """Return what starts a process as one.
+
+    Not a server's own option: the watchdog might not see then where it works.
+    """
+    if account is None:
+        return {}
+    return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+
+
+def _install(data: Path) -> None:
     """Make a data directory whose root needs no password."""
-    if os.geteuid() == 0:
-        shutil.chown(data.parent, "mysql")
     subprocess.run(
         [
             "mariadb-install-db",
             "--no-defaults",
-            *_account(),
             f"--datadir={data}",
             "--auth-root-authentication-method=normal",
             "--skip-test-db",
@@ -56,6 +66,7 @@ def install(data: Path) -> None:
         check=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        **_as(_account()),
     )
 
 
@@ -75,7 +86,9 @@ class Server:
         self._number = number
         self._options = options
         self._data = template.with_name(name)
-        subprocess.run(["cp", "-a", template, self._data], check=True)
+        subprocess.run(
+            ["cp", "-a", template, self._data], check=True, **_as(_account())
+        )
         self._process: subprocess.Popen[bytes] | None = None
         self._admin = sa.create_engine(
             self.url(),
@@ -100,7 +113,6 @@ class Server:
         command = [
             "mariadbd",
             "--no-defaults",
-            *_account(),
             f"--datadir={self._data}",
             f"--socket={self._data}.sock",
             f"--pid-file={self._data}.pid",
@@ -116,7 +128,9 @@ class Server:
             *self._options,
         ]
         with Path(f"{self._data}.log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=log, **_as(_account())
+            )
         wait_until(self._answers, f"{self.name} to answer", timeout=60)
 
     def _answers(self) -> bool:
@@ -235,7 +249,7 @@ class Cluster:
         with contextlib.ExitStack() as stack:
             self._root = stack.enter_context(_folder())
             self._open = stack
-            install(self._root / "template")
+            _install(self._root / "template")
             self.primary = self.started(Server, "primary", 1)
             self.standbys = tuple(
                 self.started(Replica, f"standby_{number}", number + 1)
@@ -281,8 +295,13 @@ class Cluster:
 
 @contextlib.contextmanager
 def _folder() -> Iterator[Path]:
-    root = Path(tempfile.mkdtemp(prefix="flask-replicated-mariadb-"))
+    root = Path(tempfile.mkdtemp(prefix="flask-replicated-mariadb-")).resolve()
+    account = _account()
+    if account is not None:
+        os.chown(root, account.pw_uid, account.pw_gid)
+    watchdog = start_watchdog(root, account)
     try:
         yield root
     finally:
+        watchdog.communicate(b"stop")
         shutil.rmtree(root, ignore_errors=True)
