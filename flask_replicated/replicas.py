@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from sqlalchemy import event
+from sqlalchemy.engine.characteristics import ConnectionCharacteristic
 from sqlalchemy.exc import DisconnectionError
 
 from .admission import Admission
@@ -108,6 +109,7 @@ class Replica:
         self._records: WeakSet[ConnectionPoolEntry] = WeakSet()
         lift = _limit_connect(engine, math.ceil(connect_timeout), read_timeout)
         _prepare_sessions(engine, read_timeout, self.admission.ask)
+        _keep_read_only(engine)
         if lift is not None:  # no sooner: a server may be silent after the log-in too
             event.listen(engine, "connect", lift)
         if engine.dialect.name != "sqlite":  # a file is always there or never
@@ -279,6 +281,35 @@ def _prepare(connection: Any, statements: Iterable[str]) -> None:
         cursor.close()
     # Or the first rollback would take the setting back.
     connection.commit()
+
+
+class _AlwaysReadOnly(ConnectionCharacteristic):
+    """``postgresql_readonly`` where every session is read-only, and stays it.
+
+    To set it would change nothing; and SQLAlchemy's way to take it back, when the
+    connection returns to its pool, is to ask for READ WRITE, which a standby refuses.
+    """
+
+    transactional = True
+
+    def set_characteristic(self, dialect: Any, dbapi_conn: Any, value: Any) -> None:
+        """Leave the session as it was prepared."""
+
+    def reset_characteristic(self, dialect: Any, dbapi_conn: Any) -> None:
+        """Leave it so."""
+
+    def get_characteristic(self, dialect: Any, dbapi_conn: Any) -> bool:  # noqa: ARG002 - SQLAlchemy's signature
+        """Return True."""
+        return True
+
+
+def _keep_read_only(engine: Engine) -> None:
+    """Let no execution option begin another transaction than a read-only one."""
+    dialect: Any = engine.dialect
+    if dialect.name == "postgresql":
+        dialect.connection_characteristics = dialect.connection_characteristics.union(
+            {"postgresql_readonly": _AlwaysReadOnly()}
+        )
 
 
 if hasattr(select, "poll"):
