@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from sqlalchemy import event
+from sqlalchemy.engine.characteristics import ConnectionCharacteristic
 from sqlalchemy.exc import DisconnectionError
 
 from .admission import Admission
 from .comparing import Comparison
+from .hosts import share_of, warn_of_hosts
 from .positions import History
 from .sockets import fileno_of, hang_up
 
@@ -68,7 +70,8 @@ class Replica:
         name: The replica's bind name.
         engine: Its engine, before the first connection.
         connect_timeout: Seconds to connect in; whole ones, rounded up, because
-            drivers take no others. The bind's own ``connect_args`` are stronger.
+            drivers take no others; several hosts share them. The bind's own
+            ``connect_args`` are stronger.
         read_timeout: Seconds that a statement may take, or None. The server keeps
             to it; with PyMySQL and mysqlclient the socket too, a second later.
         role_check: Whether a server that is surely no replica is refused.
@@ -114,8 +117,11 @@ class Replica:
         self.ails = False
         self._engine = weakref.ref(engine)
         self._records: WeakSet[ConnectionPoolEntry] = WeakSet()
-        lift = _limit_connect(engine, math.ceil(connect_timeout), read_timeout)
+        seconds = math.ceil(connect_timeout)
+        warn_of_hosts(name, engine, seconds)
+        lift = _limit_connect(engine, seconds, read_timeout)
         _prepare_sessions(engine, read_timeout, self.admission.ask)
+        _keep_read_only(engine)
         if lift is not None:  # no sooner: a server may be silent after the log-in too
             event.listen(engine, "connect", lift)
         if engine.dialect.name != "sqlite":  # a file is always there or never
@@ -198,9 +204,9 @@ def _limit_connect(
         return None
     # A second more than the server has, so that it is the one to say so.
     read_seconds = None if read_timeout is None else math.ceil(read_timeout) + 1
-    arguments: dict[str, float] = {argument: seconds}
+    others: dict[str, float] = {}
     if engine.driver == "mysqldb" and read_seconds is not None:
-        arguments["read_timeout"] = read_seconds
+        others["read_timeout"] = read_seconds
     lift: Callable[[Any, Any], None] | None = None
     if engine.driver == "pg8000":
         lift = _lift_socket_limit
@@ -208,10 +214,9 @@ def _limit_connect(
         lift = _limit_greeting(engine, seconds, read_seconds)
 
     @event.listens_for(engine, "do_connect")
-    def limit(
-        _dialect: Any, _record: Any, _cargs: Any, cparams: dict[str, Any]
-    ) -> None:
-        for name, value in arguments.items():
+    def limit(dialect: Any, _record: Any, _cargs: Any, cparams: dict[str, Any]) -> None:
+        cparams.setdefault(argument, share_of(seconds, dialect, cparams))
+        for name, value in others.items():
             cparams.setdefault(name, value)
 
     return lift
@@ -287,6 +292,35 @@ def _prepare(connection: Any, statements: Iterable[str]) -> None:
         cursor.close()
     # Or the first rollback would take the setting back.
     connection.commit()
+
+
+class _AlwaysReadOnly(ConnectionCharacteristic):
+    """``postgresql_readonly`` where every session is read-only, and stays it.
+
+    To set it would change nothing; and SQLAlchemy's way to take it back, when the
+    connection returns to its pool, is to ask for READ WRITE, which a standby refuses.
+    """
+
+    transactional = True
+
+    def set_characteristic(self, dialect: Any, dbapi_conn: Any, value: Any) -> None:
+        """Leave the session as it was prepared."""
+
+    def reset_characteristic(self, dialect: Any, dbapi_conn: Any) -> None:
+        """Leave it so."""
+
+    def get_characteristic(self, dialect: Any, dbapi_conn: Any) -> bool:  # noqa: ARG002 - SQLAlchemy's signature
+        """Return True."""
+        return True
+
+
+def _keep_read_only(engine: Engine) -> None:
+    """Let no execution option begin another transaction than a read-only one."""
+    dialect: Any = engine.dialect
+    if dialect.name == "postgresql":
+        dialect.connection_characteristics = dialect.connection_characteristics.union(
+            {"postgresql_readonly": _AlwaysReadOnly()}
+        )
 
 
 if hasattr(select, "poll"):
