@@ -15,17 +15,18 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from sqlalchemy import event
-from sqlalchemy.engine.characteristics import ConnectionCharacteristic
 from sqlalchemy.exc import DisconnectionError
 
 from .admission import Admission
 from .comparing import Comparison
-from .hosts import share_of, warn_of_hosts
+from .hosts import warn_of_hosts
 from .positions import History
+from .readonly import prepare_sessions
 from .sockets import fileno_of, hang_up
+from .timeouts import limit_connect
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from sqlalchemy import Engine
     from sqlalchemy.pool import ConnectionPoolEntry
@@ -34,33 +35,6 @@ __all__ = ["CHANGED", "Replica"]
 
 CHANGED = "flask_replicated.changed"
 """Set in a connection's ``info``: its session is no more as it was prepared."""
-
-_READ_ONLY = {
-    "postgresql": ("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",),
-    "mysql": ("SET SESSION TRANSACTION READ ONLY",),
-    "mariadb": ("SET SESSION TRANSACTION READ ONLY",),
-    # SQLite looks into the file at the first question only; so ask one, or a
-    # file that is damaged would pass for a replica.
-    "sqlite": ("PRAGMA query_only = ON", "PRAGMA schema_version"),
-}
-# A server's own limit on a statement. MySQL and MariaDB call it by different names,
-# and each runs the comments that are meant for it.
-_LIMIT = {
-    "postgresql": "SET statement_timeout = {ms}",
-    "mysql": "SET @replicated = 0 "
-    "/*M!100100 , SESSION max_statement_time = {seconds} */ "
-    "/*!50708 , SESSION max_execution_time = {ms} */",
-}
-_LIMIT["mariadb"] = _LIMIT["mysql"]
-_TIMEOUT_ARGUMENT = {
-    "psycopg": "connect_timeout",
-    "psycopg2": "connect_timeout",
-    "pymysql": "connect_timeout",
-    "mysqldb": "connect_timeout",
-    "mariadbconnector": "connect_timeout",
-    "mysqlconnector": "connection_timeout",
-    "pg8000": "timeout",
-}
 
 
 class Replica:
@@ -119,9 +93,8 @@ class Replica:
         self._records: WeakSet[ConnectionPoolEntry] = WeakSet()
         seconds = math.ceil(connect_timeout)
         warn_of_hosts(name, engine, seconds)
-        lift = _limit_connect(engine, seconds, read_timeout)
-        _prepare_sessions(engine, read_timeout, self.admission.ask)
-        _keep_read_only(engine)
+        lift = limit_connect(engine, seconds, read_timeout)
+        prepare_sessions(engine, read_timeout, self.admission.ask)
         if lift is not None:  # no sooner: a server may be silent after the log-in too
             event.listen(engine, "connect", lift)
         if engine.dialect.name != "sqlite":  # a file is always there or never
@@ -193,134 +166,6 @@ _UNKNOWN = (None, None)
 
 def _nothing() -> None:
     """Know nothing of a connection whose driver does not show its socket."""
-
-
-def _limit_connect(
-    engine: Engine, seconds: int, read_timeout: float | None
-) -> Callable[[Any, Any], None] | None:
-    """Bound the time to connect; return what lifts the bound from a new connection."""
-    argument = _TIMEOUT_ARGUMENT.get(engine.driver)
-    if argument is None:
-        return None
-    # A second more than the server has, so that it is the one to say so.
-    read_seconds = None if read_timeout is None else math.ceil(read_timeout) + 1
-    others: dict[str, float] = {}
-    if engine.driver == "mysqldb" and read_seconds is not None:
-        others["read_timeout"] = read_seconds
-    lift: Callable[[Any, Any], None] | None = None
-    if engine.driver == "pg8000":
-        lift = _lift_socket_limit
-    if engine.driver == "pymysql":
-        lift = _limit_greeting(engine, seconds, read_seconds)
-
-    @event.listens_for(engine, "do_connect")
-    def limit(dialect: Any, _record: Any, _cargs: Any, cparams: dict[str, Any]) -> None:
-        cparams.setdefault(argument, share_of(seconds, dialect, cparams))
-        for name, value in others.items():
-            cparams.setdefault(name, value)
-
-    return lift
-
-
-def _lift_socket_limit(connection: Any, _record: Any) -> None:
-    """Let pg8000 wait for answers; its limit on connecting is one on every read."""
-    connection._usock.settimeout(None)  # noqa: SLF001 - it has no other name
-
-
-def _limit_greeting(
-    engine: Engine, seconds: int, read_seconds: int | None
-) -> Callable[[Any, Any], None]:
-    """Bound the wait for the server's first words, which PyMySQL does not.
-
-    Its ``connect_timeout`` ends when the kernel has accepted, and a server that hangs
-    lets the kernel accept. So the limit on reads stands in until it has spoken.
-    """
-    ours = False
-
-    @event.listens_for(engine, "do_connect")
-    def limit(
-        _dialect: Any, _record: Any, _cargs: Any, cparams: dict[str, Any]
-    ) -> None:
-        nonlocal ours
-        if cparams.get("read_timeout") is None:
-            ours = True
-            cparams["read_timeout"] = seconds
-
-    def lift(connection: Any, _record: Any) -> None:
-        if ours:
-            connection._read_timeout = read_seconds  # noqa: SLF001 - it has no other name
-
-    return lift
-
-
-def _prepare_sessions(
-    engine: Engine, read_timeout: float | None, ask: Callable[[Any], None]
-) -> None:
-    """Let every new session be read-only, once its server has said that it may be used.
-
-    Args:
-        engine: The replica's engine.
-        read_timeout: Seconds that a statement may take, or None.
-        ask: Asks over a new connection, and raises if the server may not be used.
-    """
-    dialect = engine.dialect.name
-    statements = _READ_ONLY.get(dialect)
-    if statements is None:
-        return
-    limit = _LIMIT.get(dialect)
-    if read_timeout is not None and limit is not None:
-        limited = limit.format(seconds=read_timeout, ms=math.ceil(read_timeout * 1000))
-        statements = (*statements, limited)
-
-    @event.listens_for(engine, "connect")
-    def prepare(connection: Any, _record: Any) -> None:
-        try:
-            ask(connection)
-            _prepare(connection, statements)
-        except BaseException:
-            connection.close()  # nobody else would
-            raise
-
-
-def _prepare(connection: Any, statements: Iterable[str]) -> None:
-    """Make a new session read-only."""
-    cursor = connection.cursor()
-    try:
-        for statement in statements:
-            cursor.execute(statement)
-    finally:
-        cursor.close()
-    # Or the first rollback would take the setting back.
-    connection.commit()
-
-
-class _AlwaysReadOnly(ConnectionCharacteristic):
-    """``postgresql_readonly`` where every session is read-only, and stays it.
-
-    To set it would change nothing; and SQLAlchemy's way to take it back, when the
-    connection returns to its pool, is to ask for READ WRITE, which a standby refuses.
-    """
-
-    transactional = True
-
-    def set_characteristic(self, dialect: Any, dbapi_conn: Any, value: Any) -> None:
-        """Leave the session as it was prepared."""
-
-    def reset_characteristic(self, dialect: Any, dbapi_conn: Any) -> None:
-        """Leave it so."""
-
-    def get_characteristic(self, dialect: Any, dbapi_conn: Any) -> bool:  # noqa: ARG002 - SQLAlchemy's signature
-        """Return True."""
-        return True
-
-
-def _keep_read_only(engine: Engine) -> None:
-    """Let no execution option begin another transaction than a read-only one."""
-    dialect: Any = engine.dialect
-    if dialect.name == "postgresql":
-        dialect.connection_characteristics = dialect.connection_characteristics.union(
-            {"postgresql_readonly": _AlwaysReadOnly()}
-        )
 
 
 if hasattr(select, "poll"):

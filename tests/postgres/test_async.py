@@ -20,13 +20,16 @@ from flask_sqlalchemy_lite import SQLAlchemy
 pytestmark = pytest.mark.postgres
 
 
-@pytest.fixture
-def app(_schema: None, healthy_cluster: Cluster) -> Flask:
+@pytest.fixture(params=["psycopg", "asyncpg"])
+def app(
+    _schema: None, healthy_cluster: Cluster, request: pytest.FixtureRequest
+) -> Flask:
     """Give an application whose every engine is async."""
+    driver = pytest.importorskip(request.param).__name__
     app = Flask("async")
-    engines = {"default": bind(healthy_cluster.primary, "psycopg")}
+    engines = {"default": bind(healthy_cluster.primary, driver)}
     for name, server in named(healthy_cluster.standbys):
-        engines[name] = bind(server, "psycopg")
+        engines[name] = bind(server, driver)
     app.config["SECRET_KEY"] = "not-a-secret"
     app.config["SQLALCHEMY_ASYNC_ENGINES"] = engines
     db = SQLAlchemy(app)
@@ -64,3 +67,11 @@ def test_transactions(app: Flask, method: str) -> None:
         assert first == second
         assert (first == "primary") is (method == "POST")
         assert (times, rows) == (1, 20)
+
+
+def test_lost(app: Flask, healthy_cluster: Cluster) -> None:
+    """A standby that is gone is left out, and no request notices."""
+    lost, *others = healthy_cluster.standbys
+    lost.kill()
+    answers = [app.test_client().get("/").get_json() for _ in range(4)]
+    assert {answer[0] for answer in answers} == {other.name for other in others}
