@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import signal
 import sys
 import threading
 from contextlib import ExitStack
@@ -51,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int | str:
         )
     from examples.cluster import ClusterError  # noqa: PLC0415 - needs the extra
 
+    # A shell lets what it starts in the background ignore this.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return _run(once=once)
     except ClusterError as error:

@@ -141,15 +141,20 @@ def test_missing_extra_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "\n" not in message
 
 
-def start_tour(*arguments: str) -> subprocess.Popen[str]:
-    """Start the tour as ``make demo`` does."""
-    return subprocess.Popen(
+@contextmanager
+def started_tour(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Start the tour as ``make demo`` does, and let it end."""
+    with subprocess.Popen(
         [sys.executable, "-m", "examples.tour", *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()  # unless it has ended, or this would wait for ever
 
 
 def remains(pid: int) -> list[str]:
@@ -165,7 +170,7 @@ def remains(pid: int) -> list[str]:
 @pytest.mark.postgres
 def test_tour_shows_what_it_promises() -> None:
     """On real servers everything happens as announced, and nothing is left."""
-    with start_tour("--once") as process:
+    with started_tour("--once") as process:
         output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     summary = output.partition("\nSummary\n")[2]
@@ -179,7 +184,7 @@ def test_tour_shows_what_it_promises() -> None:
 @pytest.mark.postgres
 def test_tour_can_be_interrupted() -> None:
     """Ctrl-C while servers start ends the tour and leaves nothing behind."""
-    with start_tour() as process:
+    with started_tour() as process:
         assert process.stdout is not None
         while "primary on port" not in (line := process.stdout.readline()):
             assert line, "it has ended"
