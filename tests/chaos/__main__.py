@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from .app import HAS_MONITOR
 from .databases import DATABASES
 from .run import run
 from .schedule import schedule
@@ -127,8 +126,6 @@ def main(words: Sequence[str] | None = None) -> int:
     if not chosen:
         return 1
     console.print(f"seed {arguments.seed}")
-    if not HAS_MONITOR:
-        console.print("No background monitor: a server that hangs will be noticed.")
     database = DATABASES[arguments.database]
     strikes = schedule(
         arguments.seed,

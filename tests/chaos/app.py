@@ -14,7 +14,6 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import event, text
 
 from flask_replicated import FlaskReplicated
-from flask_replicated.config import Settings
 from tests.damage import ROWS
 
 if TYPE_CHECKING:
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENVIRONMENT",
-    "HAS_MONITOR",
-    "MONITORED",
     "SETTINGS",
     "Application",
     "served",
@@ -39,15 +36,9 @@ SETTINGS: Final[Mapping[str, Any]] = {
     "REPLICATED_BREAKER_RESET": 0.5,
     "REPLICATED_BREAKER_MAX_RESET": 2,
     "REPLICATED_CONNECT_TIMEOUT": 1,
-}
-
-# What the background monitor is told. A version without one refuses these keys.
-MONITORED: Final[Mapping[str, Any]] = {
     "REPLICATED_PROBE_INTERVAL": 0.5,
     "REPLICATED_READ_TIMEOUT": 1,
 }
-HAS_MONITOR: Final = hasattr(Settings, "probe_interval")
-"""Whether this version has a background monitor, and so takes `MONITORED`."""
 
 # Threads that come and go with the load, or that a WSGI server adds as it likes.
 _OTHERS: Final = ("load-", "churn", "ThreadPoolExecutor")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from examples.cluster import wait_until
 
-from .app import HAS_MONITOR, MONITORED, SETTINGS
+from .app import SETTINGS
 from .databases import POSTGRESQL
 from .faults import PROXIED, Scene
 from .load import Load
@@ -118,7 +118,6 @@ def _config(cluster: Servers, proxy: Proxy, database: Database) -> dict[str, Any
     return {
         **SETTINGS,
         **database.settings,
-        **(MONITORED if HAS_MONITOR else {}),
         "SQLALCHEMY_DATABASE_URI": database.url(cluster.primary.port),
         "SQLALCHEMY_BINDS": {
             _bind(number): database.url(port) for number, port in enumerate(ports)

@@ -10,7 +10,6 @@ import pytest
 pytest.importorskip("psutil")
 pytest.importorskip("rich")
 
-from tests.chaos.app import HAS_MONITOR
 from tests.chaos.databases import DATABASES
 from tests.chaos.faults import COMMON
 from tests.chaos.run import run
@@ -55,11 +54,7 @@ def check_that_nobody_notices(cluster: Servers, name: str) -> None:
     report = run(cluster, in_process, strikes, database=database, quiet=0.5)
 
     for outcome in report.outcomes:
-        wrongs = outcome.wrongs
-        if outcome.strike.fault.hangs and not HAS_MONITOR:
-            # Only somebody who looks after a server in the background can tell.
-            wrongs = [wrong for wrong in wrongs if "waited" not in wrong]
-        assert not wrongs, (outcome.strike, outcome.errors)
+        assert not outcome.wrongs, (outcome.strike, outcome.errors)
     _noticed, *others = checks(report)
     assert not [check for check in others if check.ok is False]
     assert threading.active_count() <= threads
