@@ -9,7 +9,14 @@ TESTS = ["pytest", "--benchmark-disable", "-n", "auto"]
 OLDEST = ["flask==2.3.0", "flask-sqlalchemy==3.1.0", "sqlalchemy==2.0.16"]
 OLDEST += ["werkzeug<3"]  # which Flask 2.3.0 forgot to ask for
 # All of the dev extra that works with those; Flask-SQLAlchemy-Lite needs Flask 3.
-TOOLS = ["asgiref", "flask-migrate", "hypothesis", "psycopg2-binary", "pymysql"]
+TOOLS = [
+    "aiosqlite",
+    "asgiref",
+    "flask-migrate",
+    "hypothesis",
+    "psycopg2-binary",
+    "pymysql",
+]
 TOOLS += ["pytest", "pytest-benchmark", "pytest-xdist"]
 
 

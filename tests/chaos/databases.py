@@ -24,7 +24,7 @@ class Database:
 
     Attributes:
         faults: What may happen to a replica, by name.
-        settings: What the application is told beside what it is told of any.
+        options: Of the replicas' engines.
         servers: Makes a primary and three replicas, told whom to tell each step.
         prepare: Creates the application's tables anew.
         schema: What its tables are in, for somebody who connects to none.
@@ -32,7 +32,7 @@ class Database:
     """
 
     faults: Mapping[str, Fault]
-    settings: Mapping[str, Any]
+    options: Mapping[str, Any]
     servers: Callable[[Callable[[str], None]], AbstractContextManager[Servers]]
     prepare: Callable[[Any], None]
     schema: str
@@ -46,7 +46,7 @@ class Database:
 
 POSTGRESQL: Final = Database(
     postgresql.FAULTS,
-    postgresql.SETTINGS,
+    postgresql.OPTIONS,
     postgresql.servers,
     postgresql.prepare,
     postgresql.SCHEMA,
@@ -54,7 +54,7 @@ POSTGRESQL: Final = Database(
 )
 MARIADB: Final = Database(
     mariadb.FAULTS,
-    mariadb.SETTINGS,
+    mariadb.OPTIONS,
     mariadb.servers,
     mariadb.prepare,
     mariadb.SCHEMA,

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
     from .faults import Scene
 
-__all__ = ["FAULTS", "SCHEMA", "SETTINGS", "prepare", "servers", "url"]
+__all__ = ["FAULTS", "OPTIONS", "SCHEMA", "prepare", "servers", "url"]
 
-SETTINGS: Final[Mapping[str, Any]] = {
+OPTIONS: Final[Mapping[str, Any]] = {
     # Under REPEATABLE READ, the default, what was seen before a replica was lost
     # is a snapshot that no other server has: the request could not go on.
-    "SQLALCHEMY_ENGINE_OPTIONS": {"isolation_level": "READ COMMITTED"},
+    "isolation_level": "READ COMMITTED",
 }
-"""What the application is told beside what it is told of any database."""
+"""Of the replicas' engines."""
 
 SCHEMA: Final = "chaos"
 """What the application's tables are in."""

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
     from .faults import Scene
 
-__all__ = ["FAULTS", "SCHEMA", "SETTINGS", "prepare", "servers", "url"]
+__all__ = ["FAULTS", "OPTIONS", "SCHEMA", "prepare", "servers", "url"]
 
-SETTINGS: Final[Mapping[str, Any]] = {}
-"""What the application is told beside what it is told of any database."""
+OPTIONS: Final[Mapping[str, Any]] = {}
+"""Of the replicas' engines."""
 
 SCHEMA: Final = "public"
 """What the application's tables are in."""

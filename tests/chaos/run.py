@@ -117,10 +117,10 @@ def _config(cluster: Servers, proxy: Proxy, database: Database) -> dict[str, Any
     ports[PROXIED] = proxy.port
     return {
         **SETTINGS,
-        **database.settings,
         "SQLALCHEMY_DATABASE_URI": database.url(cluster.primary.port),
         "SQLALCHEMY_BINDS": {
-            _bind(number): database.url(port) for number, port in enumerate(ports)
+            _bind(number): {"url": database.url(port), **database.options}
+            for number, port in enumerate(ports)
         },
     }
 
