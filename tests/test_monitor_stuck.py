@@ -154,3 +154,4 @@ def test_removed_while_it_hangs(
     stuck.let_go()
     round_: Any = engine.monitor._round
     wait_until(lambda: gone not in round_._due, "nobody to look any more")
+    gone.target.dispose()  # nobody else would

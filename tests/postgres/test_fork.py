@@ -18,13 +18,16 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.postgres
 
+# Newer Pythons warn of a fork while the background look has a thread.
+_QUIET = ("-W", "ignore:This process:DeprecationWarning")
+
 
 def test_fork(build: Build, healthy_cluster: Cluster, driver: str) -> None:
     """Parent and child both serve after a fork, and share no connection."""
     servers = (healthy_cluster.primary, *healthy_cluster.standbys)
     urls = [bind(server, driver) for server in servers]
     run = subprocess.run(
-        [sys.executable, "-m", "tests.postgres.forked", *urls],
+        [sys.executable, *_QUIET, "-m", "tests.postgres.forked", *urls],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
