@@ -53,14 +53,8 @@ def _run(name: str, timings: dict[str, Any]) -> tuple[int, list[Comparison]]:
     """Run a suite in a process of its own; add its timings to those there are."""
     with tempfile.TemporaryDirectory() as folder:
         found, times = Path(folder, "found.json"), Path(folder, "timings.json")
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.suite",
-            name,
-            str(found),
-            str(times),
-        ]
+        command = [sys.executable, "-m", "benchmarks.suite", name]
+        command += [str(found), str(times)]
         code = subprocess.run(command, cwd=HERE.parent, check=False).returncode
         if times.exists() and times.stat().st_size:
             one = json.loads(times.read_text())

@@ -1,4 +1,4 @@
-"""Run one suite in this process: ``python -m benchmarks.suite request found.json``."""
+"""Run one suite in this process, for ``python -m benchmarks`` to read what it found."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.pairs import Comparison, as_info
 
-__all__ = ["SUITES"]
+__all__ = ["HERE", "SUITES"]
 
 HERE = Path(__file__).resolve().parent
 SUITES = ("pick", "get_bind", "request")
@@ -62,7 +62,13 @@ class _Named:
 
 
 def main(name: str, found: str, timings: str) -> int:
-    """Run a suite; write its comparisons and its timings, and return pytest's code."""
+    """Run a suite, and return pytest's code.
+
+    Args:
+        name: One of ``SUITES``.
+        found: The file for its comparisons.
+        timings: The file for every timing.
+    """
     progress = Progress()
     arguments = ["-qq", "-s", "-p", "no:cacheprovider", "-c"]
     arguments += [str(HERE.parent / "pyproject.toml"), "--benchmark-quiet"]

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
     from sqlalchemy.pool import ConnectionPoolEntry
 
-__all__ = ["ALONE", "PICKED", "begin_block", "has_block", "leave_out_blocks"]
+__all__ = ["PICKED", "WITH_BLOCKS", "begin_block", "has_block", "leave_out_blocks"]
 
-ALONE = "postgresql"
-"""The dialect whose drivers send more for one read than the read."""
+WITH_BLOCKS = "postgresql"
+"""The dialect whose drivers put a block around a read that needs none."""
 
 PICKED: ContextVar[bool] = ContextVar("flask_replicated_picked", default=False)
 """Whether what is being taken from a pool is for somebody who begins blocks late."""
@@ -64,7 +64,7 @@ def leave_out_blocks(engine: Engine) -> None:
     dialect = engine.dialect
     asks = _HAS_BLOCK.get(dialect.driver)
     if (
-        dialect.name != ALONE
+        dialect.name != WITH_BLOCKS
         or dialect.is_async
         or asks is None
         or getattr(dialect, "server_side_cursors", False)

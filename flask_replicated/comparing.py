@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import uuid
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from .connecting import unlimited
@@ -53,7 +53,7 @@ class Comparison:
         Raises:
             Exception: One of them does not answer, or another thread is asking.
         """
-        if self.goes_on:
+        if self._goes_on():
             raise RuntimeError("one that has not ended yet may hang")
         self._asking = os.getpid()
         name = f"flask_replicated.{uuid.uuid4().hex}"
@@ -66,33 +66,31 @@ class Comparison:
         finally:
             self._asking = None
 
-    @property
-    def goes_on(self) -> bool:
-        """Whether somebody is asking."""
-        return self._asking == os.getpid()
-
     def begin(self, tell: Callable[[bool], None]) -> None:
         """Ask both in a thread of its own, so that nobody waits for the primary.
 
         Args:
             tell: Told whether it is one server; not called where nobody knows.
         """
-
-        def ask() -> None:
-            try:
-                twin = self.is_twin()
-            except Exception:  # noqa: BLE001 - the primary may be out
-                return
-            tell(twin)
-
-        if self.goes_on:
+        if self._goes_on():
             return
         name = "flask_replicated comparison"
-        thread = threading.Thread(target=ask, name=name, daemon=True)
-        try:
+        thread = threading.Thread(
+            target=self._find_out, args=(tell,), name=name, daemon=True
+        )
+        with suppress(RuntimeError):  # no more threads
             thread.start()
-        except RuntimeError:  # no more threads
-            pass
+
+    def _find_out(self, tell: Callable[[bool], None]) -> None:
+        try:
+            twin = self.is_twin()
+        except Exception:  # noqa: BLE001 - the primary may be out
+            return
+        tell(twin)
+
+    def _goes_on(self) -> bool:
+        """Whether somebody is asking."""
+        return self._asking == os.getpid()
 
     @contextmanager
     def _cursor(self, engine: Engine) -> Iterator[Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection
 
-from .autocommit import ALONE, PICKED, begin_block
+from .autocommit import PICKED, WITH_BLOCKS, begin_block
 from .refusals import write_refused
 from .routing import WROTE, Role
 from .scopes import active_role
@@ -233,7 +233,7 @@ class ReplicaConnection(_LateJoined):
 
     def __init__(self, engine: Engine) -> None:
         # Past the class between, which would only add a call.
-        if engine.dialect.name != ALONE:  # there is nothing to tell its pool
+        if engine.dialect.name != WITH_BLOCKS:  # there is nothing to tell its pool
             Connection.__init__(self, engine, None, self._has_events)
             return
         PICKED.set(True)

@@ -55,6 +55,7 @@ class PinStore(Protocol):
     def last_write(self, request: Request) -> float | None:
         """Return when this client last wrote, in seconds of Unix time.
 
+        Should it read from the database, the primary answers.
         None where nothing credible is known; never an error.
         """
 

@@ -125,11 +125,12 @@ class AppState:
         current = context.request
         state: RequestState | None = getattr(current, _ATTRIBUTE, None)
         if state is None and context.app is self._app():
-            decision = self.known(current)
-            # Another thread of the request may have made one meanwhile.
+            made = RequestState(self, self.known(current))
+            # Another thread of the request may have made one meanwhile: so this is
+            # asked last.
             state = getattr(current, _ATTRIBUTE, None)
             if state is None:
-                state = RequestState(self, decision)
+                state = made
                 setattr(current, _ATTRIBUTE, state)
         return state if state is not None and state.app is self else None
 
@@ -161,6 +162,8 @@ class AppState:
         decision = self._decisions.get((rule.endpoint, current.method))
         if decision is None or not decision.by_method:
             return decision
+        if type(self.pins) is not CookiePins:
+            return None  # another store may read from the database, and so ask this
         return PINNED if self._pinned(current) else decision
 
     def decide(self, state: RequestState, current: Request) -> Decision:

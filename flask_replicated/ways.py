@@ -67,7 +67,7 @@ class Ways:
     def __init__(self) -> None:
         self.request: Request | None = None
         self.routed: RoutedEngine | None = None
-        self.lane: Engine | None = None
+        self.lane: Engine | sa.Connection | None = None
         self.lanes: dict[Engine, Engine | sa.Connection] = EMPTY
         self.primaries: dict[Engine, PrimaryConnection] = EMPTY
         self.reads: dict[Engine, ReplicaConnection] = EMPTY
@@ -96,6 +96,8 @@ class Ways:
             return False
         self.app, self.request = owner, context.request
         self.state, self.routed = state, default
+        # What was noted while another bind was the default, or none.
+        self.lane = self.lanes.get(default.replicas)
         return True
 
     def finds_plain(self, mapper: Any) -> bool:

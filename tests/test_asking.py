@@ -16,12 +16,21 @@ from flask_replicated import (
     use_slave_database,
     using_slave,
 )
-from tests.support import REPLICAS, Build, Site, answer, build_fixture, pin_of
+from flask_replicated.state import STATE
+from tests.support import (
+    REPLICAS,
+    Build,
+    Site,
+    answer,
+    build_fixture,
+    core,
+    pin_of,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
-    from flask import Request
+    from flask import Request, Response
 
 build = build_fixture
 
@@ -180,6 +189,38 @@ class TestIsRead:
             return "done"
 
         assert answer(site, view) == "done"
+
+
+class TestPinStore:
+    """Who keeps the times of writes elsewhere may have to ask the database."""
+
+    class Stored:
+        """Reads from the database when a client last wrote."""
+
+        def __init__(self, read: Callable[[], Any]) -> None:
+            self._read = read
+
+        def remember_write(self, response: Response, written: float) -> None:
+            """Remember nothing."""
+
+        def last_write(self, request: Request) -> float | None:
+            """Read, and know nothing."""
+            self._read()
+            return None
+
+    @pytest.mark.parametrize("by", ["session", "engine"])
+    def test_reads(self, site: Site, by: str) -> None:
+        """What it reads is the primary's, and the request's reads are as they were."""
+        found: list[str] = []
+
+        def read() -> None:
+            found.append(site.who() if by == "session" else core(site.db.engine))
+
+        site.app.extensions[STATE].pins = self.Stored(read)
+        for number in (1, 2, 3):  # from the second on the endpoint is known
+            assert site.get() in REPLICAS
+            assert found == ["master"] * number
+        assert site.client().post("/write").text == "master"
 
 
 class TestStatements:

@@ -11,6 +11,7 @@ from threading import Barrier
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import sqlalchemy as sa
 
 from flask_replicated import using_master, using_slave
 from flask_replicated.scopes import current_block
@@ -46,6 +47,20 @@ def test_reading_from_the_primary_does_not_latch(site: Site) -> None:
         with using_master():
             assert site.who() == "master"
         assert site.who() == first
+
+
+def test_one_connection(site: Site) -> None:
+    """A read after a block uses the connection of the block, not a second one."""
+    taken: list[object] = []
+    with site.app.test_request_context():
+        for name in REPLICAS:
+            sa.event.listen(
+                site.db.engines[name], "checkout", lambda *given: taken.append(given)
+            )
+        with using_slave():
+            first = site.who()
+        assert site.who() == first
+    assert len(taken) == 1
 
 
 def test_nested(site: Site) -> None:

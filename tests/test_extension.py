@@ -181,6 +181,20 @@ class TestSharing:
                 assert two.who() == "other"
             db.session.rollback()
 
+    def test_transaction_of_two_applications(
+        self, build: Build, tmp_path: Path
+    ) -> None:
+        """So does one whose transaction goes on from one to the other."""
+        db = SQLAlchemy()
+        (tmp_path / "slave_2.db").write_bytes(database_bytes("other"))
+        one, two = (build([name], db=db) for name in ("slave_1", "slave_2"))
+        seen = []
+        with db.session.session_factory() as session:
+            for site in (one, two, one):
+                with site.app.test_request_context():
+                    seen.append(session.scalar(sa.select(site.marker.name)))
+        assert seen == ["slave_1", "other", "slave_1"]
+
 
 class TestWithoutReplicas:
     """As if the extension were absent."""

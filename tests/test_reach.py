@@ -12,16 +12,17 @@ from flask import stream_with_context as streamed
 from flask.views import MethodView, View
 from werkzeug.utils import cached_property, import_string
 
-from flask_replicated import (
-    changes_database,
-    using_master,
-)
+from flask_replicated import changes_database, state, using_master
+from flask_replicated.state import RequestState
 from tests.support import REPLICAS, Build, Site, answer, build_fixture, core, pin_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from flask.typing import ResponseReturnValue
+
+    from flask_replicated.routing import Decision
+    from flask_replicated.state import AppState
 
 build = build_fixture
 
@@ -127,6 +128,20 @@ class TestThreads:
             return site.who()
 
         assert answer(site, view) == "master"
+
+    def test_first_at_once(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Two threads that are the first to ask for a request's state share it."""
+        found: list[object] = []
+
+        def made(app: AppState, known: Decision | None) -> RequestState:
+            if not found:
+                found.append(None)
+                found[0] = app.request_state()  # as another thread does meanwhile
+            return RequestState(app, known)
+
+        monkeypatch.setattr(state, "RequestState", made)
+        with site.app.test_request_context():
+            assert state.current_request_state() is found[0]
 
     def test_requests_at_once(self, site: Site) -> None:
         """Requests of several threads neither share nor leak a latch."""

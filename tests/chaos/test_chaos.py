@@ -37,7 +37,7 @@ def test_no_visitor_of_postgresql(healthy_cluster: Cluster) -> None:
 
 @pytest.mark.mariadb
 def test_no_visitor_of_mariadb() -> None:
-    """Replicas do, and every request is answered."""
+    """Replicas die, hang and return, and every request is answered."""
     pytest.importorskip("pymysql")
     if not have_programs():
         pytest.skip("MariaDB's server is not installed")
