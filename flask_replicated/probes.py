@@ -154,7 +154,7 @@ class Probe:
         self._wonders = False
         if comparison is not None and wonders and not self.over:
             try:
-                self._history.twin = comparison.is_twin()
+                self._history.found_twin(comparison.is_twin())
             except Exception:  # noqa: BLE001 - the primary may be out; ask again
                 self._wonders = True
 
