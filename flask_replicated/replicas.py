@@ -19,6 +19,7 @@ from sqlalchemy.exc import DisconnectionError
 
 from .admission import Admission
 from .comparing import Comparison
+from .forks import refuse_inherited
 from .hosts import warn_of_hosts
 from .positions import History
 from .readonly import prepare_sessions
@@ -101,6 +102,7 @@ class Replica:
             # Before anything is asked of it, so that who waits can be released.
             event.listen(engine, "connect", self._stamp, insert=True)
             event.listen(engine, "checkout", self._refuse_stale)
+            refuse_inherited(engine)
 
     def hang_up(self) -> int:
         """End every connection that is open, whoever waits on it; return how many.

@@ -14,13 +14,14 @@ import time
 import weakref
 from collections import Counter
 from functools import partial
-from threading import get_ident
+from threading import Lock, get_ident
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from flask import Flask, Request, current_app, has_request_context
 from flask.globals import request, request_ctx
 
+from .forks import UNTOLD
 from .pinning import ANSWERED, COMMITTED, CookiePins, still_counts
 from .routing import PINNED, Decision, Role, decide, marked_role
 from .statements import Classifier
@@ -85,6 +86,7 @@ class AppState:
         classify: The classifier's own ``kind``, at hand for each statement.
         plain_mappers: Mapped classes on the default bind that prefer no role.
         writers: How often a replica has refused a write, by endpoint.
+        process: The id of the process whose connections the engines have.
     """
 
     def __init__(self, settings: Settings, app: Flask | None = None) -> None:
@@ -101,6 +103,8 @@ class AppState:
         self.plain_mappers: set[Any] = set()
         self.writers: Counter[str] = Counter()
         self._decisions: dict[tuple[str, str], Decision] = {}
+        self.process = os.getpid()
+        self._renewing = Lock()
         _states.add(self)
 
     def request_state(self) -> RequestState | None:
@@ -244,6 +248,16 @@ class AppState:
         """Forget, in a child process, the connections that are the parent's."""
         for routed in self.routes.values():
             routed.after_fork()
+        self._renewing = Lock()
+        # Last: other threads wait until it is so.
+        self.process = os.getpid()
+
+    def notice_fork(self) -> None:
+        """Do what the hook below would have done, in a child that was not told."""
+        with self._renewing:
+            if self.process != os.getpid():  # unless another thread has done it
+                logger.warning(UNTOLD)
+                _after_fork()
 
 
 # For the hook below, which can never be taken back: one for all applications,
