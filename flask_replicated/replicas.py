@@ -20,6 +20,7 @@ from sqlalchemy.exc import DisconnectionError
 from .admission import Admission
 from .comparing import Comparison
 from .hosts import warn_of_hosts
+from .keepalive import limit_silence
 from .positions import History
 from .readonly import prepare_sessions
 from .sockets import fileno_of, hang_up
@@ -94,6 +95,7 @@ class Replica:
         seconds = math.ceil(connect_timeout)
         warn_of_hosts(name, engine, seconds)
         lift = limit_connect(engine, seconds, read_timeout)
+        limit_silence(engine)
         prepare_sessions(engine, read_timeout, self.admission.ask)
         if lift is not None:  # no sooner: a server may be silent after the log-in too
             event.listen(engine, "connect", lift)
