@@ -21,6 +21,7 @@ from .admission import Admission
 from .comparing import Comparison
 from .forks import refuse_inherited
 from .hosts import warn_of_hosts
+from .keepalive import limit_silence
 from .positions import History
 from .readonly import prepare_sessions
 from .sockets import fileno_of, hang_up
@@ -95,7 +96,8 @@ class Replica:
         seconds = math.ceil(connect_timeout)
         warn_of_hosts(name, engine, seconds)
         lift = limit_connect(engine, seconds, read_timeout)
-        prepare_sessions(engine, read_timeout, self.admission.ask)
+        limit_silence(engine)
+        prepare_sessions(name, engine, read_timeout, self.admission.ask)
         if lift is not None:  # no sooner: a server may be silent after the log-in too
             event.listen(engine, "connect", lift)
         if engine.dialect.name != "sqlite":  # a file is always there or never
