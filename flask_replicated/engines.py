@@ -179,18 +179,20 @@ class ReplicaEngine(EngineShape):
         cause = error_text(error)
         if isinstance(error, TimeoutError):
             return cause, False  # its connection pool is exhausted: load, not death
+        verdict = judge_connect(error)
         if isinstance(error, UnfitReplicaError):
             # The server has said so itself: one word is enough.
             reset = self.routed.app.settings.breaker_reset
-            self.replica_pool.trip(member, reset, error)
+            news = self.replica_pool.trip(member, reset, error)
+            if news and verdict is Verdict.MISCONFIGURED:
+                _say_misconfigured(member, cause)
             return cause, True
-        verdict = judge_connect(error)
         if verdict is Verdict.BUSY:
             self.replica_pool.rest(member, _REST, error, permit)
         else:
             self.replica_pool.failed(member, error, permit)
         if verdict is Verdict.MISCONFIGURED:
-            logger.error("replica %r is not configured right: %s", member.name, cause)
+            _say_misconfigured(member, cause)
         return cause, verdict is not Verdict.BUSY
 
     def _without_replicas(
@@ -216,6 +218,10 @@ class ReplicaEngine(EngineShape):
         state = self.routed.app.request_state()
         if state is not None and state.kept.get(self) is member:
             del state.kept[self]
+
+
+def _say_misconfigured(member: Member[Engine], cause: str) -> None:
+    logger.error("replica %r is not configured right: %s", member.name, cause)
 
 
 class _PrimaryWithOptions(PrimaryEngine):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AllReplicasOutError",
     "ConfigurationError",
+    "MisconfiguredReplicaError",
     "ReplicaLagsError",
     "ReplicaSilentError",
     "ReplicatedError",
@@ -144,6 +145,21 @@ class ReplicaSilentError(UnfitReplicaError):
 
     def __str__(self) -> str:
         return f"it has said nothing for {self.seconds:g} s"
+
+
+class MisconfiguredReplicaError(UnfitReplicaError):
+    """A replica's bind leads to what is no copy of the primary's database.
+
+    Attributes:
+        why: What is there instead, and what would be right.
+    """
+
+    def __init__(self, name: str, why: str) -> None:
+        self.why = redact(why)
+        super().__init__(name, self.why)
+
+    def __str__(self) -> str:
+        return self.why
 
 
 class WrongRoleError(UnfitReplicaError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,10 @@ from .autocommit import leave_out_blocks
 from .comparing import can_compare
 from .config import read_settings
 from .connecting import limit_connecting, limit_waiting
+from .copies import Original
 from .engines import RoutedEngine
 from .errors import ConfigurationError
+from .files import open_existing, shares_connection
 from .fleet import Fleet
 from .gate import Gate
 from .listeners import PoolListener
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
     from .config import Settings
 
 __all__ = ["replicated_engine", "routed_engine"]
+
+logger = logging.getLogger("flask_replicated")
 
 
 def routed_engine(
@@ -74,6 +79,7 @@ def _take_care(
         max_lag=settings.max_lag,
         watched=settings.probe_interval > 0 and not engine.dialect.is_async,
         primary=_compared(settings, primary),
+        shared=shares_connection(engine, primary),
     )
     if settings.max_connecting is not None:
         limit_connecting(
@@ -86,6 +92,7 @@ def _take_care(
         )
     if engine.pool is not primary.pool:
         limit_waiting(engine, settings.connect_timeout)
+        open_existing(name, engine)
     if settings.lazy_begin:
         leave_out_blocks(engine)
     gate.guard(engine, replica)
@@ -113,6 +120,7 @@ def _make_pool(
             lease=max(10.0, 3 * settings.connect_timeout),
             listeners=listeners,
             limit=settings.max_pools,
+            weights_unread=_say_unread,
         )
     except ConfigurationError:
         raise  # says more already
@@ -123,6 +131,14 @@ def _make_pool(
             "must turn a tuple of live replicas into a function without arguments that "
             f"returns one of them ({error_text(error)}).",
         ) from error
+
+
+def _say_unread() -> None:
+    logger.warning(
+        "REPLICATED_BALANCER = 'round_robin' reads no weights, neither those of "
+        "REPLICATED_WEIGHTS nor one that add() is given; set it to 'weighted' or "
+        "'random', or leave it out beside REPLICATED_WEIGHTS."
+    )
 
 
 def replicated_engine(
@@ -139,9 +155,13 @@ def replicated_engine(
         settings: The settings of ``app.config``, as ``REPLICATED_WEIGHTS={...}``.
 
     Raises:
-        ConfigurationError: A setting cannot be right, or there is no replica.
+        ConfigurationError: A setting cannot be right, there is no replica, or one
+            that cannot be a copy of the primary's database.
     """
     if not replicas:
         raise ConfigurationError("replicas", {}, "name at least one engine that reads.")
+    original = Original(primary, "primary", "the primary's engine alone")
+    for name, engine in replicas.items():
+        original.require_copy(f"replicas[{name!r}]", engine)
     read = read_settings(settings, ("GET", "HEAD"), replicas)
     return routed_engine(AppState(read), primary, replicas)

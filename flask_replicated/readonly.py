@@ -39,7 +39,11 @@ _LIMIT["mariadb"] = _LIMIT["mysql"]
 
 
 def prepare_sessions(
-    engine: Engine, read_timeout: float | None, ask: Callable[[Any], None]
+    engine: Engine,
+    read_timeout: float | None,
+    ask: Callable[[Any], None],
+    *,
+    shared: bool = False,
 ) -> None:
     """Let every new session be read-only, once its server has said that it may be used.
 
@@ -47,11 +51,13 @@ def prepare_sessions(
         engine: The replica's engine.
         read_timeout: Seconds that a statement may take, or None.
         ask: Asks over a new connection, and raises if the server may not be used.
+        shared: Whether the connection may be the primary's too, and so is left able
+            to write; then classification alone keeps writes away.
     """
     _keep_read_only(engine)
     dialect = engine.dialect.name
     statements = _READ_ONLY.get(dialect)
-    if statements is None:
+    if statements is None or shared:
         return
     limit = _LIMIT.get(dialect)
     if read_timeout is not None and limit is not None:

@@ -53,6 +53,8 @@ class Replica:
         watched: Whether it is looked at in the background.
         primary: The primary's engine, where that has to be asked whether the server
             is its own; or None.
+        shared: Whether its connection may be the primary's too, and so must be able
+            to write.
 
     Attributes:
         outages: How often its breaker has opened, after failed trials too.
@@ -73,6 +75,7 @@ class Replica:
         max_lag: float | None = None,
         watched: bool = True,
         primary: Engine | None = None,
+        shared: bool = False,
     ) -> None:
         self.history = History()
         self.admission = Admission(
@@ -94,7 +97,7 @@ class Replica:
         seconds = math.ceil(connect_timeout)
         warn_of_hosts(name, engine, seconds)
         lift = limit_connect(engine, seconds, read_timeout)
-        prepare_sessions(engine, read_timeout, self.admission.ask)
+        prepare_sessions(engine, read_timeout, self.admission.ask, shared=shared)
         if lift is not None:  # no sooner: a server may be silent after the log-in too
             event.listen(engine, "connect", lift)
         if engine.dialect.name != "sqlite":  # a file is always there or never
