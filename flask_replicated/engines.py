@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from os import getpid
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import TimeoutError  # noqa: A004 - not the built-in one
@@ -64,6 +65,9 @@ class PrimaryEngine(EngineShape):
 
     def connect(self) -> PrimaryConnection:
         """Connect to the primary."""
+        app = self.routed.app
+        if app.process != getpid():
+            app.notice_fork()
         return PrimaryConnection(self.real, self)
 
     def raw_connection(self) -> PoolProxiedConnection:
@@ -71,8 +75,11 @@ class PrimaryEngine(EngineShape):
 
         What is done with it cannot be followed, so it counts as a write.
         """
+        app = self.routed.app
+        if app.process != getpid():
+            app.notice_fork()
         connection = self.real.raw_connection()
-        self.routed.app.given_out()
+        app.given_out()
         return connection
 
 
@@ -95,10 +102,8 @@ class ReplicaEngine(EngineShape):
                 ``REPLICATED_FALLBACK`` is ``'error'``.
         """
         routed = self.routed
-        if routed.monitor.idle:
-            routed.monitor.start(routed)
-        if routed.fleet.idle:
-            routed.fleet.discover()
+        if routed.monitor.idle or routed.fleet.idle or routed.app.process != getpid():
+            routed.wake()
         state = routed.app.request_state()
         pool = self.replica_pool
         kept = None
@@ -265,6 +270,15 @@ class RoutedEngine(EngineShape):
         self.replicas = ReplicaEngine(replicas, self)
         self._aliases: dict[Engine, Alias] = {}
         self._shared_options: dict[str, Any] = {}
+
+    def wake(self) -> None:
+        """Begin what goes on in the background, in a forked child all of it anew."""
+        if self.app.process != getpid():
+            self.app.notice_fork()
+        if self.monitor.idle:
+            self.monitor.start(self)
+        if self.fleet.idle:
+            self.fleet.discover()
 
     def role(self) -> Role:
         """Return where a read goes now."""

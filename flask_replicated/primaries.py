@@ -11,6 +11,7 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError
 
 from .connections import PrimaryConnection, ReplicaConnection
 from .failures import refused_as_write
+from .forks import refuse_inherited
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,6 +73,7 @@ def watch_primary(engine: Engine, clock: Callable[[], float] = time.monotonic) -
     """
     if engine.dialect.name == "sqlite":  # a file has one place
         return
+    refuse_inherited(engine)
     last, refusals = -_PAUSE, 0
 
     @event.listens_for(engine, "connect")

@@ -19,7 +19,9 @@ from sqlalchemy.exc import DisconnectionError
 
 from .admission import Admission
 from .comparing import Comparison
+from .forks import refuse_inherited
 from .hosts import warn_of_hosts
+from .keepalive import limit_silence
 from .positions import History
 from .readonly import prepare_sessions
 from .sockets import fileno_of, hang_up
@@ -97,13 +99,16 @@ class Replica:
         seconds = math.ceil(connect_timeout)
         warn_of_hosts(name, engine, seconds)
         lift = limit_connect(engine, seconds, read_timeout)
-        prepare_sessions(engine, read_timeout, self.admission.ask, shared=shared)
+        limit_silence(engine)
+        if not shared:  # writes are kept away by classification alone
+            prepare_sessions(name, engine, read_timeout, self.admission.ask)
         if lift is not None:  # no sooner: a server may be silent after the log-in too
             event.listen(engine, "connect", lift)
         if engine.dialect.name != "sqlite":  # a file is always there or never
             # Before anything is asked of it, so that who waits can be released.
             event.listen(engine, "connect", self._stamp, insert=True)
             event.listen(engine, "checkout", self._refuse_stale)
+            refuse_inherited(engine)
 
     def hang_up(self) -> int:
         """End every connection that is open, whoever waits on it; return how many.

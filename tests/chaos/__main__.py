@@ -8,6 +8,7 @@ The seed decides which fault strikes whom, and when.
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import random
 import sys
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from .app import DEFAULTS, SETTINGS
 from .databases import DATABASES
 from .run import run
 from .schedule import schedule
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from .run import Report
+    from .schedule import Strike
+
+_SETTINGS = {"quick": SETTINGS, "default": DEFAULTS}
 
 
 def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
@@ -35,9 +40,16 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--seconds-per-fault",
         type=float,
-        default=3.0,
         metavar="S",
-        help="how long a fault lasts that is not over at once (default: 3)",
+        help="how long a fault lasts that is not over at once (default: 3; 12 with "
+        "--settings default)",
+    )
+    parser.add_argument(
+        "--settings",
+        choices=_SETTINGS,
+        default="quick",
+        help="the application's: with shorter waits, or the extension's own "
+        "(default: quick)",
     )
     parser.add_argument(
         "--database",
@@ -75,6 +87,9 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     unknown = [name for name in arguments.faults if name not in known]
     if unknown:
         parser.error(f"no such fault: {', '.join(unknown)}; known: {', '.join(known)}")
+    if arguments.seconds_per_fault is None:
+        # Above the time limits of the settings.
+        arguments.seconds_per_fault = 3.0 if arguments.settings == "quick" else 12.0
     if arguments.seed is None:
         arguments.seed = random.randrange(10_000)
     return arguments
@@ -135,13 +150,27 @@ def main(words: Sequence[str] | None = None) -> int:
     )
     held = True
     with database.servers(note) as cluster:
-        for name in chosen:
+        for name, some in itertools.product(chosen, _apart(strikes)):
             note(f"served by {name}")
-            report = run(cluster, servers[name], strikes, database=database, note=note)
+            report = run(
+                cluster,
+                servers[name],
+                some,
+                database=database,
+                settings=_SETTINGS[arguments.settings],
+                note=note,
+            )
             cluster.heal()
             _show(report, console)
             held &= all(check.ok is not False for check in checks(report))
     return 0 if held else 1
+
+
+def _apart(strikes: Sequence[Strike]) -> list[list[Strike]]:
+    """Return a run for most faults, and one for those that need a pooler in front."""
+    pooled = [strike for strike in strikes if strike.fault.pooled]
+    others = [strike for strike in strikes if not strike.fault.pooled]
+    return [some for some in (others, pooled) if some]
 
 
 if __name__ == "__main__":

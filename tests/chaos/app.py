@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from sqlalchemy import QueuePool
 
 __all__ = [
+    "DEFAULTS",
     "ENVIRONMENT",
+    "MAX_LAG",
     "SETTINGS",
     "Application",
     "served",
@@ -30,15 +32,24 @@ __all__ = [
 
 ENVIRONMENT: Final = "CHAOS_CONFIG"
 
-# Shorter waits than the defaults: a run should not last for the breaker's sake.
-SETTINGS: Final[Mapping[str, Any]] = {
+MAX_LAG: Final = 5
+"""Seconds that a replica may be behind."""
+
+DEFAULTS: Final[Mapping[str, Any]] = {
     "SECRET_KEY": "not-a-secret",
+    "REPLICATED_MAX_LAG": MAX_LAG,
+}
+"""The extension's own settings, but for one that a run could not wait for."""
+
+SETTINGS: Final[Mapping[str, Any]] = {
+    **DEFAULTS,
     "REPLICATED_BREAKER_RESET": 0.5,
     "REPLICATED_BREAKER_MAX_RESET": 2,
     "REPLICATED_CONNECT_TIMEOUT": 1,
     "REPLICATED_PROBE_INTERVAL": 0.5,
     "REPLICATED_READ_TIMEOUT": 1,
 }
+"""Shorter waits: a run should not last for the breaker's sake."""
 
 # Threads that come and go with the load, or that a WSGI server adds as it likes.
 _OTHERS: Final = ("load-", "churn", "ThreadPoolExecutor")
@@ -86,6 +97,7 @@ class Application:
             f"select {server}, (select coalesce(max(id), 0) from entry), "
             f"{wait}(:hold), (select length(body) from page where id = :page)"
         )
+        self._waits = text(f"select {wait}(cast(:hold as decimal(5, 2)))")
         self._finds = text(
             f"select {server}, exists (select 1 from entry where name = :key)"
         )
@@ -126,6 +138,8 @@ class Application:
 
     def _add(self) -> Response:
         self._db.session.add(self._entry(name=request.args["key"]))
+        if "hold" in request.args:
+            self._db.session.execute(self._waits, {"hold": request.args["hold"]})
         self._db.session.commit()
         return self._answer()
 

@@ -11,9 +11,10 @@ if TYPE_CHECKING:
 
     from .workers import Answer, Service, Visitor
 
-__all__ = ["Load", "Record", "Written"]
+__all__ = ["WRITE_EVERY", "Load", "Record", "Written"]
 
-_WRITE_EVERY: Final = 10
+WRITE_EVERY: Final = 10
+"""Each visitor of so many writes, unless a fault asks for more."""
 
 
 class Record(NamedTuple):
@@ -68,14 +69,23 @@ class Load:
 
     Attributes:
         records: Every request, in the order of the answers.
+        excused: How many requests needed the primary while a fault had struck it;
+            those are not among the records.
         written: What became of the writes.
-        hold: Seconds for which a read keeps its first statement open.
+        primary_struck: Whether one has. Then a single visitor goes on to write, since
+            who writes may have to wait for it.
+        hold: Seconds for which a read keeps its first statement open, and a write its
+            transaction.
+        write_every: Each visitor of so many writes.
     """
 
     def __init__(self, service: Service, threads: int = 6, pause: float = 0.02) -> None:
         self.records: list[Record] = []
+        self.excused = 0
         self.written = Written(set(), set())
+        self.primary_struck = False
         self.hold = 0.0
+        self.write_every = WRITE_EVERY
         self._service = service
         self._pause = pause
         self._stop = threading.Event()
@@ -97,33 +107,37 @@ class Load:
         turn = 0
         while not self._stop.wait(self._pause):
             turn += 1
+            hold = {"hold": self.hold} if self.hold else {}
             visitor = self._service.visitor()
-            if turn % _WRITE_EVERY:
-                hold = {"hold": self.hold} if self.hold else {}
+            if turn % self.write_every or (self.primary_struck and number):
                 self._ask(visitor, "GET", "/", **hold)
             else:
-                self._write(visitor, f"{id(self)}-{number}-{turn}")
+                self._write(visitor, f"{id(self)}-{number}-{turn}", **hold)
 
-    def _write(self, visitor: Visitor, key: str) -> None:
+    def _write(self, visitor: Visitor, key: str, **hold: float) -> None:
         """Write a key and read it back, as the same visitor."""
         self.written.unknown.add(key)
-        if self._ask(visitor, "POST", "/", key=key):
+        if self._ask(visitor, "POST", "/", key=key, **hold):
             self.written.unknown.discard(key)
             self.written.acknowledged.add(key)
             self._ask(visitor, "GET", "/has", key=key)
 
     def _ask(self, visitor: Visitor, method: str, path: str, **query: object) -> bool:
-        began = time.monotonic()
+        began, struck = time.monotonic(), self.primary_struck
+        fresh = path == "/" and method == "GET"
         try:
             answer = visitor.ask(method, path, **query)
         except Exception as error:  # noqa: BLE001 - a failed request, whatever it was
             answer = (0, {"error": f"{type(error).__name__}: {error}"})
         wrong = _wrong(answer)
+        if (struck or self.primary_struck) and not fresh:
+            self.excused += 1
+            return not wrong
         fields = answer[1]
         record = Record(
             began=began,
             ended=time.monotonic(),
-            fresh=path == "/" and method == "GET",
+            fresh=fresh,
             error=f"{method} {path}: {wrong}" if wrong else "",
             ahead=bool(fields.get("ahead")),
             server=fields.get("server", ""),

@@ -33,11 +33,11 @@ class Limits(NamedTuple):
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Limits:
-        """Work out the limits."""
-        interval = config.get("REPLICATED_PROBE_INTERVAL", 0.0)
+        """Work out the limits, by the extension's defaults where none is set."""
+        interval = config.get("REPLICATED_PROBE_INTERVAL", 5)
         return cls(
-            slowest=config["REPLICATED_CONNECT_TIMEOUT"] + interval + 1.0,
-            back=config["REPLICATED_BREAKER_MAX_RESET"] + _JITTER * interval,
+            slowest=config.get("REPLICATED_CONNECT_TIMEOUT", 2) + interval + 1.0,
+            back=config.get("REPLICATED_BREAKER_MAX_RESET", 30) + _JITTER * interval,
         )
 
 

@@ -6,10 +6,13 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
-from examples.cluster import Cluster
+from examples.cluster import Cluster, wait_until
 from tests.damage import create_pages, damaged
+from tests.pgbouncer import PROGRAM
 
+from .app import MAX_LAG
 from .faults import COMMON, Fault
+from .proxy import Proxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -153,8 +156,48 @@ def _damage(_scene: Scene, standby: Standby) -> AbstractContextManager[None]:
     return damaged(standby)
 
 
+@contextlib.contextmanager
+def _silent_link(scene: Scene, standby: Standby) -> Iterator[None]:
+    """Let nothing arrive any more from the primary, over a connection that stays."""
+    primary = scene.cluster.primary
+    ((usual,),) = standby.execute("show primary_conninfo")
+    with Proxy(primary.port) as link:
+        _follow(standby, f"host=127.0.0.1 port={link.port} user=postgres")
+        link.silence()
+        yield
+        _follow(standby, str(usual))
+        link.speak()
+    scene.cluster.wait_replicated()
+
+
+def _follow(standby: Standby, conninfo: str) -> None:
+    quoted = conninfo.replace("'", "''")
+    ports = "select 1 from pg_stat_wal_receiver where conninfo like '%port={} %'"
+    port = conninfo.partition("port=")[2].split()[0].strip("'")
+    standby.execute(f"alter system set primary_conninfo = '{quoted}'")
+    standby.execute("select pg_reload_conf()")
+    wait_until(
+        lambda: bool(standby.execute(ports.format(port))),
+        f"{standby.name} to receive from port {port}",
+    )
+
+
+@contextlib.contextmanager
+def _server_down(_scene: Scene, standby: Standby) -> Iterator[None]:
+    """Let a pooler live whose server is dead: who has a connection to it waits."""
+    standby.kill()
+    yield
+    standby.start()
+
+
 FAULTS: Final[Mapping[str, Fault]] = {
     **COMMON,
+    **(
+        {"pooler": Fault(_server_down, hangs=True, leaves=True, pooled=True)}
+        if PROGRAM
+        else {}
+    ),
+    "silent-link": Fault(_silent_link, leaves=True, seconds=MAX_LAG + 3),
     "terminate": Fault(_terminate, brief=True),
     "conflict": Fault(_conflict, slows=True),
     "locked": Fault(_lock, slows=True),

@@ -28,16 +28,19 @@ class Proxy:
     Attributes:
         port: Its own, on 127.0.0.1.
         delay: Seconds for which each piece of an answer is held back.
+        refusing: Whether new connections are reset at once.
     """
 
     def __init__(self, target: int) -> None:
         self.port = 0
         self.delay = 0.0
+        self.refusing = False
         self._target = target
         self._loop = asyncio.new_event_loop()
         self._passing = asyncio.Event()
         self._passing.set()
-        self._clients: set[asyncio.StreamWriter] = set()
+        # One for each connection that is open.
+        self._flows: dict[asyncio.StreamWriter, asyncio.Event] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._started = threading.Event()
         self._ended = asyncio.Event()
@@ -47,21 +50,33 @@ class Proxy:
         """Pass nothing on."""
         self._loop.call_soon_threadsafe(self._passing.clear)
 
+    def silence_open(self) -> None:
+        """Pass nothing on over the connections that are open; new ones are served.
+
+        A firewall that has forgotten its flows looks like this.
+        """
+        self._loop.call_soon_threadsafe(self._silence_open)
+
+    def _silence_open(self) -> None:
+        for flow in self._flows.values():
+            flow.clear()
+
     def speak(self) -> None:
         """Pass on what was held back, and all that follows."""
-        self._loop.call_soon_threadsafe(self._passing.set)
+        self._loop.call_soon_threadsafe(self._speak)
+
+    def _speak(self) -> None:
+        self._passing.set()
+        for flow in self._flows.values():
+            flow.set()
 
     def reset(self) -> None:
         """Cut every connection with a reset, as a firewall that has restarted does."""
         self._loop.call_soon_threadsafe(self._reset)
 
     def _reset(self) -> None:
-        for writer in self._clients:
-            connection = writer.get_extra_info("socket")
-            # Without lingering the end of a socket is a reset.
-            linger = struct.pack("ii", 1, 0)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-            writer.transport.abort()
+        for writer in self._flows:
+            _cut(writer)
 
     def _run(self) -> None:
         with contextlib.closing(self._loop):
@@ -80,21 +95,28 @@ class Proxy:
     async def _accept(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        task = asyncio.ensure_future(self._forward(reader, writer))
+        if self.refusing:
+            _cut(writer)
+            return
+        flow = self._flows[writer] = asyncio.Event()
+        flow.set()
+        task = asyncio.ensure_future(self._forward(reader, writer, flow))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        self._clients.add(writer)
-        task.add_done_callback(lambda _: self._clients.discard(writer))
+        task.add_done_callback(lambda _: self._flows.pop(writer))
 
     async def _forward(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        flow: asyncio.Event,
     ) -> None:
         with contextlib.closing(writer), contextlib.suppress(OSError):
             await self._passing.wait()
             there, back = await asyncio.open_connection("127.0.0.1", self._target)
             with contextlib.closing(back):
-                answers = self._pump(there, writer, answers=True)
-                ways = (self._pump(reader, back), answers)
+                answers = self._pump(there, writer, flow, answers=True)
+                ways = (self._pump(reader, back, flow), answers)
                 pumps = [asyncio.ensure_future(way) for way in ways]
                 try:
                     # Either side ends the conversation for both, as a socket does.
@@ -108,16 +130,21 @@ class Proxy:
         self,
         source: asyncio.StreamReader,
         sink: asyncio.StreamWriter,
+        flow: asyncio.Event,
         *,
         answers: bool = False,
     ) -> None:
         while data := await source.read(65536):
             if self.delay and answers:
                 await asyncio.sleep(self.delay)
-            await self._passing.wait()
+            await self._may_pass(flow)
             sink.write(data)
             await sink.drain()
-        await self._passing.wait()  # a firewall hides an end, too
+        await self._may_pass(flow)  # a firewall hides an end, too
+
+    async def _may_pass(self, flow: asyncio.Event) -> None:
+        await self._passing.wait()
+        await flow.wait()
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -128,3 +155,11 @@ class Proxy:
     def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._ended.set)
         self._thread.join(10)
+
+
+def _cut(writer: asyncio.StreamWriter) -> None:
+    connection = writer.get_extra_info("socket")
+    # Without lingering the end of a socket is a reset.
+    linger = struct.pack("ii", 1, 0)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    writer.transport.abort()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from examples.cluster import wait_until
+from tests.pgbouncer import DRIVER_OPTIONS, pgbouncer
 
 from .app import SETTINGS
 from .databases import POSTGRESQL
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Report", "run"]
 
-_BACK_WITHIN: Final = 30.0
+_BACK_WITHIN: Final = 45.0
 _READS: Final = 1000
 
 
@@ -43,6 +44,7 @@ class Report:
         requests: How many there were, from the first to the last.
         failed: How many of them failed.
         ahead: How many saw a standby that was ahead of its primary for a moment.
+        excused: How many needed the primary while a fault had struck it.
         slowest: Seconds that the slowest of them took.
         shares: Reads by server while one replica was out.
         lost: Keys whose write was acknowledged and that are not there.
@@ -58,6 +60,7 @@ class Report:
     requests: int = 0
     failed: int = 0
     ahead: int = 0
+    excused: int = 0
     slowest: float = 0.0
     shares: Counter[str] = field(default_factory=Counter)
     lost: set[str] = field(default_factory=set)
@@ -79,6 +82,7 @@ def run(
     strikes: Sequence[Strike],
     *,
     database: Database = POSTGRESQL,
+    settings: Mapping[str, Any] = SETTINGS,
     quiet: float = 3.0,
     note: Callable[[str], None] = lambda _: None,
 ) -> Report:
@@ -89,13 +93,20 @@ def run(
         serve: Serves an application that is configured so.
         strikes: The faults.
         database: Whose servers they are.
+        settings: Of the application.
         quiet: Seconds without any, before the first and after each.
         note: Told what happens.
     """
     database.prepare(cluster)
     with contextlib.ExitStack() as stack:
         proxy = stack.enter_context(Proxy(cluster.standbys[PROXIED].port))
-        config = _config(cluster, proxy, database)
+        config = {**settings, **_binds(cluster, proxy.port, database)}
+        if any(strike.fault.pooled for strike in strikes):
+            pooler = stack.enter_context(pgbouncer(cluster.standbys[PROXIED].port))
+            config["SQLALCHEMY_BINDS"][_bind(PROXIED)] = {
+                "url": database.url(pooler),
+                **DRIVER_OPTIONS,
+            }
         service = stack.enter_context(serve(config))
         load = Load(service)
         report = Report(Limits.of(config))
@@ -112,11 +123,10 @@ def run(
         return report
 
 
-def _config(cluster: Servers, proxy: Proxy, database: Database) -> dict[str, Any]:
+def _binds(cluster: Servers, proxied: int, database: Database) -> dict[str, Any]:
     ports = [standby.port for standby in cluster.standbys]
-    ports[PROXIED] = proxy.port
+    ports[PROXIED] = proxied
     return {
-        **SETTINGS,
         "SQLALCHEMY_DATABASE_URI": database.url(cluster.primary.port),
         "SQLALCHEMY_BINDS": {
             _bind(number): {"url": database.url(port), **database.options}
@@ -211,6 +221,7 @@ class _Runner:
         self.report.requests = len(records)
         self.report.failed = sum(1 for record in records if record.error)
         self.report.ahead = sum(record.ahead for record in records)
+        self.report.excused = self._load.excused
         self.report.slowest = max(record.seconds for record in records)
         after = self._least(self._left_nothing, 5.0)
         self.report.held = sum(state["held"] for state in after.values())

@@ -62,9 +62,10 @@ def _strike(
     if fault.hangs:
         # Well above each time limit: who waits for one has not waited it out.
         seconds = max(seconds, 2) + 2
+    seconds = max(seconds, fault.seconds)
     return Strike(
         name=name,
         fault=fault,
-        victim=PROXIED if fault.proxied else victim,
+        victim=PROXIED if fault.proxied or fault.pooled else victim,
         seconds=seconds * share,
     )

@@ -23,10 +23,6 @@ class Server(Protocol):
     def execute(self, sql: str) -> list[tuple[Any, ...]]:
         """Execute a statement, and return its rows."""
 
-
-class Standby(Server, Protocol):
-    """One that replicates."""
-
     def start(self) -> None:
         """Start it, if it is not running, and wait until it answers."""
 
@@ -44,6 +40,10 @@ class Standby(Server, Protocol):
 
     def thaw(self) -> None:
         """Undo `freeze`."""
+
+
+class Standby(Server, Protocol):
+    """One that replicates."""
 
     def promote(self) -> None:
         """Let it be a primary."""

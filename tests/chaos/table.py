@@ -55,6 +55,11 @@ def checks(report: Report) -> Iterator[Check]:
         str(report.ahead),
         None,
     )
+    yield Check(
+        "requests that needed the primary while a fault had struck it",
+        str(report.excused),
+        None,
+    )
     yield Check("writes lost", str(len(report.lost)), not report.lost)
     yield Check("writes doubled", str(len(report.doubled)), not report.doubled)
     yield Check("writes not acknowledged", str(len(report.unknown)), None)

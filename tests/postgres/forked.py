@@ -1,21 +1,31 @@
 """An application that serves in a process and in its forked child, in turns.
 
-Run with the URLs of the primary and of the standbys, it prints one JSON object.
+Run with ``told`` or ``untold`` and the URLs of the primary and of the standbys, it
+prints one JSON object. An untold fork is the C library's own, past Python's hooks, as
+uWSGI makes it.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tests.postgres.support import make_site
+from tests.postgres.support import WHO, make_site
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.postgres.support import Backend, Site
 
 READS = 6
+FORKS: dict[str, Callable[[], int]] = {
+    "told": os.fork,
+    # With the lock of the interpreter held, so that the child has it.
+    "untold": ctypes.PyDLL(None).fork,
+}
 
 
 def serve(site: Site, item: str) -> dict[str, list[object]]:
@@ -27,16 +37,35 @@ def serve(site: Site, item: str) -> dict[str, list[object]]:
     return {"servers": [*sorted(servers)], "backends": [*sorted(backends)]}
 
 
-def main(primary: str, *standbys: str) -> None:
+def ask_directly(site: Site) -> list[object]:
+    """Return the backends of connections that no route leads to."""
+    bind = routed(site)
+    found: list[object] = []
+    for engine in (bind.replicas.real, bind.real):
+        with engine.connect() as connection:
+            found.append([*connection.execute(WHO).one()])
+    return found
+
+
+def routed(site: Site) -> Any:
+    """Return the default bind with its replicas."""
+    return site.app.extensions["replicated"].state(site.app).routes[None]
+
+
+def main(how: str, primary: str, *standbys: str) -> None:
     """Serve in the parent, then in a child, then in the parent again."""
     binds = {f"slave_{number}": url for number, url in enumerate(standbys, start=1)}
     site = make_site(primary, binds)
     before = serve(site, "before")
     read, write = os.pipe()
-    child = os.fork()
+    inherited = routed(site).monitor._round
+    child = FORKS[how]()
     if not child:
         with os.fdopen(write, "w") as pipe:
-            json.dump(serve(site, "child"), pipe)
+            direct = ask_directly(site)
+            served = serve(site, "child")
+            own = routed(site).monitor._round not in (inherited, None)
+            json.dump({**served, "direct": direct, "looks": own}, pipe)
         # As a worker ends: objects are cleaned up, exit functions run.
         sys.exit()
     os.close(write)

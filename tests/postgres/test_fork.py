@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from flask_replicated.forks import UNTOLD
 from tests.postgres.support import STANDBYS, bind
 
 if TYPE_CHECKING:
@@ -22,26 +23,35 @@ pytestmark = pytest.mark.postgres
 _QUIET = ("-W", "ignore:This process:DeprecationWarning")
 
 
-def test_fork(build: Build, healthy_cluster: Cluster, driver: str) -> None:
-    """Parent and child both serve after a fork, and share no connection."""
+@pytest.mark.parametrize("how", ["told", "untold"])
+def test_fork(build: Build, healthy_cluster: Cluster, driver: str, how: str) -> None:
+    """Parent and child both serve after a fork, and share no connection.
+
+    Also where Python was not told of the fork; then a warning says so, once.
+    """
     servers = (healthy_cluster.primary, *healthy_cluster.standbys)
     urls = [bind(server, driver) for server in servers]
     run = subprocess.run(
-        [sys.executable, *_QUIET, "-m", "tests.postgres.forked", *urls],
+        [sys.executable, *_QUIET, "-m", "tests.postgres.forked", how, *urls],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
-    assert (run.returncode, run.stderr) == (0, "")
+    warned = [UNTOLD] if how == "untold" else []
+    assert (run.returncode, run.stderr.splitlines()) == (0, warned)
     report = json.loads(run.stdout)
     assert report["status"] == 0
+    assert report["child"]["looks"]
     used = {}
     for phase in ("before", "child", "together", "after"):
         assert report[phase]["servers"] == sorted([*STANDBYS, *STANDBYS])
         used[phase] = {tuple(backend) for backend in report[phase]["backends"]}
     assert used["before"] == used["together"] == used["after"]
     assert not used["child"] & used["before"]
+    direct = {tuple(backend) for backend in report["child"]["direct"]}
+    assert len(direct) == 2
+    assert not direct & used["before"]
     rows = healthy_cluster.primary.execute("select text from item")
     assert sorted(text for (text,) in rows) == ["after", "before", "child", "together"]
