@@ -178,7 +178,8 @@ def _route(front: Front, binds: Binds, state: AppState) -> None:
     for owner, replicas in {**owners, **binds.replicas}.items():
         key = front.default if owner is None else owner
         targets = {name: front.engines[name] for name in replicas}
-        routes[key] = routed_engine(state, front.engines[key], targets)
+        setting = f"{front.setting}[{owner!r}]" if owner else front.primary
+        routes[key] = routed_engine(state, front.engines[key], targets, setting)
         routes[key].fleet.front, routes[key].fleet.owner = front, owner
     for name, source in sources.items():
         owner = replicated_bind(name)
