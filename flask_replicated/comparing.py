@@ -8,8 +8,8 @@ import uuid
 from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from .connecting import unlimited
 from .sockets import hang_up, leave_to_parent
+from .unpooled import connect_unpooled, prepare_unpooled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -94,13 +94,12 @@ class Comparison:
 
     @contextmanager
     def _cursor(self, engine: Engine) -> Iterator[Any]:
-        pool: Any = engine.pool
         self._check()
-        with unlimited():
-            connection = pool._creator()  # noqa: SLF001 - as the look itself connects
+        connection = connect_unpooled(engine)
         self._open.append(connection)
         try:
             self._check()  # again: it may have been ended meanwhile
+            prepare_unpooled(engine, connection)
             with closing(connection.cursor()) as cursor:
                 yield cursor
         finally:

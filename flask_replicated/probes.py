@@ -7,12 +7,11 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from .comparing import Comparison
-from .connecting import unlimited
 from .positions import History, Observation, observe, observer_of, sees_it_answer
 from .sockets import hang_up, leave_to_parent
+from .unpooled import connect_unpooled, prepare_unpooled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from queue import SimpleQueue
 
     from sqlalchemy import Engine
@@ -100,10 +99,6 @@ class Probe:
     ) -> None:
         self.member = member
         engine = member.target
-        # The pool's own way to a new connection, past the pool: the same driver and
-        # options, and nobody who counts the application's connections sees this one.
-        pool: Any = engine.pool
-        self._connect: Callable[[], Any] = pool._creator  # noqa: SLF001 - its one name
         self._observer = observer_of(engine.dialect.name)
         self._keep = engine.dialect.name != "sqlite"
         self._connection: Any = None
@@ -132,8 +127,8 @@ class Probe:
 
     def _ask(self) -> Observation:
         if self._connection is None:
-            with unlimited():
-                self._connection = self._connect()
+            self._connection = connect_unpooled(self.member.target)
+            prepare_unpooled(self.member.target, self._connection)
             self._wonders = self._comparison is not None
         connection = self._connection
         found = observe(connection, self._observer, sees_it_answer)

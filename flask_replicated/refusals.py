@@ -7,7 +7,7 @@ from flask import has_request_context
 from balancers import redact
 
 from .errors import WriteOnReplicaError
-from .state import NO_ENDPOINT, this_request
+from .state import endpoint_name, this_request
 
 __all__ = ["shown", "view_name", "write_refused"]
 
@@ -16,7 +16,7 @@ _SHOWN = 200  # characters of a statement that an error repeats
 
 def view_name() -> str | None:
     """Return the endpoint that runs, or None outside a request."""
-    return (this_request().endpoint or NO_ENDPOINT) if has_request_context() else None
+    return endpoint_name(this_request()) if has_request_context() else None
 
 
 def shown(statement: object) -> str:

@@ -91,7 +91,7 @@ class Replica:
         seconds = math.ceil(connect_timeout)
         warn_of_hosts(f"replica {name!r}", engine, seconds, ONE_BIND_EACH)
         lift = limit_connect(engine, seconds, read_timeout)
-        prepare_sessions(engine, read_timeout, self.admission.ask)
+        prepare_sessions(name, engine, read_timeout, self.admission.ask)
         if lift is not None:  # no sooner: a server may be silent after the log-in too
             event.listen(engine, "connect", lift)
         if engine.dialect.name != "sqlite":  # a file is always there or never

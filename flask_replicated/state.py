@@ -46,6 +46,7 @@ __all__ = [
     "RequestState",
     "current_app_state",
     "current_request_state",
+    "endpoint_name",
     "this_app",
     "this_context",
     "this_request",
@@ -55,6 +56,9 @@ logger = logging.getLogger("flask_replicated")
 
 NO_ENDPOINT = "(no endpoint)"
 """What a request that matched no route is called."""
+
+# And one whose URL is not matched yet: sessions and URL converters may read by then.
+_NOT_MATCHED = "(before the URL is matched)"
 
 STATE = "replicated.state"
 """The key of ``app.extensions`` under which an application's state is kept."""
@@ -71,6 +75,16 @@ this_request: Callable[[], Request] = request._get_current_object  # type: ignor
 
 def _none() -> None:
     return None
+
+
+def _is_matched(current: Request) -> bool:
+    """Whether it is known which view a request is for, or that there is none."""
+    return current.url_rule is not None or current.routing_exception is not None
+
+
+def endpoint_name(current: Request) -> str:
+    """Return the endpoint of a request, or what stands for it."""
+    return current.endpoint or (NO_ENDPOINT if _is_matched(current) else _NOT_MATCHED)
 
 
 class AppState:
@@ -168,7 +182,7 @@ class AppState:
             return decision
         if type(self.pins) is not CookiePins:
             return None  # another store may read from the database, and so ask this
-        return PINNED if self._pinned(current) else decision
+        return PINNED if self._pinned(self.pins.last_write, current) else decision
 
     def decide(self, state: RequestState, current: Request) -> Decision:
         """Decide where the reads of the running request go."""
@@ -179,11 +193,16 @@ class AppState:
         ):
             return self._decide(state, current)
         known, rule = self._decisions, current.url_rule
-        decision = self._decide(state, current, pinned=False)
-        # So the keys are bounded: a rule that lists its methods takes no other.
-        if rule is not None and rule.methods is not None:
-            known[rule.endpoint, current.method] = decision
-        return PINNED if decision.by_method and self._pinned(current) else decision
+        decision = None
+        if rule is not None:
+            decision = known.get((rule.endpoint, current.method))
+        if decision is None:
+            decision = self._decide(state, current, pinned=False)
+            # So the keys are bounded: a rule that lists its methods takes no other.
+            if rule is not None and rule.methods is not None:
+                known[rule.endpoint, current.method] = decision
+        pinned = decision.by_method and self._pinned(state.last_write, current)
+        return PINNED if pinned else decision
 
     def _decide(
         self, state: RequestState, current: Request, *, pinned: bool | None = None
@@ -194,7 +213,7 @@ class AppState:
             mark = marked_role(app.view_functions.get(current.endpoint), current.method)
         explicit = state.latched is not None or mark is not None
         if pinned is None:
-            pinned = not explicit and self._pinned(current)
+            pinned = not explicit and self._pinned(state.last_write, current)
         decided = partial(
             decide,
             latched=state.latched,
@@ -234,15 +253,14 @@ class AppState:
         return (
             bool(writers)
             and has_request_context()
-            and ((this_request().endpoint or NO_ENDPOINT) in writers)
+            and endpoint_name(this_request()) in writers
         )
 
-    def _pinned(self, current: Request) -> bool:
+    def _pinned(
+        self, last_write: Callable[[Request], float | None], current: Request
+    ) -> bool:
         seconds = self.settings.pin_seconds
-        if not seconds:
-            return False
-        written = self.pins.last_write(current)
-        return written is not None and still_counts(written, seconds)
+        return bool(seconds) and still_counts(last_write(current), seconds)
 
     def after_fork(self) -> None:
         """Forget, in a child process, the connections that are the parent's."""
@@ -284,15 +302,17 @@ class RequestState:
         app: The application's state.
         latched: What tied the request to the primary, or None.
         marked: The role that a view decorator asked for, or None.
-        settled: The role of ``decision``, or None while there is none.
+        settled: The role of ``decision``, or None while there is none that lasts.
         kept: The replica that serves this request, for each pool.
         wrote_at: When the request last committed a write, in seconds of Unix
             time, or None; infinity while that cannot be known.
     """
 
     __slots__ = (
+        "_asked",
         "_deciding",
         "_decision",
+        "_early",
         "app",
         "kept",
         "latched",
@@ -304,6 +324,8 @@ class RequestState:
     def __init__(self, app: AppState, known: Decision | None) -> None:
         self.app = app
         self._decision = known
+        self._early: Decision | None = None
+        self._asked: tuple[float | None] | None = None
         self._deciding: int | None = None
         self.settled = None if known is None else known.role
         self.latched: str | None = None
@@ -313,11 +335,16 @@ class RequestState:
 
     @property
     def decision(self) -> Decision:
-        """Where this request's reads go now, and why; made once, lazily."""
+        """Where this request's reads go now, and why; made once, lazily.
+
+        And once more where it was made before the URL was matched: what is known
+        only then, the view above all, was not asked.
+        """
         return self._decision or self._decide(this_request())
 
     def _decide(self, current: Request) -> Decision:
-        decision, thread = self._decision, get_ident()
+        early, thread = not _is_matched(current), get_ident()
+        decision = self._early if early else self._decision
         while decision is None:
             if self._deciding == thread:
                 # REPLICATED_IS_READ reads from the database itself.
@@ -328,28 +355,43 @@ class RequestState:
                 decision = self.app.decide(self, current)
             finally:
                 self._deciding = None
-            self._decision, self.settled = decision, decision.role
+            if early:
+                self._early = decision
+            else:
+                self._decision, self.settled = decision, decision.role
             if asked != (self.latched, self.marked):
                 # Another thread of this request has written meanwhile.
-                decision = self._decision = self.settled = None
+                decision = None
+                self._forget()
         return decision
+
+    def _forget(self) -> None:
+        self._decision = self._early = self.settled = None
+
+    def last_write(self, current: Request) -> float | None:
+        """Return when the client last wrote, in seconds of Unix time; asked once."""
+        if self._asked is None:
+            self._asked = (self.app.pins.last_write(current),)
+        return self._asked[0]
 
     def latch(self, reason: str) -> None:
         """Send this request's reads to the primary from here on."""
         if self.latched is None:
             self.latched = reason
-            self._decision = self.settled = None
+            self._forget()
 
     def mark(self, role: Role) -> None:
         """Note what a view decorator asks for."""
         self.marked = role
-        self._decision = self.settled = None
+        self._forget()
 
     def committed(self) -> None:
         """Note that a write of this request is now visible to others."""
         self.wrote_at = max(self.wrote_at or 0.0, time.time())
         if not has_request_context():
             return
+        if not _is_matched(this_request()):
+            self.latch("it has committed a write before its URL was matched")
         environ = this_request().environ
         environ[COMMITTED] = True
         if ANSWERED in environ and self.app.settings.pin_seconds:

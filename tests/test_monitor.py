@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import socket
+import sqlite3
 import threading
 import weakref
 from queue import SimpleQueue
@@ -133,31 +134,27 @@ def test_ends_while_looking(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     """A connection is closed whenever in a look the end comes."""
-    target = sa.create_engine(sqlite_url(make_file(tmp_path, "slave_1")))
-    (member,) = Pool({"slave_1": target}).members
-    probe = Probe(member)
-    opened = probe._connect()
+    path = make_file(tmp_path, "slave_1")
     closed: list[bool] = []
 
-    class Connection:
-        def cursor(self) -> Any:
+    class Connection(sqlite3.Connection):
+        def cursor(self, *_: Any) -> Any:
             if when == "asking":
                 probe.end()
-            return opened.cursor()
-
-        def rollback(self) -> None:
-            pass
+            return super().cursor()
 
         def close(self) -> None:
             closed.append(True)
-            opened.close()
+            super().close()
 
     def connect() -> Any:
         if when == "connecting":
             probe.end()
-        return Connection()
+        return sqlite3.connect(path, factory=Connection)
 
-    monkeypatch.setattr(probe, "_connect", connect)
+    target = sa.create_engine("sqlite://", creator=connect)
+    (member,) = Pool({"slave_1": target}).members
+    probe = Probe(member)
     monkeypatch.setattr(probe, "_keep", True)
     look = Look(probe, Permit(0), 0.0, anew=False)
     probe.looking = True

@@ -98,6 +98,24 @@ class TestTwin:
         settle(engine)
         assert "no replica but a primary" in why(engine, "slave_1")
 
+    def test_whoever_makes_the_connections(
+        self, servers: Servers, compared: list[bool]
+    ) -> None:
+        """A creator that takes the pool's record is given one, on either side."""
+        import pymysql
+
+        url = sa.make_url(servers.primary.url())
+        _, arguments = url.get_dialect()().create_connect_args(url)
+
+        def create(record: Any) -> Any:
+            record.info["token"] = "fresh"
+            return pymysql.connect(**arguments)
+
+        engines = [sa.create_engine("mysql+pymysql://", creator=create) for _ in "12"]
+        comparison = Comparison(*engines)
+        assert comparison.is_twin()
+        assert compared == [True]
+
     def test_another_server(
         self, build: Build, servers: Servers, compared: list[bool]
     ) -> None:

@@ -1,0 +1,406 @@
+"""What is read before the URL is matched: it decides nothing for the view."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from flask import Blueprint, g
+from flask.sessions import SecureCookieSessionInterface
+from flask.views import MethodView
+from werkzeug.routing import BaseConverter
+
+from flask_replicated import changes_database, use_master_database, use_slave_database
+from flask_replicated.state import STATE, current_request_state
+from tests.operations.hidden import hidden_write
+from tests.support import (
+    REPLICAS,
+    Build,
+    Site,
+    build_fixture,
+    get_with_pin,
+    pin_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from flask import Flask, Request, Response
+
+build = build_fixture
+
+INSERT = "INSERT INTO entry (text) VALUES ('hidden') RETURNING text"
+
+
+def in_session(site: Site, work: Callable[[], Any]) -> None:
+    """Do something whenever Flask opens a session."""
+
+    class Sessions(SecureCookieSessionInterface):
+        def open_session(self, app: Flask, request: Request) -> Any:
+            work()
+            return super().open_session(app, request)
+
+    site.app.session_interface = Sessions()
+
+
+def in_converter(site: Site, work: Callable[[], Any]) -> None:
+    """Do something whenever an ``<item:key>`` of a URL is converted."""
+
+    class Item(BaseConverter):
+        def to_python(self, value: str) -> str:
+            work()
+            return value
+
+    site.app.url_map.converters["item"] = Item
+
+
+def in_nested_context(site: Site, work: Callable[[], Any]) -> None:
+    """Do something in a session of its own whenever Flask opens a session."""
+
+    def nested() -> None:
+        with site.app.app_context():
+            work()
+
+    in_session(site, nested)
+
+
+def over_a_connection(site: Site, work: Callable[[], Any]) -> None:
+    """Read from ``db.engine``, too, whenever Flask opens a session."""
+
+    def both() -> None:
+        with site.db.engine.connect():
+            work()
+
+    in_session(site, both)
+
+
+MOMENTS = [in_session, in_converter, in_nested_context, over_a_connection]
+every_moment = pytest.mark.parametrize("moment", MOMENTS)
+
+
+class Early:
+    """A site that reads before the URL is matched.
+
+    Attributes:
+        site: The site.
+        seen: Who served the early reads, in order.
+    """
+
+    def __init__(self, site: Site, moment: Callable[..., None]) -> None:
+        self.site = site
+        self.seen: list[str] = []
+        moment(site, lambda: self.seen.append(site.who()))
+
+    def view(self, view: Any, *methods: str, rule: str = "/page/<item:key>") -> None:
+        """Serve a view at ``/page/...``."""
+        self.site.app.url_map.converters.setdefault("item", BaseConverter)
+        self.site.app.add_url_rule(rule, "page", view, methods=methods or ["GET"])
+
+    def ask(self, method: str = "GET", url: str = "/page/1") -> str:
+        """Return what a fresh client is answered."""
+        self.seen.clear()
+        response = self.site.client().open(url, method=method)
+        assert response.status_code == 200, response.text
+        return str(response.text)
+
+
+@every_moment
+class TestDecision:
+    """Made again as soon as the URL is matched, by all that is known then."""
+
+    @pytest.mark.parametrize("mark", [changes_database, use_master_database])
+    def test_to_the_primary(
+        self, build: Build, moment: Any, mark: Callable[..., Any]
+    ) -> None:
+        """A view decorated for the primary has it, its hooks too."""
+        site = build()
+        early = Early(site, moment)
+        hooks: list[str] = []
+        site.app.before_request(lambda: hooks.append(site.who()))
+
+        def view(key: str) -> str:
+            return site.who()
+
+        early.view(mark(view))
+        for _ in range(2):
+            assert early.ask() == "master"
+            assert early.seen[0] in REPLICAS
+        assert hooks == ["master", "master"]
+
+    def test_to_a_replica(self, build: Build, moment: Any) -> None:
+        """A POST decorated for replicas has one, though the primary served before."""
+        early = Early(build(), moment)
+
+        @use_slave_database
+        def view(key: str) -> str:
+            return early.site.who()
+
+        early.view(view, "POST")
+        for _ in range(2):
+            assert early.ask("POST") in REPLICAS
+            assert early.seen == ["master"]
+
+    def test_method_of_a_class(self, build: Build, moment: Any) -> None:
+        """One decorated method of a class in a blueprint is asked like a function."""
+        site = build()
+        early = Early(site, moment)
+
+        class Page(MethodView):
+            @changes_database
+            def get(self, key: str) -> str:
+                return site.who()
+
+            def head(self, key: str) -> Response:
+                return site.app.response_class(headers={"Who": site.who()})
+
+        part = Blueprint("part", __name__, url_prefix="/part")
+        site.app.url_map.converters.setdefault("item", BaseConverter)
+        part.add_url_rule("/<item:key>", view_func=Page.as_view("page"))
+        site.app.register_blueprint(part)
+        assert early.ask(url="/part/1") == "master"
+        assert site.client().head("/part/1").headers["Who"] in REPLICAS
+
+    @pytest.mark.parametrize("says", [False, True, None])
+    def test_is_read(self, build: Build, moment: Any, says: bool | None) -> None:
+        """REPLICATED_IS_READ is asked when it can know the endpoint."""
+        site = build(
+            REPLICATED_IS_READ=lambda request: says if request.endpoint else None
+        )
+        early = Early(site, moment)
+        early.view(lambda key: site.role(), "GET", "POST")
+        method = "POST" if says else "GET"
+        role = "primary" if says is False else "replica"
+        assert early.ask(method) == role
+
+    def test_learnt(self, build: Build, moment: Any) -> None:
+        """An endpoint whose write a replica has refused starts on the primary."""
+        site = build()
+        early = Early(site, moment)
+
+        def view(key: str) -> str:
+            who = site.who()
+            site.db.session.execute(hidden_write(INSERT)).all()
+            site.db.session.commit()
+            return who
+
+        early.view(view)
+        assert site.client().get("/page/1").status_code == 500
+        assert [early.ask() for _ in range(3)] == ["master"] * 3
+        assert early.seen[0] in REPLICAS
+        assert len(site.entries()) == 3
+
+    def test_one_replica(self, build: Build, moment: Any) -> None:
+        """A request that reads from replicas all along has one of them."""
+        early = Early(build(), moment)
+        early.view(lambda key: early.site.who())
+        answers = [early.ask() for _ in range(6)]
+        assert set(answers) == set(REPLICAS)
+        assert early.ask() == early.seen[0]
+
+    def test_pinned(self, build: Build, moment: Any) -> None:
+        """A client that has just written reads from the primary early and late."""
+        site = build()
+        early = Early(site, moment)
+        early.view(lambda key: site.who())
+        client = site.client()
+        client.post("/write")
+        early.seen.clear()
+        assert client.get("/page/1").text == "master"
+        assert early.seen == ["master"]
+
+    def test_latched(self, build: Build, moment: Any) -> None:
+        """A view that writes is latched as if nothing had been read before."""
+        site = build()
+        early = Early(site, moment)
+
+        def view(key: str) -> str:
+            site.write()
+            return site.who()
+
+        early.view(use_slave_database(view))
+        assert early.ask() == "master"
+        assert early.seen[0] in REPLICAS
+        assert site.entries() == ["written"]
+
+    def test_async(self, build: Build, moment: Any) -> None:
+        """A coroutine's decorator is obeyed, too."""
+        site = build()
+        early = Early(site, moment)
+
+        @changes_database
+        async def view(key: str) -> str:
+            return site.who()
+
+        early.view(view)
+        assert early.ask() == "master"
+
+
+class TestUnknownUrl:
+    """A request that matches nothing is decided by its method, once and for all."""
+
+    @pytest.mark.parametrize(
+        ("method", "url", "status"),
+        [("GET", "/nothing", 404), ("POST", "/nothing", 404), ("PUT", "/write", 405)],
+    )
+    def test_method(self, build: Build, method: str, url: str, status: int) -> None:
+        """The error page reads where the method says."""
+        site = build()
+        early = Early(site, in_session)
+
+        def page(_: Exception) -> tuple[str, int]:
+            return site.role(), status
+
+        site.app.register_error_handler(status, page)
+        response = site.client().open(url, method=method)
+        role = "replica" if method == "GET" else "primary"
+        assert (response.status_code, response.text) == (status, role)
+        assert len(early.seen) == 1
+
+    def test_learnt_apart(self, build: Build) -> None:
+        """A write in an error page says nothing of what is read before the match."""
+        site = build()
+
+        def page(_: Exception) -> str:
+            site.db.session.execute(hidden_write(INSERT)).all()
+            site.db.session.commit()
+            return "done"
+
+        site.app.register_error_handler(404, page)
+        site.get("/nothing")
+        early = Early(site, in_session)
+        assert site.get() in REPLICAS
+        assert early.seen[0] in REPLICAS
+
+    @pytest.mark.parametrize(
+        ("host", "role"), [("shop.test", "primary"), ("other.test", "replica")]
+    )
+    def test_host_matching(self, build: Build, host: str, role: str) -> None:
+        """Where hosts are matched, the view of another host is not asked."""
+        site = build()
+        Early(site, in_session)
+        site.app.url_map.host_matching = True
+        site.app.register_error_handler(404, lambda _: site.role())
+        view = changes_database(site.role)
+        site.app.add_url_rule("/page", "page", view, host="shop.test")
+        response = site.client().get("/page", base_url=f"http://{host}")
+        assert response.text == role
+
+
+class TestWritesBefore:
+    """A write is a write, whenever it was made."""
+
+    @pytest.mark.parametrize("commit", [True, False])
+    def test_latches(self, build: Build, commit: bool) -> None:
+        """After an early write the view reads from the primary, and its client."""
+        site = build()
+
+        def work() -> None:
+            site.db.session.add(site.entry(text="visit"))
+            site.db.session.flush()
+            if commit:
+                site.db.session.commit()
+
+        in_session(site, work)
+
+        @site.app.get("/page")
+        @use_slave_database
+        def page() -> str:
+            found = site.db.session.scalars(site.db.select(site.entry.text)).all()
+            site.db.session.commit()
+            return " ".join([site.who(), *found])
+
+        response = site.client().get("/page")
+        assert response.text == "master visit"
+        assert site.entries() == ["visit"]
+        pin = pin_of(response)
+        in_session(site, lambda: None)
+        assert get_with_pin(site.app, pin) == "master"
+
+    def test_hidden(self, build: Build) -> None:
+        """One that only a server recognises is repaired, learnt, and latches."""
+        site = build()
+        learnt = site.app.extensions[STATE].writers
+
+        def work() -> None:
+            site.db.session.execute(hidden_write(INSERT)).all()
+            site.db.session.commit()
+
+        in_session(site, work)
+        assert [site.get() for _ in range(3)] == ["master"] * 3
+        assert len(site.entries()) == 3
+        assert learnt == {"(before the URL is matched)": 1}
+        in_session(site, lambda: None)
+        assert site.get() in REPLICAS
+
+    def test_suspected(self, build: Build) -> None:
+        """What may have written, and was committed, is not read past by the view."""
+        site = build()
+
+        def work() -> None:
+            site.db.session.execute(hidden_write(INSERT)).all()
+            site.db.session.commit()
+
+        in_session(site, work)
+
+        @site.app.post("/page")
+        @use_slave_database
+        def page() -> str:
+            return site.who()
+
+        assert site.client().post("/page").text == "master"
+        assert site.app.extensions[STATE].writers == {}
+
+
+class TestAskedOnce:
+    """What is asked of others is not asked for each early read."""
+
+    def test_pins(self, build: Build) -> None:
+        """A store of pins is asked once in a request, for early and late reads."""
+        site = build()
+        asked: list[str] = []
+
+        class Store:
+            def remember_write(self, response: Response, written: float) -> None:
+                """Remember nothing."""
+
+            def last_write(self, request: Request) -> float | None:
+                asked.append(request.path)
+                return None
+
+        site.app.extensions[STATE].pins = Store()
+
+        def work() -> None:
+            site.who()
+            site.who()
+
+        in_session(site, work)
+        for _ in range(2):
+            site.get()
+        assert asked == ["/", "/"]
+
+    def test_is_read(self, build: Build) -> None:
+        """REPLICATED_IS_READ is asked once before the match, and once after."""
+        asked: list[str | None] = []
+        site = build(REPLICATED_IS_READ=lambda request: asked.append(request.endpoint))
+
+        def work() -> None:
+            site.who()
+            site.who()
+
+        in_session(site, work)
+        site.app.before_request(work)
+        site.get()
+        assert asked == [None, "who"]
+
+
+def test_own_context(build: Build) -> None:
+    """A request context that is pushed by hand is matched at once."""
+    site = build()
+    in_session(site, lambda: setattr(g, "early", site.who()))
+    site.app.add_url_rule("/page", "page", changes_database(site.who))
+    with site.app.test_request_context("/page"):
+        assert g.early in REPLICAS
+        assert site.who() == "master"
+        state = current_request_state()
+        assert state is not None
+        assert state.settled is state.decision.role
