@@ -154,6 +154,7 @@ class TestStandby:
         site.post("mine", client)
         proxy.target = healthy_cluster.standbys[0].port
         proxy.reset()
+        wait_until(lambda: not proxy._flows, "the pooled connections to be cut")
         for ask in (site.get, partial(site.post, "lost")):
             with pytest.raises(PrimaryUnavailableError) as caught:
                 ask(client=client)
