@@ -19,6 +19,7 @@ from .admission import Admission
 from .comparing import Comparison
 from .forks import refuse_inherited
 from .hosts import ONE_BIND_EACH, warn_of_hosts
+from .keepalive import limit_silence
 from .positions import History
 from .readonly import prepare_sessions
 from .sockets import hang_up, watch_socket
@@ -91,6 +92,7 @@ class Replica:
         seconds = math.ceil(connect_timeout)
         warn_of_hosts(f"replica {name!r}", engine, seconds, ONE_BIND_EACH)
         lift = limit_connect(engine, seconds, read_timeout)
+        limit_silence(engine)
         prepare_sessions(name, engine, read_timeout, self.admission.ask)
         if lift is not None:  # no sooner: a server may be silent after the log-in too
             event.listen(engine, "connect", lift)

@@ -17,7 +17,7 @@ from .functions import LOCKING, OF_TRANSACTION, PURE, SETTING, WRITING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Kind", "TextClassifier", "is_local", "unlocks"]
+__all__ = ["Kind", "TextClassifier", "unlocks"]
 
 
 class Kind(IntEnum):
@@ -143,7 +143,6 @@ _TRANSACTION = re.compile(
 )
 # A replica's sessions are read only; this would end that.
 _UNLOCKS = re.compile(r"READ(?:\s|/\*M?!\d*)+WRITE|read_only|query_only", re.IGNORECASE)
-_LOCAL = re.compile(r"\s*SET\s+(?:LOCAL|TRANSACTION)\b[^;]*;?\s*$", re.IGNORECASE)
 _SET_STATEMENT = re.compile(
     r"\s*SET\s+STATEMENT\b.*?\bFOR\b", re.IGNORECASE | re.DOTALL
 )
@@ -295,11 +294,6 @@ class TextClassifier:
 
     def _judge_calls(self, bare: str) -> Kind:
         return max(map(self.function, _CALLS.findall(bare)), default=Kind.READ)
-
-
-def is_local(sql: str) -> bool:
-    """Whether a ``SET`` ends with its transaction, as PostgreSQL reads it."""
-    return _LOCAL.match(sql) is not None
 
 
 def unlocks(text: str) -> bool:
