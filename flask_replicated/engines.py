@@ -20,7 +20,11 @@ from balancers import NoMemberAvailable
 from balancers.errors import error_text
 
 from .connections import PrimaryConnection, ReplicaConnection
-from .errors import AllReplicasOutError, UnfitReplicaError
+from .errors import (
+    AllReplicasOutError,
+    PrimaryUnavailableError,
+    UnfitReplicaError,
+)
 from .failures import Verdict, judge_connect
 from .routing import Role
 from .scopes import active_role
@@ -36,6 +40,7 @@ if TYPE_CHECKING:
 
     from .fleet import Fleet
     from .monitor import Monitor
+    from .primary_status import PrimaryStatus
     from .state import AppState, RequestState
 
 __all__ = ["PrimaryEngine", "ReplicaEngine", "RoutedEngine"]
@@ -68,7 +73,19 @@ class PrimaryEngine(EngineShape):
         app = self.routed.app
         if app.process != getpid():
             app.notice_fork()
-        return PrimaryConnection(self.real, self)
+        return self.open(self)
+
+    def open(self, shape: PrimaryEngine | ReplicaEngine) -> PrimaryConnection:
+        """Connect to the primary for a shape, once more if it is a standby.
+
+        Where its address stands for several servers, the next one may be another.
+        """
+        try:
+            return PrimaryConnection(self.real, shape)
+        except PrimaryUnavailableError as error:
+            if not error.standby:
+                raise
+        return PrimaryConnection(self.real, shape)
 
     def raw_connection(self) -> PoolProxiedConnection:
         """Return a DBAPI connection to the primary.
@@ -164,7 +181,7 @@ class ReplicaEngine(EngineShape):
         Another replica could show an older state than this request has seen.
         """
         state.latch("its replica has no connection to spare")
-        return PrimaryConnection(self.routed.real, self)
+        return self.routed.primary.open(self)
 
     def _welcome(self, member: Member[Engine], permit: Permit) -> None:
         """Tell the breaker that a connect succeeded, and the operator."""
@@ -215,7 +232,7 @@ class ReplicaEngine(EngineShape):
             if state is not None:
                 # Once the primary was read, a replica would show an older state.
                 state.latch("every replica is out")
-            return PrimaryConnection(self.routed.real, self)
+            return self.routed.primary.open(self)
         raise AllReplicasOutError(self.replica_pool.causes() | causes)
 
     def lost(self, member: Member[Engine]) -> None:
@@ -251,6 +268,7 @@ class RoutedEngine(EngineShape):
         monitor: What looks at the replicas in the background.
         primary: The primary, as a session uses it for writes.
         replicas: The replicas, as a session uses them for reads.
+        status: What is known of the primary.
         fleet: Takes in new replicas and lets others go.
     """
 
@@ -262,10 +280,12 @@ class RoutedEngine(EngineShape):
         real: Engine,
         replicas: Pool[Engine],
         monitor: Monitor,
+        status: PrimaryStatus,
     ) -> None:
         super().__init__(real)
         self.app = app
         self.monitor = monitor
+        self.status = status
         self.primary = PrimaryEngine(real, self)
         self.replicas = ReplicaEngine(replicas, self)
         self._aliases: dict[Engine, Alias] = {}

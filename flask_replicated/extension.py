@@ -198,7 +198,9 @@ def _route(plan: _Plan, state: AppState) -> None:
     routes: dict[str | None, RoutedEngine] = {}
     for owner in dict.fromkeys([*copies, *map(replicated_bind, sources)]):
         key = front.default if owner is None else owner
-        routes[key] = routed_engine(state, front.engines[key], copies.get(owner, {}))
+        targets = copies.get(owner, {})
+        setting = front.original(owner).setting
+        routes[key] = routed_engine(state, front.engines[key], targets, setting)
         routes[key].fleet.front, routes[key].fleet.owner = front, owner
     for name, source in sources.items():
         owner = replicated_bind(name)

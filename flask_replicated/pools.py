@@ -21,7 +21,7 @@ from .fleet import Fleet
 from .gate import Gate
 from .listeners import PoolListener
 from .monitor import Monitor, Policy
-from .primaries import watch_primary, watch_statements
+from .primaries import Primary, watch_primary, watch_statements
 from .replicas import Replica
 from .state import AppState
 
@@ -40,11 +40,24 @@ logger = logging.getLogger("flask_replicated")
 
 
 def routed_engine(
-    app: AppState, primary: Engine, replicas: Mapping[str, Engine]
+    app: AppState,
+    primary: Engine,
+    replicas: Mapping[str, Engine],
+    setting: str = "primary",
 ) -> RoutedEngine:
-    """Put replicas into a pool and return it with its primary as one engine."""
+    """Put replicas into a pool and return it with its primary as one engine.
+
+    Args:
+        app: The application's state.
+        primary: The engine that writes.
+        replicas: The engines that read, by name.
+        setting: The setting or bind that names the primary, in Python syntax.
+    """
     settings = app.settings
     watch_primary(primary)
+    status = Primary(
+        primary, setting, settings.connect_timeout, role_check=settings.role_check
+    ).status
     watch_statements(primary, app.classifier)
     care = partial(_take_care, settings, Gate(app), primary)
     prepared: dict[str, Replica] = {}
@@ -60,7 +73,7 @@ def routed_engine(
         primary=_compared(settings, primary),
     )
     monitor = Monitor(pool, prepared, policy)
-    fleet.routed = RoutedEngine(app, primary, pool, monitor)
+    fleet.routed = RoutedEngine(app, primary, pool, monitor, status)
     fleet.routed.fleet = fleet
     fleet.look_for_spares()
     return fleet.routed

@@ -7,9 +7,7 @@ connection before it is used again.
 
 from __future__ import annotations
 
-import functools
 import math
-import select
 import weakref
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -20,16 +18,14 @@ from sqlalchemy.exc import DisconnectionError
 from .admission import Admission
 from .comparing import Comparison
 from .forks import refuse_inherited
-from .hosts import warn_of_hosts
+from .hosts import ONE_BIND_EACH, warn_of_hosts
 from .keepalive import limit_silence
 from .positions import History
 from .readonly import prepare_sessions
-from .sockets import fileno_of, hang_up
+from .sockets import hang_up, watch_socket
 from .timeouts import limit_connect
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from sqlalchemy import Engine
     from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -97,7 +93,7 @@ class Replica:
         self._engine = weakref.ref(engine)
         self._records: WeakSet[ConnectionPoolEntry] = WeakSet()
         seconds = math.ceil(connect_timeout)
-        warn_of_hosts(name, engine, seconds)
+        warn_of_hosts(f"replica {name!r}", engine, seconds, ONE_BIND_EACH)
         lift = limit_connect(engine, seconds, read_timeout)
         limit_silence(engine)
         if not shared:  # writes are kept away by classification alone
@@ -143,20 +139,13 @@ class Replica:
         self.outages += 1
 
     def _stamp(self, connection: Any, record: ConnectionPoolEntry) -> None:
-        number = fileno_of(connection)
-        watch = _nothing if number is None else _watch(number)
-        record.info[self] = self.outages, watch
+        record.info[self] = self.outages, watch_socket(connection)
         self._records.add(record)
 
     def _refuse_stale(
         self, _connection: Any, record: ConnectionPoolEntry, _proxy: Any
     ) -> None:
-        """Replace a pooled connection that the server has ended meanwhile.
-
-        An idle connection has nothing to read. If its socket is readable, the
-        server has closed it or had something to say that ends it. Asking the
-        kernel takes about a microsecond; asking the server, a round trip.
-        """
+        """Replace a pooled connection that the server has ended meanwhile."""
         outages, readable = record.info.get(self, _UNKNOWN)
         if outages != self.outages:
             raise DisconnectionError("opened before the replica's last outage")
@@ -170,22 +159,3 @@ class Replica:
 
 # Of a connection from before this extension was registered.
 _UNKNOWN = (None, None)
-
-
-def _nothing() -> None:
-    """Know nothing of a connection whose driver does not show its socket."""
-
-
-if hasattr(select, "poll"):
-
-    def _watch(fd: int) -> Callable[[], object]:
-        """Return a function that says whether a socket has something to read."""
-        poll = select.poll()
-        poll.register(fd, select.POLLIN | select.POLLHUP | select.POLLERR)
-        return functools.partial(poll.poll, 0)
-
-else:  # Windows
-
-    def _watch(fd: int) -> Callable[[], object]:
-        """Return a function that says whether a socket has something to read."""
-        return lambda: select.select([fd], [], [], 0)[0]
