@@ -22,6 +22,7 @@ from .first_words import FirstWords
 from .forks import refuse_inherited
 from .hosts import NAME_A_LIMIT, warn_of_hosts
 from .primary_status import Facts, PrimaryStatus, ask_primary
+from .refusing import closed_if_refused
 from .sockets import watch_socket
 from .timeouts import limit_connect
 
@@ -106,11 +107,8 @@ class Primary:
         event.listen(engine, "checkout", self._refuse_stale)
 
     def _prepare(self, connection: Any, record: ConnectionPoolEntry) -> None:
-        try:
+        with closed_if_refused(connection, record):
             self._ask(connection, record)
-        except BaseException:
-            connection.close()  # nobody else would
-            raise
         record.info[self] = watch_socket(connection)
 
     def _ask(self, connection: Any, record: ConnectionPoolEntry) -> None:
