@@ -7,6 +7,8 @@ from enum import Enum
 
 from sqlalchemy.exc import DBAPIError
 
+from .errors import MisconfiguredReplicaError
+
 __all__ = [
     "Verdict",
     "judge_connect",
@@ -24,7 +26,7 @@ class Verdict(Enum):
     BUSY = "busy"
     """It lives, and has no connection to spare."""
     MISCONFIGURED = "misconfigured"
-    """It lives, and does not know the account or the database."""
+    """It lives, and does not know the account or the database, or has another one."""
 
 
 # SQLSTATEs; drivers do not give them on connect, unless they speak the protocol
@@ -91,6 +93,8 @@ def judge_connect(error: BaseException) -> Verdict:
     Args:
         error: What ``engine.connect()`` raised.
     """
+    if isinstance(error, MisconfiguredReplicaError):
+        return Verdict.MISCONFIGURED
     state, code = _codes(error)
     verdict = _STATES.get(state) or (_MYSQL.get(code) if type(code) is int else None)
     if verdict is not None:
