@@ -238,6 +238,8 @@ class ReplicaConnection(_LateJoined):
         aborted: Whether it was by the server, which then takes no more.
         changed: Whether it has changed its session with a ``SET``.
         loss: The error that the loss of the connection was known by, or None.
+        lacks: The error by which the server has said that it does not have what a
+            statement names, or None.
         begins: Whether a transaction is being begun, of which nobody is told.
         of_session: Whether it is a session's, which will close it when it has closed
             its transaction; no more once it is being closed.
@@ -248,6 +250,7 @@ class ReplicaConnection(_LateJoined):
     sent = 0
     refused = aborted = changed = False
     loss: DBAPIError | None = None
+    lacks: DBAPIError | None = None
     begins = False
     of_session = True
 

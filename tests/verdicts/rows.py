@@ -378,7 +378,7 @@ ROWS = (
     ),
     Row("replay cancels a read (40001)", conflict, POSTGRESQL),
     Row(
-        "reads go on failing on its disk (58xxx, 53100, XX001, XX002)",
+        "reads go on failing on its disk or memory (58xxx, 53xxx, XX00x)",
         ailing,
         (*POSTGRESQL, "sqlite3"),
     ),
