@@ -54,16 +54,16 @@ def watch_statements(engine: Engine, classifier: Classifier) -> None:
         engine: The primary's engine.
         classifier: Tells what a text does.
     """
-    may_write = classifier.text.may_write
+    may_write, dialect = classifier.text.may_write, engine.dialect.name
 
     def note(_cursor: Any, sql: str, _parameters: Any, context: Any) -> None:
         connection = context.root_connection
         if (
             isinstance(connection, PrimaryConnection)
             and not (connection.wrote or connection.suspected)
-            and may_write(sql)
+            and may_write(sql, dialect)
         ):
-            connection.suspect()
+            connection.suspect(context.execution_options)
 
     def note_bare(cursor: Any, sql: str, context: Any) -> None:
         note(cursor, sql, None, context)
