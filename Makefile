@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# The demo needs little of that; where all of it is there, that will do.
+LIGHT := $(if $(wildcard $(READY)),$(READY),$(VENV)/.demo)
 # Two workers fit a small machine; more where there is more.
 WORKERS ?= auto
 DEMO ?=
@@ -27,7 +29,7 @@ check: $(READY)
 long: $(READY)
 	STEPS=long FRESH=$(FRESH) $(BIN)/python -m pytest -q tests/stateful/test_machine.py
 
-demo: $(READY)
+demo: $(LIGHT)
 	$(BIN)/python -m examples.tour $(DEMO)
 
 bench: $(READY)
@@ -47,11 +49,13 @@ foreign: $(READY)
 soak: $(READY)
 	$(BIN)/python -m tests.memory $(SOAK)
 
-$(READY): pyproject.toml
+$(READY): EXTRA := dev
+$(VENV)/.demo: EXTRA := demo
+$(READY) $(VENV)/.demo: pyproject.toml
 	@echo "Setting up $(VENV) (once) ..."
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "flask_replicated needs Python 3.10 or newer; name one with make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRA)]'
 	@touch $@
 
 clean:

@@ -63,6 +63,7 @@ class Cluster:
         standbys: How many to start with.
         progress: Told each step, in a few words.
         settings: Added to ``postgresql.conf`` of every server.
+        prefix: What the standbys' names begin with; a number follows.
     """
 
     def __init__(
@@ -71,10 +72,12 @@ class Cluster:
         *,
         progress: Callable[[str], None] = lambda _: None,
         settings: Mapping[str, str] | None = None,
+        prefix: str = "standby",
     ) -> None:
         self._count = standbys
         self._progress = progress
         self._settings = {**_SETTINGS, **(settings or {})}
+        self._prefix = prefix
         self._site: Site | None = None
         self._primary: Server | None = None
         self._standbys: list[Standby] = []
@@ -137,7 +140,7 @@ class Cluster:
     def _new_standby(self) -> Standby:
         if self._site is None:
             raise ClusterError("The cluster was not started.")
-        name = f"standby_{len(self._standbys) + 1}"
+        name = f"{self._prefix}_{len(self._standbys) + 1}"
         self._standbys.append(Standby(name, self._site, self.primary))
         return self._standbys[-1]
 

@@ -75,7 +75,8 @@ def _run(*, once: bool) -> int:
         "copies, the standbys. The application, a small guestbook, only "
         "lists the four addresses; who serves what is decided by flask_replicated."
     )
-    cluster = Cluster(standbys=3, progress=screen.note)
+    # Each is called by the name of its bind.
+    cluster = Cluster(standbys=3, progress=screen.note, prefix="slave")
     with ExitStack() as stack, screen.follow("flask_replicated"):
         with screen.busy("Starting the servers ..."):
             stack.enter_context(cluster)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .errors import (
     AllReplicasOutError,
     ConfigurationError,
+    PrimaryUnavailableError,
     ReplicatedError,
     StaleReadError,
     WriteOnReplicaError,
@@ -24,6 +25,7 @@ __all__ = [
     "AllReplicasOutError",
     "ConfigurationError",
     "FlaskReplicated",
+    "PrimaryUnavailableError",
     "ReplicatedError",
     "RoutedSession",
     "StaleReadError",

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
 
+from .poolers import POOLED
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -75,6 +77,8 @@ def leave_out_blocks(engine: Engine) -> None:
     def start(driver: Any, record: ConnectionPoolEntry) -> None:
         # Whoever has chosen a level has chosen its blocks, too.
         chosen = driver.autocommit or driver.isolation_level is not None
+        if POOLED in record.info:  # its transactions are what is read-only
+            return
         if dialect.default_isolation_level == "READ COMMITTED" and not chosen:
             record.info[_MARK] = True
 

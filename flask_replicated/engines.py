@@ -20,7 +20,11 @@ from balancers import NoMemberAvailable
 from balancers.errors import error_text
 
 from .connections import PrimaryConnection, ReplicaConnection
-from .errors import AllReplicasOutError, UnfitReplicaError
+from .errors import (
+    AllReplicasOutError,
+    PrimaryUnavailableError,
+    UnfitReplicaError,
+)
 from .failures import Verdict, judge_connect
 from .routing import Role
 from .scopes import active_role
@@ -36,6 +40,7 @@ if TYPE_CHECKING:
 
     from .fleet import Fleet
     from .monitor import Monitor
+    from .primary_status import PrimaryStatus
     from .state import AppState, RequestState
 
 __all__ = ["PrimaryEngine", "ReplicaEngine", "RoutedEngine"]
@@ -68,7 +73,19 @@ class PrimaryEngine(EngineShape):
         app = self.routed.app
         if app.process != getpid():
             app.notice_fork()
-        return PrimaryConnection(self.real, self)
+        return self.open(self)
+
+    def open(self, shape: PrimaryEngine | ReplicaEngine) -> PrimaryConnection:
+        """Connect to the primary for a shape, once more if it is a standby.
+
+        Where its address stands for several servers, the next one may be another.
+        """
+        try:
+            return PrimaryConnection(self.real, shape)
+        except PrimaryUnavailableError as error:
+            if not error.standby:
+                raise
+        return PrimaryConnection(self.real, shape)
 
     def raw_connection(self) -> PoolProxiedConnection:
         """Return a DBAPI connection to the primary.
@@ -164,7 +181,7 @@ class ReplicaEngine(EngineShape):
         Another replica could show an older state than this request has seen.
         """
         state.latch("its replica has no connection to spare")
-        return PrimaryConnection(self.routed.real, self)
+        return self.routed.primary.open(self)
 
     def _welcome(self, member: Member[Engine], permit: Permit) -> None:
         """Tell the breaker that a connect succeeded, and the operator."""
@@ -184,18 +201,20 @@ class ReplicaEngine(EngineShape):
         cause = error_text(error)
         if isinstance(error, TimeoutError):
             return cause, False  # its connection pool is exhausted: load, not death
+        verdict = judge_connect(error)
         if isinstance(error, UnfitReplicaError):
             # The server has said so itself: one word is enough.
             reset = self.routed.app.settings.breaker_reset
-            self.replica_pool.trip(member, reset, error)
+            news = self.replica_pool.trip(member, reset, error)
+            if news and verdict is Verdict.MISCONFIGURED:
+                _say_misconfigured(member, cause)
             return cause, True
-        verdict = judge_connect(error)
         if verdict is Verdict.BUSY:
             self.replica_pool.rest(member, _REST, error, permit)
         else:
             self.replica_pool.failed(member, error, permit)
         if verdict is Verdict.MISCONFIGURED:
-            logger.error("replica %r is not configured right: %s", member.name, cause)
+            _say_misconfigured(member, cause)
         return cause, verdict is not Verdict.BUSY
 
     def _without_replicas(
@@ -213,7 +232,7 @@ class ReplicaEngine(EngineShape):
             if state is not None:
                 # Once the primary was read, a replica would show an older state.
                 state.latch("every replica is out")
-            return PrimaryConnection(self.routed.real, self)
+            return self.routed.primary.open(self)
         raise AllReplicasOutError(self.replica_pool.causes() | causes)
 
     def lost(self, member: Member[Engine]) -> None:
@@ -223,11 +242,16 @@ class ReplicaEngine(EngineShape):
             del state.kept[self]
 
 
+def _say_misconfigured(member: Member[Engine], cause: str) -> None:
+    logger.error("replica %r is not configured right: %s", member.name, cause)
+
+
 class _PrimaryWithOptions(PrimaryEngine):
     """The primary with execution options of its own, for a caller to hold."""
 
     def connect(self) -> PrimaryConnection:
         connection = super().connect()
+        connection.announced = True
         connection.engine = Alias(self.real, self)
         return connection
 
@@ -245,6 +269,7 @@ class RoutedEngine(EngineShape):
         monitor: What looks at the replicas in the background.
         primary: The primary, as a session uses it for writes.
         replicas: The replicas, as a session uses them for reads.
+        status: What is known of the primary.
         fleet: Takes in new replicas and lets others go.
     """
 
@@ -256,10 +281,12 @@ class RoutedEngine(EngineShape):
         real: Engine,
         replicas: Pool[Engine],
         monitor: Monitor,
+        status: PrimaryStatus,
     ) -> None:
         super().__init__(real)
         self.app = app
         self.monitor = monitor
+        self.status = status
         self.primary = PrimaryEngine(real, self)
         self.replicas = ReplicaEngine(replicas, self)
         self._aliases: dict[Engine, Alias] = {}
@@ -306,10 +333,13 @@ class RoutedEngine(EngineShape):
         """
         reads = active_role() is Role.REPLICA
         shape: Engine = self.replicas if reads else self.primary
-        with shape.connect() as connection, connection.begin():
+        with shape.connect() as connection:
             if isinstance(connection, ReplicaConnection):
                 connection.of_session = False
-            yield connection
+            elif isinstance(connection, PrimaryConnection):
+                connection.announced = True
+            with connection.begin():
+                yield connection
 
     def execution_options(self, **options: Any) -> PrimaryEngine:  # type: ignore[override]  # an engine all the same
         """Return the primary with execution options of its own."""

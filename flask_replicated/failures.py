@@ -7,11 +7,14 @@ from enum import Enum
 
 from sqlalchemy.exc import DBAPIError
 
+from .errors import MisconfiguredReplicaError
+
 __all__ = [
     "Verdict",
+    "ails",
     "judge_connect",
+    "names_missing",
     "refused_as_write",
-    "storage_failed",
     "unanswerable",
 ]
 
@@ -24,7 +27,7 @@ class Verdict(Enum):
     BUSY = "busy"
     """It lives, and has no connection to spare."""
     MISCONFIGURED = "misconfigured"
-    """It lives, and does not know the account or the database."""
+    """It lives, and does not know the account or the database, or has another one."""
 
 
 # SQLSTATEs; drivers do not give them on connect, unless they speak the protocol
@@ -64,19 +67,36 @@ _READ_ONLY_TRANSACTION = "25006"
 # second is a deadlock, of which replay is one side.
 _RECOVERY_CONFLICTS = frozenset({"40001", "40P01"})
 _SOCKET_CLOSED = "connection socket closed"
-# A full disk; data, or an index, that is damaged. All of class 58 are the system's.
-_STORAGE = frozenset({"53100", "XX001", "XX002"})
+# A full disk, no memory, a limit of the server's; data, or an index, that is damaged; a
+# server that is at odds with itself. All of class 58 are the system's.
+_AILS = frozenset({"53100", "53200", "53400", "XX000", "XX001", "XX002"})
 _SYSTEM_ERRORS = "58"
 # A full disk; a file that cannot be read or written; what the engine has from the
-# system; an index, or a table, that is damaged.
-_MYSQL_STORAGE = frozenset({1021, 1024, 1026, 1030, 1034, 1194, 1195})
-_SQLITE_STORAGE = frozenset(
+# system; an index, or a table, that is damaged; no memory. And a node of Galera that is
+# not of its cluster (1047): it answers whoever asks for no table.
+_MYSQL_AILS = frozenset(
+    {1021, 1024, 1026, 1030, 1034, 1037, 1038, 1041, 1047, 1114, 1194, 1195}
+)
+_SQLITE_AILS = frozenset(
     {
         "database disk image is malformed",
         "database or disk is full",
         "disk I/O error",
         "file is not a database",
     }
+)
+# A shutdown, or the end of this connection alone, while it is in use: not all drivers
+# and not all versions of SQLAlchemy take these for its loss. ProxySQL has no server.
+_MYSQL_LOST = frozenset({1053, 1077, 1079, 1152, 1184, 1927, 3168, 3169, 9001})
+# A table, a column, a function, anything else that has a name, a schema.
+_MISSING = frozenset({"42P01", "42703", "42883", "42704", "3F000"})
+# A label of an enum has the state of any value that cannot be one.
+_WRONG_VALUE = "22P02"
+# A database, a column, a table (three times), a function (three times), an index that a
+# hint names, what a view is made of.
+_MYSQL_MISSING = frozenset({1049, 1054, 1051, 1109, 1146, 1128, 1305, 1630, 1176, 1356})
+_SQLITE_MISSING = re.compile(
+    r"no such (?:table|column|function|index|module|collation sequence)\b"
 )
 # The transaction is read only; the server is.
 _MYSQL_READ_ONLY = frozenset({1792, 1836})
@@ -91,6 +111,8 @@ def judge_connect(error: BaseException) -> Verdict:
     Args:
         error: What ``engine.connect()`` raised.
     """
+    if isinstance(error, MisconfiguredReplicaError):
+        return Verdict.MISCONFIGURED
     state, code = _codes(error)
     verdict = _STATES.get(state) or (_MYSQL.get(code) if type(code) is int else None)
     if verdict is not None:
@@ -113,25 +135,40 @@ def refused_as_write(error: DBAPIError) -> bool:
 def unanswerable(error: DBAPIError) -> bool:
     """Whether a read has failed on this connection for a reason of the server's own.
 
-    Replay was in its way; or its storage; or psycopg has seen its socket fail, and
-    says so without giving the connection up.
+    Replay was in its way; it ails, or shuts down; or psycopg has seen its socket fail,
+    and says so without giving the connection up.
     """
-    state, _ = _codes(error)
+    state, code = _codes(error)
     return (
         state in _RECOVERY_CONFLICTS
-        or storage_failed(error)
+        or code in _MYSQL_LOST
+        or ails(error)
         or str(error.orig) == _SOCKET_CLOSED
     )
 
 
-def storage_failed(error: DBAPIError) -> bool:
-    """Whether a server could not read or write its files, or not make sense of them."""
+def ails(error: DBAPIError) -> bool:
+    """Whether a server that answers could not do its work: its disk, its memory."""
     state, code = _codes(error)
     return (
-        state in _STORAGE
+        state in _AILS
         or state.startswith(_SYSTEM_ERRORS)
-        or code in _MYSQL_STORAGE
-        or code in _SQLITE_STORAGE
+        or code in _MYSQL_AILS
+        or code in _SQLITE_AILS
+    )
+
+
+def names_missing(error: DBAPIError) -> bool:
+    """Whether a statement names what its server does not have.
+
+    A replica may not have it yet: a table, a column, a function, a type, a schema.
+    """
+    state, code = _codes(error)
+    return (
+        state in _MISSING
+        or (state == _WRONG_VALUE and "enum" in str(error.orig).lower())
+        or code in _MYSQL_MISSING
+        or (isinstance(code, str) and _SQLITE_MISSING.match(code) is not None)
     )
 
 

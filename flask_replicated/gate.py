@@ -18,13 +18,14 @@ from .ailing import Ailing
 from .autocommit import begin_block
 from .connections import ReplicaConnection
 from .errors import StaleReadError
-from .failures import refused_as_write, storage_failed, unanswerable
+from .failures import ails, names_missing, refused_as_write, unanswerable
 from .options import named_table, primary_tables, wanted_role
 from .refusals import shown, view_name, write_refused
 from .replicas import CHANGED
 from .routing import Role
 from .scopes import active_role
-from .sqltext import Kind, is_local, unlocks
+from .sqlsettings import is_local
+from .sqltext import Kind, unlocks
 
 if TYPE_CHECKING:
     import re
@@ -103,8 +104,7 @@ class Gate:
         self, sql: str, connection: ReplicaConnection, context: ExecutionContext
     ) -> None:
         if not connection.in_transaction():
-            # A listener begins the transaction in its own way: all of it is one.
-            begin_block(connection)
+            self._let_begin(sql, connection, context)
             return
         if self._version != primary_tables.version:
             self._look_for_tables()
@@ -119,7 +119,7 @@ class Gate:
             return
         if self._passed(sql, connection, context) is Kind.SETTING:
             begin_block(connection)
-            _note_setting(sql, connection)
+            _note_setting(sql, connection, context.parameters)
             return
         known = alone
         if not self._stands_alone(sql):
@@ -133,6 +133,14 @@ class Gate:
             if len(known) >= _MANY:
                 known.clear()  # a program that writes SQL as it runs
             known.add(sql)
+
+    def _let_begin(
+        self, sql: str, connection: ReplicaConnection, context: ExecutionContext
+    ) -> None:
+        """Let a listener begin the transaction in its own way: all of it is one."""
+        begin_block(connection)
+        if self._classify(sql, None) is Kind.SETTING:
+            _note_setting(sql, connection, context.parameters)
 
     def _passed(
         self, sql: str, connection: ReplicaConnection, context: ExecutionContext
@@ -168,8 +176,10 @@ class Gate:
             context.is_disconnect, context.invalidate_pool_on_disconnect = True, False
         if context.is_disconnect:
             connection.loss = error
-        if storage_failed(error):
+        if ails(error):
             self._note_ailing(connection, error, replica)
+        elif names_missing(error):
+            connection.lacks = error
         if context.statement is None or not refused_as_write(error):
             return None
         connection.refused = connection.aborted = True
@@ -191,10 +201,10 @@ class Gate:
             replica.ails = True
 
 
-def _note_setting(sql: str, connection: ReplicaConnection) -> None:
+def _note_setting(sql: str, connection: ReplicaConnection, parameters: Any) -> None:
     """Leave the connection to nobody else, if what was set outlives its transaction."""
     connection.changed = True
-    if not (connection.dialect.name == "postgresql" and is_local(sql)):
+    if not (connection.dialect.name == "postgresql" and is_local(sql, parameters)):
         connection.info[CHANGED] = True
 
 

@@ -23,6 +23,7 @@ from balancers.errors import UnknownMember, error_text
 
 from .errors import ReplicaLagsError, ReplicaSilentError, WrongRoleError
 from .failures import Verdict, judge_connect
+from .files import is_handed_one
 from .probes import Look, Probe
 
 if TYPE_CHECKING:
@@ -237,8 +238,13 @@ class _Round:
 
     def _watched(self) -> set[Member[Engine]]:
         """Return those in use, and those that have gone while somebody has them."""
-        # Spare ones are not in use, and should cost no connection.
-        members = set(self._pool.members) - set(self._pool.spares)
+        # Spare ones are not in use, and should cost no connection. One that is shared
+        # would be closed by the look, for everybody.
+        members = {
+            member
+            for member in set(self._pool.members) - set(self._pool.spares)
+            if not is_handed_one(member.target)
+        }
         for member in members - self._cared.keys():
             replica = self._replicas.get(member.name)
             if replica is not None and replica.is_of(member.target):

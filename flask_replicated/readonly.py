@@ -7,20 +7,24 @@ mistake cannot be written to through the pool.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
 from sqlalchemy.engine.characteristics import ConnectionCharacteristic
 
+from .poolers import Sessions
+from .refusing import closed_if_refused
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from sqlalchemy import Engine
+    from sqlalchemy.pool import ConnectionPoolEntry
 
 __all__ = ["prepare_sessions"]
 
 _READ_ONLY = {
-    "postgresql": ("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",),
     "mysql": ("SET SESSION TRANSACTION READ ONLY",),
     "mariadb": ("SET SESSION TRANSACTION READ ONLY",),
     # SQLite looks into the file at the first question only; so ask one, or a
@@ -30,7 +34,6 @@ _READ_ONLY = {
 # A server's own limit on a statement. MySQL and MariaDB call it by different names,
 # and each runs the comments that are meant for it.
 _LIMIT = {
-    "postgresql": "SET statement_timeout = {ms}",
     "mysql": "SET @replicated = 0 "
     "/*M!100100 , SESSION max_statement_time = {seconds} */ "
     "/*!50708 , SESSION max_execution_time = {ms} */",
@@ -39,36 +42,52 @@ _LIMIT["mariadb"] = _LIMIT["mysql"]
 
 
 def prepare_sessions(
-    engine: Engine, read_timeout: float | None, ask: Callable[[Any], None]
+    name: str, engine: Engine, read_timeout: float | None, ask: Callable[[Any], None]
 ) -> None:
     """Let every new session be read-only, once its server has said that it may be used.
 
     Args:
+        name: The replica's bind name.
         engine: The replica's engine.
         read_timeout: Seconds that a statement may take, or None.
         ask: Asks over a new connection, and raises if the server may not be used.
     """
     _keep_read_only(engine)
-    dialect = engine.dialect.name
-    statements = _READ_ONLY.get(dialect)
-    if statements is None:
+    settle = _settling(name, engine, read_timeout)
+    if settle is None:
         return
-    limit = _LIMIT.get(dialect)
-    if read_timeout is not None and limit is not None:
-        limited = limit.format(seconds=read_timeout, ms=math.ceil(read_timeout * 1000))
-        statements = (*statements, limited)
 
     @event.listens_for(engine, "connect")
-    def prepare(connection: Any, _record: Any) -> None:
-        try:
+    def prepare(connection: Any, record: ConnectionPoolEntry) -> None:
+        with closed_if_refused(connection, record):
             ask(connection)
-            _prepare(connection, statements)
-        except BaseException:
-            connection.close()  # nobody else would
-            raise
+            settle(connection, record)
 
 
-def _prepare(connection: Any, statements: Iterable[str]) -> None:
+def _settling(
+    name: str, engine: Engine, read_timeout: float | None
+) -> Callable[[Any, ConnectionPoolEntry], None] | None:
+    """Return what prepares a new connection, if anything is known for its dialect."""
+    dialect = engine.dialect.name
+    if read_timeout is None:
+        figures = {}
+    else:
+        figures = {"seconds": read_timeout, "ms": math.ceil(read_timeout * 1000)}
+    if dialect == "postgresql":
+        limits = {"statement_timeout": str(figures["ms"])} if figures else {}
+        return Sessions(name, engine, limits).settle
+    statements = _READ_ONLY.get(dialect)
+    if statements is None:
+        return None
+    limit = _LIMIT.get(dialect)
+    if figures and limit is not None:
+        statements = (*statements, limit.format(**figures))
+    return partial(_prepare, statements)
+
+
+def _prepare(
+    statements: Iterable[str], connection: Any, _record: ConnectionPoolEntry
+) -> None:
     """Make a new session read-only."""
     cursor = connection.cursor()
     try:

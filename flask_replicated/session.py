@@ -7,7 +7,7 @@ connection, so the session finds the connection that it already has.
 
 from __future__ import annotations
 
-from functools import partial
+import functools
 from typing import TYPE_CHECKING, Any, cast
 
 import sqlalchemy as sa
@@ -20,7 +20,7 @@ from .engines import RoutedEngine
 from .errors import StaleReadError, WriteOnReplicaError
 from .options import asks_nothing, carrying, reads_primary, wanted_role
 from .refusals import write_refused
-from .routing import WROTE, Role
+from .routing import LACKING, PINNED, WROTE, Role
 from .scopes import active_role, current_block
 from .sqltext import Kind
 from .state import this_app, this_request
@@ -195,8 +195,11 @@ class RoutedSession(orm.Session):
             ways.connecting = False
         if isinstance(connection, PrimaryConnection) and active_role() is None:
             state = connection.shape.routed.app.request_state()
-            if state is not None and state.decision.role is _REPLICA:
-                # Once the primary was read, a replica would show an older state.
+            if state is not None and (
+                state.decision.role is _REPLICA or state.decision is PINNED
+            ):
+                # Once the primary was read, a replica would show an older state; and
+                # its client's pin is not why the request is there.
                 state.latch("the session's connection was asked for")
         return connection
 
@@ -248,18 +251,20 @@ class RoutedSession(orm.Session):
         added = options.get("_add_event")
         if self.dispatch.do_orm_execute:
             # Ours is the last of its handlers: it sees what the others have made of it.
-            options["_add_event"] = partial(self._heed, added)
+            options["_add_event"] = functools.partial(self._heed, added)
         outer, ways.wanted = ways.wanted, wanted
         try:
             while True:
                 try:
                     return run(statement, params, **options)
                 except _MAY_RECOVER as error:
-                    if not self._recovers(ways, error):
+                    again = self._again(ways, error, run)
+                    if again is None:
                         raise
                     if isinstance(error, StaleReadError):
                         # Stronger than what a handler asks for.
                         options["_add_event"] = added
+                run = again
         finally:
             ways.wanted = outer
 
@@ -312,9 +317,27 @@ class RoutedSession(orm.Session):
         if isinstance(routed, RoutedEngine):
             routed.app.latch(WROTE)
 
+    def _again(
+        self, ways: Ways, error: Exception, run: Callable[..., Any]
+    ) -> Callable[..., Any] | None:
+        """Return what runs a statement once more that has failed; None if nothing may.
+
+        The primary may have what a replica lacks. It may answer under the same rules as
+        after a loss: what was read before must have promised no fixed snapshot, and no
+        ``SET`` must get lost.
+        """
+        self._note_connections(ways)
+        lacking = next((r for r in ways.reads.values() if r.lacks is error), None)
+        if lacking is None:
+            return run if self._recovers(ways, error) else None
+        if _REPLICA in (active_role(), ways.wanted):
+            return None
+        if lacking.sent > 1 and not lacking.may_be_continued:
+            return None
+        return functools.partial(_run_on_primary, ways, lacking, run)
+
     def _recovers(self, ways: Ways, error: Exception) -> bool:
         """Turn away from a replica that cannot answer; whether another server may."""
-        self._note_connections(ways)
         if isinstance(error, StaleReadError):
             again, ways.wanted = ways.wanted is not Role.PRIMARY, Role.PRIMARY
             return again
@@ -363,6 +386,30 @@ class RoutedSession(orm.Session):
             return False
         _continue_on_primary(ways, lost, "its replica was lost")
         return True
+
+
+def _run_on_primary(
+    ways: Ways,
+    lacking: ReplicaConnection,
+    run: Callable[..., Any],
+    statement: Any,
+    params: Any,
+    **options: Any,
+) -> Any:
+    """Run a statement on the primary that names what a replica does not have yet.
+
+    If the primary does not have it either, its error is raised, and all is as before:
+    whoever asks for it again and again must not move a request's other reads there.
+    """
+    app = lacking.shape.routed.app
+    app.latch(LACKING)
+    try:
+        found = run(statement, params, **options)
+    except BaseException:
+        app.unlatch()
+        raise
+    _continue_on_primary(ways, lacking, LACKING)
+    return found
 
 
 def _continue_on_primary(ways: Ways, read: ReplicaConnection, reason: str) -> None:

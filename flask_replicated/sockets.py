@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
+import select
 import socket
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["fileno_of", "hang_up", "leave_to_parent"]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["fileno_of", "hang_up", "leave_to_parent", "shown", "watch_socket"]
 
 
 def fileno_of(connection: Any) -> int | None:
@@ -34,22 +40,51 @@ def hang_up(connection: Any) -> bool:
         Whether a conversation was ended; False where no socket shows, or it had
         ended already.
     """
-    number = fileno_of(connection)
-    if number is None:
-        return False
-    try:
-        copy = socket.socket(fileno=os.dup(number))
-    except OSError:
-        return False
-    with copy:
-        # Had it been closed before the copy was made, the number might be another's.
-        if fileno_of(connection) != number:
+    with _copied(connection) as sock:
+        if sock is None:
             return False
         try:
-            copy.shutdown(socket.SHUT_RDWR)
+            sock.shutdown(socket.SHUT_RDWR)
         except OSError:  # it has ended already
             return False
     return True
+
+
+@contextlib.contextmanager
+def shown(connection: Any) -> Iterator[socket.socket | None]:
+    """Give the socket under a DBAPI connection, to ask the kernel about it.
+
+    Nothing is to be sent or received over it. None where no socket shows, or it was
+    closed.
+    """
+    own = getattr(connection, "_sock", None)
+    if isinstance(own, socket.socket):  # PyMySQL's
+        yield own
+        return
+    with _copied(connection) as copy:
+        yield copy
+
+
+@contextlib.contextmanager
+def _copied(connection: Any) -> Iterator[socket.socket | None]:
+    """Give a second descriptor of the socket, and close it again.
+
+    It stays the same socket whatever the connection's owner does meanwhile.
+    """
+    number = fileno_of(connection)
+    try:
+        blocks = number is not None and os.get_blocking(number)
+        copy = None if number is None else socket.socket(fileno=os.dup(number))
+    except OSError:
+        copy = None
+    if copy is None:
+        yield None
+        return
+    with copy:
+        # A default timeout, or gevent, changes that for the driver, too.
+        os.set_blocking(copy.fileno(), blocks)
+        # Had it been closed before the copy was made, the number might be another's.
+        yield copy if fileno_of(connection) == number else None
 
 
 def leave_to_parent(connection: Any) -> None:
@@ -66,3 +101,31 @@ def leave_to_parent(connection: Any) -> None:
     nowhere = os.open(os.devnull, os.O_RDWR)
     os.dup2(nowhere, number, inheritable=False)
     os.close(nowhere)
+
+
+def watch_socket(connection: Any) -> Callable[[], object]:
+    """Return a function that says whether a connection's socket can be read from.
+
+    An idle connection has nothing to read. If its socket is readable, the server has
+    closed it or had something to say that ends it. Asking the kernel takes about a
+    microsecond; asking the server, a round trip.
+    """
+    number = fileno_of(connection)
+    return _know_nothing if number is None else _watch(number)
+
+
+def _know_nothing() -> None:
+    """Know nothing of a connection whose driver does not show its socket."""
+
+
+if hasattr(select, "poll"):
+
+    def _watch(fd: int) -> Callable[[], object]:
+        poll = select.poll()
+        poll.register(fd, select.POLLIN | select.POLLHUP | select.POLLERR)
+        return functools.partial(poll.poll, 0)
+
+else:  # Windows
+
+    def _watch(fd: int) -> Callable[[], object]:
+        return lambda: select.select([fd], [], [], 0)[0]

@@ -17,7 +17,7 @@ from .functions import LOCKING, OF_TRANSACTION, PURE, SETTING, WRITING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Kind", "TextClassifier", "is_local", "unlocks"]
+__all__ = ["Kind", "TextClassifier", "unlocks"]
 
 
 class Kind(IntEnum):
@@ -120,7 +120,11 @@ _GRAMMAR = """
     against bernoulli check ilike index key materialized offset operator regexp rlike
     system to use xor
     """
-_WORDS = PURE | SETTING | frozenset(_GRAMMAR.split())
+_WORDS = {
+    dialect: pure | SETTING | frozenset(_GRAMMAR.split())
+    for dialect, pure in PURE.items()
+}
+_ANY_WORDS = frozenset().union(*_WORDS.values())
 _SYSTEM_SCHEMAS = frozenset({"", "pg_catalog"})
 _CALLS = re.compile(r"\b([A-Za-z_]\w*)\s*\(")
 _READING_PRAGMAS = re.compile(
@@ -143,7 +147,6 @@ _TRANSACTION = re.compile(
 )
 # A replica's sessions are read only; this would end that.
 _UNLOCKS = re.compile(r"READ(?:\s|/\*M?!\d*)+WRITE|read_only|query_only", re.IGNORECASE)
-_LOCAL = re.compile(r"\s*SET\s+(?:LOCAL|TRANSACTION)\b[^;]*;?\s*$", re.IGNORECASE)
 _SET_STATEMENT = re.compile(
     r"\s*SET\s+STATEMENT\b.*?\bFOR\b", re.IGNORECASE | re.DOTALL
 )
@@ -199,14 +202,19 @@ class TextClassifier:
         """
         return max(map(self._judge_called, _readings(sql)))
 
-    def may_write(self, sql: str) -> bool:
-        """Whether a statement writes, or calls what is not known to write nothing."""
-        return (self._judge_writing if len(sql) > _CACHED_LENGTH else self._writing)(
-            sql
-        )
+    def may_write(self, sql: str, dialect: str = "") -> bool:
+        """Whether a statement writes, or calls what is not known to write nothing.
+
+        Args:
+            sql: The statement.
+            dialect: SQLAlchemy's name for the server's dialect, whose functions are
+                known.
+        """
+        judge = self._judge_writing if len(sql) > _CACHED_LENGTH else self._writing
+        return judge(sql, dialect)
 
     def stands_alone(self, sql: str) -> bool:
-        """Whether a read answers the same in a transaction of its own.
+        """Whether PostgreSQL answers a read alike in a transaction of its own.
 
         If each statement sees the newest data anyway. One query, and nothing in it
         that is fixed when its transaction begins, or that is not known.
@@ -217,15 +225,17 @@ class TextClassifier:
             and match.group(1).upper() in _QUERIES
             and ";" not in sql
             and not _OF_TRANSACTION.search(sql)
-            and not self.may_write(sql)
+            and not self.may_write(sql, "postgresql")
         )
 
-    def _judge_writing(self, sql: str) -> bool:
+    def _judge_writing(self, sql: str, dialect: str) -> bool:
         if self.statement(sql) is Kind.WRITE:
             return True
+        known = _WORDS.get(dialect, _ANY_WORDS)
         # Not by way of kinds: a query that locks may call anything too.
         return any(
-            self.function(name) is not Kind.LOCK and not _only_computes(schema, name)
+            self.function(name) is not Kind.LOCK
+            and not (schema.lower() in _SYSTEM_SCHEMAS and name.lower() in known)
             for bare in _readings(sql)
             for schema, name in _CALLED_NAMES.findall(_without_lists(bare))
         )
@@ -297,11 +307,6 @@ class TextClassifier:
         return max(map(self.function, _CALLS.findall(bare)), default=Kind.READ)
 
 
-def is_local(sql: str) -> bool:
-    """Whether a ``SET`` ends with its transaction, as PostgreSQL reads it."""
-    return _LOCAL.match(sql) is not None
-
-
 def unlocks(text: str) -> bool:
     """Whether a setting's name, or value, would let a read-only session write."""
     return _UNLOCKS.search(text) is not None
@@ -330,11 +335,6 @@ def _opens_table(bare: str, start: int) -> bool:
     return bool(
         before["surely"] or before["called"] or _OWN_QUERY.match(bare, start + 1)
     )
-
-
-def _only_computes(schema: str, name: str) -> bool:
-    """Whether a word before a parenthesis surely writes nothing."""
-    return schema.lower() in _SYSTEM_SCHEMAS and name.lower() in _WORDS
 
 
 def _readings(sql: str) -> list[str]:

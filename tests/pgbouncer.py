@@ -17,7 +17,7 @@ from examples.servers import free_port
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["DRIVER_OPTIONS", "PROGRAM", "pgbouncer"]
+__all__ = ["DRIVER_OPTIONS", "PROGRAM", "listens", "pgbouncer"]
 
 PROGRAM: Final = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
 """Its path; None where it is not installed."""
@@ -66,14 +66,15 @@ def pgbouncer(target: int, mode: str = "session", size: int = 50) -> Iterator[in
         account = ["-u", "nobody"] if os.geteuid() == 0 else []
         process = subprocess.Popen([PROGRAM, "-q", *account, str(settings)])
         try:
-            wait_until(lambda: _listens(port), "PgBouncer to listen")
+            wait_until(lambda: listens(port), "PgBouncer to listen")
             yield port
         finally:
             process.kill()
             process.wait()
 
 
-def _listens(port: int) -> bool:
+def listens(port: int) -> bool:
+    """Whether somebody takes connections on this port of 127.0.0.1."""
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
         return True
     return False

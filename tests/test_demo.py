@@ -141,6 +141,33 @@ def test_missing_extra_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "\n" not in message
 
 
+def commands(target: str, environment: Path) -> list[str]:
+    """Return what ``make`` would do for a target, with its files in a folder."""
+    program = shutil.which("make")
+    if program is None:
+        pytest.skip("make is not installed")
+    command = [program, "--dry-run", "--no-print-directory", target]
+    variables = [f"VENV={environment}", "PYTHON=python3"]
+    run = subprocess.run(
+        [*command, *variables], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return [line for line in run.stdout.splitlines() if "pip install" in line]
+
+
+def test_make_installs_what_is_needed(tmp_path: Path) -> None:
+    """The demo gets its own extra, once; what the tests have will do for it, too."""
+    (installed,) = commands("demo", tmp_path)
+    assert "'.[demo]'" in installed
+    (installed,) = commands("test", tmp_path)
+    assert "'.[dev]'" in installed
+    (tmp_path / ".demo").touch()
+    assert commands("demo", tmp_path) == []
+    assert len(commands("test", tmp_path)) == 1
+    (tmp_path / ".demo").unlink()
+    (tmp_path / ".ready").touch()
+    assert commands("demo", tmp_path) == commands("test", tmp_path) == []
+
+
 @contextmanager
 def started_tour(*arguments: str) -> Iterator[subprocess.Popen[str]]:
     """Start the tour as ``make demo`` does, and let it end."""
@@ -178,6 +205,9 @@ def test_tour_shows_what_it_promises() -> None:
     assert "All 14 happened as expected." in summary
     assert "NOT OK" not in summary
     assert "\x1b" not in output
+    # A server has one name: that of its bind.
+    assert "slave_2 is killed now" in output
+    assert "standby_" not in output
     assert remains(process.pid) == []
 
 

@@ -52,12 +52,22 @@ class Place:
         replica = sa.create_engine(url or self.url, **options)
         names = (f"slave_{number}" for number in range(1, len(others) + 2))
         return replicated_engine(
-            sa.create_engine("sqlite://"),
+            sa.create_engine(self.primary()),
             dict(zip(names, (replica, *others), strict=True)),
+            # Of MariaDB there is one server, which is its own replica here.
+            REPLICATED_ROLE_CHECK=self.driver != "pymysql",
             REPLICATED_BREAKER_THRESHOLD=1,
             REPLICATED_CONNECT_TIMEOUT=1,
             REPLICATED_PROBE_INTERVAL=0,
         )
+
+    def primary(self) -> sa.URL:
+        """Return the URL of the primary."""
+        if self.driver in POSTGRESQL:
+            return self.url.set(port=self.cluster.primary.port)
+        if self.driver == "sqlite3":
+            return self.url.set(database=str(self.folder / "primary.db"))
+        return self.url
 
     def execute(self, sql: str) -> None:
         """Execute a statement on the server, past the pool."""
@@ -182,9 +192,17 @@ def cannot_open(place: Place) -> Iterator[RoutedEngine]:
 
 
 @contextlib.contextmanager
+def is_missing(place: Place) -> Iterator[RoutedEngine]:
+    """No file has this name."""
+    engine = place.engine(place.url.set(database=str(place.folder / "missing.db")))
+    read(engine)
+    yield engine
+
+
+@contextlib.contextmanager
 def primary(place: Place) -> Iterator[RoutedEngine]:
     """The URL names the primary."""
-    engine = place.engine(place.url.set(port=place.cluster.primary.port))
+    engine = place.engine(place.primary())
     read(engine)
     yield engine
 
@@ -297,7 +315,8 @@ def ailing(place: Place) -> Iterator[RoutedEngine]:
         if place.driver in POSTGRESQL:
             create_pages(place.cluster)
             stack.enter_context(damaged(place.cluster.standbys[0]))
-            engine = place.engine(None, sa.create_engine("sqlite://"))
+            other = place.url.set(port=place.cluster.standbys[1].port)
+            engine = place.engine(None, sa.create_engine(other))
         else:
             file = place.folder / "damaged.db"
             with contextlib.closing(sqlite3.connect(file)) as connection:
@@ -305,7 +324,7 @@ def ailing(place: Place) -> Iterator[RoutedEngine]:
             content = file.read_bytes()
             file.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
             url = place.url.set(database=str(file))
-            engine = place.engine(url, sa.create_engine("sqlite://"))
+            engine = place.engine(url, sa.create_engine(place.url))
         for _ in range(4):
             read(engine, "SELECT body FROM page WHERE id = 100")
         yield engine
@@ -331,6 +350,7 @@ ROWS = (
     Row("the host's name is not known", unknown_host, SERVERS),
     Row("the server accepts and says nothing", silent, SERVERS),
     Row("the file cannot be opened", cannot_open, ("sqlite3",)),
+    Row("the file is not there", is_missing, ("sqlite3",)),
     Row(
         "the server shuts down or starts up (57P03)",
         shutting_down,
@@ -358,7 +378,7 @@ ROWS = (
     ),
     Row("replay cancels a read (40001)", conflict, POSTGRESQL),
     Row(
-        "reads go on failing on its disk (58xxx, 53100, XX001, XX002)",
+        "reads go on failing on its disk or memory (58xxx, 53xxx, XX00x)",
         ailing,
         (*POSTGRESQL, "sqlite3"),
     ),

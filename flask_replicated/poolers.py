@@ -1,0 +1,154 @@
+"""PostgreSQL servers behind a connection pooler, such as PgBouncer.
+
+A pooler in transaction mode gives each transaction to whichever of its connections is
+free. So what is ``SET`` for a session reaches other clients, and does not hold for
+one's own next transaction. The mode cannot be asked for; but that there is a pooler can
+be seen: the process that a driver was told of when it connected is not the one that
+answers. Then everything is set by transaction, which holds in every mode.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import event
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from sqlalchemy import Connection, Engine
+    from sqlalchemy.engine import ExecutionContext
+    from sqlalchemy.pool import ConnectionPoolEntry
+
+__all__ = ["POOLED", "Sessions"]
+
+logger = logging.getLogger("flask_replicated")
+
+POOLED = "flask_replicated.pooled"
+"""Set in a connection's ``info``: there is a pooler between it and its server."""
+
+_BEGUN = "flask_replicated.begun"
+_READ_ONLY = {"default_transaction_read_only": "on"}
+
+
+def _pid_of_pg8000(connection: Any) -> int:
+    pid: int = struct.unpack_from("!i", connection._backend_key_data)[0]  # noqa: SLF001 - it has no other name
+    return pid
+
+
+_of_libpq = attrgetter("info.backend_pid")
+_PIDS: Mapping[str, Callable[[Any], int]] = {
+    "psycopg": _of_libpq,
+    "psycopg2": _of_libpq,
+    "asyncpg": lambda connection: int(connection.get_server_pid()),
+    "pg8000": _pid_of_pg8000,
+}
+
+
+class Sessions:
+    """Makes the sessions of one replica read-only, and limits their statements.
+
+    Args:
+        name: The replica's bind name.
+        engine: Its engine, of PostgreSQL's dialect.
+        limits: What else to set, by the name of the server's parameter.
+    """
+
+    def __init__(self, name: str, engine: Engine, limits: Mapping[str, str]) -> None:
+        self._name = name
+        self._engine = engine
+        self._by_session = _settings({**_READ_ONLY, **limits}, local=False)
+        # psycopg begins them so by itself: it need only be told, and sends no more.
+        self._says_read_only = engine.dialect.driver == "psycopg"
+        read_only = {} if self._says_read_only else {"transaction_read_only": "on"}
+        words = {**read_only, **limits}
+        self._by_transaction = _settings(words, local=True) if words else None
+        self._found = False
+
+    def settle(self, connection: Any, record: ConnectionPoolEntry) -> None:
+        """Prepare a new connection: its session, or each of its transactions.
+
+        Args:
+            connection: The driver's.
+            record: What its pool knows of it.
+        """
+        pid = _backend_pid(self._engine.dialect.driver, connection)
+        cursor = connection.cursor()
+        try:
+            # Set only where the process is the driver's own: one question for both.
+            cursor.execute(f"{self._by_session} WHERE pg_backend_pid() = {pid}")
+            direct = cursor.fetchone() is not None
+        finally:
+            cursor.close()
+        # Or the first rollback would take the setting back.
+        connection.commit()
+        if direct:
+            return
+        record.info[POOLED] = True
+        if self._says_read_only:
+            dialect: Any = self._engine.dialect
+            dialect.set_readonly(connection, True)
+        if not self._found:
+            self._found = True
+            self._begin_each_transaction()
+
+    def _begin_each_transaction(self) -> None:
+        """Let what was set by transaction go before the first statement of each."""
+        logger.info(
+            "replica %r is reached through a connection pooler: each of its "
+            "transactions is made read only by itself",
+            self._name,
+        )
+        words = self._by_transaction
+        if words is None:
+            return
+
+        def note(connection: Connection) -> None:
+            # Nothing is sent yet: a loss is best met by a statement, which may run
+            # again elsewhere.
+            info = connection.info
+            if POOLED in info:
+                info[_BEGUN] = True
+
+        def before(_cursor: Any, _sql: str, _params: Any, context: Any) -> None:
+            connection = context.root_connection
+            if connection.info.pop(_BEGUN, False):
+                _send(connection, words)
+
+        def before_bare(cursor: Any, sql: str, context: ExecutionContext) -> None:
+            before(cursor, sql, None, context)
+
+        event.listen(self._engine, "begin", note)
+        event.listen(self._engine, "do_execute", before)
+        event.listen(self._engine, "do_executemany", before)
+        event.listen(self._engine, "do_execute_no_params", before_bare)
+
+
+def _settings(values: Mapping[str, str], *, local: bool) -> str:
+    """Return the question that sets the server's parameters."""
+    scope = "true" if local else "false"
+    calls = (
+        f"set_config('{key}', '{value}', {scope})" for key, value in values.items()
+    )
+    return f"SELECT {', '.join(calls)}"
+
+
+def _backend_pid(driver: str, connection: Any) -> int:
+    """Return the id of the process that a driver was told of; 0 if of none."""
+    tells = _PIDS.get(driver)
+    return (
+        0
+        if tells is None
+        else tells(getattr(connection, "driver_connection", connection))
+    )
+
+
+def _send(connection: Connection, words: str) -> None:
+    cursor = connection.connection.cursor()
+    try:
+        cursor.execute(words)
+    finally:
+        cursor.close()

@@ -1,0 +1,61 @@
+"""What the kernel is told about a host that falls silent."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import text
+
+from flask_replicated.sockets import shown
+from tests.postgres.support import bind
+
+if TYPE_CHECKING:
+    from examples.cluster import Cluster
+    from tests.postgres.support import Build, Site
+
+pytestmark = [
+    pytest.mark.postgres,
+    pytest.mark.skipif(
+        not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux alone has it all"
+    ),
+]
+
+OPTIONS = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
+
+
+def told(site: Site, name: str = "slave_1") -> list[int]:
+    """Return what the kernel was told about a new connection of a bind."""
+    with site.app.app_context(), site.db.engines[name].connect() as connection:
+        connection.execute(text("select 1"))
+        with shown(connection.connection.dbapi_connection) as sock:
+            assert sock is not None
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            return [
+                sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, option))
+                for option in OPTIONS
+            ]
+
+
+def test_by_default(build: Build) -> None:
+    """A host that is gone is noticed after 7 seconds, whatever waits for it."""
+    idle, interval, count, milliseconds = told(build())
+    assert idle + interval * count == 7
+    assert milliseconds == 7000
+
+
+def test_the_bind_is_stronger(
+    build: Build, healthy_cluster: Cluster, driver: str
+) -> None:
+    """What the URL says, or connect_args, is left as it is."""
+    url = bind(healthy_cluster.standbys[0], driver)
+    arguments: dict[str, Any] = {"keepalives_idle": 50, "tcp_user_timeout": 90000}
+    site = build(
+        {
+            "slave_1": f"{url}?keepalives_interval=8&tcp_user_timeout=60000",
+            "slave_2": {"url": url, "connect_args": arguments},
+        }
+    )
+    assert told(site) == [4, 8, 3, 60000]
+    assert told(site, "slave_2") == [50, 1, 3, 90000]
