@@ -207,7 +207,9 @@ def _route(plan: _Plan, state: AppState) -> None:
         key = front.default if owner is None else owner
         targets = copies.get(owner, {})
         setting = front.original(owner).setting
-        routes[key] = routed_engine(state, front.engines[key], targets, setting)
+        routes[key] = routed_engine(
+            state, front.engines[key], targets, setting, front.setting
+        )
         routes[key].fleet.front, routes[key].fleet.owner = front, owner
     for name, source in sources.items():
         owner = replicated_bind(name)
