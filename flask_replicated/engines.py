@@ -251,6 +251,7 @@ class _PrimaryWithOptions(PrimaryEngine):
 
     def connect(self) -> PrimaryConnection:
         connection = super().connect()
+        connection.announced = True
         connection.engine = Alias(self.real, self)
         return connection
 
@@ -332,10 +333,13 @@ class RoutedEngine(EngineShape):
         """
         reads = active_role() is Role.REPLICA
         shape: Engine = self.replicas if reads else self.primary
-        with shape.connect() as connection, connection.begin():
+        with shape.connect() as connection:
             if isinstance(connection, ReplicaConnection):
                 connection.of_session = False
-            yield connection
+            elif isinstance(connection, PrimaryConnection):
+                connection.announced = True
+            with connection.begin():
+                yield connection
 
     def execution_options(self, **options: Any) -> PrimaryEngine:  # type: ignore[override]  # an engine all the same
         """Return the primary with execution options of its own."""

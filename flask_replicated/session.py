@@ -20,7 +20,7 @@ from .engines import RoutedEngine
 from .errors import StaleReadError, WriteOnReplicaError
 from .options import asks_nothing, carrying, reads_primary, wanted_role
 from .refusals import write_refused
-from .routing import LACKING, WROTE, Role
+from .routing import LACKING, PINNED, WROTE, Role
 from .scopes import active_role, current_block
 from .sqltext import Kind
 from .state import this_app, this_request
@@ -192,8 +192,11 @@ class RoutedSession(orm.Session):
             ways.connecting = False
         if isinstance(connection, PrimaryConnection) and active_role() is None:
             state = connection.shape.routed.app.request_state()
-            if state is not None and state.decision.role is _REPLICA:
-                # Once the primary was read, a replica would show an older state.
+            if state is not None and (
+                state.decision.role is _REPLICA or state.decision is PINNED
+            ):
+                # Once the primary was read, a replica would show an older state; and
+                # its client's pin is not why the request is there.
                 state.latch("the session's connection was asked for")
         return connection
 
