@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from os import getpid
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from sqlalchemy.exc import TimeoutError  # noqa: A004 - not the built-in one
 from balancers import NoMemberAvailable
 from balancers.errors import error_text
 
+from .admission import any_lag_will_do
 from .connections import PrimaryConnection, ReplicaConnection
 from .errors import (
     AllReplicasOutError,
@@ -29,9 +31,10 @@ from .failures import Verdict, judge_connect
 from .routing import Role
 from .scopes import active_role
 from .shapes import Alias, EngineShape
+from .stale import Notices, least_stale
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from sqlalchemy import Connection, Engine
     from sqlalchemy.engine.interfaces import PoolProxiedConnection
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from .fleet import Fleet
     from .monitor import Monitor
     from .primary_status import PrimaryStatus
+    from .replicas import Replica
     from .state import AppState, RequestState
 
 __all__ = ["PrimaryEngine", "ReplicaEngine", "RoutedEngine"]
@@ -49,6 +53,8 @@ logger = logging.getLogger("flask_replicated")
 
 _REST = 1.0
 """Seconds for which a replica with no connection to spare is left alone."""
+_ALL_OUT, _STALE = "every replica is out", "the least stale serves"
+"""What a log line says once."""
 
 
 class PrimaryEngine(EngineShape):
@@ -103,10 +109,17 @@ class PrimaryEngine(EngineShape):
 class ReplicaEngine(EngineShape):
     """The pool of replicas as one engine: ``connect()`` picks and fails over."""
 
-    def __init__(self, replica_pool: Pool[Engine], routed: RoutedEngine) -> None:
+    def __init__(
+        self,
+        replica_pool: Pool[Engine],
+        routed: RoutedEngine,
+        replicas: Mapping[str, Replica],
+    ) -> None:
         self.replica_pool = replica_pool
         self.routed = routed
-        self._all_out = False
+        self._replicas = replicas
+        self._told = Notices()
+        self._primary_failed = -math.inf
         members = replica_pool.members
         # A fleet keeps this up to date.
         super().__init__(members[0].target if members else routed.real)
@@ -145,7 +158,7 @@ class ReplicaEngine(EngineShape):
             if member is kept and state is not None and not lost:
                 return self._stand_in(state)
             return self._elsewhere(member, cause, state)
-        if not permit.quiet or self._all_out:
+        if not permit.quiet or self._told:
             self._welcome(member, permit)
         connection.shape, connection.member = self, member
         return connection
@@ -186,8 +199,8 @@ class ReplicaEngine(EngineShape):
     def _welcome(self, member: Member[Engine], permit: Permit) -> None:
         """Tell the breaker that a connect succeeded, and the operator."""
         self.replica_pool.succeeded(member, permit)
-        if self._all_out:
-            self._all_out = False
+        stale, all_out = self._told.end(_STALE), self._told.end(_ALL_OUT)
+        if stale or all_out:
             logger.warning("replicas serve reads again")
 
     def _report(
@@ -220,20 +233,71 @@ class ReplicaEngine(EngineShape):
     def _without_replicas(
         self, causes: dict[str, str], state: RequestState | None
     ) -> Connection:
-        if self.routed.app.settings.fall_back:
-            # With none at all yet, as DNS has not answered, there is no news either.
-            if not self._all_out and self.replica_pool.members:
-                self._all_out = True
+        """Connect to the primary, or if that is out, to a replica that only lags."""
+        settings = self.routed.app.settings
+        if not settings.fall_back:
+            raise AllReplicasOutError(self.replica_pool.causes() | causes)
+        rested = time.monotonic() - self._primary_failed
+        if self.routed.status.out or rested < settings.breaker_reset:
+            stale = self._least_stale(causes, state)
+            if stale is not None:
+                return stale
+        try:
+            connection = self.routed.primary.open(self)
+        except TimeoutError:
+            raise  # its connection pool is exhausted: load, not death
+        except Exception:
+            self._primary_failed = time.monotonic()
+            stale = self._least_stale(causes, state)
+            if stale is None:
+                raise
+            return stale
+        self._say_who_serves(causes)
+        if state is not None:
+            # Once the primary was read, a replica would show an older state.
+            state.latch("every replica is out")
+        return connection
+
+    def _say_who_serves(self, causes: dict[str, str]) -> None:
+        """Say once that it is the primary."""
+        again = self._told.end(_STALE)
+        # With none at all yet, as DNS has not answered, there is no news either.
+        if self.replica_pool.members and self._told.begin(_ALL_OUT):
+            logger.error(
+                "every replica is out, and the primary serves their reads "
+                "(REPLICATED_FALLBACK = 'master'): %s",
+                self.replica_pool.causes() | causes,
+            )
+        elif again:
+            logger.warning("the primary connects again, and serves the replicas' reads")
+
+    def _least_stale(
+        self, causes: dict[str, str], state: RequestState | None
+    ) -> ReplicaConnection | None:
+        """Connect to a replica that is out for its lag alone, if there is one."""
+        kept = None if state is None else state.kept.get(self)
+        for member in least_stale(self.replica_pool, self._replicas, kept):
+            permit = self.replica_pool.permit(member)
+            token = any_lag_will_do.set(True)
+            try:
+                connection = ReplicaConnection(member.target)
+            except Exception as error:  # noqa: BLE001 - a creator may raise anything
+                self._report(member, error, permit)
+                continue
+            finally:
+                any_lag_will_do.reset(token)
+            if self._told.begin(_STALE):
                 logger.error(
-                    "every replica is out, and the primary serves their reads "
-                    "(REPLICATED_FALLBACK = 'master'): %s",
+                    "the primary does not connect, and every replica is out; %r, which "
+                    "only lags, and less than others, serves reads: %s",
+                    member.name,
                     self.replica_pool.causes() | causes,
                 )
+            connection.shape, connection.member = self, member
             if state is not None:
-                # Once the primary was read, a replica would show an older state.
-                state.latch("every replica is out")
-            return self.routed.primary.open(self)
-        raise AllReplicasOutError(self.replica_pool.causes() | causes)
+                state.kept[self] = member
+            return connection
+        return None
 
     def lost(self, member: Member[Engine]) -> None:
         """Let the running request go on with another replica."""
@@ -281,14 +345,16 @@ class RoutedEngine(EngineShape):
         real: Engine,
         replicas: Pool[Engine],
         monitor: Monitor,
+        *,
         status: PrimaryStatus,
+        cared: Mapping[str, Replica],
     ) -> None:
         super().__init__(real)
         self.app = app
         self.monitor = monitor
         self.status = status
         self.primary = PrimaryEngine(real, self)
-        self.replicas = ReplicaEngine(replicas, self)
+        self.replicas = ReplicaEngine(replicas, self, cared)
         self._aliases: dict[Engine, Alias] = {}
         self._shared_options: dict[str, Any] = {}
 

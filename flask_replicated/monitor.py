@@ -240,7 +240,6 @@ class _Round:
         for gone in self._due.keys() - members - self._looks.keys():
             self._forget(gone)
         if self._primary is not None:
-            members.add(self._primary)
             # First, so that replicas are seen beside it.
             self._due.setdefault(self._primary, now + self._spread(0.0, 0.1))
             if self._status.wants_look:
@@ -268,6 +267,8 @@ class _Round:
             replica = self._replicas.get(member.name)
             if replica is not None and replica.is_of(member.target):
                 self._cared[member] = replica
+        if self._primary is not None:
+            members.add(self._primary)
         gone = self._due.keys() - members
         return members | {one for one in gone if self._is_waited_for(one)}
 

@@ -76,7 +76,9 @@ def routed_engine(
         status=cared.status,
     )
     monitor = Monitor(pool, prepared, policy)
-    fleet.routed = RoutedEngine(app, primary, pool, monitor, cared.status)
+    fleet.routed = RoutedEngine(
+        app, primary, pool, monitor, status=cared.status, cared=prepared
+    )
     fleet.routed.fleet = fleet
     fleet.look_for_spares()
     return fleet.routed

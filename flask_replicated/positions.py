@@ -61,6 +61,7 @@ class Observation(NamedTuple):
         alone: Whether it says that it replicates from nobody, and is of no cluster
             whose members all are primaries.
         doubtful: Whether it may be the primary itself: it is alone, or does not tell.
+        pending: Whether it has received more than it shows, be it long ago.
         gtids: What it shows, where that is not counted in bytes.
         age: Seconds since the last transaction that it shows was committed, on
             PostgreSQL.
@@ -79,6 +80,7 @@ class Observation(NamedTuple):
     replayed: int | None = None
     alone: bool = False
     doubtful: bool = False
+    pending: bool = False
     gtids: Position | None = None
     age: float | None = None
     timeline: int | None = None
@@ -207,7 +209,8 @@ def _understood(
     found = Observation(primary=False, lag=age, measured=True, age=age)
     if replayed is None:
         return found
-    found = found._replace(replayed=int(replayed))
+    pending = received is not None and received > replayed
+    found = found._replace(replayed=int(replayed), pending=pending)
     # One whose log has forked from its source's is connected to it, too, and is sent
     # nothing beyond the fork: it seems to have received less than it shows.
     if not receives or received is None or received < replayed:
@@ -290,7 +293,11 @@ def _mysql(cursor: Any) -> Observation:
         behind = next((row[name] for name in _BEHIND if name in row), None)
         lag = None if behind is None else float(behind)
         shown = read_gtids(cursor, *_SHOWN)
-        return Observation(primary=False, lag=lag, measured=True, gtids=shown)
+        received = _parse_gtids(next((row[n] for n in _RECEIVED if row.get(n)), ""))
+        pending = shown is not None and covers(shown, received) is False
+        return Observation(
+            primary=False, lag=lag, measured=True, pending=pending, gtids=shown
+        )
     cursor.execute(_CLUSTERED)
     if cursor.fetchone() is not None:
         return Observation()
@@ -305,6 +312,7 @@ def _mysql(cursor: Any) -> Observation:
 # MariaDB's, and MySQL's. MySQL's numbers tell who has written.
 _SHOWN = ("gtid_current_pos", "gtid_executed")
 _REPLICATED = ("gtid_slave_pos", "gtid_executed")
+_RECEIVED = ("Gtid_IO_Pos", "Retrieved_Gtid_Set")
 
 
 def read_gtids(cursor: Any, *names: str) -> Position | None:

@@ -220,18 +220,19 @@ class PrimaryStatus:
 
         It is as old as the time since the primary passed what it shows. That is known
         as exactly as the primary is asked often; in between counts what the replica
-        says of itself. What it lacks because there is no source, or none that can be
-        asked, is not held against it.
+        says of itself. While the primary is out, who has nothing more to show is as far
+        behind as it was then.
 
         Args:
             found: What was seen of the replica.
             own: What it says itself, in seconds; None if it does not know.
             now: When it was seen, by the clock of the looks.
         """
-        bounds = self._bounds(found.position, now)
+        frozen = self.out and not found.pending
+        bounds = self._bounds(found.position, now, self._asked if frozen else now)
         if bounds is None:
             return own, found.measured
-        if not found.cut_off:
+        if found.pending or not found.cut_off:
             return _between(found, own, bounds), True
         if bounds.in_step:
             # If the primary just turns us away, it may go on to write.
@@ -251,11 +252,20 @@ class PrimaryStatus:
         confirmed = self.facts.slots or {}
         known = [confirmed[slot] for slot in slots if slot in confirmed]
         # As of when the primary was asked for both.
-        bounds = self._bounds({"": min(known)}, self._asked) if known else None
+        shown = {"": min(known)} if known else None
+        bounds = self._bounds(shown, self._asked, self._asked)
         return None if bounds is None else bounds.least
 
-    def _bounds(self, shown: Position | None, now: float) -> _Bounds | None:
-        """Return when the primary passed a position; None if it cannot be compared."""
+    def _bounds(
+        self, shown: Position | None, now: float, until: float
+    ) -> _Bounds | None:
+        """Return when the primary passed a position; None if it cannot be compared.
+
+        Args:
+            shown: The position.
+            now: The time that is counted to, at most.
+            until: The time that is counted to, at least.
+        """
         runs = self._runs
         if not runs or not shown or covers(shown, runs[-1].position) is None:
             return None
@@ -265,7 +275,6 @@ class PrimaryStatus:
                 reached = run
                 break
             passed = run
-        until = self._asked if self.out else now
         return _Bounds(
             least=0.0 if passed is None else max(0.0, until - passed.since),
             most=None if reached is None else max(0.0, now - reached.until),
@@ -274,13 +283,13 @@ class PrimaryStatus:
 
 
 def _between(found: Observation, own: float | None, bounds: _Bounds) -> float | None:
-    """Return the lag of one that receives: what it says, as far as that can be."""
+    """Return the lag of one that has more to show: what it says, if that can be."""
     if bounds.most is None:
         # It had less than the primary from the start, whatever it says.
         if not own and bounds.least > _CONTRADICTS:
             own = found.age
-    elif found.replayed is not None:
-        own = bounds.most if own is None else min(own, bounds.most)
+    elif own is None or found.replayed is not None:
+        own = min(bounds.most, math.inf if own is None else own)
     return None if own is None else max(own, bounds.least)
 
 

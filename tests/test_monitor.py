@@ -279,13 +279,31 @@ UNKNOWN = RuntimeError("no such statement")
         (
             "postgresql",
             [[(True, 5, 4, False, 9, None, 3, 1.5, None)]],
-            Observation(False, 9.0, True, None, 4, age=9.0, timeline=3, started=1.5),
+            Observation(
+                primary=False,
+                lag=9.0,
+                measured=True,
+                replayed=4,
+                pending=True,
+                age=9.0,
+                timeline=3,
+                started=1.5,
+            ),
         ),
         (
             "postgresql",
             [[(True, 5, 4, True, 9, 4, 3, 1.5, None)]],
             Observation(
-                False, 9.0, True, 5, 4, age=9, timeline=4, exact=True, started=1.5
+                primary=False,
+                lag=9.0,
+                measured=True,
+                received=5,
+                replayed=4,
+                pending=True,
+                age=9,
+                timeline=4,
+                exact=True,
+                started=1.5,
             ),
         ),
         (

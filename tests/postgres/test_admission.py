@@ -147,6 +147,8 @@ def test_receives_nothing(build: Build, healthy_cluster: Cluster) -> None:
             lambda: not standby.execute("select 1 from pg_stat_wal_receiver"),
             "it to be cut off",
         )
+        # What it has not received is counted from when the primary has it.
+        healthy_cluster.primary.execute("insert into item (text) values ('missed')")
         site.wait_live("slave_2", "slave_3")
         assert "REPLICATED_MAX_LAG = 3" in why(site, "slave_1")
     finally:
