@@ -22,6 +22,7 @@ from .gate import Gate
 from .listeners import PoolListener
 from .monitor import Monitor, Policy
 from .primaries import Primary, watch_primary, watch_statements
+from .primary_status import can_be_asked
 from .replicas import Replica
 from .state import AppState
 
@@ -57,11 +58,11 @@ def routed_engine(
     """
     settings = app.settings
     watch_primary(primary)
-    status = Primary(
+    cared = Primary(
         primary, setting, settings.connect_timeout, role_check=settings.role_check
-    ).status
+    )
     watch_statements(primary, app.classifier)
-    care = partial(_take_care, settings, Gate(app), primary)
+    care = partial(_take_care, settings, Gate(app), cared)
     prepared: dict[str, Replica] = {}
     fleet = Fleet(care, prepared, limited=settings.max_pools is not None)
     for name, engine in replicas.items():
@@ -74,10 +75,18 @@ def routed_engine(
         max_lag=settings.max_lag,
         role_check=settings.role_check,
         primary=_compared(settings, primary),
+        watched=_watched(settings, primary),
+        status=cared.status,
     )
     monitor = Monitor(pool, prepared, policy, outages)
     fleet.routed = RoutedEngine(
-        app, primary, pool, monitor=monitor, status=status, outages=outages
+        app,
+        primary,
+        pool,
+        monitor=monitor,
+        status=cared.status,
+        outages=outages,
+        cared=prepared,
     )
     fleet.routed.fleet = fleet
     fleet.look_for_spares()
@@ -85,7 +94,7 @@ def routed_engine(
 
 
 def _take_care(
-    settings: Settings, gate: Gate, primary: Engine, name: str, engine: Engine
+    settings: Settings, gate: Gate, primary: Primary, name: str, engine: Engine
 ) -> Replica:
     """Give a replica's new engine what every replica's engine has."""
     replica = Replica(
@@ -96,8 +105,9 @@ def _take_care(
         role_check=settings.role_check,
         max_lag=settings.max_lag,
         watched=settings.probe_interval > 0 and not engine.dialect.is_async,
-        primary=_compared(settings, primary),
-        shared=shares_connection(engine, primary),
+        primary=_compared(settings, primary.engine),
+        shared=shares_connection(engine, primary.engine),
+        status=primary.status,
     )
     limit_connecting(
         engine,
@@ -107,7 +117,7 @@ def _take_care(
         settings.connect_timeout / 2,
         lambda: replica.outages,
     )
-    if engine.pool is not primary.pool:
+    if engine.pool is not primary.engine.pool:
         limit_waiting(engine, settings.connect_timeout)
         open_existing(name, engine)
     if settings.lazy_begin:
@@ -119,6 +129,12 @@ def _take_care(
 def _compared(settings: Settings, primary: Engine) -> Engine | None:
     """Return the primary, if its replicas have to be compared with it."""
     return primary if settings.role_check and can_compare(primary) else None
+
+
+def _watched(settings: Settings, primary: Engine) -> Engine | None:
+    """Return the primary, if it is looked at, too."""
+    matters = settings.role_check or settings.max_lag is not None
+    return primary if matters and can_be_asked(primary) else None
 
 
 def _make_pool(

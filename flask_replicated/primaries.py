@@ -86,12 +86,14 @@ class Primary:
             standby is refused.
 
     Attributes:
+        engine: Its engine.
         status: What its servers have said of themselves.
     """
 
     def __init__(
         self, engine: Engine, setting: str, connect_timeout: float, *, role_check: bool
     ) -> None:
+        self.engine = engine
         self.status = PrimaryStatus()
         self._setting = setting
         self._dialect = engine.dialect.name

@@ -18,9 +18,9 @@ from sqlalchemy.exc import DisconnectionError
 from .admission import Admission
 from .comparing import Comparison
 from .forks import refuse_inherited
+from .histories import History
 from .hosts import ONE_BIND_EACH, warn_of_hosts
 from .keepalive import limit_silence
-from .positions import History
 from .readonly import prepare_sessions
 from .sockets import hang_up, watch_socket
 from .timeouts import limit_connect
@@ -28,6 +28,8 @@ from .timeouts import limit_connect
 if TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.pool import ConnectionPoolEntry
+
+    from .primary_status import PrimaryStatus
 
 __all__ = ["CHANGED", "Replica"]
 
@@ -53,6 +55,7 @@ class Replica:
             is its own; or None.
         shared: Whether its connection may be the primary's too, and so must be able
             to write.
+        status: What is known of the primary; nothing by default.
 
     Attributes:
         outages: How often its breaker has opened, after failed trials too.
@@ -74,8 +77,9 @@ class Replica:
         watched: bool = True,
         primary: Engine | None = None,
         shared: bool = False,
+        status: PrimaryStatus | None = None,
     ) -> None:
-        self.history = History()
+        self.history = History(status)
         self.admission = Admission(
             name,
             engine.dialect.name,
