@@ -142,8 +142,11 @@ class Probe:
         """Ask over a connection, which may be new, and leave no transaction on it."""
         found = observe(connection, *self._observers, sees_it_answer)
         connection.rollback()  # or it would stay idle in a transaction
-        self._wonders = self._wonders and found.doubtful
-        return self._history.judge(found, time.monotonic())
+        judged = self._history.judge(found, time.monotonic())
+        # It says when it was started, and so whether it is the one that was compared.
+        settled = judged.own is not None and found.started is not None
+        self._wonders = self._wonders and found.doubtful and not settled
+        return judged
 
     def compare(self) -> None:
         """Ask the primary for what a server has not told: whether it is the same.
