@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from typing import TYPE_CHECKING
 
 from balancers import MemberAdded, MemberClosed, MemberOpened, MemberRemoved
 from balancers.errors import error_text
 
+from .binds import REPLICA_NAME
 from .errors import WrongRoleError
 from .failures import Verdict, judge_connect
 from .misconfigured import remedy_for
@@ -29,6 +31,10 @@ _PAUSE = 60.0
 _PATIENCE = 30.0
 """Seconds for which nothing is said of a primary while nobody knows whether it is the
 one that writes go to: in a failover, those may not have found it yet."""
+
+
+# One that DNS has named, behind the key under which it was looked up.
+_DISCOVERED = re.compile(r"(?P<key>(?:.+?_)?(?:slave|replica))_.+")
 
 
 class _Outage:
@@ -144,7 +150,7 @@ class PoolListener:
         outage.verdicts.add(verdict)
         outage.told = True
         if verdict is Verdict.MISCONFIGURED:
-            remedy = remedy_for(error, f"{self._binds}[{name!r}]")
+            remedy = remedy_for(error, self._setting(name))
             logger.error(
                 "replica %r is not configured right, and serves no reads until it is: "
                 "%s%s",
@@ -184,11 +190,17 @@ class PoolListener:
             logger.info(
                 "replica %r is the primary itself at the moment, and others serve "
                 "reads. Where every node is a bind, that is as it should be; else name "
-                "a standby in %s[%r]",
+                "a standby in %s",
                 name,
-                self._binds,
-                name,
+                self._setting(name),
             )
+
+    def _setting(self, name: str) -> str:
+        """Return what has a replica's URL, in Python syntax."""
+        found = None if REPLICA_NAME.fullmatch(name) else _DISCOVERED.fullmatch(name)
+        if found is not None:
+            return f"REPLICATED_DISCOVERY[{found['key']!r}]"
+        return f"{self._binds}[{name!r}]"
 
     def _closed(self, name: str) -> None:
         outage = self._out.pop(name, None)

@@ -81,6 +81,21 @@ def test_misconfigured(watched: Watched) -> None:
     assert watched.said() == ["WARNING replica 'slave_1' is back"]
 
 
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("slave_1", "SQLALCHEMY_BINDS['slave_1']"),
+        ("analytics_replica_2", "SQLALCHEMY_BINDS['analytics_replica_2']"),
+        ("slave_10.0.0.1:5432", "REPLICATED_DISCOVERY['slave']"),
+        ("analytics_slave_db.test", "REPLICATED_DISCOVERY['analytics_slave']"),
+        ("reader", "SQLALCHEMY_BINDS['reader']"),
+    ],
+)
+def test_setting(name: str, setting: str) -> None:
+    """What is to be corrected is called what it is called in the configuration."""
+    assert PoolListener({}, "SQLALCHEMY_BINDS")._setting(name) == setting
+
+
 def test_another_cause(watched: Watched) -> None:
     """A server that was down, and is not configured right when it is up, is told of."""
     watched.pool.trip(watched.member(), 1, DOWN)
