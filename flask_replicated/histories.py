@@ -25,14 +25,14 @@ class History:
         progress: How far it had got at each look.
         twin: Whether it was found to be the primary's own server.
         latest: What was seen last, as it was judged.
-        fault: Why it was found unfit last, or None.
+        lags: Whether it was found unfit last, and for its lag alone.
     """
 
     def __init__(self, status: PrimaryStatus | None = None) -> None:
         self.progress = Progress()
         self.twin = False
         self.latest = Observation()
-        self.fault: Exception | None = None
+        self.lags = False
         self._status = PrimaryStatus() if status is None else status
         self._lineage = Lineage(self._status)
         self._replicated = False

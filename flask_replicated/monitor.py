@@ -23,7 +23,7 @@ from weakref import WeakSet
 from balancers import Member, Permit
 from balancers.errors import UnknownMember, error_text
 
-from .errors import ReplicaSilentError
+from .errors import ReplicaLagsError, ReplicaSilentError
 from .failures import Verdict, judge_connect
 from .files import is_handed_one
 from .histories import fault_of
@@ -456,7 +456,7 @@ class _Round:
     def _note_fault(self, member: Member[Engine], error: Exception | None) -> None:
         replica = self._cared.get(member)
         if replica is not None:
-            replica.history.fault = error
+            replica.history.lags = isinstance(error, ReplicaLagsError)
 
     def _unfit(self, member: Member[Engine], error: Exception) -> None:
         self._note_fault(member, error)
