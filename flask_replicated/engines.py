@@ -23,6 +23,7 @@ from .connections import PrimaryConnection, ReplicaConnection
 from .errors import (
     AllReplicasOutError,
     PrimaryUnavailableError,
+    ReplicaSilentError,
     UnfitReplicaError,
 )
 from .failures import Verdict, judge_connect
@@ -202,7 +203,8 @@ class ReplicaEngine(EngineShape):
         if isinstance(error, TimeoutError):
             return cause, False  # its connection pool is exhausted: load, not death
         verdict = judge_connect(error)
-        if isinstance(error, UnfitReplicaError):
+        silent = isinstance(error, ReplicaSilentError)
+        if isinstance(error, UnfitReplicaError) and not silent:
             # The server has said so itself: one word is enough.
             reset = self.routed.app.settings.breaker_reset
             news = self.replica_pool.trip(member, reset, error)

@@ -15,6 +15,7 @@ __all__ = [
     "judge_connect",
     "names_missing",
     "refused_as_write",
+    "turns_away",
     "unanswerable",
 ]
 
@@ -62,6 +63,7 @@ _MESSAGES = (
         Verdict.MISCONFIGURED,
     ),
 )
+_SHUTTING_DOWN = re.compile(r"the database system is shutting down")
 _READ_ONLY_TRANSACTION = "25006"
 # On a standby nothing else conflicts: it takes no serializable transactions. The
 # second is a deadlock, of which replay is one side.
@@ -119,6 +121,19 @@ def judge_connect(error: BaseException) -> Verdict:
         return verdict
     text = str(getattr(error, "orig", error))
     return next((v for pattern, v in _MESSAGES if pattern.search(text)), Verdict.DOWN)
+
+
+def turns_away(error: BaseException) -> bool:
+    """Whether a server lives that has refused a connection, and may serve others.
+
+    Args:
+        error: What a connect raised.
+    """
+    if judge_connect(error) is not Verdict.DOWN:
+        return True
+    # The SQLSTATE would not do: it is the same while a server starts, which has ended
+    # all its connections before.
+    return _SHUTTING_DOWN.search(str(getattr(error, "orig", error))) is not None
 
 
 def refused_as_write(error: DBAPIError) -> bool:
