@@ -107,10 +107,9 @@ class Admission:
         if found.doubtful:
             self._compare()
         fault = self._fault(self._judged(connection, found))
-        self._history.fault = fault
-        if fault is not None and not (
-            isinstance(fault, ReplicaLagsError) and any_lag_will_do.get()
-        ):
+        # Not the error itself, which would keep alive who is waiting here.
+        self._history.lags = lags = isinstance(fault, ReplicaLagsError)
+        if fault is not None and not (lags and any_lag_will_do.get()):
             raise fault
 
     def _compare(self) -> None:

@@ -198,9 +198,7 @@ class PrimaryConnection(_LateJoined):
         )
         self.wrote = self.suspected = self.doubtful = False
         if wrote or app.in_known_writer():
-            state = app.request_state()
-            if state is not None:
-                state.committed()
+            app.committed()
 
     def begin(self) -> RootTransaction:
         """Begin a transaction whose commit is reported, if it wrote."""

@@ -26,6 +26,7 @@ from .errors import (
     MORE_AT_A_TIME,
     AllReplicasOutError,
     PrimaryUnavailableError,
+    ReplicaSilentError,
     UnfitReplicaError,
 )
 from .failures import Verdict, judge_connect
@@ -234,7 +235,10 @@ class ReplicaEngine(EngineShape):
         if isinstance(error, TimeoutError):
             return cause, False  # its connection pool is exhausted: load, not death
         verdict = judge_connect(error)
-        if verdict is Verdict.MISCONFIGURED or isinstance(error, UnfitReplicaError):
+        # A silence may be that of one server of several: it counts as a failure.
+        unfit = isinstance(error, UnfitReplicaError)
+        unfit = unfit and not isinstance(error, ReplicaSilentError)
+        if verdict is Verdict.MISCONFIGURED or unfit:
             # Somebody has said so who knows: one word is enough.
             reset = self.routed.app.settings.breaker_reset
             self.replica_pool.trip(member, reset, error)

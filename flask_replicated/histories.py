@@ -26,7 +26,7 @@ class History:
         twin: Whether it was found to be the primary's own server.
         own: The same of it as it is now; None where nobody has found out yet.
         latest: What was seen last, as it was judged.
-        fault: Why it was found unfit last, or None.
+        lags: Whether it was found unfit last, and for its lag alone.
     """
 
     def __init__(self, status: PrimaryStatus | None = None) -> None:
@@ -34,7 +34,7 @@ class History:
         self.twin = False
         self.own: bool | None = None
         self.latest = Observation()
-        self.fault: Exception | None = None
+        self.lags = False
         self._status = PrimaryStatus() if status is None else status
         self._lineage = Lineage(self._status)
         self._replicated = False

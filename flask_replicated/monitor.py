@@ -23,8 +23,8 @@ from weakref import WeakSet
 from balancers import Member, Permit
 from balancers.errors import UnknownMember, error_text
 
-from .errors import ReplicaSilentError
-from .failures import Verdict, judge_connect
+from .errors import ReplicaLagsError, ReplicaSilentError
+from .failures import Verdict, judge_connect, turns_away
 from .files import is_handed_one
 from .histories import fault_of
 from .primary_status import PrimaryStatus
@@ -50,6 +50,8 @@ _PATIENCE = 3
 """How often a look is given up before another one is begun beside it."""
 _STUCK = 2
 """How many looks at one replica may be left to themselves."""
+_IN_VAIN = 2
+"""After how many looks without a connection nobody waits for an answer any more."""
 
 
 class Policy(NamedTuple):
@@ -184,6 +186,7 @@ class _Round:
         # Also of those that were removed, as long as somebody waits for them.
         self._cared: dict[Member[Engine], Replica] = {}
         self._stuck: Counter[Member[Engine]] = Counter()
+        self._unreached: Counter[Member[Engine]] = Counter()
         self._unmeasured: WeakSet[Member[Engine]] = WeakSet()
         self._threadless = False
         self._stopped = self._abandoned = False
@@ -290,6 +293,7 @@ class _Round:
     def _forget(self, gone: Member[Engine]) -> None:
         del self._due[gone]
         self._cared.pop(gone, None)
+        del self._unreached[gone]
         probe = self._probes.pop(gone, None)
         if probe is not None:
             probe.end()
@@ -308,6 +312,7 @@ class _Round:
             permit = self._pool.permit(member)
             # Only a new connection can tell whether an outage is over.
             anew = not permit.quiet
+        probe.heeds = self._is_waited_for(member)
         look = Look(probe, permit, now + self._policy.timeout, anew=anew)
         thread = threading.Thread(
             target=look.run,
@@ -344,13 +349,14 @@ class _Round:
         # Again and again: it may have been connecting, and wait for an answer by now.
         look.probe.wake()
         # Whoever has begun to wait meanwhile is released at the next word.
-        self._release(member)
+        if not look.probe.serves:
+            self._release(member)
         look.deadline = now + self._policy.interval
         if look.given_up >= _PATIENCE and self._stuck[member] < _STUCK:
             # Nothing ends it. The next one may find the server well again.
             self._stuck[member] += 1
             del self._looks[member]
-            del self._probes[member]
+            self._probes[member] = look.probe.successor()
             look.probe.end()
             self._due[member] = now
 
@@ -378,12 +384,12 @@ class _Round:
             self._hear_primary(look)
             return
         fault = self._fault(look)
+        if not isinstance(look.found, Exception):
+            del self._unreached[look.member]
         try:
             if fault is not None:
                 self._unfit(look.member, fault)
-                if fault is look.found and look.seconds > 0.9 * self._policy.timeout:
-                    # Where nothing answers, older connections hang; not where new
-                    # ones are turned away.
+                if fault is look.found and self._is_in_vain(look, fault):
                     self._release(look.member)
             elif not (
                 look.late
@@ -394,6 +400,22 @@ class _Round:
                 self._pool.recover(look.member, look.permit)
         except UnknownMember:  # it has been removed meanwhile
             pass
+
+    def _is_in_vain(self, look: Look, error: Exception) -> bool:
+        """Whether older connections hang as well, where a look could not connect.
+
+        A server may turn new ones away and serve those it has: it shuts down and lets
+        them finish, or is drained by what balances. An old one of the look's own tells,
+        or the server itself. Where neither does, nothing answers there.
+        """
+        if look.probe.serves or not self._is_waited_for(look.member):
+            return False
+        if look.seconds > 0.9 * self._policy.timeout:
+            return True
+        if turns_away(error):
+            return False
+        self._unreached[look.member] += 1
+        return self._unreached[look.member] >= _IN_VAIN
 
     def _ails(self, member: Member[Engine]) -> bool:
         """Whether it takes more than an answer to say that a replica is well."""
@@ -456,7 +478,7 @@ class _Round:
     def _note_fault(self, member: Member[Engine], error: Exception | None) -> None:
         replica = self._cared.get(member)
         if replica is not None:
-            replica.history.fault = error
+            replica.history.lags = isinstance(error, ReplicaLagsError)
 
     def _unfit(self, member: Member[Engine], error: Exception) -> None:
         self._note_fault(member, error)

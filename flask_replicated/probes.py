@@ -91,6 +91,9 @@ class Probe:
         looking: Whether a look goes on.
         over: Whether nobody will look any more.
         abandoned: Whether it is the parent's, in a forked child.
+        heeds: Whether the replica's other connections are in use, so that a look over
+            a new one has to find out first whether an old one is served.
+        serves: Whether the latest look over a new connection has found that.
     """
 
     def __init__(
@@ -104,28 +107,48 @@ class Probe:
         self._observers = observers_of(engine.dialect.name)
         self._keep = engine.dialect.name != "sqlite"
         self._connection: Any = None
+        # Opened before an outage, and kept while it tells how others of its age fare.
+        self._former: Any = None
         self._history = history or History()
+        self._primary = primary
         self._comparison = None if primary is None else Comparison(primary, engine)
         # Once for each connection: by its name another server may be found next time.
         self._wonders = False
         self.looking = self.over = self.abandoned = False
+        self.heeds = self.serves = False
 
     def look(self, *, anew: bool) -> Observation:
         """Ask the server; once more before it is held against it.
 
         A kept connection may have grown old, and a new one be cut by somebody.
         """
+        self.serves = False
         if anew:
-            self.close()
+            self._set_aside()
         try:
-            return self._ask()
+            found = self._ask()
         except Exception:  # noqa: BLE001 - the next line says what it was
-            self.close()
+            self._drop()
+            found = self._ask_again()
+        self._drop_former()
+        return found
+
+    def _ask_again(self) -> Observation:
         try:
             return self._ask()
         except Exception:
-            self.close()
+            self._drop()
             raise
+
+    def _set_aside(self) -> None:
+        """Make place for a new connection; see first whether the old one is served."""
+        if self._connection is not None:
+            self._drop_former()
+            self._former, self._connection = self._connection, None
+        if self._former is not None:
+            self.serves = self.heeds and _answers(self._former)
+            if not self.serves:
+                self._drop_former()
 
     def _ask(self) -> Observation:
         anew = self._connection is None
@@ -135,7 +158,7 @@ class Probe:
             self._wonders = self._comparison is not None
         found = self._question(self._connection, anew=anew)
         if not self._keep:
-            self.close()
+            self._drop()
         return found
 
     def _question(self, connection: Any, *, anew: bool) -> Observation:  # noqa: ARG002 - for the primary's
@@ -147,6 +170,13 @@ class Probe:
         settled = judged.own is not None and found.started is not None
         self._wonders = self._wonders and found.doubtful and not settled
         return judged
+
+    def successor(self) -> Probe:
+        """Return what looks in its place, while a look of its own does not end."""
+        other = Probe(self.member, self._history, self._primary)
+        if self.serves:
+            other._former, self._former = self._former, None
+        return other
 
     def compare(self) -> None:
         """Ask the primary for what a server has not told: whether it is the same.
@@ -163,11 +193,17 @@ class Probe:
                 self._wonders = True
 
     def close(self) -> None:
-        """Close the connection, if there is one."""
+        """Close what is open."""
+        self._drop()
+        self._drop_former()
+
+    def _drop(self) -> None:
         connection, self._connection = self._connection, None
-        if connection is not None:
-            with contextlib.suppress(Exception):
-                connection.close()
+        _close(connection)
+
+    def _drop_former(self) -> None:
+        connection, self._former = self._former, None
+        _close(connection)
 
     def end(self) -> None:
         """Close the connection for good; a look that goes on does it when it ends."""
@@ -184,15 +220,14 @@ class Probe:
         self.over = self.abandoned = True
         if self._comparison is not None:
             self._comparison.abandon()
-        connection = self._connection
-        if connection is not None:
+        for connection in filter(None, (self._connection, self._former)):
             leave_to_parent(connection)
 
     def wake(self) -> None:
         """End a look that hangs, if it waits on a socket that can be known."""
-        connection = self._connection
-        if connection is not None:
-            hang_up(connection)
+        waiting = self._connection or (None if self.serves else self._former)
+        if waiting is not None:
+            hang_up(waiting)
 
 
 class PrimaryProbe(Probe):
@@ -217,3 +252,22 @@ class PrimaryProbe(Probe):
         # By its name the primary may be found next time.
         self._keep = not facts.standby
         return Observation()
+
+    def successor(self) -> Probe:
+        """Return what looks in its place, while a look of its own does not end."""
+        return PrimaryProbe(self.member)
+
+
+def _answers(connection: Any) -> bool:
+    try:
+        observe(connection, sees_it_answer)
+        connection.rollback()
+    except Exception:  # noqa: BLE001 - drivers raise what they like
+        return False
+    return True
+
+
+def _close(connection: Any) -> None:
+    if connection is not None:
+        with contextlib.suppress(Exception):
+            connection.close()

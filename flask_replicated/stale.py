@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from .errors import ReplicaLagsError
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -35,8 +33,7 @@ def least_stale(
         replica, one = replicas.get(member.name), shown.get(member.name)
         if replica is None or one is None or not replica.is_of(member.target):
             continue
-        lags = isinstance(replica.history.fault, ReplicaLagsError)
-        if not lags or one.drained or not one.weight:
+        if not replica.history.lags or one.drained or not one.weight:
             continue
         latest = replica.history.latest
         lag = math.inf if latest.lag is None else latest.lag

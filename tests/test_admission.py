@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
 
-from flask_replicated.admission import Admission
+from flask_replicated.admission import Admission, any_lag_will_do
 from flask_replicated.errors import ReplicaLagsError, WrongRoleError
 from flask_replicated.histories import History
 from flask_replicated.positions import Observation
@@ -127,6 +129,28 @@ class TestPostgreSQL:
             admission().ask(server)
         assert caught.value.lag == 500
         assert len([sql for sql in server.asked if "pg_sleep" in sql]) == 3
+
+    def test_keeps_nobody_alive(self) -> None:
+        """What is remembered of a refusal does not hold who was refused."""
+        one, found = admission(), []
+        try:
+            one.ask(Server(*[BEHIND] * 4))
+        except ReplicaLagsError as error:
+            found.append(weakref.ref(error))
+        gc.collect()
+        assert [error() for error in found] == [None]
+
+    def test_any_lag_will_do(self) -> None:
+        """Where none is fresher, one that is far behind is taken, and known as such."""
+        history = History()
+        token = any_lag_will_do.set(True)
+        try:
+            admission(history=history).ask(Server(*[BEHIND] * 4))
+            with pytest.raises(WrongRoleError):
+                admission().ask(Server(PRIMARY))
+        finally:
+            any_lag_will_do.reset(token)
+        assert history.lags
 
     def test_primary_that_was_idle(self) -> None:
         """What has only just come is no lag, old as the last transaction may be."""

@@ -21,6 +21,7 @@ PROGRAMS = {
     "with_flask_admin": ("flask_admin",),
     "with_flask_caching": ("flask_caching",),
     "with_flask_security": ("flask_security",),
+    "with_flask_socketio": ("flask_socketio",),
     "with_graphql": ("strawberry", "graphql"),
     "with_opentelemetry 0": ("opentelemetry",),
     "with_pandas": ("pandas",),
