@@ -363,7 +363,7 @@ class Pool(Generic[T]):
         text = error_text(error)
         with self._publisher.changing(slot):
             slot.last_error = text
-            event = slot.opened() if outcome() else None
+            event = slot.opened(error) if outcome() else None
         if event:
             self._tell(event)
         return event is not None

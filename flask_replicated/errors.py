@@ -200,16 +200,25 @@ class ReplicaLagsError(UnfitReplicaError):
         )
 
 
+MORE_AT_A_TIME = (
+    "let more be open at a time (pool_size and max_overflow in the replicas' binds, "
+    "max_connections on their servers), or add replicas"
+)
+"""What helps against load."""
+
+
 class AllReplicasOutError(ReplicatedError):
     """No replica took a connection and ``REPLICATED_FALLBACK`` is ``'error'``.
 
     Attributes:
         causes: For each replica, by bind name, why it could not serve.
+        load: Whether they all live, and have no connection to spare.
     """
 
-    def __init__(self, causes: Mapping[str, str]) -> None:
+    def __init__(self, causes: Mapping[str, str], load: bool = False) -> None:
         self.causes = dict(causes)
-        super().__init__(self.causes)
+        self.load = load
+        super().__init__(self.causes, load)
 
     def __str__(self) -> str:
         if not self.causes:  # all were removed, or DNS has named none yet
@@ -218,8 +227,12 @@ class AllReplicasOutError(ReplicatedError):
                 "REPLICATED_FALLBACK = 'master' to read from the primary meanwhile."
             )
         listed = "; ".join(f"{name}: {cause}" for name, cause in self.causes.items())
+        what, remedy = "out", "Repair one of them"
+        if self.load:
+            what = "busy"
+            remedy = f"{MORE_AT_A_TIME[0].upper()}{MORE_AT_A_TIME[1:]}"
         return (
-            f"every replica is out ({listed}). Repair one of them, or set "
+            f"every replica is {what} ({listed}). {remedy}, or set "
             "REPLICATED_FALLBACK = 'master' to read from the primary meanwhile."
         )
 

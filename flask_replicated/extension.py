@@ -6,7 +6,7 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flask import has_app_context
+from flask import Flask, has_app_context
 
 from .binds import Binds, read_binds, replicated_bind, same_database
 from .checks import share
@@ -23,7 +23,6 @@ from .state import STATE, AppState, current_app_state
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-    from flask import Flask
     from sqlalchemy import URL, Engine
 
     from balancers import Pool
@@ -66,8 +65,16 @@ class FlaskReplicated:
 
         Raises:
             ConfigurationError: A setting cannot be right, Flask-SQLAlchemy is
-                not registered yet, or this extension already is.
+                not registered yet, or this extension already is; or the application
+                is not Flask's.
         """
+        if not isinstance(app, Flask):
+            raise ConfigurationError(
+                "app",
+                app,
+                "must be a Flask application; Quart and other frameworks are not "
+                "supported.",
+            )
         if "replicated" in app.extensions:
             raise ConfigurationError(
                 "app.extensions['replicated']",
@@ -200,7 +207,9 @@ def _route(plan: _Plan, state: AppState) -> None:
         key = front.default if owner is None else owner
         targets = copies.get(owner, {})
         setting = front.original(owner).setting
-        routes[key] = routed_engine(state, front.engines[key], targets, setting)
+        routes[key] = routed_engine(
+            state, front.engines[key], targets, setting, front.setting
+        )
         routes[key].fleet.front, routes[key].fleet.owner = front, owner
     for name, source in sources.items():
         owner = replicated_bind(name)

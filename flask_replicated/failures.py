@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from enum import Enum
+from typing import TYPE_CHECKING
 
-from sqlalchemy.exc import DBAPIError
+from .misconfigured import codes_of, remedy_for
 
-from .errors import MisconfiguredReplicaError
+if TYPE_CHECKING:
+    from sqlalchemy.exc import DBAPIError
 
 __all__ = [
     "Verdict",
@@ -27,40 +29,17 @@ class Verdict(Enum):
     BUSY = "busy"
     """It lives, and has no connection to spare."""
     MISCONFIGURED = "misconfigured"
-    """It lives, and does not know the account or the database, or has another one."""
+    """It lives, and never takes such a connection, or has another database."""
 
 
-# SQLSTATEs; drivers do not give them on connect, unless they speak the protocol
-# themselves, so the English messages are known too. Another language of messages
-# makes a server that is busy look down, which costs it a second.
-_STATES = {
-    "53300": Verdict.BUSY,
-    "53400": Verdict.BUSY,
-    "3D000": Verdict.MISCONFIGURED,
-    "28000": Verdict.MISCONFIGURED,
-    "28P01": Verdict.MISCONFIGURED,
-}
-_MYSQL = {
-    1040: Verdict.BUSY,  # too many connections
-    1203: Verdict.BUSY,  # the account has too many
-    1226: Verdict.BUSY,  # the account has used up a limit
-    1044: Verdict.MISCONFIGURED,  # no access to the database
-    1045: Verdict.MISCONFIGURED,  # wrong account or password
-    1049: Verdict.MISCONFIGURED,  # no such database
-}
-_MESSAGES = (
-    (
-        re.compile(r"too many (?:clients|connections)|remaining connection slots"),
-        Verdict.BUSY,
-    ),
-    (
-        re.compile(
-            r"(?:database|role) \".*\" does not exist"
-            r"|(?:password|authentication) (?:authentication )?failed"
-            r"|no pg_hba\.conf entry|permission denied for database"
-        ),
-        Verdict.MISCONFIGURED,
-    ),
+# Drivers give no SQLSTATE on connect, unless they speak the protocol themselves, so the
+# English messages are known too. Another language of messages makes a server that is
+# busy look down, which costs it a second.
+_BUSY = frozenset({"53300", "53400"})
+_MYSQL_BUSY = frozenset({1040, 1203, 1226})  # too many connections: all, an account's
+_BUSY_WORDS = re.compile(
+    r"too many (?:clients|connections)|remaining connection slots"
+    r"|no more connections allowed"
 )
 _READ_ONLY_TRANSACTION = "25006"
 # On a standby nothing else conflicts: it takes no serializable transactions. The
@@ -111,19 +90,16 @@ def judge_connect(error: BaseException) -> Verdict:
     Args:
         error: What ``engine.connect()`` raised.
     """
-    if isinstance(error, MisconfiguredReplicaError):
-        return Verdict.MISCONFIGURED
-    state, code = _codes(error)
-    verdict = _STATES.get(state) or (_MYSQL.get(code) if type(code) is int else None)
-    if verdict is not None:
-        return verdict
+    state, code = codes_of(error)
     text = str(getattr(error, "orig", error))
-    return next((v for pattern, v in _MESSAGES if pattern.search(text)), Verdict.DOWN)
+    if state in _BUSY or code in _MYSQL_BUSY or _BUSY_WORDS.search(text):
+        return Verdict.BUSY
+    return Verdict.DOWN if remedy_for(error) is None else Verdict.MISCONFIGURED
 
 
 def refused_as_write(error: DBAPIError) -> bool:
     """Whether a server refused a statement because it may only read there."""
-    state, code = _codes(error)
+    state, code = codes_of(error)
     return (
         state == _READ_ONLY_TRANSACTION
         or code in _MYSQL_READ_ONLY
@@ -138,7 +114,7 @@ def unanswerable(error: DBAPIError) -> bool:
     Replay was in its way; it ails, or shuts down; or psycopg has seen its socket fail,
     and says so without giving the connection up.
     """
-    state, code = _codes(error)
+    state, code = codes_of(error)
     return (
         state in _RECOVERY_CONFLICTS
         or code in _MYSQL_LOST
@@ -149,7 +125,7 @@ def unanswerable(error: DBAPIError) -> bool:
 
 def ails(error: DBAPIError) -> bool:
     """Whether a server that answers could not do its work: its disk, its memory."""
-    state, code = _codes(error)
+    state, code = codes_of(error)
     return (
         state in _AILS
         or state.startswith(_SYSTEM_ERRORS)
@@ -163,21 +139,10 @@ def names_missing(error: DBAPIError) -> bool:
 
     A replica may not have it yet: a table, a column, a function, a type, a schema.
     """
-    state, code = _codes(error)
+    state, code = codes_of(error)
     return (
         state in _MISSING
         or (state == _WRONG_VALUE and "enum" in str(error.orig).lower())
         or code in _MYSQL_MISSING
         or (isinstance(code, str) and _SQLITE_MISSING.match(code) is not None)
     )
-
-
-def _codes(error: BaseException) -> tuple[str, object]:
-    """Return an error's SQLSTATE, or '', and the first thing that its driver says."""
-    driver = error.orig if isinstance(error, DBAPIError) else error
-    state = getattr(driver, "sqlstate", None) or getattr(driver, "pgcode", None)
-    arguments = getattr(driver, "args", None) or (None,)
-    first = arguments[0]
-    if isinstance(first, dict):  # pg8000
-        state, first = state or first.get("C"), first.get("M")
-    return str(state or ""), first if isinstance(first, int | str) else None

@@ -45,6 +45,7 @@ def routed_engine(
     primary: Engine,
     replicas: Mapping[str, Engine],
     setting: str = "primary",
+    binds: str = "replicas",
 ) -> RoutedEngine:
     """Put replicas into a pool and return it with its primary as one engine.
 
@@ -53,6 +54,7 @@ def routed_engine(
         primary: The engine that writes.
         replicas: The engines that read, by name.
         setting: The setting or bind that names the primary, in Python syntax.
+        binds: What has the replicas' binds by name, in Python syntax.
     """
     settings = app.settings
     watch_primary(primary)
@@ -66,7 +68,8 @@ def routed_engine(
     fleet = Fleet(care, prepared, limited=settings.max_pools is not None)
     for name, engine in replicas.items():
         prepared[name] = fleet.care(name, engine)
-    pool = _make_pool(settings, replicas, [PoolListener(prepared), fleet.listener()])
+    outages = PoolListener(prepared, binds)
+    pool = _make_pool(settings, replicas, [outages, fleet.listener()])
     policy = Policy(
         interval=settings.probe_interval,
         timeout=settings.connect_timeout,
@@ -74,8 +77,10 @@ def routed_engine(
         role_check=settings.role_check,
         primary=_compared(settings, primary),
     )
-    monitor = Monitor(pool, prepared, policy)
-    fleet.routed = RoutedEngine(app, primary, pool, monitor, status)
+    monitor = Monitor(pool, prepared, policy, outages)
+    fleet.routed = RoutedEngine(
+        app, primary, pool, monitor=monitor, status=status, outages=outages
+    )
     fleet.routed.fleet = fleet
     fleet.look_for_spares()
     return fleet.routed

@@ -22,6 +22,7 @@ from .first_words import FirstWords
 from .forks import refuse_inherited
 from .hosts import NAME_A_LIMIT, warn_of_hosts
 from .primary_status import Facts, PrimaryStatus, ask_primary
+from .refusing import closed_if_refused
 from .sockets import watch_socket
 from .timeouts import limit_connect
 
@@ -53,16 +54,16 @@ def watch_statements(engine: Engine, classifier: Classifier) -> None:
         engine: The primary's engine.
         classifier: Tells what a text does.
     """
-    may_write = classifier.text.may_write
+    may_write, dialect = classifier.text.may_write, engine.dialect.name
 
     def note(_cursor: Any, sql: str, _parameters: Any, context: Any) -> None:
         connection = context.root_connection
         if (
             isinstance(connection, PrimaryConnection)
             and not (connection.wrote or connection.suspected)
-            and may_write(sql)
+            and may_write(sql, dialect)
         ):
-            connection.suspect()
+            connection.suspect(context.execution_options)
 
     def note_bare(cursor: Any, sql: str, context: Any) -> None:
         note(cursor, sql, None, context)
@@ -106,11 +107,8 @@ class Primary:
         event.listen(engine, "checkout", self._refuse_stale)
 
     def _prepare(self, connection: Any, record: ConnectionPoolEntry) -> None:
-        try:
+        with closed_if_refused(connection, record):
             self._ask(connection, record)
-        except BaseException:
-            connection.close()  # nobody else would
-            raise
         record.info[self] = watch_socket(connection)
 
     def _ask(self, connection: Any, record: ConnectionPoolEntry) -> None:

@@ -112,12 +112,14 @@ class Replica:
             refuse_inherited(engine)
 
     def hang_up(self) -> int:
-        """End every connection that is open, whoever waits on it; return how many.
+        """End every connection that is open, whoever waits on it.
 
         A thread that waits for an answer gets the error of a lost connection at once.
+
+        Returns:
+            How many were ended that had not been ended before.
         """
-        connections = [record.dbapi_connection for record in self._known()]
-        return sum(map(hang_up, filter(None, connections)))
+        return sum(map(_end, self._known()))
 
     @property
     def in_use(self) -> bool:
@@ -164,3 +166,17 @@ class Replica:
 
 # Of a connection from before this extension was registered.
 _UNKNOWN = (None, None)
+_ENDED = "flask_replicated.ended"
+
+
+def _end(record: ConnectionPoolEntry) -> bool:
+    """End a record's connection; whether it had not been ended before.
+
+    Its socket does not tell: it can be shut down again and again without an error.
+    """
+    connection = record.dbapi_connection
+    if connection is None or record.info.get(_ENDED) is connection:
+        return False
+    # By its name: the record may have another one at any moment.
+    record.info[_ENDED] = connection
+    return hang_up(connection)

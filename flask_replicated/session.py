@@ -8,7 +8,7 @@ connection, so the session finds the connection that it already has.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import sqlalchemy as sa
 from flask_sqlalchemy.session import Session as FlaskSession
@@ -20,14 +20,14 @@ from .engines import RoutedEngine
 from .errors import StaleReadError, WriteOnReplicaError
 from .options import asks_nothing, carrying, reads_primary, wanted_role
 from .refusals import write_refused
-from .routing import LACKING, WROTE, Role
+from .routing import LACKING, PINNED, WROTE, Role
 from .scopes import active_role, current_block
 from .sqltext import Kind
 from .state import this_app, this_request
 from .ways import EMPTY, Ways
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from sqlalchemy import Engine
 
@@ -49,6 +49,9 @@ class RoutedSession(orm.Session):
     """
 
     _ways: Ways | None = None
+
+    if not hasattr(orm.Session, "execution_options"):  # in SQLAlchemy 2.0
+        execution_options: Any = EMPTY
 
     # Whether the class behind this one chooses engines by bind key alone, as
     # Flask-SQLAlchemy's does; then the default bind is known without asking it.
@@ -192,22 +195,17 @@ class RoutedSession(orm.Session):
             ways.connecting = False
         if isinstance(connection, PrimaryConnection) and active_role() is None:
             state = connection.shape.routed.app.request_state()
-            if state is not None and state.decision.role is _REPLICA:
-                # Once the primary was read, a replica would show an older state.
+            if state is not None and (
+                state.decision.role is _REPLICA or state.decision is PINNED
+            ):
+                # Once the primary was read, a replica would show an older state; and
+                # its client's pin is not why the request is there.
                 state.latch("the session's connection was asked for")
         return connection
 
     # --- statements, and what may happen to them ------------------------------
 
-    def execute(
-        self,
-        statement: Any,
-        params: Any = None,
-        *,
-        execution_options: Mapping[str, Any] = EMPTY,
-        bind_arguments: dict[str, Any] | None = None,
-        **more: Any,
-    ) -> Any:
+    def execute(self, statement: Any, params: Any = None, **options: Any) -> Any:
         """Execute a statement, as any session does.
 
         Raises:
@@ -215,30 +213,7 @@ class RoutedSession(orm.Session):
             AllReplicasOutError: No replica serves it, and the primary must not.
             ConfigurationError: Its option ``replicated`` is no name of a role.
         """
-        run, ways, instead = super().execute, self._ways, None
-        if ways is None:
-            ways = self._ways = Ways()
-        # Nearly every statement is a plain one, and is run right here: each detour,
-        # and each dictionary of arguments, costs as much as it does to route it.
-        if (
-            ways.wanted is None
-            and not more
-            and asks_nothing(statement, execution_options)
-        ):
-            try:
-                return run(
-                    statement,
-                    params,
-                    execution_options=execution_options,
-                    bind_arguments=bind_arguments,
-                )
-            except _MAY_RECOVER as error:
-                again = self._again(ways, error, run)
-                if again is None:
-                    raise
-            run, instead, ways.wanted = again, ways.wanted, None
-        more.update(execution_options=execution_options, bind_arguments=bind_arguments)
-        return self._run(run, statement, params, more, instead)
+        return self._run(super().execute, statement, params, options)
 
     def scalar(self, statement: Any, params: Any = None, **options: Any) -> Any:
         """Execute a statement and return its first value; it raises the same."""
@@ -254,7 +229,6 @@ class RoutedSession(orm.Session):
         statement: Any,
         params: Any,
         options: dict[str, Any],
-        instead: Role | None = None,
     ) -> Any:
         """Run a statement, and again elsewhere if only its replica cannot answer.
 
@@ -263,13 +237,22 @@ class RoutedSession(orm.Session):
             statement: The statement.
             params: Its parameters.
             options: The other arguments of *run*.
-            instead: The role that stands in for the one it asks for.
         """
         ways = self._ways
         if ways is None:
             ways = self._ways = Ways()
-        statement, wanted = self._prepare(statement, options)
-        outer, ways.wanted = ways.wanted, instead or wanted
+        wanted = None
+        # Nearly every statement is a plain one, and to see that costs least.
+        if (
+            not asks_nothing(statement, options.get("execution_options"))
+            or self.execution_options
+        ):
+            statement, wanted = self._prepare(statement, options)
+        added = options.get("_add_event")
+        if self.dispatch.do_orm_execute:
+            # Ours is the last of its handlers: it sees what the others have made of it.
+            options["_add_event"] = functools.partial(self._heed, added)
+        outer, ways.wanted = ways.wanted, wanted
         try:
             while True:
                 try:
@@ -278,6 +261,9 @@ class RoutedSession(orm.Session):
                     again = self._again(ways, error, run)
                     if again is None:
                         raise
+                    if isinstance(error, StaleReadError):
+                        # Stronger than what a handler asks for.
+                        options["_add_event"] = added
                 run = again
         finally:
             ways.wanted = outer
@@ -290,12 +276,35 @@ class RoutedSession(orm.Session):
             # The one read that SQLAlchemy does not show to get_bind().
             given = options.get("bind_arguments") or {}
             options["bind_arguments"] = {"clause": statement, **given}
-        wanted = wanted_role(statement, options.get("execution_options"))
+        given = options.get("execution_options")
+        wanted = wanted_role(statement, given, self.execution_options)
         if wanted is not None:
             return carrying(statement, wanted), wanted
         if isinstance(statement, sa.UpdateBase):
             self._latch_early(statement, options.get("bind_arguments"))
         return statement, None
+
+    def _heed(
+        self,
+        added: Callable[[orm.ORMExecuteState], Any] | None,
+        state: orm.ORMExecuteState,
+    ) -> Any:
+        """Note what role a statement asks for when all its handlers are done with it.
+
+        Args:
+            added: A handler that its caller has added, or None.
+            state: The statement.
+        """
+        result = added(state) if added is not None else None
+        if result:
+            return result
+        statement, ways = state.statement, cast("Ways", self._ways)
+        if type(statement) is sa.CompoundSelect:
+            state.bind_arguments.setdefault("clause", statement)
+        ways.wanted = wanted_role(statement, state.local_execution_options)
+        if ways.wanted is not None:
+            state.statement = carrying(statement, ways.wanted)
+        return None
 
     def _latch_early(self, write: sa.UpdateBase, bound: Any) -> None:
         """Let a write's own reads, of the rows to change, see the primary."""

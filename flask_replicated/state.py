@@ -235,6 +235,14 @@ class AppState:
             decision = decided(is_read=self.settings.is_read(current))
         return decision
 
+    def only_pinned(self) -> bool:
+        """Whether only its client's pin has the running request read the primary."""
+        state = self.request_state()
+        if state is None or state.decision is not PINNED:
+            return False
+        otherwise = self._decide(state, this_request(), pinned=False)
+        return otherwise.role is Role.REPLICA
+
     def learn_writer(self, refusal: WriteOnReplicaError) -> None:
         """Remember an endpoint whose write only a replica's server recognised."""
         endpoint = refusal.view

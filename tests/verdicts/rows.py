@@ -181,6 +181,53 @@ def unknown_account(place: Place) -> Iterator[RoutedEngine]:
     yield engine
 
 
+def _option(place: Place, options: dict[str, Any]) -> RoutedEngine:
+    """Return a pool of one replica, which a read has tried with such options."""
+    engine = place.engine(connect_args=options)
+    read(engine)
+    return engine
+
+
+@contextlib.contextmanager
+def refused_setting(place: Place) -> Iterator[RoutedEngine]:
+    """The server does not know what is set at each connect."""
+    if place.driver in POSTGRESQL:
+        yield _option(place, {"options": "-c no_such_setting=1"})
+    else:
+        yield _option(place, {"init_command": "SET no_such_setting = 1"})
+
+
+@contextlib.contextmanager
+def absent_tls(place: Place) -> Iterator[RoutedEngine]:
+    """The bind asks for TLS, and the server has none."""
+    if place.driver in POSTGRESQL:
+        yield _option(place, {"sslmode": "require"})
+    else:
+        yield _option(place, {"ssl": {"verify_mode": "none"}})
+
+
+@contextlib.contextmanager
+def unknown_option(place: Place) -> Iterator[RoutedEngine]:
+    """The driver does not know an option."""
+    yield _option(place, {"no_such_option": 1})
+
+
+@contextlib.contextmanager
+def unknown_service(place: Place) -> Iterator[RoutedEngine]:
+    """No file defines the service."""
+    engine = place.engine(
+        sa.URL.create(place.url.drivername, query={"service": "no_such_service"})
+    )
+    read(engine)
+    yield engine
+
+
+@contextlib.contextmanager
+def serializable(place: Place) -> Iterator[RoutedEngine]:
+    """The server's default is a level that no standby knows."""
+    yield _option(place, {"options": "-c default_transaction_isolation=serializable"})
+
+
 @contextlib.contextmanager
 def cannot_open(place: Place) -> Iterator[RoutedEngine]:
     """A directory stands in the place of the file."""
@@ -361,6 +408,11 @@ ROWS = (
     Row("too many clients (53300; 1203, 1226)", too_many, SERVERS),
     Row("the database is not known (3D000; 1049)", unknown_database, SERVERS),
     Row("the account is not known (28000; 1045)", unknown_account, SERVERS),
+    Row("a setting is refused (42704; 1193)", refused_setting, SERVERS),
+    Row("TLS is asked for and absent (2026)", absent_tls, SERVERS),
+    Row("the driver does not know an option", unknown_option, DRIVERS),
+    Row("the service is not defined", unknown_service, POSTGRESQL),
+    Row("serializable on a hot standby (0A000)", serializable, POSTGRESQL),
     Row("a pooled connection was ended while it was idle", stale, SERVERS),
     Row("a connection is ended in mid-session (57P01)", killed, SERVERS),
     Row(
