@@ -177,8 +177,9 @@ class Kinship:
         if why is not None:
             raise MisconfiguredReplicaError(
                 self._name,
-                f"{why}. Correct its URL, or set REPLICATED_ROLE_CHECK = False if it "
-                "replicates logically",
+                why,
+                "Let {bind} name a copy of the primary's database, or set "
+                "REPLICATED_ROLE_CHECK = False if it replicates logically.",
             )
 
     def _hear(self, connection: Any, *questions: Callable[[Any], _Said]) -> _Said:
