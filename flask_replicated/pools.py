@@ -105,15 +105,14 @@ def _take_care(
         else None,
         shared=shares_connection(engine, primary),
     )
-    if settings.max_connecting is not None:
-        limit_connecting(
-            engine,
-            settings.max_connecting,
-            # Who has waited for as long as a connect may take would double it;
-            # and what is left of whole seconds can be told to no driver.
-            settings.connect_timeout / 2,
-            lambda: replica.outages,
-        )
+    limit_connecting(
+        engine,
+        settings.max_connecting,
+        # Who has waited for as long as a connect may take would double it;
+        # and what is left of whole seconds can be told to no driver.
+        settings.connect_timeout / 2,
+        lambda: replica.outages,
+    )
     if engine.pool is not primary.pool:
         limit_waiting(engine, settings.connect_timeout)
         open_existing(name, engine)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 
+from .connecting import limit_connecting
 from .connections import PrimaryConnection, ReplicaConnection
 from .errors import PrimaryUnavailableError
 from .failures import refused_as_write
@@ -24,7 +25,7 @@ from .hosts import NAME_A_LIMIT, warn_of_hosts
 from .primary_status import Facts, PrimaryStatus, ask_primary
 from .refusing import closed_if_refused
 from .sockets import watch_socket
-from .timeouts import limit_connect
+from .timeouts import limit_connect, limit_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,6 +101,8 @@ class Primary:
             return
         warn_of_hosts(setting, engine, self._seconds, NAME_A_LIMIT)
         lift = limit_connect(engine, self._seconds, None)
+        own = limit_of(engine.driver)
+        limit_connecting(engine, None, self._seconds, own_limit=own)
         self._first_words = FirstWords(engine, self._seconds)
         event.listen(engine, "connect", self._prepare)
         if lift is not None:  # no sooner: a server may be silent after the log-in too
