@@ -19,6 +19,7 @@ from .errors import ConfigurationError
 from .files import open_existing, shares_connection
 from .fleet import Fleet
 from .gate import Gate
+from .kinship import Acquaintance, Kinship
 from .listeners import PoolListener
 from .monitor import Monitor, Policy
 from .primaries import Primary, watch_primary, watch_statements
@@ -61,7 +62,8 @@ def routed_engine(
         primary, setting, settings.connect_timeout, role_check=settings.role_check
     ).status
     watch_statements(primary, app.classifier)
-    care = partial(_take_care, settings, Gate(app), primary)
+    met = Acquaintance(primary, status, settings.connect_timeout)
+    care = partial(_take_care, settings, Gate(app), met)
     prepared: dict[str, Replica] = {}
     fleet = Fleet(care, prepared, limited=settings.max_pools is not None)
     for name, engine in replicas.items():
@@ -85,9 +87,10 @@ def routed_engine(
 
 
 def _take_care(
-    settings: Settings, gate: Gate, primary: Engine, name: str, engine: Engine
+    settings: Settings, gate: Gate, met: Acquaintance, name: str, engine: Engine
 ) -> Replica:
     """Give a replica's new engine what every replica's engine has."""
+    primary = met.engine
     replica = Replica(
         name,
         engine,
@@ -97,6 +100,9 @@ def _take_care(
         max_lag=settings.max_lag,
         watched=settings.probe_interval > 0 and not engine.dialect.is_async,
         primary=_compared(settings, primary),
+        kinship=Kinship(name, engine.dialect.name, met)
+        if settings.role_check
+        else None,
         shared=shares_connection(engine, primary),
     )
     limit_connecting(

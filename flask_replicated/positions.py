@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .kinship import Kinship
+
 __all__ = [
     "History",
     "Observation",
@@ -192,12 +194,18 @@ class Progress:
 class History:
     """What was seen of one server, by whoever looked, while this process lives.
 
+    Args:
+        kinship: Compares what it says of itself with what its primary says, if it is to
+            be compared.
+
     Attributes:
         progress: How far it had got at each look.
         twin: Whether it was found to be the primary's own server.
+        kinship: The same.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kinship: Kinship | None = None) -> None:
+        self.kinship = kinship
         self.progress = Progress()
         self.twin = False
         self._replicated = False

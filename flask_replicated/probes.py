@@ -149,11 +149,14 @@ class Probe:
                 self._drop_former()
 
     def _ask(self) -> Observation:
-        if self._connection is None:
+        anew = self._connection is None
+        if anew:
             self._connection = connect_unpooled(self.member.target)
             prepare_unpooled(self.member.target, self._connection)
             self._wonders = self._comparison is not None
-        connection = self._connection
+        connection, kinship = self._connection, self._history.kinship
+        if kinship is not None:
+            kinship.look(connection, anew=anew)
         found = observe(connection, self._observer, sees_it_answer)
         connection.rollback()  # or it would stay idle in a transaction
         if not self._keep:

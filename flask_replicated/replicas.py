@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.pool import ConnectionPoolEntry
 
+    from .kinship import Kinship
+
 __all__ = ["CHANGED", "Replica"]
 
 CHANGED = "flask_replicated.changed"
@@ -58,6 +60,8 @@ class Replica:
         watched: Whether it is looked at in the background.
         primary: The primary's engine, where that has to be asked whether the server
             is its own; or None.
+        kinship: Compares what the server says of itself with what its primary says, if
+            it is to be compared.
         shared: Whether its connection may be the primary's too, and so must be able
             to write.
 
@@ -80,9 +84,10 @@ class Replica:
         max_lag: float | None = None,
         watched: bool = True,
         primary: Engine | None = None,
+        kinship: Kinship | None = None,
         shared: bool = False,
     ) -> None:
-        self.history = History()
+        self.history = History(kinship)
         self.admission = Admission(
             name,
             engine.dialect.name,
