@@ -21,10 +21,11 @@ from balancers.errors import error_text
 
 from .connections import PrimaryConnection, ReplicaConnection
 from .errors import AllReplicasOutError, UnfitReplicaError
+from .events import Listeners
 from .failures import Verdict, judge_connect
 from .routing import Role
 from .scopes import active_role
-from .shapes import Alias, EngineShape
+from .shapes import Alias, EngineShape, shown_by
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -250,6 +251,11 @@ class RoutedEngine(EngineShape):
 
     fleet: Fleet
 
+    # Like the primary's, but what is listened to here is heard by every server.
+    dispatch = shown_by("_listeners", "dispatch")
+    pool = shown_by("_listeners", "pool")
+    dialect = shown_by("_listeners", "dialect")
+
     def __init__(
         self,
         app: AppState,
@@ -264,6 +270,7 @@ class RoutedEngine(EngineShape):
         self.replicas = ReplicaEngine(replicas, self)
         self._aliases: dict[Engine, Alias] = {}
         self._shared_options: dict[str, Any] = {}
+        self._listeners = Listeners(self)
 
     def wake(self) -> None:
         """Begin what goes on in the background, in a forked child all of it anew."""
@@ -318,7 +325,7 @@ class RoutedEngine(EngineShape):
     def update_execution_options(self, **options: Any) -> None:
         """Change the execution options of the primary and of every replica."""
         self._shared_options = {**self._shared_options, **options}
-        for engine in self._engines():
+        for engine in self.engines():
             engine.update_execution_options(**options)
 
     @property
@@ -328,22 +335,24 @@ class RoutedEngine(EngineShape):
 
     @echo.setter
     def echo(self, value: Any) -> None:
-        for engine in self._engines():
+        for engine in self.engines():
             engine.echo = value
 
-    def share_options(self, engine: Engine) -> None:
-        """Give a new replica the options that were set for all."""
+    def share(self, engine: Engine) -> None:
+        """Give a new replica the options and the listeners that all have."""
         if self._shared_options:
             engine.update_execution_options(**self._shared_options)
         if self.real.echo:
             engine.echo = self.real.echo
+        self._listeners.share(engine)
 
     def forget_aliases(self) -> None:
         """Let go of replicas that have been removed."""
-        there = set(self._engines())
+        there = set(self.engines())
         self._aliases = {real: a for real, a in self._aliases.items() if real in there}
 
-    def _engines(self) -> list[Engine]:
+    def engines(self) -> list[Engine]:
+        """Return the engines behind it, the primary's first."""
         return [
             self.real,
             *(member.target for member in self.replicas.replica_pool.members),
@@ -357,7 +366,7 @@ class RoutedEngine(EngineShape):
         """Dispose of the connection pools of the primary and of every replica."""
         self.monitor.stop()
         self.fleet.rest()
-        for engine in self._engines():
+        for engine in self.engines():
             engine.dispose(close)
 
     def after_fork(self) -> None:

@@ -168,7 +168,7 @@ class Fleet:
         if name in engines:
             raise _taken(name, engines)
         replica = self.care(name, engine)
-        routed.share_options(engine)
+        routed.share(engine)
         try:
             member = pool.add(name, engine, weight)
         except DuplicateMember as error:
@@ -179,6 +179,7 @@ class Fleet:
                 error.weight,
                 "must be a whole number: 0 for no traffic, 1 or more for a share.",
             ) from None
+        routed.share(engine)  # again: what was shared meanwhile missed it
         with self._lock:
             # Unless somebody has removed it meanwhile.
             if member in pool.members:

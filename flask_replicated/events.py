@@ -1,0 +1,276 @@
+"""Listeners on an engine that stands for several: each engine behind it hears them.
+
+SQLAlchemy keeps listeners with an engine, its connection pool or its dialect, whichever
+an event is about. What a routed engine shows for these three looks like the primary's,
+and puts every listener on all of its servers, as one registration: so
+``event.remove()`` removes it from all, and ``event.contains()`` knows of it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import suppress
+from functools import partial
+from operator import attrgetter
+from types import FunctionType, MethodType
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import event
+
+from .shapes import Likeness
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy import Engine
+
+    from .engines import RoutedEngine
+
+    Part = Callable[[Engine], Any]
+
+__all__ = ["Listeners"]
+
+_Key = event._EventKey  # noqa: SLF001 - what event.listen() makes of its arguments
+
+_ANYWAY = ("sqlalchemy.", "flask_replicated.")
+"""Modules whose listeners every engine has anyway."""
+_RETURN = frozenset({"before_execute", "before_cursor_execute"})
+"""Events whose listeners SQLAlchemy wraps, unless they return a value themselves."""
+
+
+def _itself(engine: Engine) -> Engine:
+    return engine
+
+
+_PARTS: tuple[Part, ...] = (_itself, attrgetter("pool"), attrgetter("dialect"))
+"""What of an engine is listened to."""
+
+
+class Listeners:
+    """The listeners of a routed engine.
+
+    Args:
+        routed: The engine, with its primary and its replicas.
+
+    Attributes:
+        dispatch: Takes the listeners to its connections.
+        pool: Looks like the primary's connection pool, and takes listeners to it.
+        dialect: Looks like the primary's dialect, and takes listeners to it.
+    """
+
+    def __init__(self, routed: RoutedEngine) -> None:
+        self._routed = routed
+        self._primary = routed.real
+        self._known: list[_Listener] = []
+        self.dispatch, _ = self._likeness(_itself)
+        self.pool, self.dialect = (self._likeness(part)[1] for part in _PARTS[1:])
+        self._inherit()
+
+    def _likeness(self, part: Part) -> tuple[Any, Any]:
+        """Return what looks like a part's dispatch, and like the part with it."""
+        find = partial(part, self._primary)
+        listen = partial(self._listen, part)
+        dispatch = Likeness(lambda: find().dispatch, _listen=listen)
+        return dispatch, Likeness(find, dispatch=dispatch)
+
+    def _listen(self, part: Part, key: _Key[Any], **options: Any) -> None:
+        """Take a listener, as SQLAlchemy gives it to what is listened to."""
+        if key.contains():  # SQLAlchemy, too, takes it only once
+            return
+        listener = _Listener(key, part, options)
+        self._put(listener, self._primary)  # first: it may be refused
+        self._spread(listener)
+
+    def _spread(self, listener: _Listener) -> None:
+        listener.keep_in(self._known)
+        # Later, or a replica that is being added might miss it.
+        for engine in self._routed.engines():
+            self._put(listener, engine)
+
+    def share(self, engine: Engine) -> None:
+        """Let a replica's engine hear what is listened to on all."""
+        for listener in list(self._known):
+            self._put(listener, engine)
+
+    def _put(self, listener: _Listener, engine: Engine) -> None:
+        # An engine with options hears what the one that it was made from hears.
+        parents = _lineage(engine)[1:] if listener.part is _itself else ()
+        if not any(parent in self._routed.engines() for parent in parents):
+            listener.put_on(engine)
+
+    def _inherit(self) -> None:
+        """Spread what was listened to while the primary's engine was the only one."""
+        instead = (self._routed, self.pool, self.dialect)
+        for part, new in zip(_PARTS, instead, strict=True):
+            for engine in _lineage(self._primary):
+                for name in _names(part(engine)):
+                    for function in _listeners_of(part(engine), name):
+                        self._take_over(engine, part, new, name, function)
+
+    def _take_over(
+        self, engine: Engine, part: Part, new: Any, name: str, wrapped: Any
+    ) -> None:
+        function = _unwrapped(wrapped)
+        if str(getattr(function, "__module__", "")).startswith(_ANYWAY):
+            return
+        old, options = part(engine), {"retval": True} if name in _RETURN else {}
+        for was, now in ((engine, self._routed), (old, new)):
+            before = _Key(was, name, function, old, wrapped)
+            key = _Key(now, name, function, old, wrapped)
+            if before.contains() and not key.contains():
+                self._spread(_Inherited(key, part, options, self._primary, before))
+
+
+class _Registered(event.RefCollection[Any]):
+    """Is told by SQLAlchemy when a listener is removed.
+
+    Args:
+        key: How the listener is registered.
+        removed: Called then.
+    """
+
+    def __init__(self, key: _Key[Any], removed: Callable[[], None]) -> None:
+        self._functions: deque[Any] = deque()
+        self._removed = removed
+        key.append_to_list(self, self._functions)
+
+    def remove(self, key: _Key[Any]) -> None:
+        """Receive the news."""
+        key.remove_from_list(self, self._functions)
+        self._removed()
+
+
+class _Listener:
+    """One function that is listened to on all servers of a bind.
+
+    Args:
+        key: How it is registered on what stands for them.
+        part: Which part of an engine it is put on.
+        options: How it is listened to.
+    """
+
+    def __init__(self, key: _Key[Any], part: Part, options: dict[str, Any]) -> None:
+        self.key = key
+        self.part = part
+        self._options = options
+
+    def keep_in(self, known: list[_Listener]) -> None:
+        """Be in a list until it is removed."""
+        known.append(self)
+        self._registered = _Registered(self.key, partial(known.remove, self))
+
+    def put_on(self, engine: Engine) -> None:
+        """Let an engine hear it, unless it does so by itself."""
+        target = self.part(engine)
+        if not self._is_on(engine, target):
+            key = self.key.with_dispatch_target(target)
+            target.dispatch._listen(key, **self._options)  # noqa: SLF001 - as event.listen() does
+
+    def _is_on(self, engine: Engine, target: Any) -> bool:
+        return _listens(engine, target, self.key.identifier, self.key.fn)
+
+
+class _Inherited(_Listener):
+    """One that was put on the primary's engine alone, before there were others.
+
+    Args:
+        key: How it is registered on what stands for them.
+        part: Which part of an engine it is put on.
+        options: How it is listened to.
+        primary: The primary's engine.
+        before: How it is registered there. Whoever removes it may use either name.
+    """
+
+    def __init__(
+        self,
+        key: _Key[Any],
+        part: Part,
+        options: dict[str, Any],
+        primary: Engine,
+        before: _Key[Any],
+    ) -> None:
+        super().__init__(key, part, options)
+        self._primary = primary
+        self._before = before
+
+    def keep_in(self, known: list[_Listener]) -> None:
+        def forget() -> None:
+            known.remove(self)
+            _remove(self._before)
+
+        known.append(self)
+        self._registered = _Registered(self.key, forget)
+        self._was_registered = _Registered(self._before, partial(_remove, self.key))
+
+    def _is_on(self, engine: Engine, target: Any) -> bool:
+        # What makes engines may give each a listener of its own: a URL's plugin,
+        # OpenTelemetry, SQLALCHEMY_RECORD_QUERIES.
+        mine, name = _essence(self.key.fn, self._primary), self.key.identifier
+        found = map(_unwrapped, _listeners_of(target, name))
+        return engine is self._primary or any(
+            _essence(one, engine) == mine and _listens(engine, target, name, one)
+            for one in found
+        )
+
+
+def _remove(key: _Key[Any]) -> None:
+    if key.contains():
+        key.remove()
+
+
+def _listens(engine: Engine, target: Any, name: str, function: Any) -> bool:
+    """Whether a function was listened to on this engine itself."""
+    keys = (_Key(one, name, function, target) for one in (engine, target))
+    return any(key.contains() for key in keys)
+
+
+def _lineage(engine: Engine) -> list[Engine]:
+    """Return an engine, and those that it is a view of, with options of its own."""
+    found = [engine]
+    while (parent := getattr(found[-1], "_proxied", None)) is not None:
+        found.append(parent)
+    return found
+
+
+def _names(target: Any) -> list[str]:
+    """Return the events that can be listened to there."""
+    events = target.dispatch._events  # noqa: SLF001 - they are listed nowhere else
+    names: list[str] = events.dispatch._event_names  # noqa: SLF001 - the same
+    return names
+
+
+def _listeners_of(target: Any, name: str) -> list[Any]:
+    """Return who listens to it, and not to its class: as SQLAlchemy calls them."""
+    found = getattr(target.dispatch, name)
+    return list(getattr(found, "local", found).listeners)
+
+
+def _unwrapped(function: Any) -> Any:
+    """Return what was listened with, behind what SQLAlchemy has made of it."""
+    while str(getattr(function, "__module__", "")).startswith("sqlalchemy."):
+        inner = _cells(function)
+        behind = inner.get("orig_fn", inner.get("fn"))
+        if behind is None:
+            break
+        function = behind
+    return function
+
+
+def _essence(function: Any, engine: Engine) -> Any:
+    """Return what functions have in common that do the same, each for its engine."""
+    if isinstance(function, MethodType):
+        return function.__func__
+    if not isinstance(function, FunctionType):
+        return id(function)
+    bound = [*_cells(function).values(), *(function.__defaults__ or ())]
+    return function.__code__, [None if one is engine else id(one) for one in bound]
+
+
+def _cells(function: Any) -> dict[str, Any]:
+    """Return the variables around a function that it uses, by name."""
+    code, found = getattr(function, "__code__", None), {}
+    cells = getattr(function, "__closure__", None) or ()
+    for name, cell in zip(getattr(code, "co_freevars", ()), cells, strict=False):
+        with suppress(ValueError):  # nothing is in it yet
+            found[name] = cell.cell_contents
+    return found
