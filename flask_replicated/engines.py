@@ -52,10 +52,21 @@ class PrimaryEngine(EngineShape):
 
     It equals the real engine: a session, whoever made it, keeps its connections by
     their engines and looks for them by its bind.
+
+    Args:
+        real: The primary's engine.
+        routed: The engine that it is part of.
+        stands_in_for: The replicas, where the primary serves a read of theirs.
     """
 
-    def __init__(self, real: Engine, routed: RoutedEngine) -> None:
+    def __init__(
+        self,
+        real: Engine,
+        routed: RoutedEngine,
+        stands_in_for: ReplicaEngine | None = None,
+    ) -> None:
         self.routed = routed
+        self._shape = stands_in_for or self
         super().__init__(real)
 
     def __eq__(self, other: object) -> bool:
@@ -64,12 +75,16 @@ class PrimaryEngine(EngineShape):
     def __hash__(self) -> int:
         return hash(self.real)
 
-    def connect(self) -> PrimaryConnection:
+    def connect(self) -> Connection:
         """Connect to the primary."""
         app = self.routed.app
         if app.process != getpid():
             app.notice_fork()
-        return PrimaryConnection(self.real, self)
+        # SQLAlchemy's own, which others may have wrapped to hear of each connect.
+        return super().connect()
+
+    def _connection_cls(self, _engine: Engine) -> PrimaryConnection:  # type: ignore[override]  # called like the class that it is in Engine
+        return PrimaryConnection(self.real, self._shape)
 
     def raw_connection(self) -> PoolProxiedConnection:
         """Return a DBAPI connection to the primary.
@@ -84,6 +99,18 @@ class PrimaryEngine(EngineShape):
         return connection
 
 
+class _PickedEngine(EngineShape):
+    """One replica's engine, whose connections know that it was picked."""
+
+    def __init__(self, member: Member[Engine], shape: ReplicaEngine) -> None:
+        self._member = member
+        self._shape = shape
+        super().__init__(member.target)
+
+    def _connection_cls(self, _engine: Engine) -> ReplicaConnection:  # type: ignore[override]  # the same
+        return ReplicaConnection(self.real, self._shape, self._member)
+
+
 class ReplicaEngine(EngineShape):
     """The pool of replicas as one engine: ``connect()`` picks and fails over."""
 
@@ -91,6 +118,8 @@ class ReplicaEngine(EngineShape):
         self.replica_pool = replica_pool
         self.routed = routed
         self._all_out = False
+        self._instead = PrimaryEngine(routed.real, routed, self)
+        self._picked: dict[Member[Engine], _PickedEngine] = {}
         members = replica_pool.members
         # A fleet keeps this up to date.
         super().__init__(members[0].target if members else routed.real)
@@ -123,7 +152,7 @@ class ReplicaEngine(EngineShape):
             return self._without_replicas({}, state)
         permit = pool.permit(member)
         try:
-            connection = ReplicaConnection(member.target)
+            connection = (self._picked.get(member) or self._note(member)).connect()
         except Exception as error:  # noqa: BLE001 - a creator may raise anything
             cause, lost = self._report(member, error, permit)
             if member is kept and state is not None and not lost:
@@ -131,7 +160,6 @@ class ReplicaEngine(EngineShape):
             return self._elsewhere(member, cause, state)
         if not permit.quiet or self._all_out:
             self._welcome(member, permit)
-        connection.shape, connection.member = self, member
         return connection
 
     def _elsewhere(
@@ -146,14 +174,13 @@ class ReplicaEngine(EngineShape):
         for member in self.replica_pool.others(failed):
             permit = self.replica_pool.permit(member)
             try:
-                connection = ReplicaConnection(member.target)
+                connection = (self._picked.get(member) or self._note(member)).connect()
             except Exception as error:  # noqa: BLE001 - the same
                 causes[member.name], _ = self._report(member, error, permit)
                 if time.monotonic() >= until:
                     break
                 continue
             self._welcome(member, permit)
-            connection.shape, connection.member = self, member
             if state is not None:
                 state.kept[self] = member
             return connection
@@ -165,7 +192,7 @@ class ReplicaEngine(EngineShape):
         Another replica could show an older state than this request has seen.
         """
         state.latch("its replica has no connection to spare")
-        return PrimaryConnection(self.routed.real, self)
+        return self._instead.connect()
 
     def _welcome(self, member: Member[Engine], permit: Permit) -> None:
         """Tell the breaker that a connect succeeded, and the operator."""
@@ -214,8 +241,19 @@ class ReplicaEngine(EngineShape):
             if state is not None:
                 # Once the primary was read, a replica would show an older state.
                 state.latch("every replica is out")
-            return PrimaryConnection(self.routed.real, self)
+            return self._instead.connect()
         raise AllReplicasOutError(self.replica_pool.causes() | causes)
+
+    def _note(self, member: Member[Engine]) -> _PickedEngine:
+        """Return what connects to a replica that was not picked before."""
+        self.forget_removed()
+        engine = self._picked[member] = _PickedEngine(member, self)
+        return engine
+
+    def forget_removed(self) -> None:
+        """Let go of replicas that have been removed."""
+        there = self.replica_pool.members
+        self._picked = {m: one for m, one in self._picked.items() if m in there}
 
     def lost(self, member: Member[Engine]) -> None:
         """Let the running request go on with another replica."""
@@ -227,7 +265,7 @@ class ReplicaEngine(EngineShape):
 class _PrimaryWithOptions(PrimaryEngine):
     """The primary with execution options of its own, for a caller to hold."""
 
-    def connect(self) -> PrimaryConnection:
+    def connect(self) -> Connection:
         connection = super().connect()
         connection.engine = Alias(self.real, self)
         return connection
@@ -301,7 +339,7 @@ class RoutedEngine(EngineShape):
         alias = self._aliases.get(real)
         if alias is None:
             alias = self._aliases[real] = Alias(real, self)
-            self.forget_aliases()
+            self.forget_removed()
         connection.engine = alias
         return connection
 
@@ -346,8 +384,9 @@ class RoutedEngine(EngineShape):
             engine.echo = self.real.echo
         self._listeners.share(engine)
 
-    def forget_aliases(self) -> None:
+    def forget_removed(self) -> None:
         """Let go of replicas that have been removed."""
+        self.replicas.forget_removed()
         there = set(self.engines())
         self._aliases = {real: a for real, a in self._aliases.items() if real in there}
 

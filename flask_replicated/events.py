@@ -79,24 +79,23 @@ class Listeners:
             return
         listener = _Listener(key, part, options)
         self._put(listener, self._primary)  # first: it may be refused
-        self._spread(listener)
-
-    def _spread(self, listener: _Listener) -> None:
         listener.keep_in(self._known)
         # Later, or a replica that is being added might miss it.
         for engine in self._routed.engines():
             self._put(listener, engine)
 
     def share(self, engine: Engine) -> None:
-        """Let a replica's engine hear what is listened to on all."""
+        """Let a replica's new engine hear what is listened to on all."""
         for listener in list(self._known):
-            self._put(listener, engine)
+            self._put(listener, engine, made_with=self._primary)
 
-    def _put(self, listener: _Listener, engine: Engine) -> None:
+    def _put(
+        self, listener: _Listener, engine: Engine, made_with: Engine | None = None
+    ) -> None:
         # An engine with options hears what the one that it was made from hears.
         parents = _lineage(engine)[1:] if listener.part is _itself else ()
         if not any(parent in self._routed.engines() for parent in parents):
-            listener.put_on(engine)
+            listener.put_on(engine, made_with)
 
     def _inherit(self) -> None:
         """Spread what was listened to while the primary's engine was the only one."""
@@ -118,7 +117,10 @@ class Listeners:
             before = _Key(was, name, function, old, wrapped)
             key = _Key(now, name, function, old, wrapped)
             if before.contains() and not key.contains():
-                self._spread(_Inherited(key, part, options, self._primary, before))
+                listener = _Listener(key, part, options, before)
+                listener.keep_in(self._known)
+                for server in self._routed.engines():
+                    self._put(listener, server, made_with=self._primary)
 
 
 class _Registered(event.RefCollection[Any]):
@@ -147,38 +149,8 @@ class _Listener:
         key: How it is registered on what stands for them.
         part: Which part of an engine it is put on.
         options: How it is listened to.
-    """
-
-    def __init__(self, key: _Key[Any], part: Part, options: dict[str, Any]) -> None:
-        self.key = key
-        self.part = part
-        self._options = options
-
-    def keep_in(self, known: list[_Listener]) -> None:
-        """Be in a list until it is removed."""
-        known.append(self)
-        self._registered = _Registered(self.key, partial(known.remove, self))
-
-    def put_on(self, engine: Engine) -> None:
-        """Let an engine hear it, unless it does so by itself."""
-        target = self.part(engine)
-        if not self._is_on(engine, target):
-            key = self.key.with_dispatch_target(target)
-            target.dispatch._listen(key, **self._options)  # noqa: SLF001 - as event.listen() does
-
-    def _is_on(self, engine: Engine, target: Any) -> bool:
-        return _listens(engine, target, self.key.identifier, self.key.fn)
-
-
-class _Inherited(_Listener):
-    """One that was put on the primary's engine alone, before there were others.
-
-    Args:
-        key: How it is registered on what stands for them.
-        part: Which part of an engine it is put on.
-        options: How it is listened to.
-        primary: The primary's engine.
-        before: How it is registered there. Whoever removes it may use either name.
+        before: How it is registered on the primary's engine, if it was when there were
+            no others. Whoever removes it may use either name.
     """
 
     def __init__(
@@ -186,31 +158,45 @@ class _Inherited(_Listener):
         key: _Key[Any],
         part: Part,
         options: dict[str, Any],
-        primary: Engine,
-        before: _Key[Any],
+        before: _Key[Any] | None = None,
     ) -> None:
-        super().__init__(key, part, options)
-        self._primary = primary
+        self._key = key
+        self.part = part
+        self._options = options
         self._before = before
 
     def keep_in(self, known: list[_Listener]) -> None:
+        """Be in a list until it is removed."""
+        known.append(self)
+        before, again = self._before, partial(_remove, self._key)
+
         def forget() -> None:
             known.remove(self)
-            _remove(self._before)
+            if before is not None:
+                _remove(before)
 
-        known.append(self)
-        self._registered = _Registered(self.key, forget)
-        self._was_registered = _Registered(self._before, partial(_remove, self.key))
+        self._registered = [_Registered(self._key, forget)]
+        if before is not None:
+            self._registered.append(_Registered(before, again))
 
-    def _is_on(self, engine: Engine, target: Any) -> bool:
-        # What makes engines may give each a listener of its own: a URL's plugin,
-        # OpenTelemetry, SQLALCHEMY_RECORD_QUERIES.
-        mine, name = _essence(self.key.fn, self._primary), self.key.identifier
-        found = map(_unwrapped, _listeners_of(target, name))
-        return engine is self._primary or any(
-            _essence(one, engine) == mine and _listens(engine, target, name, one)
-            for one in found
-        )
+    def put_on(self, engine: Engine, made_with: Engine | None) -> None:
+        """Let an engine hear it, unless it does so by itself.
+
+        Args:
+            engine: The engine.
+            made_with: The primary's, where what makes engines may have given each a
+                listener of its own: ``SQLALCHEMY_RECORD_QUERIES``, OpenTelemetry.
+        """
+        target, key = self.part(engine), self._key
+        found = [key.fn]
+        if made_with is not None:
+            essence = _essence(key.fn, made_with)
+            others = map(_unwrapped, _listeners_of(target, key.identifier))
+            found += [one for one in others if _essence(one, engine) == essence]
+        if not any(_listens(engine, target, key.identifier, one) for one in found):
+            target.dispatch._listen(  # noqa: SLF001 - as event.listen() does
+                key.with_dispatch_target(target), **self._options
+            )
 
 
 def _remove(key: _Key[Any]) -> None:

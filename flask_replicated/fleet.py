@@ -230,7 +230,7 @@ class Fleet:
         members = self.routed.replicas.replica_pool.members
         real = members[0].target if members else self.routed.real
         self.routed.replicas.real = real
-        self.routed.forget_aliases()
+        self.routed.forget_removed()
 
     def _engines(self) -> dict[str | None, Engine]:
         return {} if self.front is None else self.front.engines
