@@ -43,6 +43,7 @@ class Publisher(Generic[T]):
         clock: returns seconds.
         publish: takes each pick function.
         tell: takes each event.
+        warn: called when weights are given that the strategy does not read.
 
     Attributes:
         live: the members in rotation, in the order given.
@@ -62,6 +63,7 @@ class Publisher(Generic[T]):
         clock: Callable[[], float],
         publish: Callable[[Pick[T]], None],
         tell: Callable[[Event], None],
+        warn: Callable[[], None],
     ) -> None:
         check_seconds("slow_start", slow_start)
         self._membership = membership
@@ -71,10 +73,11 @@ class Publisher(Generic[T]):
         self._clock = clock
         self._publish = publish
         self._tell = tell
+        self._warn = warn
         self._lock = Lock()
         self._pid = os.getpid()
         self.live = self._subset.choose(tuple(self._fit()))
-        self._builder.warn_of_weights(self.live)
+        self._warn_of_weights()
         self._rotation = self._builder.build(self.live)
         self._settle()
 
@@ -104,7 +107,11 @@ class Publisher(Generic[T]):
             self._membership.add(slot)
             slot.start_slowly(self._slow_start)
         self._rotate()
-        self._builder.warn_of_weights(self.live)
+        self._warn_of_weights()
+
+    def _warn_of_weights(self) -> None:
+        if self._builder.ignores_weights(self.live):
+            self._warn()
 
     def remove(self, name: str) -> Member[T]:
         """Let a member go; it is in no rotation when this returns.

@@ -68,10 +68,12 @@ class RotationBuilder(Generic[T]):
         own = type(strategy) in BALANCERS.values()
         return pick if own else _guarded(pick, live, strategy)
 
-    def warn_of_weights(self, live: tuple[Member[T], ...]) -> None:
-        """Say in the log if weights were given in vain."""
-        if isinstance(self._strategy, RoundRobin) and len({m.weight for m in live}) > 1:
-            _log.warning("RoundRobin() reads no weights; Weighted() or Random() does")
+    def ignores_weights(self, live: tuple[Member[T], ...]) -> bool:
+        """Whether weights were given in vain."""
+        return (
+            isinstance(self._strategy, RoundRobin)
+            and len({member.weight for member in live}) > 1
+        )
 
     def rebuild(
         self, live: tuple[Member[T], ...], ramps: Mapping[Member[T], Ramp]

@@ -63,13 +63,14 @@ class Slot(Generic[T]):
         ramping = self.live and seconds > 0
         self.ramp = (self.breaker.clock(), seconds) if ramping else None
 
-    def opened(self) -> MemberOpened:
-        """Return the event that says it has just been opened."""
+    def opened(self, cause: BaseException) -> MemberOpened:
+        """Return the event that says it has just been opened, and by what."""
         return MemberOpened(
             name=self.member.name,
             failures=self.breaker.failures,
             retry_in=self.breaker.retry_in or 0.0,
             error=self.last_error or "",
+            cause=cause,
         )
 
     def cause(self) -> str:

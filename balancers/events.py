@@ -6,7 +6,7 @@ outside every lock. Two changes at the same moment may be told in either order.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
 State: TypeAlias = Literal["closed", "open", "half_open"]
@@ -26,12 +26,15 @@ class MemberOpened:
         failures: counted failures in a row; 0 if it only rests.
         retry_in: seconds until one caller may probe it, unless it is drained.
         error: one line about the last failure, without passwords.
+        cause: that failure itself, for a listener that judges it. Its text may hold
+            passwords, and its traceback much else: do not keep it.
     """
 
     name: str
     failures: int
     retry_in: float
     error: str
+    cause: BaseException | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,10 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
+def _warn_of_weights() -> None:
+    _log.warning("RoundRobin() reads no weights; Weighted() or Random() does")
+
+
 class Pool(Generic[T]):
     """Things to pick from, of which some may be out.
 
@@ -65,6 +69,8 @@ class Pool(Generic[T]):
             by the next in an order that is this process's own, and has its place
             back when it returns. The others are spare: tried only if all in the
             rotation fail. None for no limit.
+        weights_unread: called, also by :meth:`add`, when weights are given to a
+            balancer that reads none; by default the log says so.
 
     Attributes:
         pick: returns a live member, or one to probe. Replaced at every change of
@@ -98,6 +104,7 @@ class Pool(Generic[T]):
         lease: float = 10.0,
         jitter: Callable[[], float] = random.random,
         limit: int | None = None,
+        weights_unread: Callable[[], None] | None = None,
     ) -> None:
         breaker = partial(
             CircuitBreaker,
@@ -122,6 +129,7 @@ class Pool(Generic[T]):
             clock=clock,
             publish=partial(setattr, self, "pick"),
             tell=self._tell,
+            warn=weights_unread or _warn_of_weights,
         )
 
     def __repr__(self) -> str:
@@ -355,7 +363,7 @@ class Pool(Generic[T]):
         text = error_text(error)
         with self._publisher.changing(slot):
             slot.last_error = text
-            event = slot.opened() if outcome() else None
+            event = slot.opened(error) if outcome() else None
         if event:
             self._tell(event)
         return event is not None

@@ -6,6 +6,7 @@ from . import connecting, connections, engines, events, session, transactions
 from .errors import (
     AllReplicasOutError,
     ConfigurationError,
+    PrimaryUnavailableError,
     ReplicatedError,
     StaleReadError,
     WriteOnReplicaError,
@@ -25,6 +26,7 @@ __all__ = [
     "AllReplicasOutError",
     "ConfigurationError",
     "FlaskReplicated",
+    "PrimaryUnavailableError",
     "ReplicatedError",
     "RoutedSession",
     "StaleReadError",

@@ -60,7 +60,7 @@ class _Tried:
         self._tried = False
 
     def __repr__(self) -> str:
-        return repr(self._balancer)
+        return f"REPLICATED_BALANCER = {safe(self._balancer)!r}"
 
     def __call__(self, members: tuple[Member[Any], ...]) -> Pick[Any]:
         if not self._tried:

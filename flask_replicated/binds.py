@@ -24,8 +24,6 @@ __all__ = [
 
 PRIMARY_NAMES = ("master", "primary")
 REPLICA_NAME = re.compile(r"(?:(?P<owner>.+)_)?(?:slave|replica)(?:_\d+)?")
-# Close enough to be meant as a replica of the default bind.
-_LOOKS_LIKE = re.compile(r"(?:slave|replica)s?[-_ ]?\w{0,3}", re.IGNORECASE)
 
 
 class Binds(NamedTuple):
@@ -35,13 +33,10 @@ class Binds(NamedTuple):
         primary: The key that names the primary (``'master'``), or None.
         replicas: Replica keys by the key of the bind that they copy, in the
             order of the configuration; the default bind's under None.
-        orphans: Keys that look like replicas and are none: nearly the right
-            name, or a copy of a bind that does not exist.
     """
 
     primary: str | None
     replicas: Mapping[str | None, tuple[str, ...]]
-    orphans: tuple[str, ...]
 
     def replica_names(self) -> list[str]:
         """Return the keys of all replicas."""
@@ -71,7 +66,6 @@ def read_binds(binds: Collection[str | None], setting: str) -> Binds:
             "'master' and 'primary' are two names for one bind; keep one of them.",
         )
     replicas: dict[str | None, list[str]] = {}
-    orphans = []
     for name in binds:
         if not isinstance(name, str):
             continue  # the default bind, or one that is called by no name
@@ -81,12 +75,9 @@ def read_binds(binds: Collection[str | None], setting: str) -> Binds:
             owner = None
         if match and (owner is None or owner in binds):
             replicas.setdefault(owner, []).append(name)
-        elif match or _LOOKS_LIKE.fullmatch(name):
-            orphans.append(name)
     return Binds(
         primary=primaries[0] if primaries else None,
         replicas={owner: tuple(names) for owner, names in replicas.items()},
-        orphans=tuple(orphans),
     )
 
 

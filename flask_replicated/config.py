@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -35,6 +36,13 @@ if TYPE_CHECKING:
     from sqlalchemy import URL
 
 __all__ = ["Settings", "Source", "read_settings"]
+
+logger = logging.getLogger("flask_replicated")
+
+_PREFIX = "REPLICATED_"
+_SWITCH = "AUTO_READ_ON_SLAVE"
+_ALIKE = 0.83
+"""How much of two words is the same where one is the other with a slip or two."""
 
 
 class Source(NamedTuple):
@@ -221,11 +229,12 @@ def _times(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _refuse_unknown(config: Mapping[Any, Any]) -> None:
     for key in config:
-        if not isinstance(key, str):
+        if not isinstance(key, str) or key in _DEFAULTS:
             continue
-        ours = key.startswith(("REPLICATED_", "AUTO_READ_ON"))
-        if ours and key not in _DEFAULTS:
-            bare = key.removeprefix("REPLICATED_")
+        if not key.startswith((_PREFIX, "AUTO_READ_ON")):
+            _refuse_misspelt(key, config[key])
+        else:
+            bare = key.removeprefix(_PREFIX)
             close = difflib.get_close_matches(
                 key if bare not in _DEFAULTS else bare, _DEFAULTS, n=1
             )
@@ -234,6 +243,44 @@ def _refuse_unknown(config: Mapping[Any, Any]) -> None:
             raise ConfigurationError(
                 key, config[key], f"no such setting; {hint}Known are {known}."
             )
+
+
+def _refuse_misspelt(key: str, value: object) -> None:
+    """Refuse a key that is one of these settings but for a slip in what it begins with.
+
+    Most keys are of other extensions. So what follows must be one of these settings'
+    names, too; and a word of its own, as in ``REPLICATION_MODE``, is only told of.
+
+    Raises:
+        ConfigurationError: It is misspelt.
+    """
+    letters = _letters(key)
+    if not letters.startswith(("R", "AUTO")):
+        return
+    if letters.startswith("AUTO"):
+        head = "REPLICATED"
+        meant = _nearest(letters, {_letters(_SWITCH): _SWITCH})
+    else:
+        names = {_letters(one.removeprefix(_PREFIX)): one for one in _DEFAULTS}
+        ends = [name for name in names if letters.endswith(name)]
+        tail = max(ends, key=len) if ends else _letters(key.partition("_")[2])
+        head, meant = letters.removesuffix(tail), _nearest(tail, names)
+    if meant is None:
+        return
+    alike = difflib.SequenceMatcher(None, head, "REPLICATED").ratio()
+    if alike > _ALIKE:
+        raise ConfigurationError(key, value, f"no such setting; did you mean {meant}?")
+    if re.fullmatch("REPLICA(S|TION|TING)?", head):
+        logger.warning("%s is not read. If it is meant as %s, call it so.", key, meant)
+
+
+def _letters(key: str) -> str:
+    return re.sub(r"[^A-Z]", "", key.upper())
+
+
+def _nearest(letters: str, known: Mapping[str, str]) -> str | None:
+    close = difflib.get_close_matches(letters, known, n=1, cutoff=_ALIKE)
+    return known[close[0]] if close else None
 
 
 def _get(config: Mapping[str, Any], key: str) -> Any:

@@ -1,8 +1,9 @@
-"""How many new connections a process may be opening to one replica at a time.
+"""How many new connections a process may be opening to one server at a time.
 
 After a glitch every thread finds its pooled connection dead, and all of them connect
 at the same moment: to a server that has just come back, and by the hundred from
-every worker. A few at a time get there sooner.
+every worker. A few at a time get there sooner. None of them waits for a name server
+that is silent.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import event
 from sqlalchemy.exc import TimeoutError  # noqa: A004 - not the built-in one
 from sqlalchemy.pool import QueuePool
+
+from .names import Names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -63,8 +66,12 @@ class _Places:
         self._free = BoundedSemaphore(self._many)
 
     @contextmanager
-    def take(self, *, in_loop: bool) -> Iterator[None]:
+    def take(self, until: float, *, in_loop: bool) -> Iterator[None]:
         """Hold a place; whoever gets none in time has met with load, not with death.
+
+        Args:
+            until: How long one waits for it, by the monotonic clock.
+            in_loop: Whether it is a coroutine that waits.
 
         Raises:
             TimeoutError: SQLAlchemy's, as for a connection pool that is exhausted.
@@ -73,8 +80,8 @@ class _Places:
             self._renew()  # a forked child: those who hold places are not here
         free, outages = self._free, self._outages()
         if not free.acquire(blocking=False):
-            waits = self._wait_in_loop if in_loop else self._wait
-            if not waits(free):
+            waits = _wait_in_loop if in_loop else _wait
+            if not waits(free, until):
                 raise TimeoutError(
                     f"{self._many} connections to this replica are being opened "
                     f"already (REPLICATED_MAX_CONNECTING); none was done within "
@@ -88,34 +95,45 @@ class _Places:
         finally:
             free.release()
 
-    def _wait(self, free: BoundedSemaphore) -> bool:
-        return free.acquire(timeout=self._seconds)
 
-    def _wait_in_loop(self, free: BoundedSemaphore) -> bool:
-        # Only here: without async engines nobody need have greenlet.
-        from sqlalchemy.util import await_only  # noqa: PLC0415
+def _wait(free: BoundedSemaphore, until: float) -> bool:
+    return free.acquire(timeout=max(0.0, until - time.monotonic()))
 
-        until = time.monotonic() + self._seconds
-        while time.monotonic() < until:
-            await_only(asyncio.sleep(_LOOK))
-            if free.acquire(blocking=False):
-                return True
-        return False
+
+def _wait_in_loop(free: BoundedSemaphore, until: float) -> bool:
+    # Only here: without async engines nobody need have greenlet.
+    from sqlalchemy.util import await_only  # noqa: PLC0415
+
+    while time.monotonic() < until:
+        await_only(asyncio.sleep(_LOOK))
+        if free.acquire(blocking=False):
+            return True
+    return False
 
 
 def limit_connecting(
-    engine: Engine, many: int, seconds: float, outages: Callable[[], int]
+    engine: Engine,
+    many: int | None,
+    seconds: float,
+    outages: Callable[[], int] = int,
+    own_limit: str | None = None,
 ) -> None:
     """Let so many new connections of an engine be opened at a time.
 
+    And let nobody wait for a name server for longer than they may wait for a place.
+
     Args:
-        engine: A replica's engine.
-        many: How many.
-        seconds: How long one more waits before it fails.
+        engine: The engine.
+        many: How many; None for any number.
+        seconds: How long one waits before it fails: for its host's name to be looked
+            up, and for a place.
         outages: Counts the server's outages; who waited while it went out fails at
             once, and so goes elsewhere.
+        own_limit: What the driver's limit on connecting is called, where a longer one
+            holds for a name as well.
     """
-    places = _Places(many, seconds, outages)
+    places = None if many is None else _Places(many, seconds, outages)
+    names = Names()
 
     # No event comes after a failure of every kind. So it connects by itself, once
     # those who listen after it have had their say, as SQLAlchemy would have.
@@ -126,10 +144,21 @@ def limit_connecting(
             connection = listener(dialect, record, cargs, cparams)
             if connection is not None:
                 return connection
-        if not _limited.get():
+        own = _number(cparams.get(own_limit)) if own_limit else 0.0
+        until = time.monotonic() + max(seconds, own)
+        names.look_up(dialect, cparams, until)
+        if places is None or not _limited.get():
             return dialect.connect(*cargs, **cparams)
-        with places.take(in_loop=dialect.is_async):
+        with places.take(until, in_loop=dialect.is_async):
             return dialect.connect(*cargs, **cparams)
+
+
+def _number(value: Any) -> float:
+    """Return a limit as a number; a URL has it as text, and may have anything."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return 0.0
 
 
 def limit_waiting(engine: Engine, seconds: float) -> None:

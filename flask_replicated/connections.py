@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sqlalchemy import Connection
 
 from .autocommit import PICKED, WITH_BLOCKS, begin_block
+from .options import wanted_role
 from .refusals import write_refused
 from .routing import WROTE, Role
 from .scopes import active_role
@@ -27,7 +28,7 @@ from .transactions import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from sqlalchemy import (
         CursorResult,
@@ -83,11 +84,14 @@ class PrimaryConnection(_LateJoined):
         wrote: Whether the transaction in progress has written.
         suspected: Whether it may have, by what its text calls or by who has the
             driver's connection in hand.
+        doubtful: Whether it may have, by what the text calls of a statement that
+            is here as any read of its request is.
+        announced: Whether the primary was asked for by name.
         preparing: Whether listeners may be at work that prepare a connection, or a
             transaction.
     """
 
-    wrote = suspected = preparing = False
+    wrote = suspected = doubtful = announced = preparing = False
 
     def __init__(self, engine: Engine, shape: PrimaryEngine | ReplicaEngine) -> None:
         self.shape = shape  # first: listeners may execute something
@@ -166,17 +170,33 @@ class PrimaryConnection(_LateJoined):
                 return False
         return bool(level == "AUTOCOMMIT")
 
-    def suspect(self) -> None:
-        """Note that what is being sent may write, though it looks like a read."""
-        self.suspected = True
+    def suspect(self, options: Mapping[str, Any]) -> None:
+        """Note that what is being sent may write, though it looks like a read.
+
+        Args:
+            options: The execution options of the statement.
+        """
+        if (
+            self.announced
+            or active_role() is not None
+            or wanted_role(None, options) is not None
+        ):
+            self.suspected = True
+        else:
+            self.doubtful = True
         if self._in_autocommit():
             self.committed()
 
     def committed(self) -> None:
         """Report that what this transaction wrote is, or may be, visible now."""
-        wrote = self.wrote or self.suspected
-        self.wrote = self.suspected = False
         app = self.shape.routed.app
+        wrote = (
+            self.wrote
+            or self.suspected
+            # Or a pin would renew itself, for as long as its client reads.
+            or (self.doubtful and not app.only_pinned())
+        )
+        self.wrote = self.suspected = self.doubtful = False
         if wrote or app.in_known_writer():
             state = app.request_state()
             if state is not None:
@@ -196,7 +216,7 @@ class PrimaryConnection(_LateJoined):
         return self._begun(lambda: ReportedTwoPhase(self, xid))
 
     def _begun(self, begin: Callable[[], _T]) -> _T:
-        self.wrote = self.suspected = False
+        self.wrote = self.suspected = self.doubtful = False
         self.preparing = True
         try:
             return begin()
@@ -218,6 +238,8 @@ class ReplicaConnection(_LateJoined):
         aborted: Whether it was by the server, which then takes no more.
         changed: Whether it has changed its session with a ``SET``.
         loss: The error that the loss of the connection was known by, or None.
+        lacks: The error by which the server has said that it does not have what a
+            statement names, or None.
         begins: Whether a transaction is being begun, of which nobody is told.
         of_session: Whether it is a session's, which will close it when it has closed
             its transaction; no more once it is being closed.
@@ -226,6 +248,7 @@ class ReplicaConnection(_LateJoined):
     sent = 0
     refused = aborted = changed = False
     loss: DBAPIError | None = None
+    lacks: DBAPIError | None = None
     begins = False
     of_session = True
 

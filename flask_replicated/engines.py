@@ -20,7 +20,12 @@ from balancers import NoMemberAvailable
 from balancers.errors import error_text
 
 from .connections import PrimaryConnection, ReplicaConnection
-from .errors import AllReplicasOutError, UnfitReplicaError
+from .errors import (
+    MORE_AT_A_TIME,
+    AllReplicasOutError,
+    PrimaryUnavailableError,
+    UnfitReplicaError,
+)
 from .events import Listeners
 from .failures import Verdict, judge_connect
 from .routing import Role
@@ -36,7 +41,9 @@ if TYPE_CHECKING:
     from balancers import Member, Permit, Pool
 
     from .fleet import Fleet
+    from .listeners import PoolListener
     from .monitor import Monitor
+    from .primary_status import PrimaryStatus
     from .state import AppState, RequestState
 
 __all__ = ["PrimaryEngine", "ReplicaEngine", "RoutedEngine"]
@@ -45,6 +52,8 @@ logger = logging.getLogger("flask_replicated")
 
 _REST = 1.0
 """Seconds for which a replica with no connection to spare is left alone."""
+_PAUSE = 60.0
+"""Seconds in which load on all replicas is told of once."""
 
 
 class PrimaryEngine(EngineShape):
@@ -81,6 +90,12 @@ class PrimaryEngine(EngineShape):
         if app.process != getpid():
             app.notice_fork()
         # SQLAlchemy's own, which others may have wrapped to hear of each connect.
+        try:
+            return super().connect()
+        except PrimaryUnavailableError as error:
+            if not error.standby:
+                raise
+        # Where its address stands for several servers, the next one may be another.
         return super().connect()
 
     def _connection_cls(self, _engine: Engine) -> PrimaryConnection:  # type: ignore[override]  # called like the class that it is in Engine
@@ -118,6 +133,7 @@ class ReplicaEngine(EngineShape):
         self.replica_pool = replica_pool
         self.routed = routed
         self._all_out = False
+        self._load_from = 0.0  # when load is told of again
         self._instead = PrimaryEngine(routed.real, routed, self)
         self._picked: dict[Member[Engine], _PickedEngine] = {}
         members = replica_pool.members
@@ -149,7 +165,7 @@ class ReplicaEngine(EngineShape):
                 if member is not kept:
                     state.kept[self] = member
         except NoMemberAvailable:
-            return self._without_replicas({}, state)
+            return self._without_replicas({}, set(), state)
         permit = pool.permit(member)
         try:
             connection = (self._picked.get(member) or self._note(member)).connect()
@@ -157,26 +173,40 @@ class ReplicaEngine(EngineShape):
             cause, lost = self._report(member, error, permit)
             if member is kept and state is not None and not lost:
                 return self._stand_in(state)
-            return self._elsewhere(member, cause, state)
+            causes = {member.name: cause}
+            return self._elsewhere(
+                member, causes, set() if lost else set(causes), state
+            )
         if not permit.quiet or self._all_out:
             self._welcome(member, permit)
         return connection
 
     def _elsewhere(
-        self, failed: Member[Engine], cause: str, state: RequestState | None
+        self,
+        failed: Member[Engine],
+        causes: dict[str, str],
+        busy: set[str],
+        state: RequestState | None,
     ) -> Connection:
         """Connect to another replica than the one that failed; try each once.
 
         None is tried any more when ``REPLICATED_FAILOVER_TIMEOUT`` is over.
+
+        Args:
+            failed: The one that failed.
+            causes: Why, by its name; it takes those of the others.
+            busy: Those of them that had no connection to spare; the same.
+            state: Of the running request, or None.
         """
-        causes = {failed.name: cause}
         until = time.monotonic() + self.routed.app.settings.failover_timeout
         for member in self.replica_pool.others(failed):
             permit = self.replica_pool.permit(member)
             try:
                 connection = (self._picked.get(member) or self._note(member)).connect()
             except Exception as error:  # noqa: BLE001 - the same
-                causes[member.name], _ = self._report(member, error, permit)
+                causes[member.name], lost = self._report(member, error, permit)
+                if not lost:
+                    busy.add(member.name)
                 if time.monotonic() >= until:
                     break
                 continue
@@ -184,7 +214,7 @@ class ReplicaEngine(EngineShape):
             if state is not None:
                 state.kept[self] = member
             return connection
-        return self._without_replicas(causes, state)
+        return self._without_replicas(causes, busy, state)
 
     def _stand_in(self, state: RequestState) -> Connection:
         """Connect to the primary: the request's replica lives, and has no time for it.
@@ -212,37 +242,52 @@ class ReplicaEngine(EngineShape):
         cause = error_text(error)
         if isinstance(error, TimeoutError):
             return cause, False  # its connection pool is exhausted: load, not death
-        if isinstance(error, UnfitReplicaError):
-            # The server has said so itself: one word is enough.
+        verdict = judge_connect(error)
+        if verdict is Verdict.MISCONFIGURED or isinstance(error, UnfitReplicaError):
+            # Somebody has said so who knows: one word is enough.
             reset = self.routed.app.settings.breaker_reset
             self.replica_pool.trip(member, reset, error)
             return cause, True
-        verdict = judge_connect(error)
         if verdict is Verdict.BUSY:
             self.replica_pool.rest(member, _REST, error, permit)
         else:
             self.replica_pool.failed(member, error, permit)
-        if verdict is Verdict.MISCONFIGURED:
-            logger.error("replica %r is not configured right: %s", member.name, cause)
         return cause, verdict is not Verdict.BUSY
 
     def _without_replicas(
-        self, causes: dict[str, str], state: RequestState | None
+        self, causes: dict[str, str], busy: set[str], state: RequestState | None
     ) -> Connection:
-        if self.routed.app.settings.fall_back:
-            # With none at all yet, as DNS has not answered, there is no news either.
-            if not self._all_out and self.replica_pool.members:
-                self._all_out = True
+        shown = self.replica_pool.causes() | causes
+        load = busy == causes.keys() and self.routed.outages.is_load(busy)
+        if not self.routed.app.settings.fall_back:
+            raise AllReplicasOutError(shown, load=load)
+        if load:
+            self._say_load(shown)
+        # With none at all yet, as DNS has not answered, there is no news either.
+        elif not self._all_out and self.replica_pool.members:
+            self._all_out = True
+            if not self.routed.outages.all_misconfigured():  # each was told of
                 logger.error(
                     "every replica is out, and the primary serves their reads "
                     "(REPLICATED_FALLBACK = 'master'): %s",
-                    self.replica_pool.causes() | causes,
+                    shown,
                 )
-            if state is not None:
-                # Once the primary was read, a replica would show an older state.
-                state.latch("every replica is out")
-            return self._instead.connect()
-        raise AllReplicasOutError(self.replica_pool.causes() | causes)
+        if state is not None:
+            # Once the primary was read, a replica would show an older state.
+            state.latch("every replica is busy" if load else "every replica is out")
+        return self._instead.connect()
+
+    def _say_load(self, causes: dict[str, str]) -> None:
+        now = time.monotonic()
+        if now >= self._load_from:
+            self._load_from = now + _PAUSE
+            logger.warning(
+                "every replica is busy, and the primary serves the reads that none has "
+                "a connection for (REPLICATED_FALLBACK = 'master'): %s. If it goes on, "
+                "%s.",
+                causes,
+                MORE_AT_A_TIME,
+            )
 
     def _note(self, member: Member[Engine]) -> _PickedEngine:
         """Return what connects to a replica that was not picked before."""
@@ -265,8 +310,9 @@ class ReplicaEngine(EngineShape):
 class _PrimaryWithOptions(PrimaryEngine):
     """The primary with execution options of its own, for a caller to hold."""
 
-    def connect(self) -> Connection:
-        connection = super().connect()
+    def _connection_cls(self, engine: Engine) -> PrimaryConnection:  # type: ignore[override]  # the same
+        connection = super()._connection_cls(engine)
+        connection.announced = True
         connection.engine = Alias(self.real, self)
         return connection
 
@@ -284,6 +330,8 @@ class RoutedEngine(EngineShape):
         monitor: What looks at the replicas in the background.
         primary: The primary, as a session uses it for writes.
         replicas: The replicas, as a session uses them for reads.
+        status: What is known of the primary.
+        outages: Tells of the replicas' outages, and so knows of them.
         fleet: Takes in new replicas and lets others go.
     """
 
@@ -299,11 +347,16 @@ class RoutedEngine(EngineShape):
         app: AppState,
         real: Engine,
         replicas: Pool[Engine],
+        *,
         monitor: Monitor,
+        status: PrimaryStatus,
+        outages: PoolListener,
     ) -> None:
         super().__init__(real)
         self.app = app
         self.monitor = monitor
+        self.status = status
+        self.outages = outages
         self.primary = PrimaryEngine(real, self)
         self.replicas = ReplicaEngine(replicas, self)
         self._aliases: dict[Engine, Alias] = {}
@@ -351,10 +404,13 @@ class RoutedEngine(EngineShape):
         """
         reads = active_role() is Role.REPLICA
         shape: Engine = self.replicas if reads else self.primary
-        with shape.connect() as connection, connection.begin():
+        with shape.connect() as connection:
             if isinstance(connection, ReplicaConnection):
                 connection.of_session = False
-            yield connection
+            elif isinstance(connection, PrimaryConnection):
+                connection.announced = True
+            with connection.begin():
+                yield connection
 
     def execution_options(self, **options: Any) -> PrimaryEngine:  # type: ignore[override]  # an engine all the same
         """Return the primary with execution options of its own."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sqlalchemy.exc import OperationalError
+
 from balancers import redact
 
 from .redaction import safe
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = [
     "AllReplicasOutError",
     "ConfigurationError",
+    "MisconfiguredReplicaError",
+    "PrimaryUnavailableError",
     "ReplicaLagsError",
     "ReplicaSilentError",
     "ReplicatedError",
@@ -146,6 +150,21 @@ class ReplicaSilentError(UnfitReplicaError):
         return f"it has said nothing for {self.seconds:g} s"
 
 
+class MisconfiguredReplicaError(UnfitReplicaError):
+    """A replica's bind leads to what is no copy of the primary's database.
+
+    Attributes:
+        why: What is there instead, and what would be right.
+    """
+
+    def __init__(self, name: str, why: str) -> None:
+        self.why = redact(why)
+        super().__init__(name, self.why)
+
+    def __str__(self) -> str:
+        return self.why
+
+
 class WrongRoleError(UnfitReplicaError):
     """A replica is none: it was promoted, or its URL names the primary."""
 
@@ -181,16 +200,25 @@ class ReplicaLagsError(UnfitReplicaError):
         )
 
 
+MORE_AT_A_TIME = (
+    "let more be open at a time (pool_size and max_overflow in the replicas' binds, "
+    "max_connections on their servers), or add replicas"
+)
+"""What helps against load."""
+
+
 class AllReplicasOutError(ReplicatedError):
     """No replica took a connection and ``REPLICATED_FALLBACK`` is ``'error'``.
 
     Attributes:
         causes: For each replica, by bind name, why it could not serve.
+        load: Whether they all live, and have no connection to spare.
     """
 
-    def __init__(self, causes: Mapping[str, str]) -> None:
+    def __init__(self, causes: Mapping[str, str], load: bool = False) -> None:
         self.causes = dict(causes)
-        super().__init__(self.causes)
+        self.load = load
+        super().__init__(self.causes, load)
 
     def __str__(self) -> str:
         if not self.causes:  # all were removed, or DNS has named none yet
@@ -199,7 +227,42 @@ class AllReplicasOutError(ReplicatedError):
                 "REPLICATED_FALLBACK = 'master' to read from the primary meanwhile."
             )
         listed = "; ".join(f"{name}: {cause}" for name, cause in self.causes.items())
+        what, remedy = "out", "Repair one of them"
+        if self.load:
+            what = "busy"
+            remedy = f"{MORE_AT_A_TIME[0].upper()}{MORE_AT_A_TIME[1:]}"
         return (
-            f"every replica is out ({listed}). Repair one of them, or set "
+            f"every replica is {what} ({listed}). {remedy}, or set "
             "REPLICATED_FALLBACK = 'master' to read from the primary meanwhile."
         )
+
+
+class PrimaryUnavailableError(ReplicatedError, OperationalError):
+    """The primary's address has led to a server that cannot be used as a primary.
+
+    Nothing was sent to it but the question for its role. For SQLAlchemy's callers this
+    is an ``OperationalError``, as a primary is that does not connect.
+
+    Attributes:
+        setting: The setting or bind that names the primary, in Python syntax.
+        why: What is wrong, and what to do.
+        standby: Whether the server is a standby; else it was silent.
+    """
+
+    def __init__(self, setting: str, why: str, *, standby: bool) -> None:
+        self.setting = setting
+        self.why = why
+        self.standby = standby
+        OperationalError.__init__(self, None, None, ConnectionError(str(self)))
+
+    def __str__(self) -> str:
+        return f"{self.setting}: {self.why}"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _primary_unavailable, (self.setting, self.why, self.standby)
+
+
+def _primary_unavailable(
+    setting: str, why: str, standby: bool
+) -> PrimaryUnavailableError:
+    return PrimaryUnavailableError(setting, why, standby=standby)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flask import has_app_context
+from flask import Flask, has_app_context
 
 from .binds import Binds, read_binds, replicated_bind, same_database
 from .checks import share
@@ -13,15 +14,15 @@ from .config import Source, read_settings
 from .discovery import Discovery
 from .errors import ConfigurationError
 from .fronts import Front, fronts_of
+from .misnamed import nearly_primary, say_misnamed
 from .pinning import pin_responses
 from .pools import routed_engine
 from .redaction import safe
 from .state import STATE, AppState, current_app_state
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
-    from flask import Flask
     from sqlalchemy import URL, Engine
 
     from balancers import Pool
@@ -64,8 +65,16 @@ class FlaskReplicated:
 
         Raises:
             ConfigurationError: A setting cannot be right, Flask-SQLAlchemy is
-                not registered yet, or this extension already is.
+                not registered yet, or this extension already is; or the application
+                is not Flask's.
         """
+        if not isinstance(app, Flask):
+            raise ConfigurationError(
+                "app",
+                app,
+                "must be a Flask application; Quart and other frameworks are not "
+                "supported.",
+            )
         if "replicated" in app.extensions:
             raise ConfigurationError(
                 "app.extensions['replicated']",
@@ -77,16 +86,15 @@ class FlaskReplicated:
         names = [name for found in binds for name in found.replica_names()]
         settings = read_settings(app.config, self.READONLY_METHODS, names)
         state = AppState(settings, app)
-        for front, found in zip(fronts, binds, strict=True):
-            _route(front, found, state)
+        plans = [
+            _plan(front, found, state)
+            for front, found in zip(fronts, binds, strict=True)
+        ]
+        for plan in plans:  # each of them can be right
+            _route(plan, state)
         if state.routes:
             app.wsgi_app = pin_responses(app.wsgi_app, state)  # type: ignore[assignment,method-assign]  # Flask's documented way
-        else:
-            logger.warning(
-                "%s: %s has no 'slave_1': every statement goes to the primary.",
-                app.name,
-                fronts[0].setting,
-            )
+        say_misnamed(app.name, fronts, served=bool(names or state.routes))
         app.extensions["replicated"] = self
         app.extensions[STATE] = state
 
@@ -170,15 +178,38 @@ def _routed(bind_key: str | None, method: str) -> RoutedEngine:
     return routed
 
 
-def _route(front: Front, binds: Binds, state: AppState) -> None:
+class _Plan(NamedTuple):
+    """What is to be routed.
+
+    Attributes:
+        front: Who owns the engines.
+        binds: What their names say.
+        copies: The replicas by the key of the bind that they copy.
+        sources: Where DNS names more of them.
+    """
+
+    front: Front
+    binds: Binds
+    copies: Mapping[str | None, Mapping[str, Engine]]
+    sources: Mapping[str, Source]
+
+
+def _plan(front: Front, binds: Binds, state: AppState) -> _Plan:
+    """Find out what is to be routed, and whether it can be right."""
     _settle_primary(front, binds)
+    return _Plan(front, binds, _copies(front, binds, state), _sources(front, state))
+
+
+def _route(plan: _Plan, state: AppState) -> None:
+    front, binds, copies, sources = plan
     routes: dict[str | None, RoutedEngine] = {}
-    sources = _sources(front, state)
-    owners = dict.fromkeys([*binds.replicas, *map(replicated_bind, sources)], ())
-    for owner, replicas in {**owners, **binds.replicas}.items():
+    for owner in dict.fromkeys([*copies, *map(replicated_bind, sources)]):
         key = front.default if owner is None else owner
-        targets = {name: front.engines[name] for name in replicas}
-        routes[key] = routed_engine(state, front.engines[key], targets)
+        targets = copies.get(owner, {})
+        setting = front.original(owner).setting
+        routes[key] = routed_engine(
+            state, front.engines[key], targets, setting, front.setting
+        )
         routes[key].fleet.front, routes[key].fleet.owner = front, owner
     for name, source in sources.items():
         owner = replicated_bind(name)
@@ -195,33 +226,71 @@ def _route(front: Front, binds: Binds, state: AppState) -> None:
         state.routes[None if plain else f"{front.prefix}{key}"] = routed
 
 
+def _copies(
+    front: Front, binds: Binds, state: AppState
+) -> dict[str | None, dict[str, Engine]]:
+    """Return the replicas that can be copies of their primaries, by owner.
+
+    Raises:
+        ConfigurationError: One cannot, and would be read from.
+    """
+    copies: dict[str | None, dict[str, Engine]] = {}
+    for owner, names in binds.replicas.items():
+        original = front.original(owner)
+        for name in names:
+            key, engine = f"{front.setting}[{name!r}]", front.engines[name]
+            if _is_fit(state, partial(original.require_copy, key, engine)):
+                copies.setdefault(owner, {})[name] = engine
+    return copies
+
+
+def _is_fit(state: AppState, require: Callable[[], None]) -> bool:
+    """Whether what is configured can be a replica.
+
+    A test configuration that inherits the replicas of another one may say
+    ``AUTO_READ_ON_SLAVE = False`` instead of naming none. Not even code that asks for a
+    replica must find such a one then.
+
+    Raises:
+        ConfigurationError: It cannot, and would be read from.
+    """
+    try:
+        require()
+    except ConfigurationError as error:
+        if state.settings.read_on_replica:
+            raise
+        logger.info("left out, as AUTO_READ_ON_SLAVE = False: %s", error)
+        return False
+    return True
+
+
 def _sources(front: Front, state: AppState) -> Mapping[str, Source]:
-    """Return where DNS names replicas of an application's engines."""
+    """Return where DNS names replicas of an application's engines.
+
+    Raises:
+        ConfigurationError: They cannot be copies, and would be read from.
+    """
     if not front.grows:
         return {}
-    for name in state.settings.discovery:
-        owner = replicated_bind(name)
+    found = {}
+    for name, source in state.settings.discovery.items():
+        owner, item = replicated_bind(name), f"REPLICATED_DISCOVERY[{name!r}]"
         key = front.default if owner is None else owner
         if key not in front.engines:
             raise ConfigurationError(
-                f"REPLICATED_DISCOVERY[{name!r}]",
-                None,
-                f"there is no bind {key!r} that its replicas could copy.",
+                item, None, f"there is no bind {key!r} that its replicas could copy."
             )
-    return state.settings.discovery
+        original = front.original(owner)._replace(without="REPLICATED_DISCOVERY = {}")
+        require = partial(original.require_source, item, source.url)
+        if front.makes_own or _is_fit(state, require):
+            found[name] = source
+    return found
 
 
 def _settle_primary(front: Front, binds: Binds) -> None:
     """Let the bind ``'master'`` and the default bind be one engine."""
     engines, name = front.engines, binds.primary
-    for orphan in binds.orphans:
-        logger.warning(
-            "%s[%r] is not taken for a replica and stays an ordinary bind: replicas "
-            "are called 'slave', 'slave_1', 'slave_2' ..., and 'x_slave_1' copies a "
-            "bind 'x' that is there.",
-            front.setting,
-            orphan,
-        )
+    slip = nearly_primary(front) if name is None else ""
     if name is not None:
         default = engines.setdefault(front.default, engines[name])
         if not same_database(default, engines[name]):
@@ -237,5 +306,7 @@ def _settle_primary(front: Front, binds: Binds) -> None:
             front.primary,
             None,
             f"{', '.join(binds.replicas[None])} need a primary to replicate; set "
-            f"it, or {front.setting}['master'].",
+            f"it, or {front.setting}['master']. {slip}".rstrip(),
         )
+    if slip:
+        logger.warning("%s", slip)

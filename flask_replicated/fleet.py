@@ -129,7 +129,7 @@ class Fleet:
                 f"replicas of this bind are called '{prefix}slave', "
                 f"'{prefix}slave_1', '{prefix}slave_2' ...",
             )
-        self.take_in(name, _make_engine(front, name, bind), weight)
+        self._take_copy(front, name, bind, weight)
 
     def watch(self, discovery: Discovery) -> None:
         """Let DNS name replicas, from the first routed read on."""
@@ -154,8 +154,16 @@ class Fleet:
         Raises:
             ConfigurationError: It cannot.
         """
-        front = self._owned("add", name)
-        self.take_in(name, _make_engine(front, name, bind), weight)
+        self._take_copy(self._owned("add", name), name, bind, weight)
+
+    def _take_copy(
+        self, front: Front, name: str, bind: str | URL | Mapping[str, Any], weight: int
+    ) -> None:
+        engine = _make_engine(front, name, bind)
+        if name not in front.engines:  # or it is refused for that
+            key = f"{front.setting}[{name!r}]"
+            front.original(self.owner).require_copy(key, engine)
+        self.take_in(name, engine, weight)
 
     def take_in(self, name: str, engine: Engine, weight: int = 1) -> None:
         """Let a new engine serve reads, under a name that is not looked at.

@@ -6,17 +6,20 @@ engines and session factories are kept, and nothing about routing.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from flask_sqlalchemy import SQLAlchemy, record_queries
 from sqlalchemy import URL, engine_from_config
 
+from .copies import Original
 from .errors import ConfigurationError
 from .options import note_primary_models
 from .session import routed_session_class
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection
 
     from flask import Flask
     from sqlalchemy import Engine, MetaData
@@ -35,17 +38,29 @@ class Front:
         setting: The key of ``app.config`` that names the binds.
         default: The key of the default engine.
         primary: The setting that names the default engine.
+        without: What the setting is like without any replica.
         prefix: What tells this front's routes from another's.
         engines: The engines by key.
         grows: Whether :meth:`make_engine` can make more of them.
+        makes_own: Whether they are made by code of the application's, so that a URL
+            alone does not tell what they will be.
     """
 
     setting: str
     default: str | None
     primary: str
+    without: str
     prefix = ""
     engines: dict[str | None, Engine]
     grows = True
+    makes_own = False
+
+    def original(self, owner: str | None) -> Original:
+        """Return the primary of a bind; None is the default one."""
+        if owner is None:
+            return Original(self.engines[self.default], self.primary, self.without)
+        setting = f"{self.setting}[{owner!r}]"
+        return Original(self.engines[owner], setting, self.without)
 
     def make_engine(self, name: str, bind: str | URL | Mapping[str, Any]) -> Engine:
         """Make an engine as the extension makes those of its setting."""
@@ -54,6 +69,10 @@ class Front:
     def metadatas(self) -> Collection[MetaData] | None:
         """Return where the tables are; None if it is not known here."""
         return None
+
+    def owns_tables(self, name: str) -> bool:  # noqa: ARG002 - where it is not known
+        """Whether models are known to be on this bind."""
+        return False
 
     def hide(self, binds: Binds) -> None:
         """Take the replicas out of what migrations and metadata walk through."""
@@ -67,16 +86,22 @@ class _FlaskSQLAlchemy(Front):
     setting = "SQLALCHEMY_BINDS"
     default = None
     primary = "SQLALCHEMY_DATABASE_URI"
+    without = "SQLALCHEMY_BINDS = {}"
 
     def __init__(self, app: Flask, db: Any) -> None:
         self._app = app
         self._db = db
+        self.makes_own = type(db)._make_engine is not SQLAlchemy._make_engine  # noqa: SLF001 - it is there to be overridden
         with app.app_context():
             self.engines: dict[str | None, Engine] = db.engines
         note_primary_models(db.Model.registry.mappers)
 
     def metadatas(self) -> Collection[MetaData]:
         return list(self._db.metadatas.values())
+
+    def owns_tables(self, name: str) -> bool:
+        metadata = self._db.metadatas.get(name)
+        return metadata is not None and bool(metadata.tables)
 
     def make_engine(self, name: str, bind: str | URL | Mapping[str, Any]) -> Engine:
         # As init_app() does for a bind; what it calls is there to be overridden.
@@ -116,6 +141,7 @@ class _Lite(Front):
     setting = "SQLALCHEMY_ENGINES"
     default = "default"
     primary = "SQLALCHEMY_ENGINES['default']"
+    without = "SQLALCHEMY_ENGINES = {'default': ...}"
 
     def __init__(self, app: Flask, db: Any) -> None:
         self._app = app
@@ -148,6 +174,7 @@ class _AsyncLite(Front):
     setting = "SQLALCHEMY_ASYNC_ENGINES"
     default = "default"
     primary = "SQLALCHEMY_ASYNC_ENGINES['default']"
+    without = "SQLALCHEMY_ASYNC_ENGINES = {'default': ...}"
     prefix = "async "
     # Their connections can be closed in the loop that opened them alone.
     grows = False
@@ -182,12 +209,35 @@ def _rebind(factory: Any, routed: Mapping[Any, Any]) -> None:
         factory.configure(binds={k: routed.get(e, e) for k, e in binds.items()})
 
 
+_SETTINGS = tuple(kind.setting for kind in (_FlaskSQLAlchemy, _Lite, _AsyncLite))
+
+
+def _refuse_lists(setting: str, binds: object) -> None:
+    """Refuse several servers under one name.
+
+    The extensions that own the engines do, too, in words that do not help; they can be
+    forestalled where this one is registered first, which is a mistake by itself.
+    """
+    for name, value in binds.items() if isinstance(binds, Mapping) else ():
+        # A URL is a tuple, too.
+        if isinstance(value, list | tuple | set) and not isinstance(value, URL):
+            several = re.sub(r"_\d+$", "", f"{name}")
+            raise ConfigurationError(
+                f"{setting}[{name!r}]",
+                value,
+                "a bind is one server. Give each a name of its own: "
+                f"{{'{several}_1': ..., '{several}_2': ...}}.",
+            )
+
+
 def fronts_of(app: Flask) -> list[Front]:
     """Return what owns the engines of an application.
 
     Raises:
-        ConfigurationError: Nothing does yet.
+        ConfigurationError: Nothing does yet, or a bind is a list.
     """
+    for setting in _SETTINGS:
+        _refuse_lists(setting, app.config.get(setting))
     db = app.extensions.get("sqlalchemy")
     if isinstance(db, SQLAlchemy):
         return [_FlaskSQLAlchemy(app, db)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .postgresql_functions import STABLE
+
 __all__ = ["LOCKING", "OF_TRANSACTION", "PURE", "SETTING", "WRITING"]
 
 _LOCKING = """
@@ -47,46 +49,141 @@ _WORDS = """
     nchar numeric nvarchar precision real smallint text time timestamp varbinary
     varchar varying json jsonb uuid signed unsigned datetime
     """
-# What PostgreSQL, MariaDB, MySQL and SQLite document to compute or tell something, of
-# what applications use; it need not be complete. Whatever is not here counts as a
-# possible write where that is cheap: on the primary, for a pin.
-_COMPUTING = """
-    abs acos age array_agg array_length array_position array_remove array_to_string
-    ascii asin atan atan2 avg bit_and bit_length bit_or bool_and bool_or ceil
-    ceiling char_length character_length chr coalesce concat concat_ws connection_id
-    corr cos cot count cume_dist curdate current_catalog current_database
-    current_date current_schema current_schemas current_setting current_time
-    current_timestamp current_user curtime database date_add date_format date_part
-    date_sub date_trunc datediff day dayname dayofmonth dayofweek dayofyear decode
-    degrees dense_rank div encode every exp field find_in_set first_value floor
-    format from_unixtime gen_random_uuid generate_series glob greatest group_concat
-    hex hour hstore if ifnull iif inet_client_addr inet_server_addr inet_server_port
-    initcap instr isnull json_agg json_array json_array_length json_arrayagg
-    json_build_array json_build_object json_contains json_each json_extract
-    json_group_array json_group_object json_object json_object_agg json_objectagg
-    json_query json_tree json_type json_unquote json_valid json_value jsonb_agg
-    jsonb_array_elements jsonb_array_length jsonb_build_object jsonb_each
-    jsonb_object_agg jsonb_path_exists jsonb_path_query jsonb_typeof julianday
-    justify_days lag last_day last_value lcase lead least length ln localtime
-    localtimestamp locate log log10 log2 lower lpad ltrim make_date make_interval
-    make_timestamp match max md5 microsecond mid min minute mod month monthname now
-    nth_value ntile nullif octet_length overlay percent_rank percentile_cont
-    percentile_disc pg_backend_pid pg_database_size pg_is_in_recovery
-    pg_last_wal_receive_lsn pg_last_wal_replay_lsn pg_last_xact_replay_timestamp
-    pg_postmaster_start_time pg_relation_size pg_size_pretty pg_sleep pg_table_size
-    pg_total_relation_size pg_typeof phraseto_tsquery pi plainto_tsquery pow power
-    printf quarter quote quote_literal radians rand random rank regexp_like
-    regexp_match regexp_matches regexp_replace regexp_split_to_array repeat replace
-    reverse round row_number row_to_json rpad rtrim schema second session_user
-    setweight sha1 sha2 sign similarity sin split_part sqlite_version sqrt
-    st_asgeojson st_astext st_contains st_distance st_dwithin st_intersects
-    starts_with stddev str_to_date strftime string_agg string_to_array strpos substr
-    sum sysdate tan timediff timestampdiff to_char to_date to_json to_jsonb
-    to_number to_regclass to_timestamp to_tsquery to_tsvector total translate trunc
-    truncate ts_headline ts_rank typeof ucase unicode unistr unix_timestamp unnest
-    upper user utc_timestamp variance version websearch_to_tsquery
-    week weekday weekofyear width_bucket
-    word_similarity year yearweek
+# What each server documents to compute or tell something. Whatever is not here counts
+# as a possible write where that is cheap: on the primary, for a pin. Of PostgreSQL,
+# what its catalogue calls volatile and writes nothing all the same, what is grammar,
+# and what applications use of well-known extensions; the rest of it is generated.
+_POSTGRESQL = """
+    array_sample array_shuffle clock_timestamp coalesce columns current_catalog
+    current_date current_query current_time current_timestamp gen_random_uuid
+    greatest hstore json_array json_arrayagg json_exists json_objectagg
+    json_query json_scalar json_serialize json_table json_value least lo_get
+    localtime localtimestamp merge_action nullif pg_blocking_pids
+    pg_collation_actual_version pg_control_checkpoint pg_control_init
+    pg_control_recovery pg_control_system pg_database_size
+    pg_get_wal_replay_pause_state pg_hba_file_rules pg_ident_file_mappings
+    pg_indexes_size pg_is_in_recovery pg_is_wal_replay_paused pg_jit_available
+    pg_last_committed_xact pg_last_wal_receive_lsn pg_last_wal_replay_lsn
+    pg_last_xact_replay_timestamp pg_lock_status pg_ls_dir pg_ls_logdir
+    pg_ls_tmpdir pg_ls_waldir pg_notification_queue_usage pg_partition_ancestors
+    pg_partition_tree pg_prepared_xact pg_read_binary_file pg_read_file
+    pg_relation_size pg_safe_snapshot_blocking_pids pg_sequence_last_value
+    pg_show_all_file_settings pg_sleep pg_sleep_for pg_sleep_until pg_stat_file
+    pg_stat_get_backend_io pg_stat_get_backend_wal pg_stat_get_io pg_table_size
+    pg_tablespace_size pg_total_relation_size pg_xact_commit_timestamp
+    pg_xact_status random random_normal similarity st_asgeojson st_astext
+    st_contains st_distance st_dwithin st_intersects strict_word_similarity
+    timeofday txid_status unaccent user uuidv4 uuidv7 word_similarity
+    xmlattributes xmlconcat xmlelement xmlforest xmlnamespaces xmlparse xmlpi
+    xmlroot xmlserialize xmltable
+    """
+# MariaDB's and MySQL's manuals.
+_MYSQL = """
+    abs acos add_months adddate addtime aes_decrypt aes_encrypt any_value area
+    asbinary ascii asin astext aswkb aswkt atan atan2 avg benchmark bin
+    bin_to_uuid binlog_gtid_pos bit_and bit_count bit_length bit_or bit_xor
+    boundary buffer can_access_column can_access_database can_access_table
+    can_access_view ceil ceiling centroid char_length character_length charset
+    chr coalesce coercibility collation column_add column_check column_create
+    column_delete column_exists column_get column_json column_list compress
+    concat concat_ws connection_id contains conv convert_tz convexhull cos cot
+    count crc32 crc32c crosses cume_dist curdate current_date current_role
+    current_time current_timestamp current_user curtime database date_add
+    date_format date_sub datediff day dayname dayofmonth dayofweek dayofyear
+    decode decode_histogram decode_oracle default degrees dense_rank des_decrypt
+    des_encrypt dimension disjoint div elt encode encrypt endpoint envelope
+    equals exp export_set exteriorring extractvalue field find_in_set
+    first_value floor format format_bytes format_pico_time found_rows
+    from_base64 from_days from_unixtime geomcollfromtext geomcollfromwkb
+    geometrycollection geometrycollectionfromtext geometrycollectionfromwkb
+    geometryfromtext geometryfromwkb geometryn geometrytype geomfromtext
+    geomfromwkb get_format glength greatest group_concat gtid_subset
+    gtid_subtract hex hour icu_version if ifnull inet6_aton inet6_ntoa inet_aton
+    inet_ntoa insert instr interiorringn intersects is_ipv4 is_ipv4_compat
+    is_ipv4_mapped is_ipv6 is_uuid isclosed isempty isnull isring issimple
+    json_array json_array_append json_array_insert json_array_intersect
+    json_arrayagg json_compact json_contains json_contains_path json_depth
+    json_detailed json_equals json_exists json_extract json_insert
+    json_key_value json_keys json_length json_loose json_merge json_merge_patch
+    json_merge_preserve json_normalize json_object json_object_filter_keys
+    json_object_to_array json_objectagg json_overlaps json_pretty json_query
+    json_quote json_remove json_replace json_schema_valid
+    json_schema_validation_report json_search json_set json_storage_free
+    json_storage_size json_table json_type json_unquote json_valid json_value
+    kdf lag last_day last_value lcase lead least length lengthb linefromtext
+    linefromwkb linestring linestringfromtext linestringfromwkb ln load_file
+    localtime localtimestamp locate log log10 log2 lower lpad ltrim make_set
+    makedate maketime master_gtid_wait master_pos_wait max mbrcontains
+    mbrcoveredby mbrdisjoint mbrequal mbrintersects mbroverlaps mbrtouches
+    mbrwithin md5 median microsecond mid min minute mlinefromtext mlinefromwkb
+    mod month monthname months_between mpointfromtext mpointfromwkb
+    mpolyfromtext mpolyfromwkb multilinestring multilinestringfromtext
+    multilinestringfromwkb multipoint multipointfromtext multipointfromwkb
+    multipolygon multipolygonfromtext multipolygonfromwkb name_const
+    natural_sort_key now nth_value ntile nullif numgeometries numinteriorrings
+    numpoints nvl nvl2 oct octet_length old_password old_value ord overlaps
+    password percent_rank percentile_cont percentile_disc period_add period_diff
+    pi point pointfromtext pointfromwkb pointn pointonsurface polyfromtext
+    polyfromwkb polygon polygonfromtext polygonfromwkb pow power
+    ps_current_thread_id ps_thread_id quarter quote radians rand random_bytes
+    rank regexp_instr regexp_like regexp_replace regexp_substr repeat replace
+    reverse roles_graphml round row_count row_number rownum rpad rtrim schema
+    sec_to_time second session_user sformat sha sha1 sha2 sign sin sleep soundex
+    source_pos_wait space sqrt srid st_area st_asbinary st_asgeojson st_astext
+    st_aswkb st_aswkt st_boundary st_buffer st_buffer_strategy st_centroid
+    st_collect st_contains st_convexhull st_crosses st_difference st_dimension
+    st_disjoint st_distance st_distance_sphere st_endpoint st_envelope st_equals
+    st_exteriorring st_frechetdistance st_geohash st_geomcollfromtext
+    st_geomcollfromwkb st_geometrycollectionfromtext
+    st_geometrycollectionfromwkb st_geometryfromtext st_geometryfromwkb
+    st_geometryn st_geometrytype st_geomfromgeojson st_geomfromtext
+    st_geomfromwkb st_hausdorffdistance st_interiorringn st_intersection
+    st_intersects st_isclosed st_isempty st_isring st_issimple st_isvalid
+    st_latfromgeohash st_latitude st_length st_linefromtext st_linefromwkb
+    st_lineinterpolatepoint st_lineinterpolatepoints st_linestringfromtext
+    st_linestringfromwkb st_longfromgeohash st_longitude st_makeenvelope
+    st_mlinefromtext st_mpointfromtext st_mpointfromwkb st_mpolyfromtext
+    st_mpolyfromwkb st_multilinestringfromtext st_multipointfromtext
+    st_multipointfromwkb st_multipolygonfromtext st_multipolygonfromwkb
+    st_numgeometries st_numinteriorrings st_numpoints st_overlaps
+    st_pointatdistance st_pointfromgeohash st_pointfromtext st_pointfromwkb
+    st_pointn st_pointonsurface st_polyfromtext st_polyfromwkb
+    st_polygonfromtext st_polygonfromwkb st_relate st_simplify st_srid
+    st_startpoint st_swapxy st_symdifference st_touches st_transform st_union
+    st_validate st_within st_x st_y startpoint statement_digest
+    statement_digest_text std stddev stddev_pop stddev_samp str_to_date strcmp
+    subdate substr substring_index subtime sum sys_guid sysdate system_user tan
+    time_format time_to_sec timediff timestampadd timestampdiff to_base64
+    to_char to_date to_days to_number to_seconds touches trim_oracle trunc
+    truncate ucase uncompress uncompressed_length unhex unix_timestamp updatexml
+    upper user utc_date utc_time utc_timestamp uuid_short uuid_to_bin uuid_v4
+    uuid_v7 validate_password_strength var_pop var_samp variance vec_distance
+    vec_distance_cosine vec_distance_euclidean vec_fromtext vec_totext version
+    wait_for_executed_gtid_set week weekday weekofyear weight_string
+    wsrep_last_seen_gtid wsrep_last_written_gtid wsrep_sync_wait_upto_gtid x y
+    year yearweek
+    """
+# SQLite's, with its full-text search and its trees.
+_SQLITE = """
+    abs acos acosh asin asinh atan atan2 atanh avg bm25 ceil ceiling changes
+    coalesce concat concat_ws cos cosh count cume_dist current_date current_time
+    current_timestamp degrees dense_rank exp first_value floor format
+    generate_series glob group_concat hex highlight if ifnull iif instr
+    json_array json_array_insert json_array_length json_each json_error_position
+    json_extract json_group_array json_group_object json_insert json_object
+    json_patch json_pretty json_quote json_remove json_replace json_set
+    json_tree json_type json_valid jsonb_array jsonb_array_insert jsonb_each
+    jsonb_extract jsonb_group_array jsonb_group_object jsonb_insert jsonb_object
+    jsonb_patch jsonb_remove jsonb_replace jsonb_set jsonb_tree julianday lag
+    last_insert_rowid last_value lead length likelihood likely ln log log10 log2
+    lower ltrim match matchinfo max median min mod nth_value ntile nullif
+    octet_length offsets percent_rank percentile percentile_cont percentile_disc
+    pi pow power printf quote radians random randomblob rank replace round
+    row_number rtreecheck rtreedepth rtreenode rtrim sign sin sinh snippet
+    soundex sqlite_compileoption_get sqlite_compileoption_used sqlite_offset
+    sqlite_source_id sqlite_version sqrt strftime string_agg substr subtype sum
+    tan tanh timediff total total_changes trunc typeof unhex unicode unistr
+    unistr_quote unixepoch unlikely upper zeroblob
     """
 
 # And words in a literal that mean a day of it.
@@ -103,5 +200,13 @@ SETTING = frozenset({"set_config"})
 """Functions that change the session."""
 OF_TRANSACTION = frozenset(_OF_TRANSACTION.split())
 """Words that stand for the time at which a transaction began."""
-PURE = frozenset(_WORDS.split()) | frozenset(_COMPUTING.split())
-"""What may stand before a parenthesis and surely writes nothing."""
+PURE = {
+    dialect: frozenset(_WORDS.split()).union(more.split(), generated)
+    for dialect, more, generated in (
+        ("postgresql", _POSTGRESQL, STABLE),
+        ("mysql", _MYSQL, ()),
+        ("mariadb", _MYSQL, ()),
+        ("sqlite", _SQLITE, ()),
+    )
+}
+"""What may stand before a parenthesis and surely writes nothing, by dialect."""

@@ -18,7 +18,7 @@ from .ailing import Ailing
 from .autocommit import begin_block
 from .connections import ReplicaConnection
 from .errors import StaleReadError
-from .failures import refused_as_write, storage_failed, unanswerable
+from .failures import ails, names_missing, refused_as_write, unanswerable
 from .options import named_table, primary_tables, wanted_role
 from .refusals import shown, view_name, write_refused
 from .replicas import CHANGED
@@ -176,8 +176,10 @@ class Gate:
             context.is_disconnect, context.invalidate_pool_on_disconnect = True, False
         if context.is_disconnect:
             connection.loss = error
-        if storage_failed(error):
+        if ails(error):
             self._note_ailing(connection, error, replica)
+        elif names_missing(error):
+            connection.lacks = error
         if context.statement is None or not refused_as_write(error):
             return None
         connection.refused = connection.aborted = True

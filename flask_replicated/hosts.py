@@ -15,13 +15,19 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.engine import Dialect
 
-__all__ = ["share_of", "warn_of_hosts"]
+__all__ = ["NAME_A_LIMIT", "ONE_BIND_EACH", "share_of", "warn_of_hosts"]
 
 logger = logging.getLogger("flask_replicated")
 
 _LIBPQ = frozenset({"psycopg", "psycopg2"})
 _LIMIT = "connect_timeout"
 _TAKES_ONE = 170000  # the version of libpq from which on a second is not taken for two
+
+
+ONE_BIND_EACH = "Give each host a bind of its own"
+"""What helps a replica."""
+NAME_A_LIMIT = "Say how long each host may take, as in '?connect_timeout=2'"
+"""What helps a primary, whose successors its URL may well name."""
 
 
 def share_of(seconds: int, dialect: Dialect, arguments: Mapping[str, Any]) -> int:
@@ -36,13 +42,14 @@ def share_of(seconds: int, dialect: Dialect, arguments: Mapping[str, Any]) -> in
     return seconds if tries == 1 else max(seconds // tries, _least(dialect))
 
 
-def warn_of_hosts(name: str, engine: Engine, seconds: int) -> None:
-    """Say so if a replica's hosts together may take longer to connect than it may.
+def warn_of_hosts(whose: str, engine: Engine, seconds: int, remedy: str) -> None:
+    """Say so if a URL's hosts together may take longer to connect than a server may.
 
     Args:
-        name: The replica's bind name.
+        whose: Whose URL it is.
         engine: Its engine.
         seconds: What a connect may take.
+        remedy: What to do, unless more time is given.
     """
     dialect = engine.dialect
     if dialect.driver not in _LIBPQ:
@@ -52,15 +59,16 @@ def warn_of_hosts(name: str, engine: Engine, seconds: int) -> None:
     longest = tries * share_of(seconds, dialect, arguments)
     if longest > seconds and _LIMIT not in arguments:
         logger.warning(
-            "replica %r: for the hosts in its URL the driver tries %d times, one after "
+            "%s: for the hosts in its URL the driver tries %d times, one after "
             "the other, and for no less than %d seconds each. So a connect may take %d "
-            "seconds, and not REPLICATED_CONNECT_TIMEOUT = %d. Give each host a bind "
-            "of its own, or set REPLICATED_CONNECT_TIMEOUT = %d.",
-            name,
+            "seconds, and not REPLICATED_CONNECT_TIMEOUT = %d. %s, "
+            "or set REPLICATED_CONNECT_TIMEOUT = %d.",
+            whose,
             tries,
             _least(dialect),
             longest,
             seconds,
+            remedy,
             longest,
         )
 

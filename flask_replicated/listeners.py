@@ -1,14 +1,19 @@
-"""What happens when a replica leaves or joins: log lines, and a clean slate."""
+"""What an operator is told when a replica leaves or joins, and a clean slate."""
 
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING
 
 from balancers import MemberAdded, MemberClosed, MemberOpened, MemberRemoved
+from balancers.errors import error_text
+
+from .failures import Verdict, judge_connect
+from .misconfigured import remedy_for
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from balancers import Event
 
@@ -18,38 +23,134 @@ __all__ = ["PoolListener"]
 
 logger = logging.getLogger("flask_replicated")
 
+_PAUSE = 60.0
+"""Seconds in which load is told of once: it comes and goes with each second."""
+
+
+class _Outage:
+    """Why one replica is out, and whether anybody was told.
+
+    Attributes:
+        verdicts: All that was wrong since it was last in rotation.
+        told: Whether its return is news.
+    """
+
+    def __init__(self) -> None:
+        self.verdicts: set[Verdict] = set()
+        self.told = False
+
 
 class PoolListener:
-    """Tells the operator, once for each outage and return.
+    """Tells the operator of each outage: once for each kind of cause, and of its end.
 
     It also retires the open connections of a replica that is out: the trial
     that lets it in again must be a new one, or an old one that nobody has used
-    since would vouch for a server that no longer answers.
+    since would vouch for a server that no longer answers. (Not of one that only
+    rests: it has no connection to spare for new ones.)
+
+    Args:
+        replicas: The replicas, by name; whoever changes them keeps it up to date.
+        binds: What has the replicas' binds by name, in Python syntax.
+        clock: Returns seconds that never go backwards.
     """
 
-    def __init__(self, replicas: Mapping[str, Replica]) -> None:
+    def __init__(
+        self,
+        replicas: Mapping[str, Replica],
+        binds: str = "replicas",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._replicas = replicas
-        self._out: set[str] = set()
+        self._binds = binds
+        self._clock = clock
+        self._out: dict[str, _Outage] = {}
+        self._busy_from: dict[str, float] = {}
 
     def __call__(self, happened: Event) -> None:
         """Receive one event of the pool."""
         if isinstance(happened, MemberOpened):
-            # A trial that fails opens it again, and is no news.
-            level = logging.DEBUG if happened.name in self._out else logging.WARNING
-            self._out.add(happened.name)
-            logger.log(level, "replica %r is out: %s", happened.name, happened.error)
-            replica = self._replicas.get(happened.name)
-            if replica is not None:  # not removed at this moment
-                replica.retire_connections()
+            self._opened(happened)
         elif isinstance(happened, MemberClosed):
-            self._out.discard(happened.name)
-            logger.warning("replica %r is back", happened.name)
-            replica = self._replicas.get(happened.name)
-            if replica is not None:
-                replica.ails = False
+            self._closed(happened.name)
         elif isinstance(happened, MemberAdded):
-            self._out.discard(happened.name)
+            self._out.pop(happened.name, None)
             logger.info("replica %r is added", happened.name)
         elif isinstance(happened, MemberRemoved):
-            self._out.discard(happened.name)
+            self._out.pop(happened.name, None)
+            self._busy_from.pop(happened.name, None)
             logger.info("replica %r is removed", happened.name)
+
+    def still_out(self, name: str, error: BaseException) -> None:
+        """Hear why a replica is out that is out already: it may be another cause."""
+        outage = self._out.get(name)
+        if outage is not None:
+            self._tell(name, outage, error)
+
+    def is_load(self, exhausted: set[str]) -> bool:
+        """Whether nothing but load keeps any replica from serving.
+
+        Args:
+            exhausted: Those that had no connection to spare, whoever is out.
+        """
+        seen = [outage.verdicts for outage in self._out.values()]
+        busy = bool(exhausted) or bool(seen)
+        return busy and all(verdicts == {Verdict.BUSY} for verdicts in seen)
+
+    def all_misconfigured(self) -> bool:
+        """Whether every replica is out for what the operator was told to mend."""
+        found = [self._out.get(name) for name in list(self._replicas)]
+        wanted = {Verdict.MISCONFIGURED}
+        return all(one is not None and one.verdicts == wanted for one in found)
+
+    def _opened(self, happened: MemberOpened) -> None:
+        outage = self._out.setdefault(happened.name, _Outage())
+        if not happened.failures:
+            self._rests(outage, happened)
+            return
+        if happened.cause is not None:
+            self._tell(happened.name, outage, happened.cause)
+        replica = self._replicas.get(happened.name)
+        if replica is not None:  # not removed at this moment
+            replica.retire_connections()
+
+    def _rests(self, outage: _Outage, happened: MemberOpened) -> None:
+        outage.verdicts.add(Verdict.BUSY)
+        now = self._clock()
+        if now >= self._busy_from.get(happened.name, now):
+            self._busy_from[happened.name] = now + _PAUSE
+            logger.warning(
+                "replica %r is busy, and rests for %.1f s: %s",
+                happened.name,
+                happened.retry_in,
+                happened.error,
+            )
+
+    def _tell(self, name: str, outage: _Outage, error: BaseException) -> None:
+        """Say why a replica is out, unless that was said of this outage."""
+        verdict, cause = judge_connect(error), error_text(error)
+        if verdict in outage.verdicts:
+            logger.debug("replica %r is still out: %s", name, cause)
+            return
+        outage.verdicts.add(verdict)
+        outage.told = True
+        if verdict is Verdict.MISCONFIGURED:
+            remedy = remedy_for(error, f"{self._binds}[{name!r}]")
+            logger.error(
+                "replica %r is not configured right, and serves no reads until it is: "
+                "%s%s",
+                name,
+                cause,
+                f". {remedy}" if remedy else "",
+            )
+        else:
+            logger.warning("replica %r is out: %s", name, cause)
+
+    def _closed(self, name: str) -> None:
+        outage = self._out.pop(name, None)
+        told = outage is not None and outage.told
+        logger.log(
+            logging.WARNING if told else logging.DEBUG, "replica %r is back", name
+        )
+        replica = self._replicas.get(name)
+        if replica is not None:
+            replica.ails = False

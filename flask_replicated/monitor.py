@@ -19,10 +19,11 @@ from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakSet
 
-from balancers.errors import UnknownMember, error_text
+from balancers.errors import UnknownMember
 
 from .errors import ReplicaLagsError, ReplicaSilentError, WrongRoleError
 from .failures import Verdict, judge_connect
+from .files import is_handed_one
 from .probes import Look, Probe
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from balancers import Member, Pool
 
+    from .listeners import PoolListener
     from .replicas import Replica
 
 __all__ = ["Monitor", "Policy"]
@@ -74,17 +76,23 @@ class Monitor:
         pool: The replicas.
         replicas: What takes care of each replica's connections, by name.
         policy: What to ask of them.
+        outages: Told why a replica is still out.
 
     Attributes:
         idle: Whether it should be started. Asked at each connect, so it costs nothing.
     """
 
     def __init__(
-        self, pool: Pool[Engine], replicas: Mapping[str, Replica], policy: Policy
+        self,
+        pool: Pool[Engine],
+        replicas: Mapping[str, Replica],
+        policy: Policy,
+        outages: PoolListener,
     ) -> None:
         self._pool = pool
         self._replicas = replicas
         self._policy = policy
+        self._outages = outages
         self._lock = threading.Lock()
         self._round: _Round | None = None
         # An async driver cannot be asked outside its event loop.
@@ -102,7 +110,9 @@ class Monitor:
             if not self.idle:
                 return
             self.idle = False
-            self._round = _Round(self._pool, self._replicas, self._policy, owner)
+            self._round = _Round(
+                self._pool, self._replicas, self._policy, self._outages, owner
+            )
             _running.add(self)
         thread = threading.Thread(
             target=self._round.run, name="flask_replicated monitor", daemon=True
@@ -149,11 +159,13 @@ class _Round:
         pool: Pool[Engine],
         replicas: Mapping[str, Replica],
         policy: Policy,
+        outages: PoolListener,
         owner: object,
     ) -> None:
         self._pool = pool
         self._replicas = replicas
         self._policy = policy
+        self._outages = outages
         self._owner = weakref.ref(owner)
         # By its module's name: it may be gevent's by now, and the class that was there
         # when this was imported would hold up every greenlet.
@@ -237,8 +249,13 @@ class _Round:
 
     def _watched(self) -> set[Member[Engine]]:
         """Return those in use, and those that have gone while somebody has them."""
-        # Spare ones are not in use, and should cost no connection.
-        members = set(self._pool.members) - set(self._pool.spares)
+        # Spare ones are not in use, and should cost no connection. One that is shared
+        # would be closed by the look, for everybody.
+        members = {
+            member
+            for member in set(self._pool.members) - set(self._pool.spares)
+            if not is_handed_one(member.target)
+        }
         for member in members - self._cared.keys():
             replica = self._replicas.get(member.name)
             if replica is not None and replica.is_of(member.target):
@@ -375,10 +392,5 @@ class _Round:
         # Until the next word, with something to spare.
         seconds = 1.5 * self._policy.interval + 2 * self._policy.timeout
         with contextlib.suppress(UnknownMember):
-            news = self._pool.trip(member, seconds, error)
-            if news and judge_connect(error) is Verdict.MISCONFIGURED:
-                logger.error(
-                    "replica %r is not configured right: %s",
-                    member.name,
-                    error_text(error),
-                )
+            if not self._pool.trip(member, seconds, error):
+                self._outages.still_out(member.name, error)

@@ -56,7 +56,7 @@ def _role(key: str, value: object) -> Role:
         raise ConfigurationError(key, value, "must be 'master' or 'slave'.") from None
 
 
-def asks_nothing(statement: Any, options: Mapping[str, Any]) -> bool:
+def asks_nothing(statement: Any, options: Mapping[str, Any] | None) -> bool:
     """Whether a statement is a plain Select, and no option of its own names a role.
 
     For such there is nothing that :func:`wanted_role` could find.
@@ -70,11 +70,16 @@ def asks_nothing(statement: Any, options: Mapping[str, Any]) -> bool:
     )
 
 
-def wanted_role(statement: Any, options: Mapping[str, Any] | None) -> Role | None:
+def wanted_role(
+    statement: Any,
+    options: Mapping[str, Any] | None,
+    defaults: Mapping[str, Any] | None = None,
+) -> Role | None:
     """Return what the options of a statement ask for, or None.
 
-    Options given to ``execute()`` are stronger than the statement's own, and
-    those are stronger than what a loaded object carries to its relationships.
+    Options given to ``execute()`` are stronger than the statement's own, those are
+    stronger than the defaults of its session, and those than what a loaded object
+    carries to its relationships.
 
     Raises:
         ConfigurationError: The option is no name of a role.
@@ -83,6 +88,8 @@ def wanted_role(statement: Any, options: Mapping[str, Any] | None) -> Role | Non
     if value is None:
         own = getattr(statement, "_execution_options", None)
         value = own.get(ROLE_OPTION) if own else None
+    if value is None and defaults:
+        value = defaults.get(ROLE_OPTION)
     if value is not None:
         return _role(f"execution_options[{ROLE_OPTION!r}]", value)
     for option in getattr(statement, "_with_options", ()):
@@ -93,9 +100,16 @@ def wanted_role(statement: Any, options: Mapping[str, Any] | None) -> Role | Non
 
 def carrying(statement: Any, role: Role) -> Any:
     """Return the statement with its role passed on to relationship loads."""
-    if isinstance(statement, Select):
-        return statement.options(_Carried(role))
-    return statement
+    if not isinstance(statement, Select):
+        return statement
+    carried = statement.options(_Carried(role))
+    # One alone: an object keeps those of its statement in no order.
+    carried._with_options = tuple(  # noqa: SLF001 - what .options() has made has no public name
+        option
+        for option in carried._with_options  # noqa: SLF001 - the same
+        if type(option) is not _Carried or option.payload is role
+    )
+    return carried
 
 
 class _PrimaryTables:

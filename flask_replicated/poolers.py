@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import struct
-from operator import attrgetter
+from operator import attrgetter, methodcaller
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
@@ -39,10 +39,11 @@ def _pid_of_pg8000(connection: Any) -> int:
     return pid
 
 
-_of_libpq = attrgetter("info.backend_pid")
+_of_libpq = methodcaller("get_backend_pid")
 _PIDS: Mapping[str, Callable[[Any], int]] = {
-    "psycopg": _of_libpq,
+    "psycopg": attrgetter("info.backend_pid"),
     "psycopg2": _of_libpq,
+    "psycopg2cffi": _of_libpq,
     "asyncpg": lambda connection: int(connection.get_server_pid()),
     "pg8000": _pid_of_pg8000,
 }
@@ -65,7 +66,7 @@ class Sessions:
         self._says_read_only = engine.dialect.driver == "psycopg"
         read_only = {} if self._says_read_only else {"transaction_read_only": "on"}
         words = {**read_only, **limits}
-        self._by_transaction = _settings(words, local=True) if words else None
+        self._by_transaction = _settings(words, local=True) if words else ""
         self._found = False
 
     def settle(self, connection: Any, record: ConnectionPoolEntry) -> None:
@@ -91,40 +92,40 @@ class Sessions:
         if self._says_read_only:
             dialect: Any = self._engine.dialect
             dialect.set_readonly(connection, True)
+        # In this order, and each as often as it likes: another connection may be opened
+        # at this moment, and must not begin a transaction unheard.
+        self._listen()
         if not self._found:
             self._found = True
-            self._begin_each_transaction()
+            logger.info(
+                "replica %r is reached through a connection pooler: each of its "
+                "transactions is made read only by itself",
+                self._name,
+            )
 
-    def _begin_each_transaction(self) -> None:
-        """Let what was set by transaction go before the first statement of each."""
-        logger.info(
-            "replica %r is reached through a connection pooler: each of its "
-            "transactions is made read only by itself",
-            self._name,
-        )
-        words = self._by_transaction
-        if words is None:
+    def _listen(self) -> None:
+        """Let what is set by transaction go before the first statement of each."""
+        if self._found or not self._by_transaction:
             return
+        event.listen(self._engine, "begin", self._note_begin)
+        event.listen(self._engine, "do_execute", self._before)
+        event.listen(self._engine, "do_executemany", self._before)
+        event.listen(self._engine, "do_execute_no_params", self._before_bare)
 
-        def note(connection: Connection) -> None:
-            # Nothing is sent yet: a loss is best met by a statement, which may run
-            # again elsewhere.
-            info = connection.info
-            if POOLED in info:
-                info[_BEGUN] = True
+    def _note_begin(self, connection: Connection) -> None:
+        # Nothing is sent yet: a loss is best met by a statement, which may run again
+        # elsewhere.
+        info = connection.info
+        if POOLED in info:
+            info[_BEGUN] = True
 
-        def before(_cursor: Any, _sql: str, _params: Any, context: Any) -> None:
-            connection = context.root_connection
-            if connection.info.pop(_BEGUN, False):
-                _send(connection, words)
+    def _before(self, _cursor: Any, _sql: str, _parameters: Any, context: Any) -> None:
+        connection = context.root_connection
+        if connection.info.pop(_BEGUN, False):
+            _send(connection, self._by_transaction)
 
-        def before_bare(cursor: Any, sql: str, context: ExecutionContext) -> None:
-            before(cursor, sql, None, context)
-
-        event.listen(self._engine, "begin", note)
-        event.listen(self._engine, "do_execute", before)
-        event.listen(self._engine, "do_executemany", before)
-        event.listen(self._engine, "do_execute_no_params", before_bare)
+    def _before_bare(self, cursor: Any, sql: str, context: ExecutionContext) -> None:
+        self._before(cursor, sql, None, context)
 
 
 def _settings(values: Mapping[str, str], *, local: bool) -> str:
@@ -139,11 +140,9 @@ def _settings(values: Mapping[str, str], *, local: bool) -> str:
 def _backend_pid(driver: str, connection: Any) -> int:
     """Return the id of the process that a driver was told of; 0 if of none."""
     tells = _PIDS.get(driver)
-    return (
-        0
-        if tells is None
-        else tells(getattr(connection, "driver_connection", connection))
-    )
+    if tells is None:
+        return 0
+    return tells(getattr(connection, "driver_connection", connection))
 
 
 def _send(connection: Connection, words: str) -> None:

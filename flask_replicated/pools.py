@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +13,15 @@ from .autocommit import leave_out_blocks
 from .comparing import can_compare
 from .config import read_settings
 from .connecting import limit_connecting, limit_waiting
+from .copies import Original
 from .engines import RoutedEngine
 from .errors import ConfigurationError
+from .files import open_existing, shares_connection
 from .fleet import Fleet
 from .gate import Gate
 from .listeners import PoolListener
 from .monitor import Monitor, Policy
-from .primaries import watch_primary, watch_statements
+from .primaries import Primary, watch_primary, watch_statements
 from .replicas import Replica
 from .state import AppState
 
@@ -33,20 +36,38 @@ if TYPE_CHECKING:
 
 __all__ = ["replicated_engine", "routed_engine"]
 
+logger = logging.getLogger("flask_replicated")
+
 
 def routed_engine(
-    app: AppState, primary: Engine, replicas: Mapping[str, Engine]
+    app: AppState,
+    primary: Engine,
+    replicas: Mapping[str, Engine],
+    setting: str = "primary",
+    binds: str = "replicas",
 ) -> RoutedEngine:
-    """Put replicas into a pool and return it with its primary as one engine."""
+    """Put replicas into a pool and return it with its primary as one engine.
+
+    Args:
+        app: The application's state.
+        primary: The engine that writes.
+        replicas: The engines that read, by name.
+        setting: The setting or bind that names the primary, in Python syntax.
+        binds: What has the replicas' binds by name, in Python syntax.
+    """
     settings = app.settings
     watch_primary(primary)
+    status = Primary(
+        primary, setting, settings.connect_timeout, role_check=settings.role_check
+    ).status
     watch_statements(primary, app.classifier)
     care = partial(_take_care, settings, Gate(app), primary)
     prepared: dict[str, Replica] = {}
     fleet = Fleet(care, prepared, limited=settings.max_pools is not None)
     for name, engine in replicas.items():
         prepared[name] = fleet.care(name, engine)
-    pool = _make_pool(settings, replicas, [PoolListener(prepared), fleet.listener()])
+    outages = PoolListener(prepared, binds)
+    pool = _make_pool(settings, replicas, [outages, fleet.listener()])
     policy = Policy(
         interval=settings.probe_interval,
         timeout=settings.connect_timeout,
@@ -54,8 +75,10 @@ def routed_engine(
         role_check=settings.role_check,
         primary=_compared(settings, primary),
     )
-    monitor = Monitor(pool, prepared, policy)
-    fleet.routed = RoutedEngine(app, primary, pool, monitor)
+    monitor = Monitor(pool, prepared, policy, outages)
+    fleet.routed = RoutedEngine(
+        app, primary, pool, monitor=monitor, status=status, outages=outages
+    )
     fleet.routed.fleet = fleet
     fleet.look_for_spares()
     return fleet.routed
@@ -74,18 +97,19 @@ def _take_care(
         max_lag=settings.max_lag,
         watched=settings.probe_interval > 0 and not engine.dialect.is_async,
         primary=_compared(settings, primary),
+        shared=shares_connection(engine, primary),
     )
-    if settings.max_connecting is not None:
-        limit_connecting(
-            engine,
-            settings.max_connecting,
-            # Who has waited for as long as a connect may take would double it;
-            # and what is left of whole seconds can be told to no driver.
-            settings.connect_timeout / 2,
-            lambda: replica.outages,
-        )
+    limit_connecting(
+        engine,
+        settings.max_connecting,
+        # Who has waited for as long as a connect may take would double it;
+        # and what is left of whole seconds can be told to no driver.
+        settings.connect_timeout / 2,
+        lambda: replica.outages,
+    )
     if engine.pool is not primary.pool:
         limit_waiting(engine, settings.connect_timeout)
+        open_existing(name, engine)
     if settings.lazy_begin:
         leave_out_blocks(engine)
     gate.guard(engine, replica)
@@ -113,6 +137,7 @@ def _make_pool(
             lease=max(10.0, 3 * settings.connect_timeout),
             listeners=listeners,
             limit=settings.max_pools,
+            weights_unread=_say_unread,
         )
     except ConfigurationError:
         raise  # says more already
@@ -123,6 +148,14 @@ def _make_pool(
             "must turn a tuple of live replicas into a function without arguments that "
             f"returns one of them ({error_text(error)}).",
         ) from error
+
+
+def _say_unread() -> None:
+    logger.warning(
+        "REPLICATED_BALANCER = 'round_robin' reads no weights, neither those of "
+        "REPLICATED_WEIGHTS nor one that add() is given; set it to 'weighted' or "
+        "'random', or leave it out beside REPLICATED_WEIGHTS."
+    )
 
 
 def replicated_engine(
@@ -139,9 +172,13 @@ def replicated_engine(
         settings: The settings of ``app.config``, as ``REPLICATED_WEIGHTS={...}``.
 
     Raises:
-        ConfigurationError: A setting cannot be right, or there is no replica.
+        ConfigurationError: A setting cannot be right, there is no replica, or one
+            that cannot be a copy of the primary's database.
     """
     if not replicas:
         raise ConfigurationError("replicas", {}, "name at least one engine that reads.")
+    original = Original(primary, "primary", "the primary's engine alone")
+    for name, engine in replicas.items():
+        original.require_copy(f"replicas[{name!r}]", engine)
     read = read_settings(settings, ("GET", "HEAD"), replicas)
     return routed_engine(AppState(read), primary, replicas)

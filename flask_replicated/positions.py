@@ -6,7 +6,10 @@ else has opened, and closes nothing.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = [
     "History",
@@ -16,9 +19,12 @@ __all__ = [
     "after_a_moment",
     "observe",
     "observer_of",
+    "replication_status",
     "role_observer",
     "sees_it_answer",
 ]
+
+_T = TypeVar("_T")
 
 
 class Observation(NamedTuple):
@@ -53,7 +59,7 @@ class Observer(Protocol):
         """Ask over a DBAPI cursor."""
 
 
-def observe(connection: Any, *observers: Observer) -> Observation:
+def observe(connection: Any, *observers: Callable[[Any], _T]) -> _T:
     """Ask a server, and ask less if it does not know that.
 
     Args:
@@ -74,7 +80,7 @@ def observe(connection: Any, *observers: Observer) -> Observation:
     return _asked(connection, last)
 
 
-def _asked(connection: Any, observer: Observer) -> Observation:
+def _asked(connection: Any, observer: Callable[[Any], _T]) -> _T:
     cursor = connection.cursor()
     try:
         return observer(cursor)
@@ -231,7 +237,7 @@ def _mysql(cursor: Any) -> Observation:
     A server that replicates from nobody may be a member of a cluster whose members
     all are primaries: then its role is left open.
     """
-    row = _status(cursor)
+    row = replication_status(cursor)
     if row:
         behind = next((row[name] for name in _BEHIND if name in row), None)
         lag = None if behind is None else float(behind)
@@ -242,8 +248,8 @@ def _mysql(cursor: Any) -> Observation:
     return Observation(alone=row is not None, doubtful=True)
 
 
-def _status(cursor: Any) -> dict[str, Any] | None:
-    """Return what it says of its source, nothing if it has none; None if untold."""
+def replication_status(cursor: Any) -> dict[str, Any] | None:
+    """Ask MariaDB or MySQL for its source: nothing if it has none; None if untold."""
     if not any(_knows(cursor, statement) for statement in _STATUS):
         return None
     return _row(cursor) or (_row(cursor) if _knows(cursor, _ALL_STATUS) else {})

@@ -14,6 +14,7 @@ from sqlalchemy import event
 from sqlalchemy.engine.characteristics import ConnectionCharacteristic
 
 from .poolers import Sessions
+from .refusing import closed_if_refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -58,12 +59,9 @@ def prepare_sessions(
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, record: ConnectionPoolEntry) -> None:
-        try:
+        with closed_if_refused(connection, record):
             ask(connection)
             settle(connection, record)
-        except BaseException:
-            connection.close()  # nobody else would
-            raise
 
 
 def _settling(

@@ -7,9 +7,7 @@ connection before it is used again.
 
 from __future__ import annotations
 
-import functools
 import math
-import select
 import weakref
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -20,16 +18,14 @@ from sqlalchemy.exc import DisconnectionError
 from .admission import Admission
 from .comparing import Comparison
 from .forks import refuse_inherited
-from .hosts import warn_of_hosts
+from .hosts import ONE_BIND_EACH, warn_of_hosts
 from .keepalive import limit_silence
 from .positions import History
 from .readonly import prepare_sessions
-from .sockets import fileno_of, hang_up
+from .sockets import hang_up, watch_socket
 from .timeouts import limit_connect
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from sqlalchemy import Engine
     from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -55,6 +51,8 @@ class Replica:
         watched: Whether it is looked at in the background.
         primary: The primary's engine, where that has to be asked whether the server
             is its own; or None.
+        shared: Whether its connection may be the primary's too, and so must be able
+            to write.
 
     Attributes:
         outages: How often its breaker has opened, after failed trials too.
@@ -75,6 +73,7 @@ class Replica:
         max_lag: float | None = None,
         watched: bool = True,
         primary: Engine | None = None,
+        shared: bool = False,
     ) -> None:
         self.history = History()
         self.admission = Admission(
@@ -94,10 +93,11 @@ class Replica:
         self._engine = weakref.ref(engine)
         self._records: WeakSet[ConnectionPoolEntry] = WeakSet()
         seconds = math.ceil(connect_timeout)
-        warn_of_hosts(name, engine, seconds)
+        warn_of_hosts(f"replica {name!r}", engine, seconds, ONE_BIND_EACH)
         lift = limit_connect(engine, seconds, read_timeout)
         limit_silence(engine)
-        prepare_sessions(name, engine, read_timeout, self.admission.ask)
+        if not shared:  # writes are kept away by classification alone
+            prepare_sessions(name, engine, read_timeout, self.admission.ask)
         if lift is not None:  # no sooner: a server may be silent after the log-in too
             event.listen(engine, "connect", lift)
         if engine.dialect.name != "sqlite":  # a file is always there or never
@@ -107,12 +107,14 @@ class Replica:
             refuse_inherited(engine)
 
     def hang_up(self) -> int:
-        """End every connection that is open, whoever waits on it; return how many.
+        """End every connection that is open, whoever waits on it.
 
         A thread that waits for an answer gets the error of a lost connection at once.
+
+        Returns:
+            How many were ended that had not been ended before.
         """
-        connections = [record.dbapi_connection for record in self._known()]
-        return sum(map(hang_up, filter(None, connections)))
+        return sum(map(_end, self._known()))
 
     @property
     def in_use(self) -> bool:
@@ -139,20 +141,13 @@ class Replica:
         self.outages += 1
 
     def _stamp(self, connection: Any, record: ConnectionPoolEntry) -> None:
-        number = fileno_of(connection)
-        watch = _nothing if number is None else _watch(number)
-        record.info[self] = self.outages, watch
+        record.info[self] = self.outages, watch_socket(connection)
         self._records.add(record)
 
     def _refuse_stale(
         self, _connection: Any, record: ConnectionPoolEntry, _proxy: Any
     ) -> None:
-        """Replace a pooled connection that the server has ended meanwhile.
-
-        An idle connection has nothing to read. If its socket is readable, the
-        server has closed it or had something to say that ends it. Asking the
-        kernel takes about a microsecond; asking the server, a round trip.
-        """
+        """Replace a pooled connection that the server has ended meanwhile."""
         outages, readable = record.info.get(self, _UNKNOWN)
         if outages != self.outages:
             raise DisconnectionError("opened before the replica's last outage")
@@ -166,22 +161,17 @@ class Replica:
 
 # Of a connection from before this extension was registered.
 _UNKNOWN = (None, None)
+_ENDED = "flask_replicated.ended"
 
 
-def _nothing() -> None:
-    """Know nothing of a connection whose driver does not show its socket."""
+def _end(record: ConnectionPoolEntry) -> bool:
+    """End a record's connection; whether it had not been ended before.
 
-
-if hasattr(select, "poll"):
-
-    def _watch(fd: int) -> Callable[[], object]:
-        """Return a function that says whether a socket has something to read."""
-        poll = select.poll()
-        poll.register(fd, select.POLLIN | select.POLLHUP | select.POLLERR)
-        return functools.partial(poll.poll, 0)
-
-else:  # Windows
-
-    def _watch(fd: int) -> Callable[[], object]:
-        """Return a function that says whether a socket has something to read."""
-        return lambda: select.select([fd], [], [], 0)[0]
+    Its socket does not tell: it can be shut down again and again without an error.
+    """
+    connection = record.dbapi_connection
+    if connection is None or record.info.get(_ENDED) is connection:
+        return False
+    # By its name: the record may have another one at any moment.
+    record.info[_ENDED] = connection
+    return hang_up(connection)

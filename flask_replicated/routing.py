@@ -9,6 +9,7 @@ from enum import Enum
 from typing import NamedTuple
 
 __all__ = [
+    "LACKING",
     "MARK",
     "PINNED",
     "ROLES",
@@ -32,6 +33,9 @@ class Role(Enum):
 
 WROTE = "this request has written, locked or changed its session"
 """Why a request is latched by its own statement."""
+
+LACKING = "its replica does not have yet what a statement names"
+"""Why a request is latched that the primary has answered instead."""
 
 ROLES = {
     "master": Role.PRIMARY,

@@ -13,7 +13,16 @@ import inspect
 import threading
 import weakref
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar, cast
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Generic,
+    NamedTuple,
+    NoReturn,
+    ParamSpec,
+    TypeVar,
+    cast,
+)
 
 from flask import has_request_context
 
@@ -137,6 +146,40 @@ def _steps(function: object) -> bool:
     return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
 
 
+class Opener(Generic[P]):
+    """A function that returns a block, and says so where it is not called.
+
+    ``@using_master`` and ``with using_master:`` lack the parentheses; Python's own
+    words for that do not tell.
+    """
+
+    def __init__(self, opens: Callable[P, Using]) -> None:
+        self._opens = opens
+        functools.update_wrapper(self, opens)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Using:
+        """Return the block.
+
+        Raises:
+            TypeError: It is used as a decorator itself.
+        """
+        if args and (callable(args[0]) or hasattr(args[0], "__get__")):
+            raise self._uncalled(f"@{self._opens.__name__}")
+        return self._opens(*args, **kwargs)
+
+    def __enter__(self) -> NoReturn:
+        raise self._uncalled(f"with {self._opens.__name__}:")
+
+    def __exit__(self, *_: object) -> None:
+        """Never happen."""
+
+    def _uncalled(self, written: str) -> TypeError:
+        name = self._opens.__name__
+        right = written.replace(name, f"{name}()")
+        return TypeError(f"'{written}' lacks its parentheses: write '{right}'")
+
+
+@Opener
 def using_master() -> Using:
     """Send every read inside this block to the primary.
 
@@ -147,6 +190,7 @@ def using_master() -> Using:
     return Using(Role.PRIMARY)
 
 
+@Opener
 def using_slave() -> Using:
     """Send every read inside this block to a replica, whatever was decided.
 

@@ -7,7 +7,8 @@ connection, so the session finds the connection that it already has.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import functools
+from typing import TYPE_CHECKING, Any, cast
 
 import sqlalchemy as sa
 from flask_sqlalchemy.session import Session as FlaskSession
@@ -19,14 +20,14 @@ from .engines import RoutedEngine
 from .errors import StaleReadError, WriteOnReplicaError
 from .options import asks_nothing, carrying, reads_primary, wanted_role
 from .refusals import write_refused
-from .routing import WROTE, Role
+from .routing import LACKING, PINNED, WROTE, Role
 from .scopes import active_role, current_block
 from .sqltext import Kind
 from .state import this_app, this_request
 from .ways import EMPTY, Ways
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from sqlalchemy import Engine
 
@@ -48,6 +49,9 @@ class RoutedSession(orm.Session):
     """
 
     _ways: Ways | None = None
+
+    if not hasattr(orm.Session, "execution_options"):  # in SQLAlchemy 2.0
+        execution_options: Any = EMPTY
 
     # Whether the class behind this one chooses engines by bind key alone, as
     # Flask-SQLAlchemy's does; then the default bind is known without asking it.
@@ -191,22 +195,17 @@ class RoutedSession(orm.Session):
             ways.connecting = False
         if isinstance(connection, PrimaryConnection) and active_role() is None:
             state = connection.shape.routed.app.request_state()
-            if state is not None and state.decision.role is _REPLICA:
-                # Once the primary was read, a replica would show an older state.
+            if state is not None and (
+                state.decision.role is _REPLICA or state.decision is PINNED
+            ):
+                # Once the primary was read, a replica would show an older state; and
+                # its client's pin is not why the request is there.
                 state.latch("the session's connection was asked for")
         return connection
 
     # --- statements, and what may happen to them ------------------------------
 
-    def execute(
-        self,
-        statement: Any,
-        params: Any = None,
-        *,
-        execution_options: Mapping[str, Any] = EMPTY,
-        bind_arguments: dict[str, Any] | None = None,
-        **more: Any,
-    ) -> Any:
+    def execute(self, statement: Any, params: Any = None, **options: Any) -> Any:
         """Execute a statement, as any session does.
 
         Raises:
@@ -214,29 +213,7 @@ class RoutedSession(orm.Session):
             AllReplicasOutError: No replica serves it, and the primary must not.
             ConfigurationError: Its option ``replicated`` is no name of a role.
         """
-        run, ways, instead = super().execute, self._ways, None
-        if ways is None:
-            ways = self._ways = Ways()
-        # Nearly every statement is a plain one, and is run right here: each detour,
-        # and each dictionary of arguments, costs as much as it does to route it.
-        if (
-            ways.wanted is None
-            and not more
-            and asks_nothing(statement, execution_options)
-        ):
-            try:
-                return run(
-                    statement,
-                    params,
-                    execution_options=execution_options,
-                    bind_arguments=bind_arguments,
-                )
-            except _MAY_RECOVER as error:
-                if not self._recovers(ways, error):
-                    raise
-            instead, ways.wanted = ways.wanted, None
-        more.update(execution_options=execution_options, bind_arguments=bind_arguments)
-        return self._run(run, statement, params, more, instead)
+        return self._run(super().execute, statement, params, options)
 
     def scalar(self, statement: Any, params: Any = None, **options: Any) -> Any:
         """Execute a statement and return its first value; it raises the same."""
@@ -252,7 +229,6 @@ class RoutedSession(orm.Session):
         statement: Any,
         params: Any,
         options: dict[str, Any],
-        instead: Role | None = None,
     ) -> Any:
         """Run a statement, and again elsewhere if only its replica cannot answer.
 
@@ -261,20 +237,34 @@ class RoutedSession(orm.Session):
             statement: The statement.
             params: Its parameters.
             options: The other arguments of *run*.
-            instead: The role that stands in for the one it asks for.
         """
         ways = self._ways
         if ways is None:
             ways = self._ways = Ways()
-        statement, wanted = self._prepare(statement, options)
-        outer, ways.wanted = ways.wanted, instead or wanted
+        wanted = None
+        # Nearly every statement is a plain one, and to see that costs least.
+        if (
+            not asks_nothing(statement, options.get("execution_options"))
+            or self.execution_options
+        ):
+            statement, wanted = self._prepare(statement, options)
+        added = options.get("_add_event")
+        if self.dispatch.do_orm_execute:
+            # Ours is the last of its handlers: it sees what the others have made of it.
+            options["_add_event"] = functools.partial(self._heed, added)
+        outer, ways.wanted = ways.wanted, wanted
         try:
             while True:
                 try:
                     return run(statement, params, **options)
                 except _MAY_RECOVER as error:
-                    if not self._recovers(ways, error):
+                    again = self._again(ways, error, run)
+                    if again is None:
                         raise
+                    if isinstance(error, StaleReadError):
+                        # Stronger than what a handler asks for.
+                        options["_add_event"] = added
+                run = again
         finally:
             ways.wanted = outer
 
@@ -286,12 +276,35 @@ class RoutedSession(orm.Session):
             # The one read that SQLAlchemy does not show to get_bind().
             given = options.get("bind_arguments") or {}
             options["bind_arguments"] = {"clause": statement, **given}
-        wanted = wanted_role(statement, options.get("execution_options"))
+        given = options.get("execution_options")
+        wanted = wanted_role(statement, given, self.execution_options)
         if wanted is not None:
             return carrying(statement, wanted), wanted
         if isinstance(statement, sa.UpdateBase):
             self._latch_early(statement, options.get("bind_arguments"))
         return statement, None
+
+    def _heed(
+        self,
+        added: Callable[[orm.ORMExecuteState], Any] | None,
+        state: orm.ORMExecuteState,
+    ) -> Any:
+        """Note what role a statement asks for when all its handlers are done with it.
+
+        Args:
+            added: A handler that its caller has added, or None.
+            state: The statement.
+        """
+        result = added(state) if added is not None else None
+        if result:
+            return result
+        statement, ways = state.statement, cast("Ways", self._ways)
+        if type(statement) is sa.CompoundSelect:
+            state.bind_arguments.setdefault("clause", statement)
+        ways.wanted = wanted_role(statement, state.local_execution_options)
+        if ways.wanted is not None:
+            state.statement = carrying(statement, ways.wanted)
+        return None
 
     def _latch_early(self, write: sa.UpdateBase, bound: Any) -> None:
         """Let a write's own reads, of the rows to change, see the primary."""
@@ -304,9 +317,27 @@ class RoutedSession(orm.Session):
         if isinstance(routed, RoutedEngine):
             routed.app.latch(WROTE)
 
+    def _again(
+        self, ways: Ways, error: Exception, run: Callable[..., Any]
+    ) -> Callable[..., Any] | None:
+        """Return what runs a statement once more that has failed; None if nothing may.
+
+        The primary may have what a replica lacks. It may answer under the same rules as
+        after a loss: what was read before must have promised no fixed snapshot, and no
+        ``SET`` must get lost.
+        """
+        self._note_connections(ways)
+        lacking = next((r for r in ways.reads.values() if r.lacks is error), None)
+        if lacking is None:
+            return run if self._recovers(ways, error) else None
+        if _REPLICA in (active_role(), ways.wanted):
+            return None
+        if lacking.sent > 1 and not lacking.may_be_continued:
+            return None
+        return functools.partial(_run_on_primary, ways, lacking, run)
+
     def _recovers(self, ways: Ways, error: Exception) -> bool:
         """Turn away from a replica that cannot answer; whether another server may."""
-        self._note_connections(ways)
         if isinstance(error, StaleReadError):
             again, ways.wanted = ways.wanted is not Role.PRIMARY, Role.PRIMARY
             return again
@@ -355,6 +386,30 @@ class RoutedSession(orm.Session):
             return False
         _continue_on_primary(ways, lost, "its replica was lost")
         return True
+
+
+def _run_on_primary(
+    ways: Ways,
+    lacking: ReplicaConnection,
+    run: Callable[..., Any],
+    statement: Any,
+    params: Any,
+    **options: Any,
+) -> Any:
+    """Run a statement on the primary that names what a replica does not have yet.
+
+    If the primary does not have it either, its error is raised, and all is as before:
+    whoever asks for it again and again must not move a request's other reads there.
+    """
+    app = lacking.shape.routed.app
+    app.latch(LACKING)
+    try:
+        found = run(statement, params, **options)
+    except BaseException:
+        app.unlatch()
+        raise
+    _continue_on_primary(ways, lacking, LACKING)
+    return found
 
 
 def _continue_on_primary(ways: Ways, read: ReplicaConnection, reason: str) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import select
 import socket
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-__all__ = ["fileno_of", "hang_up", "leave_to_parent", "shown"]
+__all__ = ["fileno_of", "hang_up", "leave_to_parent", "shown", "watch_socket"]
 
 
 def fileno_of(connection: Any) -> int | None:
@@ -99,3 +101,31 @@ def leave_to_parent(connection: Any) -> None:
     nowhere = os.open(os.devnull, os.O_RDWR)
     os.dup2(nowhere, number, inheritable=False)
     os.close(nowhere)
+
+
+def watch_socket(connection: Any) -> Callable[[], object]:
+    """Return a function that says whether a connection's socket can be read from.
+
+    An idle connection has nothing to read. If its socket is readable, the server has
+    closed it or had something to say that ends it. Asking the kernel takes about a
+    microsecond; asking the server, a round trip.
+    """
+    number = fileno_of(connection)
+    return _know_nothing if number is None else _watch(number)
+
+
+def _know_nothing() -> None:
+    """Know nothing of a connection whose driver does not show its socket."""
+
+
+if hasattr(select, "poll"):
+
+    def _watch(fd: int) -> Callable[[], object]:
+        poll = select.poll()
+        poll.register(fd, select.POLLIN | select.POLLHUP | select.POLLERR)
+        return functools.partial(poll.poll, 0)
+
+else:  # Windows
+
+    def _watch(fd: int) -> Callable[[], object]:
+        return lambda: select.select([fd], [], [], 0)[0]

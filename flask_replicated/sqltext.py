@@ -120,7 +120,11 @@ _GRAMMAR = """
     against bernoulli check ilike index key materialized offset operator regexp rlike
     system to use xor
     """
-_WORDS = PURE | SETTING | frozenset(_GRAMMAR.split())
+_WORDS = {
+    dialect: pure | SETTING | frozenset(_GRAMMAR.split())
+    for dialect, pure in PURE.items()
+}
+_ANY_WORDS = frozenset().union(*_WORDS.values())
 _SYSTEM_SCHEMAS = frozenset({"", "pg_catalog"})
 _CALLS = re.compile(r"\b([A-Za-z_]\w*)\s*\(")
 _READING_PRAGMAS = re.compile(
@@ -198,14 +202,19 @@ class TextClassifier:
         """
         return max(map(self._judge_called, _readings(sql)))
 
-    def may_write(self, sql: str) -> bool:
-        """Whether a statement writes, or calls what is not known to write nothing."""
-        return (self._judge_writing if len(sql) > _CACHED_LENGTH else self._writing)(
-            sql
-        )
+    def may_write(self, sql: str, dialect: str = "") -> bool:
+        """Whether a statement writes, or calls what is not known to write nothing.
+
+        Args:
+            sql: The statement.
+            dialect: SQLAlchemy's name for the server's dialect, whose functions are
+                known.
+        """
+        judge = self._judge_writing if len(sql) > _CACHED_LENGTH else self._writing
+        return judge(sql, dialect)
 
     def stands_alone(self, sql: str) -> bool:
-        """Whether a read answers the same in a transaction of its own.
+        """Whether PostgreSQL answers a read alike in a transaction of its own.
 
         If each statement sees the newest data anyway. One query, and nothing in it
         that is fixed when its transaction begins, or that is not known.
@@ -216,15 +225,17 @@ class TextClassifier:
             and match.group(1).upper() in _QUERIES
             and ";" not in sql
             and not _OF_TRANSACTION.search(sql)
-            and not self.may_write(sql)
+            and not self.may_write(sql, "postgresql")
         )
 
-    def _judge_writing(self, sql: str) -> bool:
+    def _judge_writing(self, sql: str, dialect: str) -> bool:
         if self.statement(sql) is Kind.WRITE:
             return True
+        known = _WORDS.get(dialect, _ANY_WORDS)
         # Not by way of kinds: a query that locks may call anything too.
         return any(
-            self.function(name) is not Kind.LOCK and not _only_computes(schema, name)
+            self.function(name) is not Kind.LOCK
+            and not (schema.lower() in _SYSTEM_SCHEMAS and name.lower() in known)
             for bare in _readings(sql)
             for schema, name in _CALLED_NAMES.findall(_without_lists(bare))
         )
@@ -324,11 +335,6 @@ def _opens_table(bare: str, start: int) -> bool:
     return bool(
         before["surely"] or before["called"] or _OWN_QUERY.match(bare, start + 1)
     )
-
-
-def _only_computes(schema: str, name: str) -> bool:
-    """Whether a word before a parenthesis surely writes nothing."""
-    return schema.lower() in _SYSTEM_SCHEMAS and name.lower() in _WORDS
 
 
 def _readings(sql: str) -> list[str]:

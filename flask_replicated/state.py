@@ -23,7 +23,7 @@ from flask.globals import request, request_ctx
 
 from .forks import UNTOLD
 from .pinning import ANSWERED, COMMITTED, CookiePins, still_counts
-from .routing import PINNED, Decision, Role, decide, marked_role
+from .routing import LACKING, PINNED, Decision, Role, decide, marked_role
 from .statements import Classifier
 
 if TYPE_CHECKING:
@@ -163,6 +163,12 @@ class AppState:
         if state is not None:
             state.latch(reason)
 
+    def unlatch(self) -> None:
+        """Undo the running request's latch for what its replica lacks, if any."""
+        state = self.request_state()
+        if state is not None:
+            state.unlatch()
+
     def given_out(self) -> None:
         """Note that the running request has a driver's connection in its hands."""
         state = self.request_state()
@@ -228,6 +234,14 @@ class AppState:
         if decision.by_method and self.settings.is_read is not None:
             decision = decided(is_read=self.settings.is_read(current))
         return decision
+
+    def only_pinned(self) -> bool:
+        """Whether only its client's pin has the running request read the primary."""
+        state = self.request_state()
+        if state is None or state.decision is not PINNED:
+            return False
+        otherwise = self._decide(state, this_request(), pinned=False)
+        return otherwise.role is Role.REPLICA
 
     def learn_writer(self, refusal: WriteOnReplicaError) -> None:
         """Remember an endpoint whose write only a replica's server recognised."""
@@ -376,8 +390,18 @@ class RequestState:
 
     def latch(self, reason: str) -> None:
         """Send this request's reads to the primary from here on."""
-        if self.latched is None:
+        # What may be undone must not hide what may not.
+        if self.latched is None or self.latched is LACKING:
             self.latched = reason
+            self._forget()
+
+    def unlatch(self) -> None:
+        """Undo a latch for what a replica lacks: the primary has not answered either.
+
+        So nothing newer was seen than the replica shows.
+        """
+        if self.latched is LACKING:
+            self.latched = None
             self._forget()
 
     def mark(self, role: Role) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-__all__ = ["limit_connect"]
+__all__ = ["limit_connect", "limit_of"]
 
 _TIMEOUT_ARGUMENT = {
     "psycopg": "connect_timeout",
@@ -30,11 +30,16 @@ _TIMEOUT_ARGUMENT = {
 }
 
 
+def limit_of(driver: str) -> str | None:
+    """Return what a driver's limit on connecting is called, if it has one."""
+    return _TIMEOUT_ARGUMENT.get(driver)
+
+
 def limit_connect(
     engine: Engine, seconds: int, read_timeout: float | None
 ) -> Callable[[Any, Any], None] | None:
     """Bound the time to connect; return what lifts the bound from a new connection."""
-    argument = _TIMEOUT_ARGUMENT.get(engine.driver)
+    argument = limit_of(engine.driver)
     if argument is None:
         return None
     # A second more than the server has, so that it is the one to say so.

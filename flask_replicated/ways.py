@@ -146,7 +146,7 @@ class Ways:
         """Forget a replica's connection."""
         if self.routed is not None and read.shape is self.routed.replicas:
             self.lane = None
-        del self.reads[read.shape]
+        self.reads.pop(read.shape, None)
         self.lanes.pop(read.shape, None)
 
     def forget(self) -> None:

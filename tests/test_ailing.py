@@ -12,7 +12,7 @@ from balancers import Pool
 from examples.cluster import wait_until
 from flask_replicated import replicated_engine, using_slave
 from flask_replicated.ailing import Ailing
-from flask_replicated.failures import storage_failed, unanswerable
+from flask_replicated.failures import ails, unanswerable
 from flask_replicated.probes import Probe
 from tests.balancers.support import FakeClock
 from tests.support import REPLICAS, Build, build_fixture, make_file, sqlite_url
@@ -125,15 +125,18 @@ class TestAiling:
 def test_other_databases(orig: Exception, failed: bool) -> None:
     """Each database has its own way to say so."""
     error = sa.exc.OperationalError("SELECT 1", {}, orig)
-    assert storage_failed(error) is unanswerable(error) is failed
+    assert ails(error) is unanswerable(error) is failed
 
 
-@pytest.mark.parametrize("state", ["53100", "58030", "58P01", "XX001", "XX002"])
+@pytest.mark.parametrize(
+    "state",
+    ["53100", "53200", "53400", "58030", "58P01", "XX000", "XX001", "XX002"],
+)
 def test_states(state: str) -> None:
     """A SQLSTATE says so, whatever the message."""
     orig = Exception("Lesefehler")
     orig.sqlstate = state  # type: ignore[attr-defined]  # as psycopg's errors have it
-    assert storage_failed(sa.exc.OperationalError("SELECT 1", {}, orig))
+    assert ails(sa.exc.OperationalError("SELECT 1", {}, orig))
 
 
 def test_no_get_fails(

@@ -20,6 +20,7 @@ from tests.support import (
     break_file,
     build_fixture,
     make_file,
+    sqlite_url,
     unpooled,
 )
 
@@ -154,6 +155,57 @@ class TestBusy:
                 assert site.who() == "master"
             site.db.session.commit()
             assert site.who() == "master"
+
+    @pytest.mark.parametrize("fallback", ["master", "error"])
+    def test_all_busy(
+        self,
+        build: Build,
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
+        fallback: str,
+    ) -> None:
+        """Load on all of them is called so, once, with what helps; none is out."""
+        small = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.01}
+        binds = {
+            name: {"url": sqlite_url(make_file(tmp_path, name)), **small}
+            for name in ("slave_1", "slave_2")
+        }
+        site = build([], binds=binds, REPLICATED_FALLBACK=fallback)
+        with site.app.app_context():
+            engines = dict(site.db.engines)
+        with engines["slave_1"].connect(), engines["slave_2"].connect():
+            if fallback == "master":
+                assert site.count(3) == {"master": 3}
+            else:
+                with site.app.test_request_context():
+                    with pytest.raises(AllReplicasOutError, match="is busy") as caught:
+                        site.who()
+                    assert caught.value.load
+                    assert "Let more be open" in str(caught.value)
+        told = [record for record in caplog.records if "every" in record.getMessage()]
+        for record in told:
+            assert record.levelno == logging.WARNING
+            assert "every replica is busy" in record.getMessage()
+            assert "pool_size and max_overflow" in record.getMessage()
+        assert len(told) == (fallback == "master")
+        assert set(site.count(4)) <= {"slave_1", "slave_2"}
+
+    def test_busy_and_out(
+        self, build: Build, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Where one is down as well it is more than load."""
+        small = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.01}
+        url = sqlite_url(make_file(tmp_path, "slave_1"))
+        bind = {"url": url, **small}
+        site = build(["slave_2"], binds={"slave_1": bind}, REPLICATED_PROBE_INTERVAL=0)
+        with site.app.app_context():
+            busy = site.db.engines["slave_1"]
+            site.db.engines["slave_2"].dispose()
+        break_file(tmp_path, "slave_2")
+        with busy.connect():
+            assert site.count(3) == {"master": 3}
+        assert "every replica is out" in caplog.text
+        assert "every replica is busy" not in caplog.text
 
     def test_who_waits_goes_elsewhere(self, build: Build, tmp_path: Path) -> None:
         """Nobody waits long for a place in one pool while others have some."""

@@ -19,6 +19,7 @@ from flask_sqlalchemy import SQLAlchemy
 from balancers import Permit, Pool
 from examples.cluster import wait_until
 from flask_replicated import FlaskReplicated, replicated_engine
+from flask_replicated.listeners import PoolListener
 from flask_replicated.monitor import Monitor, Policy
 from flask_replicated.positions import Observation, observer_of
 from flask_replicated.probes import Look, Probe
@@ -231,7 +232,9 @@ def test_a_step_that_fails(
 def test_async_engines() -> None:
     """An async driver is not asked outside its event loop."""
     pool = Pool({"slave_1": sa.create_engine("sqlite+aiosqlite://")})
-    assert not Monitor(pool, {}, Policy(1, 1, None, role_check=True)).idle
+    assert not Monitor(
+        pool, {}, Policy(1, 1, None, role_check=True), PoolListener({})
+    ).idle
 
 
 class Answers:

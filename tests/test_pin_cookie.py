@@ -181,8 +181,8 @@ def reader(key: str | None) -> Flask:
     """Return an application that says whether it believes a pin."""
     app = Flask("reader")
     app.config.update(
-        SQLALCHEMY_DATABASE_URI="sqlite://",
-        SQLALCHEMY_BINDS={"slave_1": "sqlite://"},
+        SQLALCHEMY_DATABASE_URI="sqlite:////nowhere/shop.db",
+        SQLALCHEMY_BINDS={"slave_1": "sqlite:////nowhere/shop.db"},
         SECRET_KEY=key,
     )
     db = SQLAlchemy(app)

@@ -11,7 +11,11 @@ import sqlalchemy as sa
 from flask import Blueprint, Response, stream_with_context
 from flask.sessions import SessionInterface
 
-from flask_replicated import use_slave_database
+from flask_replicated import (
+    use_master_database,
+    use_slave_database,
+    using_master,
+)
 from flask_replicated.pinning import CookiePins
 from tests.balancers.support import FakeClock
 from tests.support import (
@@ -452,3 +456,150 @@ class TestWritesThatLookLikeReads:
 
         site.app.add_url_rule("/plain", "plain", view, methods=["POST"])
         assert pin_of(site.client().post("/plain")) is None
+
+
+SHOUT = sa.text("SELECT shout('x')")
+
+
+def option(site: Site) -> None:
+    """Read from the primary by an option of the statement."""
+    site.db.session.execute(SHOUT.execution_options(replicated="master"))
+
+
+def block(site: Site) -> None:
+    """Read from the primary by a block."""
+    with using_master():
+        site.db.session.execute(SHOUT)
+
+
+def announced(site: Site) -> None:
+    """Read in a transaction that announces a write."""
+    with site.db.engine.begin() as connection:
+        connection.execute(SHOUT)
+
+
+def with_options(site: Site) -> None:
+    """Read over the primary with options of its own."""
+    with site.db.engine.execution_options(mine=1).connect() as connection:
+        connection.execute(SHOUT)
+        connection.commit()
+
+
+def connection(site: Site) -> None:
+    """Read over the session's connection, which is the primary's."""
+    site.db.session.connection().execute(SHOUT)
+
+
+def plainly(site: Site) -> None:
+    """Read as any request does."""
+    site.db.session.execute(SHOUT)
+
+
+class TestRenewal:
+    """Only what may have brought a client to the primary without a pin renews one."""
+
+    @pytest.fixture
+    def site(self, build: Build) -> Site:
+        """Give an application whose database has a function that nobody knows."""
+        site = build(REPLICATED_PIN_SECONDS=5)
+
+        def teach(connection: Any, _record: object) -> None:
+            connection.create_function("shout", 1, str.upper)
+
+        with site.app.app_context():
+            for engine in site.db.engines.values():
+                sa.event.listen(getattr(engine, "real", engine), "connect", teach)
+        return site
+
+    def _poll(self, site: Site, view: Callable[[], Any], **options: Any) -> Any:
+        """Return what pins a view's second answer, to a client that is pinned."""
+        site.app.add_url_rule("/poll", "poll", view, **options)
+        method = options.get("methods", ["GET"])[0]
+        client = site.client()
+        assert pin_of(client.post("/write")) is not None
+        response = client.open("/poll", method=method)
+        assert response.status_code == 200
+        return pin_of(response)
+
+    @staticmethod
+    def _view(site: Site, read: Callable[[Site], None]) -> Callable[[], str]:
+        def view() -> str:
+            read(site)
+            site.db.session.commit()
+            return site.who()
+
+        return view
+
+    def test_suspicion_alone(self, site: Site, clock: FakeClock) -> None:
+        """A client that polls is free when its pin is over, however often it polls."""
+        site.app.add_url_rule("/poll", "poll", self._view(site, plainly))
+        client = site.client()
+        client.post("/write")
+        for _ in range(4):
+            clock.now += 1
+            response = client.get("/poll")
+            assert (response.text, pin_of(response)) == ("master", None)
+        clock.now += 2
+        assert client.get("/poll").text in REPLICAS
+
+    def test_in_autocommit(self, site: Site) -> None:
+        """Nor does it where each statement commits itself."""
+
+        def read(site: Site) -> None:
+            with site.db.engine.connect() as connection:
+                connection.execution_options(isolation_level="AUTOCOMMIT")
+                connection.execute(SHOUT)
+
+        assert self._poll(site, self._view(site, read)) is None
+
+    def test_sure_write(self, site: Site) -> None:
+        """A write renews the pin, also after a suspicion in its transaction."""
+
+        def read(site: Site) -> None:
+            plainly(site)
+            site.db.session.execute(insert(site))
+
+        assert self._poll(site, self._view(site, read)) is not None
+
+    @pytest.mark.parametrize(
+        "read", [option, block, announced, with_options, connection]
+    )
+    def test_asked_for(self, site: Site, read: Callable[[Site], None]) -> None:
+        """Who asks for the primary would be there without a pin."""
+        assert self._poll(site, self._view(site, read)) is not None
+
+    def test_method(self, site: Site) -> None:
+        """A POST would be there without a pin."""
+        view = self._view(site, plainly)
+        assert self._poll(site, view, methods=["POST"]) is not None
+
+    def test_decorator(self, site: Site) -> None:
+        """A view that is decorated for the primary would be there without a pin."""
+        view = use_master_database(self._view(site, plainly))
+        assert self._poll(site, view) is not None
+
+    @pytest.mark.parametrize("is_read", [True, False])
+    def test_is_read(self, build: Build, site: Site, is_read: bool) -> None:
+        """What REPLICATED_IS_READ says counts as the method does."""
+        other = build(REPLICATED_IS_READ=lambda _: is_read)
+
+        def view() -> str:
+            with contextlib.suppress(sa.exc.DBAPIError):  # SQLite does not know it
+                other.db.session.execute(SHOUT)
+            other.db.session.commit()
+            return "done"
+
+        assert (self._poll(other, view) is None) is is_read
+
+    def test_latched_meanwhile(self, site: Site) -> None:
+        """A request that has locked would be there without a pin."""
+
+        def read(site: Site) -> None:
+            site.db.session.scalars(sa.select(site.marker).with_for_update()).all()
+            plainly(site)
+
+        assert self._poll(site, self._view(site, read)) is not None
+
+    def test_begins_one(self, site: Site) -> None:
+        """Without a pin a suspicion on the primary pins as ever."""
+        assert pin_of(request(site, self._view(site, block))) is not None

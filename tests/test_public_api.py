@@ -27,6 +27,7 @@ NAMES = [
     "AllReplicasOutError",
     "ConfigurationError",
     "FlaskReplicated",
+    "PrimaryUnavailableError",
     "ReplicatedError",
     "RoutedSession",
     "StaleReadError",

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.request import Request, build_opener
+
+from examples.cluster import wait_until
+from examples.servers import free_port
+from tests.pgbouncer import listens
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -26,9 +32,17 @@ with app.app_context():
             lambda *_, name=name: served.update([name]),
         )
 for _ in range(10):
-    assert app.test_client().get("/").json == ["Ada"]
-assert served == {"slave_1": 5, "slave_2": 5}, served
+    answer = app.test_client().get("/").json
+    assert answer == {"guests": ["Ada"], "served by": "replica"}, answer
+# Two statements each.
+assert served == {"slave_1": 10, "slave_2": 10}, served
+assert logging.getLogger("flask_replicated").isEnabledFor(logging.INFO)
+assert logging.getLogger().handlers
 """
+# What is typed, and what is printed then.
+ASKED = re.compile(
+    r"^\$ curl (?:-X (\w+) )?http://127\.0\.0\.1:5000(\S+)\n(.+)$", re.MULTILINE
+)
 
 
 def test_quickstart_comes_early_and_is_short() -> None:
@@ -48,3 +62,37 @@ def test_code_runs_as_printed(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-W", "error", program], cwd=tmp_path, check=True, timeout=60
     )
+
+
+def ask(port: int, method: str, path: str) -> bytes:
+    """Return the body of an answer, once the server is there."""
+    asked = Request(f"http://127.0.0.1:{port}{path}", method=method)
+    with build_opener().open(asked, timeout=10) as response:
+        body: bytes = response.read()
+        return body
+
+
+def test_quickstart_runs_as_typed(tmp_path: Path) -> None:
+    """The first code, saved and run as the text says, answers as it prints."""
+    text = README.read_text()
+    quickstart = BLOCK.findall(text)[0]
+    name = quickstart.partition("\n")[0].removeprefix("# ")
+    assert f"Save it as `{name}`" in text
+    assert f"$ flask --app {Path(name).stem} run" in text
+    (tmp_path / name).write_text(quickstart)
+    asked = ASKED.findall(text)
+    assert {json.loads(answer)["served by"] for *_, answer in asked} == {
+        "replica",
+        "primary",
+    }
+    port = free_port()
+    command = ["-m", "flask", "--app", Path(name).stem, "run", "--port", str(port)]
+    with subprocess.Popen([sys.executable, *command], cwd=tmp_path) as process:
+        try:
+            wait_until(lambda: listens(port), "Flask to listen", timeout=30)
+            for method, path, answer in asked:
+                assert json.loads(ask(port, method or "GET", path)) == json.loads(
+                    answer
+                )
+        finally:
+            process.terminate()

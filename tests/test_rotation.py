@@ -13,8 +13,8 @@ import pytest
 from flask import request
 
 from balancers import RoundRobin
-from flask_replicated import ConfigurationError
-from tests.support import REPLICAS, Build, build_fixture
+from flask_replicated import ConfigurationError, FlaskReplicated
+from tests.support import REPLICAS, Build, build_fixture, sqlite_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -50,6 +50,25 @@ def test_weights_choose_their_balancer(build: Build) -> None:
     """Weights without a balancer are honoured all the same."""
     site = build(REPLICATED_WEIGHTS={"slave_1": 2})
     assert site.count(40) == {"slave_1": 20, "slave_2": 10, "slave_3": 10}
+
+
+def test_weights_in_vain(build: Build, caplog: pytest.LogCaptureFixture) -> None:
+    """Weights beside a balancer that reads none are worth a WARNING, in settings."""
+    extension = FlaskReplicated()
+    site = build(
+        extension=extension,
+        REPLICATED_BALANCER="round_robin",
+        REPLICATED_WEIGHTS={"slave_1": 2},
+    )
+    with site.app.app_context():
+        extension.add("slave_4", sqlite_url(site.folder / "slave_4.db"), weight=3)
+    assert len(caplog.records) == 2
+    for record in caplog.records:
+        assert (record.name, record.levelname) == ("flask_replicated", "WARNING")
+        said = record.getMessage()
+        for word in ("REPLICATED_BALANCER = 'round_robin'", "REPLICATED_WEIGHTS"):
+            assert word in said
+        assert "RoundRobin" not in said
 
 
 @pytest.mark.parametrize("balancer", ["round_robin", "random", "weighted"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import pytest
@@ -262,3 +263,43 @@ class TestStrength:
             return f"{before} {changes_database(site.role)()}"
 
         assert ask(site, page, "GET") == "replica primary"
+
+
+class TestParentheses:
+    """``using_master`` and ``using_slave`` without them."""
+
+    @pytest.mark.parametrize("opener", [using_master, using_slave])
+    def test_decorator(self, opener: Any) -> None:
+        """As a decorator of whatever kind, it says what to write at once."""
+
+        def plain(*_: object) -> None: ...
+
+        async def later() -> None: ...
+
+        class View:
+            def get(self) -> None: ...
+
+        name = opener.__name__
+        for what in (plain, later, View, View.get, View().get, lambda: None):
+            with pytest.raises(TypeError, match=rf"write '@{name}\(\)'"):
+                opener(what)
+        kinds: list[Any] = [staticmethod, classmethod, property]
+        for wrapped in (kind(plain) for kind in kinds):
+            with pytest.raises(TypeError, match=rf"write '@{name}\(\)'"):
+                opener(wrapped)
+
+    @pytest.mark.parametrize("opener", [using_master, using_slave])
+    def test_block(self, opener: Any) -> None:
+        """As a block too, before anything in it runs."""
+        with (
+            pytest.raises(TypeError, match=rf"with {opener.__name__}\(\):"),
+            opener,
+        ):
+            raise AssertionError
+
+    @pytest.mark.parametrize("opener", [using_master, using_slave])
+    def test_described(self, opener: Any) -> None:
+        """It looks as a function does: name, text, and no argument that is needed."""
+        assert opener.__name__ in {"using_master", "using_slave"}
+        assert "inside this block" in (inspect.getdoc(opener) or "")
+        inspect.signature(opener).bind()

@@ -27,6 +27,7 @@ class Proxy:
 
     Attributes:
         port: Its own, on 127.0.0.1.
+        target: The port that new connections are forwarded to.
         delay: Seconds for which each piece of an answer is held back.
         refusing: Whether new connections are reset at once.
     """
@@ -35,7 +36,7 @@ class Proxy:
         self.port = 0
         self.delay = 0.0
         self.refusing = False
-        self._target = target
+        self.target = target
         self._loop = asyncio.new_event_loop()
         self._passing = asyncio.Event()
         self._passing.set()
@@ -113,7 +114,7 @@ class Proxy:
     ) -> None:
         with contextlib.closing(writer), contextlib.suppress(OSError):
             await self._passing.wait()
-            there, back = await asyncio.open_connection("127.0.0.1", self._target)
+            there, back = await asyncio.open_connection("127.0.0.1", self.target)
             with contextlib.closing(back):
                 answers = self._pump(there, writer, flow, answers=True)
                 ways = (self._pump(reader, back, flow), answers)

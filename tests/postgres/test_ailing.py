@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tests.postgres.support import Build, Site
 
 BINDS = ("slave_1", "slave_2", "slave_3")
+STATES = ("53100", "53200", "53400", "58030", "58P01", "XX000", "XX002")
 
 pytestmark = pytest.mark.postgres
 
@@ -67,9 +68,9 @@ def test_back(build: Build, healthy_cluster: Cluster) -> None:
     assert servers == set(STANDBYS)
 
 
-@pytest.mark.parametrize("state", ["53100", "58030", "58P01", "XX002"])
+@pytest.mark.parametrize("state", STATES)
 def test_states(build: Build, healthy_cluster: Cluster, state: str) -> None:
-    """A full disk, an input or output error, a lost file and a bad index are alike."""
+    """Whatever keeps a server from its work: disk, memory, a limit, damage."""
     healthy_cluster.primary.execute(
         "create or replace function ail() returns int language plpgsql as $$ begin "
         "if current_setting('cluster_name') = 'standby_2' then "

@@ -91,7 +91,9 @@ BLOCKS = {
     "the same, as SQLAlchemy calls it": lambda s: s.scalar(select(func.now())),
     "the same, as a word": by_text("select current_timestamp"),
     "the same, as a literal": by_text("select 'today'::date"),
-    "a function that is not known": by_text("select pg_current_snapshot()"),
+    "a function that is not known": by_text(
+        "select information_schema._pg_char_max_length(25, 4)"
+    ),
     "a setting": lambda session: session.execute(text("set local work_mem = 1000")),
     "several statements": by_text("select 1; select 2"),
     "a savepoint": in_savepoint,

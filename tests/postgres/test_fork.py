@@ -40,7 +40,9 @@ def test_fork(build: Build, healthy_cluster: Cluster, driver: str, how: str) -> 
         check=False,
     )
     warned = [UNTOLD] if how == "untold" else []
-    assert (run.returncode, run.stderr.splitlines()) == (0, warned)
+    # Python 3.13's own word on threads that are not in the child.
+    said = [one for one in run.stderr.splitlines() if "detach_thread" not in one]
+    assert (run.returncode, said) == (0, warned)
     report = json.loads(run.stdout)
     assert report["status"] == 0
     assert report["child"]["looks"]

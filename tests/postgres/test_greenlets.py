@@ -51,8 +51,10 @@ import sqlalchemy as sa
 from flask_replicated import replicated_engine, using_slave
 from gevent import monkey
 
-replica = sa.create_engine("sqlite://")
-engine = replicated_engine(sa.create_engine("sqlite://"), {"slave_1": replica})
+primary = sa.create_engine("sqlite:///{file}")
+engine = replicated_engine(primary, {{"slave_1": sa.create_engine(primary.url)}})
+with primary.connect() as connection:
+    connection.exec_driver_sql("CREATE TABLE t (id INTEGER)")
 monkey.patch_all()
 with using_slave(), engine.connect() as connection:
     connection.execute(sa.text("SELECT 1"))
@@ -60,10 +62,10 @@ print(type(engine.monitor._round._done).__module__.partition(".")[0])
 """
 
 
-def test_patched_late() -> None:
+def test_patched_late(tmp_path: Path) -> None:
     """What the monitor waits on is gevent's, though gevent came after the import."""
     run = subprocess.run(
-        [sys.executable, "-c", PATCHED_LATE],
+        [sys.executable, "-c", PATCHED_LATE.format(file=tmp_path / "shop.db")],
         cwd=ROOT,
         capture_output=True,
         text=True,

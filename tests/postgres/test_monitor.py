@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 
+from balancers import Pool
 from examples.cluster import wait_until
 from flask_replicated.sockets import fileno_of, hang_up
 from tests.chaos.proxy import Proxy
@@ -98,6 +99,32 @@ class TestReachability:
         assert set(found) <= {"standby_3", "primary"}
         for standby in healthy_cluster.standbys[:2]:
             standby.thaw()
+        settle(site, *BINDS)
+
+    def test_connections_are_counted_once(
+        self,
+        build: Build,
+        healthy_cluster: Cluster,
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """While a standby is silent, what was ended before is no news."""
+        site = build(**OFTEN)
+        site.at_once(6)
+        trips: list[str] = []
+        trip = Pool.trip
+
+        def noted(pool: Pool[Any], member: Any, *rest: Any) -> bool:
+            trips.append(member.name)
+            return trip(pool, member, *rest)
+
+        monkeypatch.setattr(Pool, "trip", noted)
+        healthy_cluster.standbys[1].freeze()
+        wait_until(lambda: trips.count("slave_2") > 5, "some looks in vain", 30)
+        told = [line for line in caplog.messages if "were ended" in line]
+        assert len(told) == 1
+        assert "'slave_2' does not answer: 2 connections" in told[0]
+        healthy_cluster.standbys[1].thaw()
         settle(site, *BINDS)
 
     # SQLAlchemy leaves a connection that fails in its own hooks to the collector.

@@ -52,12 +52,22 @@ class Place:
         replica = sa.create_engine(url or self.url, **options)
         names = (f"slave_{number}" for number in range(1, len(others) + 2))
         return replicated_engine(
-            sa.create_engine("sqlite://"),
+            sa.create_engine(self.primary()),
             dict(zip(names, (replica, *others), strict=True)),
+            # Of MariaDB there is one server, which is its own replica here.
+            REPLICATED_ROLE_CHECK=self.driver != "pymysql",
             REPLICATED_BREAKER_THRESHOLD=1,
             REPLICATED_CONNECT_TIMEOUT=1,
             REPLICATED_PROBE_INTERVAL=0,
         )
+
+    def primary(self) -> sa.URL:
+        """Return the URL of the primary."""
+        if self.driver in POSTGRESQL:
+            return self.url.set(port=self.cluster.primary.port)
+        if self.driver == "sqlite3":
+            return self.url.set(database=str(self.folder / "primary.db"))
+        return self.url
 
     def execute(self, sql: str) -> None:
         """Execute a statement on the server, past the pool."""
@@ -171,6 +181,53 @@ def unknown_account(place: Place) -> Iterator[RoutedEngine]:
     yield engine
 
 
+def _option(place: Place, options: dict[str, Any]) -> RoutedEngine:
+    """Return a pool of one replica, which a read has tried with such options."""
+    engine = place.engine(connect_args=options)
+    read(engine)
+    return engine
+
+
+@contextlib.contextmanager
+def refused_setting(place: Place) -> Iterator[RoutedEngine]:
+    """The server does not know what is set at each connect."""
+    if place.driver in POSTGRESQL:
+        yield _option(place, {"options": "-c no_such_setting=1"})
+    else:
+        yield _option(place, {"init_command": "SET no_such_setting = 1"})
+
+
+@contextlib.contextmanager
+def absent_tls(place: Place) -> Iterator[RoutedEngine]:
+    """The bind asks for TLS, and the server has none."""
+    if place.driver in POSTGRESQL:
+        yield _option(place, {"sslmode": "require"})
+    else:
+        yield _option(place, {"ssl": {"verify_mode": "none"}})
+
+
+@contextlib.contextmanager
+def unknown_option(place: Place) -> Iterator[RoutedEngine]:
+    """The driver does not know an option."""
+    yield _option(place, {"no_such_option": 1})
+
+
+@contextlib.contextmanager
+def unknown_service(place: Place) -> Iterator[RoutedEngine]:
+    """No file defines the service."""
+    engine = place.engine(
+        sa.URL.create(place.url.drivername, query={"service": "no_such_service"})
+    )
+    read(engine)
+    yield engine
+
+
+@contextlib.contextmanager
+def serializable(place: Place) -> Iterator[RoutedEngine]:
+    """The server's default is a level that no standby knows."""
+    yield _option(place, {"options": "-c default_transaction_isolation=serializable"})
+
+
 @contextlib.contextmanager
 def cannot_open(place: Place) -> Iterator[RoutedEngine]:
     """A directory stands in the place of the file."""
@@ -182,9 +239,17 @@ def cannot_open(place: Place) -> Iterator[RoutedEngine]:
 
 
 @contextlib.contextmanager
+def is_missing(place: Place) -> Iterator[RoutedEngine]:
+    """No file has this name."""
+    engine = place.engine(place.url.set(database=str(place.folder / "missing.db")))
+    read(engine)
+    yield engine
+
+
+@contextlib.contextmanager
 def primary(place: Place) -> Iterator[RoutedEngine]:
     """The URL names the primary."""
-    engine = place.engine(place.url.set(port=place.cluster.primary.port))
+    engine = place.engine(place.primary())
     read(engine)
     yield engine
 
@@ -297,7 +362,8 @@ def ailing(place: Place) -> Iterator[RoutedEngine]:
         if place.driver in POSTGRESQL:
             create_pages(place.cluster)
             stack.enter_context(damaged(place.cluster.standbys[0]))
-            engine = place.engine(None, sa.create_engine("sqlite://"))
+            other = place.url.set(port=place.cluster.standbys[1].port)
+            engine = place.engine(None, sa.create_engine(other))
         else:
             file = place.folder / "damaged.db"
             with contextlib.closing(sqlite3.connect(file)) as connection:
@@ -305,7 +371,7 @@ def ailing(place: Place) -> Iterator[RoutedEngine]:
             content = file.read_bytes()
             file.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
             url = place.url.set(database=str(file))
-            engine = place.engine(url, sa.create_engine("sqlite://"))
+            engine = place.engine(url, sa.create_engine(place.url))
         for _ in range(4):
             read(engine, "SELECT body FROM page WHERE id = 100")
         yield engine
@@ -331,6 +397,7 @@ ROWS = (
     Row("the host's name is not known", unknown_host, SERVERS),
     Row("the server accepts and says nothing", silent, SERVERS),
     Row("the file cannot be opened", cannot_open, ("sqlite3",)),
+    Row("the file is not there", is_missing, ("sqlite3",)),
     Row(
         "the server shuts down or starts up (57P03)",
         shutting_down,
@@ -341,6 +408,11 @@ ROWS = (
     Row("too many clients (53300; 1203, 1226)", too_many, SERVERS),
     Row("the database is not known (3D000; 1049)", unknown_database, SERVERS),
     Row("the account is not known (28000; 1045)", unknown_account, SERVERS),
+    Row("a setting is refused (42704; 1193)", refused_setting, SERVERS),
+    Row("TLS is asked for and absent (2026)", absent_tls, SERVERS),
+    Row("the driver does not know an option", unknown_option, DRIVERS),
+    Row("the service is not defined", unknown_service, POSTGRESQL),
+    Row("serializable on a hot standby (0A000)", serializable, POSTGRESQL),
     Row("a pooled connection was ended while it was idle", stale, SERVERS),
     Row("a connection is ended in mid-session (57P01)", killed, SERVERS),
     Row(
@@ -358,7 +430,7 @@ ROWS = (
     ),
     Row("replay cancels a read (40001)", conflict, POSTGRESQL),
     Row(
-        "reads go on failing on its disk (58xxx, 53100, XX001, XX002)",
+        "reads go on failing on its disk or memory (58xxx, 53xxx, XX00x)",
         ailing,
         (*POSTGRESQL, "sqlite3"),
     ),

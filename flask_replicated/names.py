@@ -1,0 +1,232 @@
+"""Host names, looked up with a bound on how long that may take.
+
+No driver's limit on connecting covers it. The system's resolver waits for a name server
+that is silent for tens of seconds, and nothing can interrupt it. So a thread waits for
+it, one for each name at a time, and whoever connects waits for that thread no longer
+than they may. Each connect asks anew. Where there is no answer in time, libpq's drivers
+are told the latest one: for these take addresses, and do not ask again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sqlalchemy.engine import Dialect
+
+__all__ = ["Names"]
+
+_LIBPQ = frozenset({"psycopg", "psycopg_async", "psycopg2"})
+_UNKNOWN_HOST = 2005  # what MySQL's drivers call it
+_LOOK = 0.02
+"""Seconds between two looks of a coroutine, which must not block its loop."""
+_SILENT = "its name server has not answered in time (REPLICATED_CONNECT_TIMEOUT)"
+_OLDEST = 600.0
+"""Seconds for which an answer stands in for a name server that is silent."""
+_MANY = 100  # names that are remembered
+
+
+class _Lookup:
+    """One name that is being looked up.
+
+    Attributes:
+        process: Which one does it: a forked child has not its parent's threads.
+        found: Its addresses, or why there are none; empty until that is known.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.process = os.getpid()
+        self.found: list[str] | OSError = []
+        self._name = name
+        self._began = time.monotonic()
+        # By its module's name, as it may be gevent's by now.
+        self._done = threading.Event()
+
+    def run(self, pending: dict[str, _Lookup], known: dict[str, _Known]) -> None:
+        """Ask the system's resolver.
+
+        Args:
+            pending: It is taken out of these when it is over.
+            known: What it has found is put in here.
+        """
+        try:
+            answers = socket.getaddrinfo(self._name, None, type=socket.SOCK_STREAM)
+            self.found = list(dict.fromkeys(str(one[4][0]) for one in answers))
+            if len(known) >= _MANY:
+                known.clear()  # a program that makes names as it runs
+            known[self._name] = _Known(self.found, time.monotonic())
+        except OSError as error:
+            self.found = error
+        except Exception as error:  # noqa: BLE001 - such as what can be no host's name
+            self.found = OSError(str(error))
+        finally:
+            if pending.get(self._name) is self:
+                del pending[self._name]
+            self._done.set()
+
+    def wait(self, until: float, *, in_loop: bool) -> list[str] | OSError:
+        """Return what was found by then; nothing if nobody knows.
+
+        Who comes when it has taken for longer than they would wait need not wait.
+        """
+        now = time.monotonic()
+        until = min(until, self._began + until - now)
+        if not in_loop:
+            self._done.wait(max(0.0, until - now))
+            return self.found
+        # Only here: without async engines nobody need have greenlet.
+        from sqlalchemy.util import await_only  # noqa: PLC0415
+
+        while not self._done.is_set() and time.monotonic() < until:
+            await_only(asyncio.sleep(_LOOK))
+        return self.found
+
+
+class _Known(NamedTuple):
+    """The addresses of a name, and when they were told."""
+
+    addresses: list[str]
+    at: float
+
+
+class _Host(NamedTuple):
+    """One of the hosts that a driver is told of, and its port."""
+
+    name: str
+    port: str
+
+
+class Names:
+    """Looks up the names of one engine's hosts."""
+
+    def __init__(self) -> None:
+        self._pending: dict[str, _Lookup] = {}
+        self._known: dict[str, _Known] = {}
+
+    def look_up(
+        self, dialect: Dialect, arguments: dict[str, Any], until: float
+    ) -> None:
+        """Look up the hosts that a driver is about to be told of, where it must.
+
+        Of several hosts those are left out whose names are not known.
+
+        Args:
+            dialect: The engine's.
+            arguments: What the driver is told; changed in place.
+            until: How long it may take, by the monotonic clock.
+
+        Raises:
+            OperationalError: The driver's, if no name is known by then.
+        """
+        hosts = _hosts(dialect, arguments)
+        lookups = {
+            host.name: lookup
+            for host in hosts
+            if _is_name(host.name) and (lookup := self._begin(host.name)) is not None
+        }
+        if not lookups:
+            return
+        found: dict[str, list[str]] = {}
+        unknown: dict[str, object] = {}
+        for name, lookup in lookups.items():
+            answer = lookup.wait(until, in_loop=dialect.is_async)
+            if dialect.driver in _LIBPQ and _is_silence(answer):
+                answer = self._latest(name) or answer
+            if isinstance(answer, OSError) or not answer:
+                unknown[name] = answer or _SILENT
+            else:
+                found[name] = answer
+        known = [host for host in hosts if host.name not in unknown]
+        if not known:
+            raise _error(dialect, unknown)
+        if dialect.driver in _LIBPQ:
+            arguments.update(_addressed(known, found))
+
+    def _latest(self, name: str) -> list[str]:
+        known = self._known.get(name)
+        fresh = known is not None and time.monotonic() - known.at < _OLDEST
+        return known.addresses if known is not None and fresh else []
+
+    def _begin(self, name: str) -> _Lookup | None:
+        """Let a thread look up a name, unless one does; None if there can be none."""
+        mine = _Lookup(name)
+        lookup = self._pending.setdefault(name, mine)
+        if lookup.process != mine.process:
+            lookup = self._pending[name] = mine
+        if lookup is mine:
+            thread = threading.Thread(
+                target=mine.run,
+                args=(self._pending, self._known),
+                name=f"flask_replicated lookup of {name}",
+                daemon=True,
+            )
+            try:
+                thread.start()
+            except RuntimeError:  # no more threads: the driver looks it up by itself
+                self._pending.pop(name, None)
+                return None
+        return lookup
+
+
+def _hosts(dialect: Dialect, arguments: Mapping[str, Any]) -> list[_Host]:
+    """Return the hosts that a driver is told of."""
+    if arguments.get("hostaddr") or arguments.get("unix_socket"):
+        return []
+    names = str(arguments.get("host") or "")
+    if dialect.driver not in _LIBPQ:
+        return [_Host(names, "")]
+    hosts, ports = names.split(","), str(arguments.get("port") or "").split(",")
+    if len(ports) == 1:
+        ports *= len(hosts)
+    # Where there are not as many of both, the driver says so.
+    same = len(hosts) == len(ports)
+    return list(map(_Host, hosts, ports)) if same else []
+
+
+def _is_name(host: str) -> bool:
+    """Whether a name server may have to be asked for it."""
+    if not host or host == "localhost" or host.startswith(("/", "@")) or "\\" in host:
+        return False
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return True
+    return False
+
+
+def _is_silence(answer: list[str] | OSError) -> bool:
+    """Whether no name server has answered, be it that the resolver has given up."""
+    if isinstance(answer, OSError):
+        return answer.errno == socket.EAI_AGAIN
+    return not answer
+
+
+def _addressed(hosts: list[_Host], found: Mapping[str, list[str]]) -> dict[str, str]:
+    """Return what libpq is told: each host once for each of its addresses."""
+    told = [
+        (host.name, address, host.port)
+        for host in hosts
+        for address in found.get(host.name, [""])
+    ]
+    names, addresses, ports = (",".join(column) for column in zip(*told, strict=True))
+    more = {"port": ports} if any(host.port for host in hosts) else {}
+    return {"host": names, "hostaddr": addresses, **more}
+
+
+def _error(dialect: Dialect, unknown: Mapping[str, object]) -> BaseException:
+    """Return the driver's error that says why a host is not known."""
+    said = "; ".join(
+        f"the host name {name!r} cannot be looked up: {why}"
+        for name, why in unknown.items()
+    )
+    more = (_UNKNOWN_HOST,) if dialect.name in {"mysql", "mariadb"} else ()
+    error: BaseException = dialect.loaded_dbapi.OperationalError(*more, said)
+    return error

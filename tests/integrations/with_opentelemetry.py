@@ -1,0 +1,64 @@
+"""OpenTelemetry has one span for each statement, whichever server was asked.
+
+Run with ``0`` it is instrumented globally, with ``1`` by engine.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from sqlalchemy import event, select
+
+from examples.cluster import wait_until
+from tests.integrations.shop import Shop
+
+LOOKS = 3
+
+
+def main(block: int) -> None:
+    """Read, write and look at the replicas, and count the spans."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    trace.set_tracer_provider(provider)
+
+    def spans(begin: str) -> int:
+        return sum(one.name.startswith(begin) for one in exporter.get_finished_spans())
+
+    with Shop("OpenTelemetry", REPLICATED_PROBE_INTERVAL=0.05) as shop:
+        guest = shop.make_guest()
+        if block == 0:
+            shop.run(0)
+        shop.start()
+        if block == 1:
+            shop.run(1)
+        looks: list[object] = []
+
+        def note(*connect: object) -> None:
+            looks.append(connect)
+
+        with shop.app.app_context():
+            event.listen(shop.db.engines["slave_1"], "do_connect", note)
+        exporter.clear()
+        with shop.app.test_request_context("/"):
+            with shop.counted() as served:
+                for _ in range(4):
+                    shop.db.session.scalars(select(guest.name)).all()
+                    shop.db.session.rollback()
+            assert served == {"replica": 4}, served
+        assert spans("SELECT") == 4
+        with shop.app.test_request_context("/", method="POST"):
+            shop.db.session.add(guest(name="Cy"))
+            shop.db.session.commit()
+        assert spans("INSERT") == 1
+        seen = len(exporter.get_finished_spans())
+        wait_until(lambda: len(looks) >= LOOKS, "looks in the background")
+        assert len(exporter.get_finished_spans()) == seen
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

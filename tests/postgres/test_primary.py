@@ -1,0 +1,230 @@
+"""The primary's own connections: dead, silent, and led to a standby."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import event, make_url
+from sqlalchemy.exc import OperationalError
+
+from examples.cluster import wait_until
+from flask_replicated import PrimaryUnavailableError
+from tests.chaos.proxy import Proxy
+from tests.postgres.support import bind, make_site, named
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from examples.cluster import Cluster, Server
+    from tests.postgres.support import Build, Site
+
+    Behind = Callable[..., Site]
+
+pytestmark = pytest.mark.postgres
+
+QUIET: dict[str, Any] = {"REPLICATED_PROBE_INTERVAL": 0, "REPLICATED_PIN_SECONDS": 0}
+
+
+@pytest.fixture
+def proxy(healthy_cluster: Cluster) -> Iterator[Proxy]:
+    """Give an address that leads to the primary, at first."""
+    with Proxy(healthy_cluster.primary.port) as one:
+        yield one
+
+
+@pytest.fixture
+def behind(
+    build: Build, healthy_cluster: Cluster, driver: str, proxy: Proxy
+) -> Iterator[Behind]:
+    """Give a function that makes an application whose primary is behind the proxy."""
+    made: list[Site] = []
+
+    def behind(**config: Any) -> Site:
+        primary = make_url(bind(healthy_cluster.primary, driver)).set(port=proxy.port)
+        standbys = named(healthy_cluster.standbys)
+        binds = {name: bind(standby, driver) for name, standby in standbys}
+        shown = primary.render_as_string(hide_password=False)
+        made.append(make_site(shown, binds, **{**QUIET, **config}))
+        return made[-1]
+
+    yield behind
+    for site in made:
+        site.dispose()
+
+
+def kill_idle(server: Server) -> None:
+    """End every client's connection, as a restart does, and wait until it is gone."""
+    others = "backend_type = 'client backend' and pid <> pg_backend_pid()"
+    activity = f"from pg_stat_activity where {others}"
+    server.execute(f"select pg_terminate_backend(pid) {activity}")
+    wait_until(
+        lambda: server.execute(f"select count(*) {activity}") == [(0,)], "them to end"
+    )
+
+
+class TestStale:
+    """Pooled connections whose server has ended them."""
+
+    def test_a_write(self, build: Build, healthy_cluster: Cluster) -> None:
+        """A write has a connection that lives."""
+        site = build(**QUIET)
+        site.post("before")
+        kill_idle(healthy_cluster.primary)
+        assert site.post("after").texts == ["before", "after"]
+
+    def test_a_read_that_falls_back(
+        self, build: Build, healthy_cluster: Cluster
+    ) -> None:
+        """Each of many that read from the primary at once is answered."""
+        site = build(**QUIET)
+        site.post("kept")
+        for standby in healthy_cluster.standbys:
+            standby.kill()
+        assert {one.servers[0] for one in site.at_once(8)} == {"primary"}
+        healthy_cluster.primary.restart("fast")
+        assert [one.texts for one in site.at_once(8)] == [["kept"]] * 8
+
+
+class TestSilent:
+    """A primary that takes connections, and says nothing."""
+
+    def test_frozen(self, behind: Behind, healthy_cluster: Cluster) -> None:
+        """Who needs it has an error in time; replicas serve all the others."""
+        site = behind(REPLICATED_CONNECT_TIMEOUT=1)
+        site.count(3)
+        healthy_cluster.primary.freeze()
+        with ThreadPoolExecutor(8) as threads:
+            began = time.monotonic()
+            writes = [threads.submit(site.post, "lost") for _ in range(4)]
+            reads = threads.submit(site.count, 30).result(20)
+            errors = [write.exception(20) for write in writes]
+            took = time.monotonic() - began
+        healthy_cluster.primary.thaw()
+        assert "primary" not in reads
+        assert all(isinstance(error, OperationalError) for error in errors)
+        # For some drivers two seconds are the least.
+        assert took < 8
+
+    def test_after_the_log_in(self, behind: Behind, proxy: Proxy) -> None:
+        """First words that do not come are waited for no longer than a connect."""
+        site = behind(REPLICATED_CONNECT_TIMEOUT=1)
+        with site.app.app_context():
+            engine = site.db.engine.real  # type: ignore[attr-defined]  # a RoutedEngine
+        event.listen(engine, "connect", lambda *_: proxy.silence(), insert=True)
+        began = time.monotonic()
+        with pytest.raises(OperationalError):
+            site.post("lost")
+        assert time.monotonic() - began < 8
+        proxy.speak()
+        wait_until(
+            lambda: not [t for t in threading.enumerate() if "time limit" in t.name],
+            "no limit to be left",
+        )
+
+    def test_is_named(self, behind: Behind, proxy: Proxy) -> None:
+        """The error says what was waited for, and which setting bounds it."""
+        site = behind(REPLICATED_CONNECT_TIMEOUT=1)
+        site.post("first")
+        site.dispose()
+        with site.app.app_context():
+            engine = site.db.engine.real  # type: ignore[attr-defined]  # the same
+        event.listen(engine, "connect", lambda *_: proxy.silence(), insert=True)
+        with pytest.raises(PrimaryUnavailableError) as caught:
+            site.post("lost")
+        assert "said nothing for 1 s (REPLICATED_CONNECT_TIMEOUT)" in str(caught.value)
+        assert not caught.value.standby
+        assert caught.value.__cause__ is not None
+        proxy.speak()
+
+
+class TestStandby:
+    """An address that leads to a standby while a failover goes on."""
+
+    def test_is_not_used(
+        self, behind: Behind, healthy_cluster: Cluster, proxy: Proxy
+    ) -> None:
+        """Neither a write nor an own read is given to it; then the primary serves."""
+        site = behind(REPLICATED_PIN_SECONDS=5)
+        client = site.client()
+        site.post("mine", client)
+        proxy.target = healthy_cluster.standbys[0].port
+        proxy.reset()
+        wait_until(lambda: not proxy._flows, "the pooled connections to be cut")
+        for ask in (site.get, partial(site.post, "lost")):
+            with pytest.raises(PrimaryUnavailableError) as caught:
+                ask(client=client)
+            assert caught.value.setting == "SQLALCHEMY_DATABASE_URI"
+            assert "is a standby" in str(caught.value)
+        assert site.get().servers[0] != "primary"
+        proxy.target = healthy_cluster.primary.port
+        assert site.get(client).servers == ["primary", "primary"]
+        assert site.post("later", client).texts == ["mine", "later"]
+        assert not site.checked_out()
+
+    def test_another_try(
+        self, behind: Behind, healthy_cluster: Cluster, proxy: Proxy
+    ) -> None:
+        """Where the next connection leads to the primary, nobody notices."""
+        site = behind()
+        proxy.target = healthy_cluster.standbys[0].port
+        with site.app.app_context():
+            engine = site.db.engine.real  # type: ignore[attr-defined]  # the same
+
+        tries: list[int] = []
+
+        @event.listens_for(engine, "do_connect")
+        def move(*_: object) -> None:
+            if tries:
+                proxy.target = healthy_cluster.primary.port
+            tries.append(proxy.target)
+
+        assert site.post("written").servers == ["primary", "primary"]
+        assert tries[:2] == [
+            healthy_cluster.standbys[0].port,
+            healthy_cluster.primary.port,
+        ]
+
+    def test_role_is_not_checked(
+        self, behind: Behind, healthy_cluster: Cluster, proxy: Proxy
+    ) -> None:
+        """With REPLICATED_ROLE_CHECK = False any server will do."""
+        proxy.target = healthy_cluster.standbys[0].port
+        site = behind(REPLICATED_ROLE_CHECK=False)
+
+        def own() -> str:
+            with site.db.engine.execution_options().connect() as connection:
+                return str(connection.exec_driver_sql("show cluster_name").scalar())
+
+        site.app.add_url_rule("/own", "own", own)
+        assert site.client().get("/own").text == "standby_1"
+
+
+def test_identity(build: Build, healthy_cluster: Cluster) -> None:
+    """Any account learns with its first connection what the primary is."""
+    primary = healthy_cluster.primary
+    primary.execute("drop role if exists few")
+    primary.execute("create role few login")
+    site = build(**QUIET)
+    with site.app.app_context():
+        routed: Any = site.db.engine
+        url = routed.real.url
+    assert routed.status.facts == (None, False, None, None, None, None)
+
+    @event.listens_for(routed.real, "do_connect")
+    def by_few(_dialect: Any, _record: Any, _args: Any, options: Any) -> None:
+        options["user"] = "few"
+
+    with routed.real.connect():
+        pass
+    ((system,),) = primary.execute("select system_identifier from pg_control_system()")
+    ((timeline,),) = primary.execute("select timeline_id from pg_control_checkpoint()")
+    facts = routed.status.facts
+    assert facts.system_identifier == system
+    assert facts.database == url.database
+    assert facts.timeline == timeline
+    assert facts.standby is False

@@ -1,0 +1,161 @@
+"""The code in ``docs``, executed as printed.
+
+``routing.md``, ``testing.md`` and ``integrations.md`` have tests of their own.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import make_url, text
+
+from examples.servers import free_port
+from flask_replicated import FlaskReplicated
+
+DOCS = Path(__file__).parent.parent / "docs"
+POSTGRESQL = "postgresql+psycopg://shop:secret"
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(document: str) -> list[str]:
+    """Return the code that a document prints."""
+    found = BLOCK.findall((DOCS / f"{document}.md").read_text())
+    assert found
+    return found
+
+
+def run(document: str, app: Flask) -> dict[str, Any]:
+    """Run all of a document's code, and return the names that are known then."""
+    names: dict[str, Any] = {"app": app}
+    for block in blocks(document):
+        exec(compile(block, f"docs/{document}.md", "exec"), names)
+    return names
+
+
+@pytest.fixture
+def app() -> Flask:
+    """Give an application that nothing is registered on yet."""
+    return Flask("shop")
+
+
+@pytest.mark.parametrize("document", ["poolers", "patroni"])
+def test_configuration_is_taken(document: str, app: Flask) -> None:
+    """What the text configures makes engines, and replicas of them."""
+    pytest.importorskip("psycopg")
+    run(document, app)
+    replicas = {name for name in app.config["SQLALCHEMY_BINDS"] if "slave" in name}
+    db = SQLAlchemy(app)
+    replicated = FlaskReplicated(app)
+    with app.app_context():
+        members = replicated.pool().members
+        assert {member.name for member in members} == replicas
+        assert db.engine.url.drivername == "postgresql+psycopg"
+
+
+def test_url_names_all_nodes(app: Flask) -> None:
+    """The URL that is built for several hosts is one that drivers understand."""
+    names: dict[str, Any] = {"app": app}
+    for block in blocks("patroni")[:2]:
+        exec(block, names)
+    query = make_url(app.config["SQLALCHEMY_DATABASE_URI"]).query
+    assert query["host"] == names["NODES"]
+    assert query["target_session_attrs"] == "read-write"
+
+
+def test_no_leader_is_503(app: Flask) -> None:
+    """A primary that cannot be reached is answered as the text says."""
+    pytest.importorskip("psycopg")
+    run("patroni", app)
+    url = f"postgresql+psycopg://shop@127.0.0.1:{free_port()}/shop"
+    app.config.update(SQLALCHEMY_DATABASE_URI=url, SQLALCHEMY_BINDS={})
+    db = SQLAlchemy(app)
+    FlaskReplicated(app)
+    app.add_url_rule(
+        "/", "add", lambda: str(db.session.scalar(text("select 1"))), methods=["POST"]
+    )
+    response = app.test_client().post("/")
+    assert response.status_code == 503
+    assert response.headers["Retry-After"] == "5"
+
+
+def test_every_document_is_run() -> None:
+    """Code is printed only where a test runs it."""
+    elsewhere = {"routing", "testing", "integrations"}
+    here = {"balancers", "fleet", "patroni", "poolers"}
+    printing = {
+        path.stem for path in DOCS.glob("*.md") if BLOCK.search(path.read_text())
+    }
+    assert printing == elsewhere | here
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_configurations_for_tests(app: Flask, number: int) -> None:
+    """Each is taken, over a configuration that names production's servers."""
+    pytest.importorskip("psycopg")
+    app.config["SQLALCHEMY_BINDS"] = {"slave_1": f"{POSTGRESQL}@replica1.db/shop"}
+    names: dict[str, Any] = {}
+    exec(blocks("fleet")[number], names)
+    app.config.update({key: one for key, one in names.items() if key.isupper()})
+    db = SQLAlchemy(app)
+    FlaskReplicated(app)
+    with app.app_context():
+        assert db.engine.dialect.name == "sqlite"
+
+
+def test_replicas_come_and_go(app: Flask) -> None:
+    """Replicas are added and removed as the text shows, within its limits."""
+    pytest.importorskip("psycopg")
+    url = f"{POSTGRESQL}@replica"
+    app.config["SQLALCHEMY_DATABASE_URI"] = f"{POSTGRESQL}@primary.db/shop"
+    app.config["SQLALCHEMY_BINDS"] = {
+        "analytics": f"{POSTGRESQL}@primary.db/figures",
+        "analytics_slave_1": f"{url}1.db/figures",
+        "slave_1": f"{url}1.db/shop",
+        "slave_2": f"{url}2.db/shop",
+    }
+    *_, changes, limit, discovery = blocks("fleet")
+    exec(limit, {"app": app})
+    SQLAlchemy(app)
+    replicated = FlaskReplicated(app)
+    exec(changes, {"app": app, "replicated": replicated})
+    with app.app_context():
+        pools = [replicated.pool(key).members for key in (None, "analytics")]
+    names = [sorted(member.name for member in pool) for pool in pools]
+    assert names == [
+        ["slave_2", "slave_4", "slave_5"],
+        ["analytics_slave_1", "analytics_slave_2"],
+    ]
+    found = Flask("found")
+    exec(discovery, {"app": found})
+    found.config["SQLALCHEMY_DATABASE_URI"] = f"{POSTGRESQL}@primary.db/shop"
+    found.config["SQLALCHEMY_BINDS"] = {"analytics": f"{POSTGRESQL}@primary.db/figures"}
+    SQLAlchemy(found)
+    FlaskReplicated(found)
+
+
+def test_balancers(app: Flask) -> None:
+    """A balancer of one's own is taken, and a pool of anything goes on to the next."""
+    own, pool = blocks("balancers")
+    names: dict[str, Any] = {"app": app}
+    exec(own, names)
+    members = [SimpleNamespace(name=name) for name in "ba"]
+    pick = app.config["REPLICATED_BALANCER"](members)
+    assert [pick().name for _ in range(3)] == ["a", "b", "a"]
+
+    tried: list[str] = []
+
+    def connect(address: str) -> str:
+        tried.append(address)
+        if len(tried) == 1:
+            raise ConnectionRefusedError
+        return address
+
+    names = {"connect": connect}
+    exec(pool, names)
+    assert names["connection"] == tried[1] != tried[0]
