@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
 
-from .shapes import Likeness
+from .shapes import Likeness, Twin
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,24 +54,32 @@ class Listeners:
 
     Attributes:
         dispatch: Takes the listeners to its connections.
-        pool: Looks like the primary's connection pool, and takes listeners to it.
-        dialect: Looks like the primary's dialect, and takes listeners to it.
     """
 
     def __init__(self, routed: RoutedEngine) -> None:
         self._routed = routed
         self._primary = routed.real
         self._known: list[_Listener] = []
-        self.dispatch, _ = self._likeness(_itself)
-        self.pool, self.dialect = (self._likeness(part)[1] for part in _PARTS[1:])
+        self.dispatch = self._dispatch_of(_itself)
+        self._pool, self._dialect = (
+            Twin(partial(part, self._primary), dispatch=self._dispatch_of(part))
+            for part in _PARTS[1:]
+        )
         self._inherit()
 
-    def _likeness(self, part: Part) -> tuple[Any, Any]:
-        """Return what looks like a part's dispatch, and like the part with it."""
-        find = partial(part, self._primary)
-        listen = partial(self._listen, part)
-        dispatch = Likeness(lambda: find().dispatch, _listen=listen)
-        return dispatch, Likeness(find, dispatch=dispatch)
+    @property
+    def pool(self) -> Any:
+        """What looks like the primary's connection pool, and takes listeners to it."""
+        return self._pool.get()
+
+    @property
+    def dialect(self) -> Any:
+        """What looks like the primary's dialect, and takes listeners to it."""
+        return self._dialect.get()
+
+    def _dispatch_of(self, part: Part) -> Any:
+        primary, listen = self._primary, partial(self._listen, part)
+        return Likeness(lambda: part(primary).dispatch, _listen=listen)
 
     def _listen(self, part: Part, key: _Key[Any], **options: Any) -> None:
         """Take a listener, as SQLAlchemy gives it to what is listened to."""

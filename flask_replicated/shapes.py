@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Alias", "EngineShape", "Likeness", "shown_by"]
+__all__ = ["Alias", "EngineShape", "Likeness", "Twin", "shown_by"]
 
 
 def shown_by(keeper: str, name: str) -> Any:
@@ -101,11 +101,40 @@ class Likeness:
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self._find(), name, value)
 
-    def __eq__(self, other: object) -> bool:
-        return other is self or other == self._find()
 
-    def __hash__(self) -> int:
-        return hash(self._find())
+class Twin:
+    """Makes what shares everything with an object, but for some attributes of its own.
 
-    def __repr__(self) -> str:
-        return repr(self._find())
+    It is an instance of a subclass, so that code which looks at ``type()`` or
+    at a class's attributes finds what it looks for.
+
+    Args:
+        find: Returns the object, which may be another one later.
+        own: The attributes that the twin has itself.
+    """
+
+    def __init__(self, find: Callable[[], Any], **own: Any) -> None:
+        self._find = find
+        self._own: dict[str, Any] = {name: _always(one) for name, one in own.items()}
+        self._own["__eq__"] = lambda twin, other: other is twin or other is find()
+        self._own["__hash__"] = lambda _: hash(find())
+        self._twin: Any = None
+
+    def get(self) -> Any:
+        """Return the twin, always the same one."""
+        original = self._find()
+        kind, twin = type(original), self._twin
+        if twin is None or type(twin).__base__ is not kind:
+            own = {**self._own, "__module__": kind.__module__}
+            made = type(kind.__name__, (kind,), own)
+            if twin is None:
+                twin = self._twin = object.__new__(made)
+            else:
+                twin.__class__ = made
+        if vars(twin) is not vars(original):
+            twin.__dict__ = vars(original)
+        return twin
+
+
+def _always(value: object) -> property:
+    return property(lambda _: value)
