@@ -28,7 +28,7 @@ from .errors import (
 )
 from .failures import Verdict, judge_connect
 from .routing import Role
-from .scopes import active_role
+from .scopes import active_role, leaves_no_trace
 from .shapes import Alias, EngineShape
 
 if TYPE_CHECKING:
@@ -100,7 +100,8 @@ class PrimaryEngine(EngineShape):
         if app.process != getpid():
             app.notice_fork()
         connection = self.real.raw_connection()
-        app.given_out()
+        if not leaves_no_trace():
+            app.given_out()
         return connection
 
 
