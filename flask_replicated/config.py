@@ -172,7 +172,11 @@ def read_settings(
         ConfigurationError: A key is unknown or its value cannot be right.
     """
     _refuse_unknown(config)
-    given = {"REPLICATED_READONLY_METHODS": methods, **config}
+    given = {
+        "REPLICATED_READONLY_METHODS": methods,
+        "REPLICATED_PIN_COOKIE": _pin_cookie(config),
+        **config,
+    }
     weights, discovery = _weights(config, replicas), _discovery(config)
 
     def read(check: Callable[..., Any], key: str, *more: Any, **limits: Any) -> Any:
@@ -291,6 +295,16 @@ def _nearest(letters: str, known: Mapping[str, str]) -> str | None:
 
 def _get(config: Mapping[str, Any], key: str) -> Any:
     return config.get(key, _DEFAULTS[key])
+
+
+def _pin_cookie(config: Mapping[str, Any]) -> str:
+    """Return what the pin is called where no setting says so.
+
+    Applications on one host that keep their sessions apart keep their pins apart, too.
+    """
+    name = _DEFAULTS["REPLICATED_PIN_COOKIE"]
+    session = config.get("SESSION_COOKIE_NAME") or "session"
+    return name if session == "session" else f"{session}_{name}"
 
 
 def _methods(key: str, value: object) -> frozenset[str]:

@@ -269,9 +269,7 @@ class PrimaryConnection(_LateJoined):
         self.wrote = self.suspected = self.doubtful = False
         self.undecided = None
         if wrote or (self.read and app.in_known_writer()):
-            state = app.request_state()
-            if state is not None:
-                state.committed()
+            app.committed()
 
     def begin(self) -> RootTransaction:
         """Begin a transaction whose commit is reported, if it wrote."""
