@@ -301,9 +301,9 @@ class ReplicaConnection(_LateJoined):
     A :class:`.gate.Gate` looks at what it sends, and notes here what came of it.
 
     Attributes:
-        shape: The Engine-shaped object whose ``connect()`` made it, and set this;
-            ``engine`` is the real engine.
-        member: The replica, set by ``shape``.
+        shape: The Engine-shaped object whose ``connect()`` made it; ``engine`` is the
+            real engine.
+        member: The replica.
         sent: How many statements of this transaction have been sent.
         refused: Whether a write was stopped in it, here or by the server.
         aborted: Whether it was by the server, which then takes no more.
@@ -316,8 +316,6 @@ class ReplicaConnection(_LateJoined):
             its transaction; no more once it is being closed.
     """
 
-    shape: ReplicaEngine
-    member: Member[Engine]
     sent = 0
     refused = aborted = changed = False
     loss: DBAPIError | None = None
@@ -325,7 +323,13 @@ class ReplicaConnection(_LateJoined):
     begins = False
     of_session = True
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(
+        self, engine: Engine, shape: ReplicaEngine, member: Member[Engine]
+    ) -> None:
+        self.shape, self.member = (
+            shape,
+            member,
+        )  # first: listeners may execute something
         # Past the class between, which would only add a call.
         if engine.dialect.name != WITH_BLOCKS:  # there is nothing to tell its pool
             Connection.__init__(self, engine, None, self._has_events)

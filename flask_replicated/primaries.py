@@ -22,6 +22,7 @@ from .failures import refused_as_write
 from .first_words import FirstWords
 from .forks import refuse_inherited
 from .hosts import NAME_A_LIMIT, warn_of_hosts
+from .keepalive import limit_silence
 from .primary_status import Facts, PrimaryStatus, ask_primary
 from .refusing import closed_if_refused
 from .sockets import watch_socket
@@ -103,6 +104,7 @@ class Primary:
             return
         warn_of_hosts(setting, engine, self._seconds, NAME_A_LIMIT)
         lift = limit_connect(engine, self._seconds, None)
+        limit_silence(engine)
         own = limit_of(engine.driver)
         limit_connecting(engine, None, self._seconds, own_limit=own)
         self._first_words = FirstWords(engine, self._seconds)

@@ -440,5 +440,8 @@ def routed_session_class(base: type[orm.Session]) -> type[orm.Session]:
     """
     if issubclass(base, RoutedSession):
         return base
-    attributes = {"_reads_bind_keys": base.get_bind is FlaskSession.get_bind}
+    attributes = {
+        "_reads_bind_keys": base.get_bind is FlaskSession.get_bind,
+        "__module__": base.__module__,
+    }
     return type(base.__name__, (RoutedSession, base), attributes)
