@@ -32,7 +32,7 @@ from .errors import (
 from .events import Listeners
 from .failures import Verdict, judge_connect
 from .routing import Role
-from .scopes import active_role
+from .scopes import active_role, leaves_no_trace
 from .shapes import Alias, EngineShape, shown_by
 from .stale import Notices, least_stale
 
@@ -117,7 +117,8 @@ class PrimaryEngine(EngineShape):
         if app.process != getpid():
             app.notice_fork()
         connection = self.real.raw_connection()
-        app.given_out()
+        if not leaves_no_trace():
+            app.given_out()
         return connection
 
 

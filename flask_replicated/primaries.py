@@ -46,11 +46,11 @@ _PAUSE = 1.0  # seconds; a program may make transactions read only on purpose
 
 
 def watch_statements(engine: Engine, classifier: Classifier) -> None:
-    """Note what the text that is sent to the primary may write.
+    """Judge the text that is sent to the primary and is no plain read.
 
-    A construct is judged by its outer parts. Its text shows the rest: a write in a
-    nested CTE, a function that nobody knows. That ties no request to the primary; but
-    if it is committed, the client should see it.
+    A construct is judged by its outer parts. Its text shows the rest: which table is
+    written; and a write in a nested CTE, or a function that nobody knows, which ties no
+    request to the primary, but if it is committed, the client should see it.
 
     Args:
         engine: The primary's engine.
@@ -60,12 +60,14 @@ def watch_statements(engine: Engine, classifier: Classifier) -> None:
 
     def note(_cursor: Any, sql: str, _parameters: Any, context: Any) -> None:
         connection = context.root_connection
-        if (
-            isinstance(connection, PrimaryConnection)
-            and not (connection.wrote or connection.suspected)
-            and may_write(sql, dialect)
+        if not isinstance(connection, PrimaryConnection):
+            return
+        if context.compiled is not None:
+            sql = context.compiled.string  # the same each time
+        if connection.undecided is not None or (
+            not (connection.wrote or connection.suspected) and may_write(sql, dialect)
         ):
-            connection.suspect(context.execution_options)
+            connection.judge(sql, context)
 
     def note_bare(cursor: Any, sql: str, context: Any) -> None:
         note(cursor, sql, None, context)
