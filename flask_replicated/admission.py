@@ -95,7 +95,8 @@ class Admission:
         """Ask over a new connection.
 
         Raises:
-            WrongRoleError: The server is no replica.
+            MisconfiguredReplicaError: The server has another database.
+            WrongRoleError: It is no replica.
             DivergedReplicaError: It does not follow the primary.
             ReplicaLagsError: It is too far behind, or nobody knows how far.
             Exception: The driver's, if it does not answer at all.
@@ -103,6 +104,8 @@ class Admission:
         if not self._observers:
             return
         self._asked = self._clock()
+        if self._history.kinship is not None:
+            self._history.kinship.ask(connection)
         found = observe(connection, *self._observers)
         if found.doubtful:
             self._compare()

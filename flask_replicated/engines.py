@@ -29,10 +29,11 @@ from .errors import (
     ReplicaSilentError,
     UnfitReplicaError,
 )
+from .events import Listeners
 from .failures import Verdict, judge_connect
 from .routing import Role
-from .scopes import active_role
-from .shapes import Alias, EngineShape
+from .scopes import active_role, leaves_no_trace
+from .shapes import Alias, EngineShape, shown_by
 from .stale import Notices, least_stale
 
 if TYPE_CHECKING:
@@ -67,10 +68,21 @@ class PrimaryEngine(EngineShape):
 
     It equals the real engine: a session, whoever made it, keeps its connections by
     their engines and looks for them by its bind.
+
+    Args:
+        real: The primary's engine.
+        routed: The engine that it is part of.
+        stands_in_for: The replicas, where the primary serves a read of theirs.
     """
 
-    def __init__(self, real: Engine, routed: RoutedEngine) -> None:
+    def __init__(
+        self,
+        real: Engine,
+        routed: RoutedEngine,
+        stands_in_for: ReplicaEngine | None = None,
+    ) -> None:
         self.routed = routed
+        self._shape = stands_in_for or self
         super().__init__(real)
 
     def __eq__(self, other: object) -> bool:
@@ -79,24 +91,22 @@ class PrimaryEngine(EngineShape):
     def __hash__(self) -> int:
         return hash(self.real)
 
-    def connect(self) -> PrimaryConnection:
+    def connect(self) -> Connection:
         """Connect to the primary."""
         app = self.routed.app
         if app.process != getpid():
             app.notice_fork()
-        return self.open(self)
-
-    def open(self, shape: PrimaryEngine | ReplicaEngine) -> PrimaryConnection:
-        """Connect to the primary for a shape, once more if it is a standby.
-
-        Where its address stands for several servers, the next one may be another.
-        """
+        # SQLAlchemy's own, which others may have wrapped to hear of each connect.
         try:
-            return PrimaryConnection(self.real, shape)
+            return super().connect()
         except PrimaryUnavailableError as error:
             if not error.standby:
                 raise
-        return PrimaryConnection(self.real, shape)
+        # Where its address stands for several servers, the next one may be another.
+        return super().connect()
+
+    def _connection_cls(self, _engine: Engine) -> PrimaryConnection:  # type: ignore[override]  # called like the class that it is in Engine
+        return PrimaryConnection(self.real, self._shape)
 
     def raw_connection(self) -> PoolProxiedConnection:
         """Return a DBAPI connection to the primary.
@@ -107,8 +117,21 @@ class PrimaryEngine(EngineShape):
         if app.process != getpid():
             app.notice_fork()
         connection = self.real.raw_connection()
-        app.given_out()
+        if not leaves_no_trace():
+            app.given_out()
         return connection
+
+
+class _PickedEngine(EngineShape):
+    """One replica's engine, whose connections know that it was picked."""
+
+    def __init__(self, member: Member[Engine], shape: ReplicaEngine) -> None:
+        self._member = member
+        self._shape = shape
+        super().__init__(member.target)
+
+    def _connection_cls(self, _engine: Engine) -> ReplicaConnection:  # type: ignore[override]  # the same
+        return ReplicaConnection(self.real, self._shape, self._member)
 
 
 class ReplicaEngine(EngineShape):
@@ -126,6 +149,8 @@ class ReplicaEngine(EngineShape):
         self._told = Notices()
         self._primary_failed = -math.inf
         self._load_from = 0.0  # when load is told of again
+        self._instead = PrimaryEngine(routed.real, routed, self)
+        self._picked: dict[Member[Engine], _PickedEngine] = {}
         members = replica_pool.members
         # A fleet keeps this up to date.
         super().__init__(members[0].target if members else routed.real)
@@ -158,7 +183,7 @@ class ReplicaEngine(EngineShape):
             return self._without_replicas({}, set(), state)
         permit = pool.permit(member)
         try:
-            connection = ReplicaConnection(member.target)
+            connection = (self._picked.get(member) or self._note(member)).connect()
         except Exception as error:  # noqa: BLE001 - a creator may raise anything
             cause, lost = self._report(member, error, permit)
             if member is kept and state is not None and not lost:
@@ -169,7 +194,6 @@ class ReplicaEngine(EngineShape):
             )
         if not permit.quiet or self._told:
             self._welcome(member, permit)
-        connection.shape, connection.member = self, member
         return connection
 
     def _elsewhere(
@@ -193,7 +217,7 @@ class ReplicaEngine(EngineShape):
         for member in self.replica_pool.others(failed):
             permit = self.replica_pool.permit(member)
             try:
-                connection = ReplicaConnection(member.target)
+                connection = (self._picked.get(member) or self._note(member)).connect()
             except Exception as error:  # noqa: BLE001 - the same
                 causes[member.name], lost = self._report(member, error, permit)
                 if not lost:
@@ -202,7 +226,6 @@ class ReplicaEngine(EngineShape):
                     break
                 continue
             self._welcome(member, permit)
-            connection.shape, connection.member = self, member
             if state is not None:
                 state.kept[self] = member
             return connection
@@ -214,7 +237,7 @@ class ReplicaEngine(EngineShape):
         Another replica could show an older state than this request has seen.
         """
         state.latch("its replica has no connection to spare")
-        return self.routed.primary.open(self)
+        return self._instead.connect()
 
     def _welcome(self, member: Member[Engine], permit: Permit) -> None:
         """Tell the breaker that a connect succeeded, and the operator."""
@@ -264,7 +287,7 @@ class ReplicaEngine(EngineShape):
             if stale is not None:
                 return stale
         try:
-            connection = self.routed.primary.open(self)
+            connection = self._instead.connect()
         except TimeoutError:
             raise  # its connection pool is exhausted: load, not death
         except Exception:
@@ -295,28 +318,16 @@ class ReplicaEngine(EngineShape):
         elif again:
             logger.warning("the primary connects again, and serves the replicas' reads")
 
-    def _say_load(self, causes: dict[str, str]) -> None:
-        now = time.monotonic()
-        if now >= self._load_from:
-            self._load_from = now + _PAUSE
-            logger.warning(
-                "every replica is busy, and the primary serves the reads that none has "
-                "a connection for (REPLICATED_FALLBACK = 'master'): %s. If it goes on, "
-                "%s.",
-                causes,
-                MORE_AT_A_TIME,
-            )
-
     def _least_stale(
         self, causes: dict[str, str], state: RequestState | None
-    ) -> ReplicaConnection | None:
+    ) -> Connection | None:
         """Connect to a replica that is out for its lag alone, if there is one."""
         kept = None if state is None else state.kept.get(self)
         for member in least_stale(self.replica_pool, self._replicas, kept):
             permit = self.replica_pool.permit(member)
             token = any_lag_will_do.set(True)
             try:
-                connection = ReplicaConnection(member.target)
+                connection = (self._picked.get(member) or self._note(member)).connect()
             except Exception as error:  # noqa: BLE001 - a creator may raise anything
                 self._report(member, error, permit)
                 continue
@@ -329,11 +340,33 @@ class ReplicaEngine(EngineShape):
                     member.name,
                     causes,
                 )
-            connection.shape, connection.member = self, member
             if state is not None:
                 state.kept[self] = member
             return connection
         return None
+
+    def _say_load(self, causes: dict[str, str]) -> None:
+        now = time.monotonic()
+        if now >= self._load_from:
+            self._load_from = now + _PAUSE
+            logger.warning(
+                "every replica is busy, and the primary serves the reads that none has "
+                "a connection for (REPLICATED_FALLBACK = 'master'): %s. If it goes on, "
+                "%s.",
+                causes,
+                MORE_AT_A_TIME,
+            )
+
+    def _note(self, member: Member[Engine]) -> _PickedEngine:
+        """Return what connects to a replica that was not picked before."""
+        self.forget_removed()
+        engine = self._picked[member] = _PickedEngine(member, self)
+        return engine
+
+    def forget_removed(self) -> None:
+        """Let go of replicas that have been removed."""
+        there = self.replica_pool.members
+        self._picked = {m: one for m, one in self._picked.items() if m in there}
 
     def lost(self, member: Member[Engine]) -> None:
         """Let the running request go on with another replica."""
@@ -345,8 +378,8 @@ class ReplicaEngine(EngineShape):
 class _PrimaryWithOptions(PrimaryEngine):
     """The primary with execution options of its own, for a caller to hold."""
 
-    def connect(self) -> PrimaryConnection:
-        connection = super().connect()
+    def _connection_cls(self, engine: Engine) -> PrimaryConnection:  # type: ignore[override]  # the same
+        connection = super()._connection_cls(engine)
         connection.announced = True
         connection.engine = Alias(self.real, self)
         return connection
@@ -372,6 +405,11 @@ class RoutedEngine(EngineShape):
 
     fleet: Fleet
 
+    # Like the primary's, but what is listened to here is heard by every server.
+    dispatch = shown_by("_listeners", "dispatch")
+    pool = shown_by("_listeners", "pool")
+    dialect = shown_by("_listeners", "dialect")
+
     def __init__(
         self,
         app: AppState,
@@ -392,6 +430,7 @@ class RoutedEngine(EngineShape):
         self.replicas = ReplicaEngine(replicas, self, cared)
         self._aliases: dict[Engine, Alias] = {}
         self._shared_options: dict[str, Any] = {}
+        self._listeners = Listeners(self)
 
     def wake(self) -> None:
         """Begin what goes on in the background, in a forked child all of it anew."""
@@ -422,7 +461,7 @@ class RoutedEngine(EngineShape):
         alias = self._aliases.get(real)
         if alias is None:
             alias = self._aliases[real] = Alias(real, self)
-            self.forget_aliases()
+            self.forget_removed()
         connection.engine = alias
         return connection
 
@@ -449,7 +488,7 @@ class RoutedEngine(EngineShape):
     def update_execution_options(self, **options: Any) -> None:
         """Change the execution options of the primary and of every replica."""
         self._shared_options = {**self._shared_options, **options}
-        for engine in self._engines():
+        for engine in self.engines():
             engine.update_execution_options(**options)
 
     @property
@@ -459,22 +498,25 @@ class RoutedEngine(EngineShape):
 
     @echo.setter
     def echo(self, value: Any) -> None:
-        for engine in self._engines():
+        for engine in self.engines():
             engine.echo = value
 
-    def share_options(self, engine: Engine) -> None:
-        """Give a new replica the options that were set for all."""
+    def share(self, engine: Engine) -> None:
+        """Give a new replica the options and the listeners that all have."""
         if self._shared_options:
             engine.update_execution_options(**self._shared_options)
         if self.real.echo:
             engine.echo = self.real.echo
+        self._listeners.share(engine)
 
-    def forget_aliases(self) -> None:
+    def forget_removed(self) -> None:
         """Let go of replicas that have been removed."""
-        there = set(self._engines())
+        self.replicas.forget_removed()
+        there = set(self.engines())
         self._aliases = {real: a for real, a in self._aliases.items() if real in there}
 
-    def _engines(self) -> list[Engine]:
+    def engines(self) -> list[Engine]:
+        """Return the engines behind it, the primary's first."""
         return [
             self.real,
             *(member.target for member in self.replicas.replica_pool.members),
@@ -488,7 +530,7 @@ class RoutedEngine(EngineShape):
         """Dispose of the connection pools of the primary and of every replica."""
         self.monitor.stop()
         self.fleet.rest()
-        for engine in self._engines():
+        for engine in self.engines():
             engine.dispose(close)
 
     def after_fork(self) -> None:

@@ -155,12 +155,14 @@ class MisconfiguredReplicaError(UnfitReplicaError):
     """A replica's bind leads to what is no copy of the primary's database.
 
     Attributes:
-        why: What is there instead, and what would be right.
+        why: What is there instead.
+        remedy: What would be right, with ``{bind}`` for the setting that names it.
     """
 
-    def __init__(self, name: str, why: str) -> None:
+    def __init__(self, name: str, why: str, remedy: str = "") -> None:
         self.why = redact(why)
-        super().__init__(name, self.why)
+        self.remedy = remedy
+        super().__init__(name, self.why, remedy)
 
     def __str__(self) -> str:
         return self.why

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from .errors import (
     DivergedReplicaError,
     ReplicaLagsError,
@@ -12,6 +14,9 @@ from .lineage import Lineage
 from .positions import Observation, Progress
 from .primary_status import PrimaryStatus
 
+if TYPE_CHECKING:
+    from .kinship import Kinship
+
 __all__ = ["History", "fault_of"]
 
 
@@ -20,16 +25,22 @@ class History:
 
     Args:
         status: What is known of the primary; nothing by default.
+        kinship: Compares what it says of itself with what its primary says, if it is to
+            be compared.
 
     Attributes:
         progress: How far it had got at each look.
         twin: Whether it was found to be the primary's own server.
         own: The same of it as it is now; None where nobody has found out yet.
         latest: What was seen last, as it was judged.
+        kinship: As given.
         lags: Whether it was found unfit last, and for its lag alone.
     """
 
-    def __init__(self, status: PrimaryStatus | None = None) -> None:
+    def __init__(
+        self, status: PrimaryStatus | None = None, kinship: Kinship | None = None
+    ) -> None:
+        self.kinship = kinship
         self.progress = Progress()
         self.twin = False
         self.own: bool | None = None

@@ -19,6 +19,7 @@ from .errors import ConfigurationError
 from .files import open_existing, shares_connection
 from .fleet import Fleet
 from .gate import Gate
+from .kinship import Acquaintance, Kinship
 from .listeners import PoolListener
 from .monitor import Monitor, Policy
 from .primaries import Primary, watch_primary, watch_statements
@@ -58,11 +59,12 @@ def routed_engine(
     """
     settings = app.settings
     watch_primary(primary)
-    cared = Primary(
+    status = Primary(
         primary, setting, settings.connect_timeout, role_check=settings.role_check
-    )
+    ).status
     watch_statements(primary, app.classifier)
-    care = partial(_take_care, settings, Gate(app), cared)
+    met = Acquaintance(primary, status, settings.connect_timeout)
+    care = partial(_take_care, settings, Gate(app), met)
     prepared: dict[str, Replica] = {}
     fleet = Fleet(care, prepared, limited=settings.max_pools is not None)
     for name, engine in replicas.items():
@@ -76,7 +78,7 @@ def routed_engine(
         role_check=settings.role_check,
         primary=_compared(settings, primary),
         watched=_watched(settings, primary),
-        status=cared.status,
+        status=status,
     )
     monitor = Monitor(pool, prepared, policy, outages)
     fleet.routed = RoutedEngine(
@@ -84,7 +86,7 @@ def routed_engine(
         primary,
         pool,
         monitor=monitor,
-        status=cared.status,
+        status=status,
         outages=outages,
         cared=prepared,
     )
@@ -94,9 +96,10 @@ def routed_engine(
 
 
 def _take_care(
-    settings: Settings, gate: Gate, primary: Primary, name: str, engine: Engine
+    settings: Settings, gate: Gate, met: Acquaintance, name: str, engine: Engine
 ) -> Replica:
     """Give a replica's new engine what every replica's engine has."""
+    primary = met.engine
     replica = Replica(
         name,
         engine,
@@ -105,9 +108,12 @@ def _take_care(
         role_check=settings.role_check,
         max_lag=settings.max_lag,
         watched=settings.probe_interval > 0 and not engine.dialect.is_async,
-        primary=_compared(settings, primary.engine),
-        shared=shares_connection(engine, primary.engine),
-        status=primary.status,
+        primary=_compared(settings, primary),
+        kinship=Kinship(name, engine.dialect.name, met)
+        if settings.role_check
+        else None,
+        shared=shares_connection(engine, primary),
+        status=met.status,
     )
     limit_connecting(
         engine,
@@ -117,7 +123,7 @@ def _take_care(
         settings.connect_timeout / 2,
         lambda: replica.outages,
     )
-    if engine.pool is not primary.engine.pool:
+    if engine.pool is not primary.pool:
         limit_waiting(engine, settings.connect_timeout)
         open_existing(name, engine)
     if settings.lazy_begin:

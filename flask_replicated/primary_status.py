@@ -124,6 +124,8 @@ class PrimaryStatus:
         self.out = self.doubted = False
         self.confirmed = -math.inf
         self._answers = False
+        # By the look: others ask for less.
+        self._looked = Facts()
         self._asked = -math.inf
         self._runs: tuple[_Run, ...] = ()
         self._from: Position | None = None
@@ -146,10 +148,10 @@ class PrimaryStatus:
 
         It is called by one thread alone.
         """
-        earlier = self.facts
-        if not self.accepts(answer.facts):
+        earlier, facts = self._looked, answer.facts
+        if not self.accepts(facts):
             return False
-        facts = answer.facts
+        self._looked = facts
         if facts.system_identifier != earlier.system_identifier:
             self._runs = ()  # of another cluster
         if facts.timeline != earlier.timeline or self._from is None:
@@ -249,7 +251,7 @@ class PrimaryStatus:
             slots: The slots of its subscriptions. One that the primary does not have
                 belongs to another publisher.
         """
-        confirmed = self.facts.slots or {}
+        confirmed = self._looked.slots or {}
         known = [confirmed[slot] for slot in slots if slot in confirmed]
         # As of when the primary was asked for both.
         shown = {"": min(known)} if known else None

@@ -161,8 +161,11 @@ class Probe:
             self._drop()
         return found
 
-    def _question(self, connection: Any, *, anew: bool) -> Observation:  # noqa: ARG002 - for the primary's
+    def _question(self, connection: Any, *, anew: bool) -> Observation:
         """Ask over a connection, which may be new, and leave no transaction on it."""
+        kinship = self._history.kinship
+        if kinship is not None:
+            kinship.look(connection, anew=anew)
         found = observe(connection, *self._observers, sees_it_answer)
         connection.rollback()  # or it would stay idle in a transaction
         judged = self._history.judge(found, time.monotonic())

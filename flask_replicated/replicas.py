@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.pool import ConnectionPoolEntry
 
+    from .kinship import Kinship
     from .primary_status import PrimaryStatus
 
 __all__ = ["CHANGED", "Replica"]
@@ -60,6 +61,8 @@ class Replica:
         watched: Whether it is looked at in the background.
         primary: The primary's engine, where that has to be asked whether the server
             is its own; or None.
+        kinship: Compares what the server says of itself with what its primary says, if
+            it is to be compared.
         shared: Whether its connection may be the primary's too, and so must be able
             to write.
         status: What is known of the primary; nothing by default.
@@ -83,10 +86,11 @@ class Replica:
         max_lag: float | None = None,
         watched: bool = True,
         primary: Engine | None = None,
+        kinship: Kinship | None = None,
         shared: bool = False,
         status: PrimaryStatus | None = None,
     ) -> None:
-        self.history = History(status)
+        self.history = History(status, kinship)
         self.admission = Admission(
             name,
             engine.dialect.name,
