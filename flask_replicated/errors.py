@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AllReplicasOutError",
     "ConfigurationError",
+    "DivergedReplicaError",
     "MisconfiguredReplicaError",
     "PrimaryUnavailableError",
     "ReplicaLagsError",
@@ -175,6 +176,21 @@ class WrongRoleError(UnfitReplicaError):
             f"{self.name!r} is no replica but a primary; name another server, or set "
             "REPLICATED_ROLE_CHECK = False if it replicates logically"
         )
+
+
+class DivergedReplicaError(UnfitReplicaError):
+    """A replica does not follow the history that the primary writes.
+
+    Attributes:
+        why: How that shows, and what to do.
+    """
+
+    def __init__(self, name: str, why: str) -> None:
+        self.why = why
+        super().__init__(name, why)
+
+    def __str__(self) -> str:
+        return self.why
 
 
 class ReplicaLagsError(UnfitReplicaError):

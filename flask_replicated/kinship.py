@@ -51,11 +51,12 @@ class Acquaintance:
 
     Attributes:
         engine: The primary's engine.
+        status: What is known of it.
     """
 
     def __init__(self, engine: Engine, status: PrimaryStatus, seconds: float) -> None:
         self.engine = engine
-        self._status = status
+        self.status = status
         self._seconds = seconds
         # The process that has asked, and when: a forked child has none of its threads.
         self._asked: tuple[int, float, threading.Event] | None = None
@@ -63,7 +64,7 @@ class Acquaintance:
     @property
     def known(self) -> Facts:
         """What the primary has said so far."""
-        return self._status.facts
+        return self.status.facts
 
     def make(self, *, wait: bool) -> None:
         """Let the primary be asked, if it has not said anything yet.
@@ -99,7 +100,7 @@ class Acquaintance:
     def _ask(self, done: threading.Event) -> None:
         try:
             with suppress(Exception):  # it may be out, and says nothing then
-                self._status.accepts(self._asked_anew())
+                self.status.accepts(self._asked_anew())
         finally:
             done.set()
 

@@ -23,6 +23,7 @@ from .kinship import Acquaintance, Kinship
 from .listeners import PoolListener
 from .monitor import Monitor, Policy
 from .primaries import Primary, watch_primary, watch_statements
+from .primary_status import can_be_asked
 from .replicas import Replica
 from .state import AppState
 
@@ -76,10 +77,18 @@ def routed_engine(
         max_lag=settings.max_lag,
         role_check=settings.role_check,
         primary=_compared(settings, primary),
+        watched=_watched(settings, primary),
+        status=status,
     )
     monitor = Monitor(pool, prepared, policy, outages)
     fleet.routed = RoutedEngine(
-        app, primary, pool, monitor=monitor, status=status, outages=outages
+        app,
+        primary,
+        pool,
+        monitor=monitor,
+        status=status,
+        outages=outages,
+        cared=prepared,
     )
     fleet.routed.fleet = fleet
     fleet.look_for_spares()
@@ -104,6 +113,7 @@ def _take_care(
         if settings.role_check
         else None,
         shared=shares_connection(engine, primary),
+        status=met.status,
     )
     limit_connecting(
         engine,
@@ -125,6 +135,12 @@ def _take_care(
 def _compared(settings: Settings, primary: Engine) -> Engine | None:
     """Return the primary, if its replicas have to be compared with it."""
     return primary if settings.role_check and can_compare(primary) else None
+
+
+def _watched(settings: Settings, primary: Engine) -> Engine | None:
+    """Return the primary, if it is looked at, too."""
+    matters = settings.role_check or settings.max_lag is not None
+    return primary if matters and can_be_asked(primary) else None
 
 
 def _make_pool(

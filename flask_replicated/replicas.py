@@ -21,9 +21,9 @@ from .comparing import Comparison
 from .errors import ReplicaSilentError
 from .first_words import FirstWords
 from .forks import refuse_inherited
+from .histories import History
 from .hosts import ONE_BIND_EACH, warn_of_hosts
 from .keepalive import limit_silence
-from .positions import History
 from .readonly import prepare_sessions
 from .refusing import closed_if_refused
 from .sockets import hang_up, watch_socket
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from sqlalchemy.pool import ConnectionPoolEntry
 
     from .kinship import Kinship
+    from .primary_status import PrimaryStatus
 
 __all__ = ["CHANGED", "Replica"]
 
@@ -64,6 +65,7 @@ class Replica:
             it is to be compared.
         shared: Whether its connection may be the primary's too, and so must be able
             to write.
+        status: What is known of the primary; nothing by default.
 
     Attributes:
         outages: How often its breaker has opened, after failed trials too.
@@ -86,8 +88,9 @@ class Replica:
         primary: Engine | None = None,
         kinship: Kinship | None = None,
         shared: bool = False,
+        status: PrimaryStatus | None = None,
     ) -> None:
-        self.history = History(kinship)
+        self.history = History(status, kinship)
         self.admission = Admission(
             name,
             engine.dialect.name,
