@@ -199,7 +199,7 @@ def replicated_engine(
     """
     if not replicas:
         raise ConfigurationError("replicas", {}, "name at least one engine that reads.")
-    original = Original(primary, "primary", "the primary's engine alone")
+    original = Original(primary, "primary", "use the primary's engine alone")
     for name, engine in replicas.items():
         original.require_copy(f"replicas[{name!r}]", engine)
     read = read_settings(settings, ("GET", "HEAD"), replicas)
