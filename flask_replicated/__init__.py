@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import connecting, connections, engines, events, session, transactions
 from .errors import (
     AllReplicasOutError,
     ConfigurationError,
@@ -37,3 +38,10 @@ __all__ = [
     "using_master",
     "using_slave",
 ]
+
+# SQLAlchemy's warnings name the line that has called it: the first one outside its own
+# modules, which it knows by their names. What is called through these is called by the
+# program, and so the warning is to name its line.
+for _between in (connecting, connections, engines, events, session, transactions):
+    _between.__name__ = f"sqlalchemy.ext.{_between.__name__}"
+del _between

@@ -27,6 +27,7 @@ from .checks import (
     question,
     seconds,
     share,
+    tables,
 )
 from .errors import ConfigurationError
 from .redaction import safe
@@ -97,6 +98,8 @@ class Settings:
         role_check: Whether a server that is no replica is left out.
         lazy_begin: Whether a replica's transaction is begun on its server only when
             a statement needs it.
+        unpinned: What is housekeeping, by table: the columns that an update may set,
+            or None for every write.
     """
 
     balancer: Callable[..., Any]
@@ -123,6 +126,7 @@ class Settings:
     max_lag: float | None = 30
     role_check: bool = True
     lazy_begin: bool = True
+    unpinned: Mapping[str, frozenset[str] | None] = field(default_factory=dict)
 
 
 _DEFAULTS: Mapping[str, Any] = {
@@ -148,6 +152,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "REPLICATED_READ_TIMEOUT": None,
     "REPLICATED_ROLE_CHECK": True,
     "REPLICATED_SLOW_START": 0,
+    "REPLICATED_UNPINNED": {},
     "REPLICATED_WEIGHTS": {},
     "REPLICATED_WRITE_FUNCTIONS": (),
 }
@@ -193,6 +198,7 @@ def read_settings(
         max_connecting=read(limit, "REPLICATED_MAX_CONNECTING"),
         max_pools=read(limit, "REPLICATED_MAX_POOLS"),
         role_check=read(boolean, "REPLICATED_ROLE_CHECK"),
+        unpinned=read(tables, "REPLICATED_UNPINNED"),
         lazy_begin=read(boolean, "REPLICATED_LAZY_BEGIN"),
     )
 

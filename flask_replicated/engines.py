@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from os import getpid
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from sqlalchemy.exc import TimeoutError  # noqa: A004 - not the built-in one
 from balancers import NoMemberAvailable
 from balancers.errors import error_text
 
+from .admission import any_lag_will_do
 from .connections import PrimaryConnection, ReplicaConnection
 from .errors import (
     MORE_AT_A_TIME,
@@ -27,13 +29,15 @@ from .errors import (
     ReplicaSilentError,
     UnfitReplicaError,
 )
+from .events import Listeners
 from .failures import Verdict, judge_connect
 from .routing import Role
-from .scopes import active_role
-from .shapes import Alias, EngineShape
+from .scopes import active_role, leaves_no_trace
+from .shapes import Alias, EngineShape, shown_by
+from .stale import Notices, least_stale
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from sqlalchemy import Connection, Engine
     from sqlalchemy.engine.interfaces import PoolProxiedConnection
@@ -44,6 +48,7 @@ if TYPE_CHECKING:
     from .listeners import PoolListener
     from .monitor import Monitor
     from .primary_status import PrimaryStatus
+    from .replicas import Replica
     from .state import AppState, RequestState
 
 __all__ = ["PrimaryEngine", "ReplicaEngine", "RoutedEngine"]
@@ -54,6 +59,8 @@ _REST = 1.0
 """Seconds for which a replica with no connection to spare is left alone."""
 _PAUSE = 60.0
 """Seconds in which load on all replicas is told of once."""
+_ALL_OUT, _STALE = "every replica is out", "the least stale serves"
+"""What a log line says once."""
 
 
 class PrimaryEngine(EngineShape):
@@ -61,10 +68,21 @@ class PrimaryEngine(EngineShape):
 
     It equals the real engine: a session, whoever made it, keeps its connections by
     their engines and looks for them by its bind.
+
+    Args:
+        real: The primary's engine.
+        routed: The engine that it is part of.
+        stands_in_for: The replicas, where the primary serves a read of theirs.
     """
 
-    def __init__(self, real: Engine, routed: RoutedEngine) -> None:
+    def __init__(
+        self,
+        real: Engine,
+        routed: RoutedEngine,
+        stands_in_for: ReplicaEngine | None = None,
+    ) -> None:
         self.routed = routed
+        self._shape = stands_in_for or self
         super().__init__(real)
 
     def __eq__(self, other: object) -> bool:
@@ -73,24 +91,22 @@ class PrimaryEngine(EngineShape):
     def __hash__(self) -> int:
         return hash(self.real)
 
-    def connect(self) -> PrimaryConnection:
+    def connect(self) -> Connection:
         """Connect to the primary."""
         app = self.routed.app
         if app.process != getpid():
             app.notice_fork()
-        return self.open(self)
-
-    def open(self, shape: PrimaryEngine | ReplicaEngine) -> PrimaryConnection:
-        """Connect to the primary for a shape, once more if it is a standby.
-
-        Where its address stands for several servers, the next one may be another.
-        """
+        # SQLAlchemy's own, which others may have wrapped to hear of each connect.
         try:
-            return PrimaryConnection(self.real, shape)
+            return super().connect()
         except PrimaryUnavailableError as error:
             if not error.standby:
                 raise
-        return PrimaryConnection(self.real, shape)
+        # Where its address stands for several servers, the next one may be another.
+        return super().connect()
+
+    def _connection_cls(self, _engine: Engine) -> PrimaryConnection:  # type: ignore[override]  # called like the class that it is in Engine
+        return PrimaryConnection(self.real, self._shape)
 
     def raw_connection(self) -> PoolProxiedConnection:
         """Return a DBAPI connection to the primary.
@@ -101,18 +117,40 @@ class PrimaryEngine(EngineShape):
         if app.process != getpid():
             app.notice_fork()
         connection = self.real.raw_connection()
-        app.given_out()
+        if not leaves_no_trace():
+            app.given_out()
         return connection
+
+
+class _PickedEngine(EngineShape):
+    """One replica's engine, whose connections know that it was picked."""
+
+    def __init__(self, member: Member[Engine], shape: ReplicaEngine) -> None:
+        self._member = member
+        self._shape = shape
+        super().__init__(member.target)
+
+    def _connection_cls(self, _engine: Engine) -> ReplicaConnection:  # type: ignore[override]  # the same
+        return ReplicaConnection(self.real, self._shape, self._member)
 
 
 class ReplicaEngine(EngineShape):
     """The pool of replicas as one engine: ``connect()`` picks and fails over."""
 
-    def __init__(self, replica_pool: Pool[Engine], routed: RoutedEngine) -> None:
+    def __init__(
+        self,
+        replica_pool: Pool[Engine],
+        routed: RoutedEngine,
+        replicas: Mapping[str, Replica],
+    ) -> None:
         self.replica_pool = replica_pool
         self.routed = routed
-        self._all_out = False
+        self._replicas = replicas
+        self._told = Notices()
+        self._primary_failed = -math.inf
         self._load_from = 0.0  # when load is told of again
+        self._instead = PrimaryEngine(routed.real, routed, self)
+        self._picked: dict[Member[Engine], _PickedEngine] = {}
         members = replica_pool.members
         # A fleet keeps this up to date.
         super().__init__(members[0].target if members else routed.real)
@@ -145,7 +183,7 @@ class ReplicaEngine(EngineShape):
             return self._without_replicas({}, set(), state)
         permit = pool.permit(member)
         try:
-            connection = ReplicaConnection(member.target)
+            connection = (self._picked.get(member) or self._note(member)).connect()
         except Exception as error:  # noqa: BLE001 - a creator may raise anything
             cause, lost = self._report(member, error, permit)
             if member is kept and state is not None and not lost:
@@ -154,9 +192,8 @@ class ReplicaEngine(EngineShape):
             return self._elsewhere(
                 member, causes, set() if lost else set(causes), state
             )
-        if not permit.quiet or self._all_out:
+        if not permit.quiet or self._told:
             self._welcome(member, permit)
-        connection.shape, connection.member = self, member
         return connection
 
     def _elsewhere(
@@ -180,7 +217,7 @@ class ReplicaEngine(EngineShape):
         for member in self.replica_pool.others(failed):
             permit = self.replica_pool.permit(member)
             try:
-                connection = ReplicaConnection(member.target)
+                connection = (self._picked.get(member) or self._note(member)).connect()
             except Exception as error:  # noqa: BLE001 - the same
                 causes[member.name], lost = self._report(member, error, permit)
                 if not lost:
@@ -189,7 +226,6 @@ class ReplicaEngine(EngineShape):
                     break
                 continue
             self._welcome(member, permit)
-            connection.shape, connection.member = self, member
             if state is not None:
                 state.kept[self] = member
             return connection
@@ -201,13 +237,13 @@ class ReplicaEngine(EngineShape):
         Another replica could show an older state than this request has seen.
         """
         state.latch("its replica has no connection to spare")
-        return self.routed.primary.open(self)
+        return self._instead.connect()
 
     def _welcome(self, member: Member[Engine], permit: Permit) -> None:
         """Tell the breaker that a connect succeeded, and the operator."""
         self.replica_pool.succeeded(member, permit)
-        if self._all_out:
-            self._all_out = False
+        stale, all_out = self._told.end(_STALE), self._told.end(_ALL_OUT)
+        if stale or all_out:
             logger.warning("replicas serve reads again")
 
     def _report(
@@ -239,25 +275,75 @@ class ReplicaEngine(EngineShape):
     def _without_replicas(
         self, causes: dict[str, str], busy: set[str], state: RequestState | None
     ) -> Connection:
+        """Connect to the primary, or if that is out, to a replica that only lags."""
+        settings = self.routed.app.settings
         shown = self.replica_pool.causes() | causes
         load = busy == causes.keys() and self.routed.outages.is_load(busy)
-        if not self.routed.app.settings.fall_back:
+        if not settings.fall_back:
             raise AllReplicasOutError(shown, load=load)
+        rested = time.monotonic() - self._primary_failed
+        if self.routed.status.out or rested < settings.breaker_reset:
+            stale = self._least_stale(shown, state)
+            if stale is not None:
+                return stale
+        try:
+            connection = self._instead.connect()
+        except TimeoutError:
+            raise  # its connection pool is exhausted: load, not death
+        except Exception:
+            self._primary_failed = time.monotonic()
+            stale = self._least_stale(shown, state)
+            if stale is None:
+                raise
+            return stale
+        self._say_who_serves(shown, load=load)
+        if state is not None:
+            # Once the primary was read, a replica would show an older state.
+            state.latch("every replica is busy" if load else "every replica is out")
+        return connection
+
+    def _say_who_serves(self, causes: dict[str, str], *, load: bool) -> None:
+        """Say once that it is the primary."""
+        again = self._told.end(_STALE)
         if load:
-            self._say_load(shown)
+            self._say_load(causes)
         # With none at all yet, as DNS has not answered, there is no news either.
-        elif not self._all_out and self.replica_pool.members:
-            self._all_out = True
+        elif self.replica_pool.members and self._told.begin(_ALL_OUT):
             if not self.routed.outages.all_misconfigured():  # each was told of
                 logger.error(
                     "every replica is out, and the primary serves their reads "
                     "(REPLICATED_FALLBACK = 'master'): %s",
-                    shown,
+                    causes,
                 )
-        if state is not None:
-            # Once the primary was read, a replica would show an older state.
-            state.latch("every replica is busy" if load else "every replica is out")
-        return self.routed.primary.open(self)
+        elif again:
+            logger.warning("the primary connects again, and serves the replicas' reads")
+
+    def _least_stale(
+        self, causes: dict[str, str], state: RequestState | None
+    ) -> Connection | None:
+        """Connect to a replica that is out for its lag alone, if there is one."""
+        kept = None if state is None else state.kept.get(self)
+        for member in least_stale(self.replica_pool, self._replicas, kept):
+            permit = self.replica_pool.permit(member)
+            token = any_lag_will_do.set(True)
+            try:
+                connection = (self._picked.get(member) or self._note(member)).connect()
+            except Exception as error:  # noqa: BLE001 - a creator may raise anything
+                self._report(member, error, permit)
+                continue
+            finally:
+                any_lag_will_do.reset(token)
+            if self._told.begin(_STALE):
+                logger.error(
+                    "the primary does not connect, and every replica is out; %r, which "
+                    "only lags, and less than others, serves reads: %s",
+                    member.name,
+                    causes,
+                )
+            if state is not None:
+                state.kept[self] = member
+            return connection
+        return None
 
     def _say_load(self, causes: dict[str, str]) -> None:
         now = time.monotonic()
@@ -271,6 +357,17 @@ class ReplicaEngine(EngineShape):
                 MORE_AT_A_TIME,
             )
 
+    def _note(self, member: Member[Engine]) -> _PickedEngine:
+        """Return what connects to a replica that was not picked before."""
+        self.forget_removed()
+        engine = self._picked[member] = _PickedEngine(member, self)
+        return engine
+
+    def forget_removed(self) -> None:
+        """Let go of replicas that have been removed."""
+        there = self.replica_pool.members
+        self._picked = {m: one for m, one in self._picked.items() if m in there}
+
     def lost(self, member: Member[Engine]) -> None:
         """Let the running request go on with another replica."""
         state = self.routed.app.request_state()
@@ -281,8 +378,8 @@ class ReplicaEngine(EngineShape):
 class _PrimaryWithOptions(PrimaryEngine):
     """The primary with execution options of its own, for a caller to hold."""
 
-    def connect(self) -> PrimaryConnection:
-        connection = super().connect()
+    def _connection_cls(self, engine: Engine) -> PrimaryConnection:  # type: ignore[override]  # the same
+        connection = super()._connection_cls(engine)
         connection.announced = True
         connection.engine = Alias(self.real, self)
         return connection
@@ -308,6 +405,11 @@ class RoutedEngine(EngineShape):
 
     fleet: Fleet
 
+    # Like the primary's, but what is listened to here is heard by every server.
+    dispatch = shown_by("_listeners", "dispatch")
+    pool = shown_by("_listeners", "pool")
+    dialect = shown_by("_listeners", "dialect")
+
     def __init__(
         self,
         app: AppState,
@@ -317,6 +419,7 @@ class RoutedEngine(EngineShape):
         monitor: Monitor,
         status: PrimaryStatus,
         outages: PoolListener,
+        cared: Mapping[str, Replica],
     ) -> None:
         super().__init__(real)
         self.app = app
@@ -324,9 +427,10 @@ class RoutedEngine(EngineShape):
         self.status = status
         self.outages = outages
         self.primary = PrimaryEngine(real, self)
-        self.replicas = ReplicaEngine(replicas, self)
+        self.replicas = ReplicaEngine(replicas, self, cared)
         self._aliases: dict[Engine, Alias] = {}
         self._shared_options: dict[str, Any] = {}
+        self._listeners = Listeners(self)
 
     def wake(self) -> None:
         """Begin what goes on in the background, in a forked child all of it anew."""
@@ -357,7 +461,7 @@ class RoutedEngine(EngineShape):
         alias = self._aliases.get(real)
         if alias is None:
             alias = self._aliases[real] = Alias(real, self)
-            self.forget_aliases()
+            self.forget_removed()
         connection.engine = alias
         return connection
 
@@ -384,7 +488,7 @@ class RoutedEngine(EngineShape):
     def update_execution_options(self, **options: Any) -> None:
         """Change the execution options of the primary and of every replica."""
         self._shared_options = {**self._shared_options, **options}
-        for engine in self._engines():
+        for engine in self.engines():
             engine.update_execution_options(**options)
 
     @property
@@ -394,22 +498,25 @@ class RoutedEngine(EngineShape):
 
     @echo.setter
     def echo(self, value: Any) -> None:
-        for engine in self._engines():
+        for engine in self.engines():
             engine.echo = value
 
-    def share_options(self, engine: Engine) -> None:
-        """Give a new replica the options that were set for all."""
+    def share(self, engine: Engine) -> None:
+        """Give a new replica the options and the listeners that all have."""
         if self._shared_options:
             engine.update_execution_options(**self._shared_options)
         if self.real.echo:
             engine.echo = self.real.echo
+        self._listeners.share(engine)
 
-    def forget_aliases(self) -> None:
+    def forget_removed(self) -> None:
         """Let go of replicas that have been removed."""
-        there = set(self._engines())
+        self.replicas.forget_removed()
+        there = set(self.engines())
         self._aliases = {real: a for real, a in self._aliases.items() if real in there}
 
-    def _engines(self) -> list[Engine]:
+    def engines(self) -> list[Engine]:
+        """Return the engines behind it, the primary's first."""
         return [
             self.real,
             *(member.target for member in self.replicas.replica_pool.members),
@@ -423,7 +530,7 @@ class RoutedEngine(EngineShape):
         """Dispose of the connection pools of the primary and of every replica."""
         self.monitor.stop()
         self.fleet.rest()
-        for engine in self._engines():
+        for engine in self.engines():
             engine.dispose(close)
 
     def after_fork(self) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AllReplicasOutError",
     "ConfigurationError",
+    "DivergedReplicaError",
     "MisconfiguredReplicaError",
     "PrimaryUnavailableError",
     "ReplicaLagsError",
@@ -154,12 +155,14 @@ class MisconfiguredReplicaError(UnfitReplicaError):
     """A replica's bind leads to what is no copy of the primary's database.
 
     Attributes:
-        why: What is there instead, and what would be right.
+        why: What is there instead.
+        remedy: What would be right, with ``{bind}`` for the setting that names it.
     """
 
-    def __init__(self, name: str, why: str) -> None:
+    def __init__(self, name: str, why: str, remedy: str = "") -> None:
         self.why = redact(why)
-        super().__init__(name, self.why)
+        self.remedy = remedy
+        super().__init__(name, self.why, remedy)
 
     def __str__(self) -> str:
         return self.why
@@ -173,6 +176,21 @@ class WrongRoleError(UnfitReplicaError):
             f"{self.name!r} is no replica but a primary; name another server, or set "
             "REPLICATED_ROLE_CHECK = False if it replicates logically"
         )
+
+
+class DivergedReplicaError(UnfitReplicaError):
+    """A replica does not follow the history that the primary writes.
+
+    Attributes:
+        why: How that shows, and what to do.
+    """
+
+    def __init__(self, name: str, why: str) -> None:
+        self.why = why
+        super().__init__(name, why)
+
+    def __str__(self) -> str:
+        return self.why
 
 
 class ReplicaLagsError(UnfitReplicaError):

@@ -176,7 +176,7 @@ class Fleet:
         if name in engines:
             raise _taken(name, engines)
         replica = self.care(name, engine)
-        routed.share_options(engine)
+        routed.share(engine)
         try:
             member = pool.add(name, engine, weight)
         except DuplicateMember as error:
@@ -187,6 +187,7 @@ class Fleet:
                 error.weight,
                 "must be a whole number: 0 for no traffic, 1 or more for a share.",
             ) from None
+        routed.share(engine)  # again: what was shared meanwhile missed it
         with self._lock:
             # Unless somebody has removed it meanwhile.
             if member in pool.members:
@@ -237,7 +238,7 @@ class Fleet:
         members = self.routed.replicas.replica_pool.members
         real = members[0].target if members else self.routed.real
         self.routed.replicas.real = real
-        self.routed.forget_aliases()
+        self.routed.forget_removed()
 
     def _engines(self) -> dict[str | None, Engine]:
         return {} if self.front is None else self.front.engines

@@ -1,5 +1,6 @@
 """The background check: does each replica answer, is it one, and how far behind?
 
+The primary is asked, too, how far it has written: beside that a replica's lag counts.
 One thread for each pool and process keeps the times; each look runs in a short-lived
 thread of its own, over a connection of its own, so one that hangs holds up nothing.
 A request waits for none of this.
@@ -20,12 +21,15 @@ from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakSet
 
-from balancers.errors import UnknownMember
+from balancers import Member, Permit
+from balancers.errors import UnknownMember, error_text
 
-from .errors import ReplicaLagsError, ReplicaSilentError, WrongRoleError
+from .errors import ReplicaLagsError, ReplicaSilentError
 from .failures import Verdict, judge_connect, turns_away
 from .files import is_handed_one
-from .probes import Look, Probe
+from .histories import fault_of
+from .primary_status import PrimaryStatus
+from .probes import Look, PrimaryProbe, Probe
 from .watch import Watch
 
 if TYPE_CHECKING:
@@ -33,7 +37,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-    from balancers import Member, Pool
+    from balancers import Pool
 
     from .listeners import PoolListener
     from .replicas import Replica
@@ -62,6 +66,8 @@ class Policy(NamedTuple):
         max_lag: Seconds that a replica may be behind; None for any.
         role_check: Whether a server that is no replica is left out.
         primary: The primary's engine, where it has to be asked for that; or None.
+        watched: The primary's engine, where that is looked at as well; or None.
+        status: Told what a look at the primary has found.
         bound: Seconds that a statement may wait for an answer before its server is
             asked whether it works on it.
     """
@@ -71,6 +77,8 @@ class Policy(NamedTuple):
     max_lag: float | None
     role_check: bool
     primary: Engine | None = None
+    watched: Engine | None = None
+    status: PrimaryStatus | None = None
     bound: float = math.inf
 
 
@@ -189,6 +197,11 @@ class _Round:
         self._watch = Watch(policy.bound, policy.interval, policy.timeout, self._done)
         self._threadless = False
         self._stopped = self._abandoned = False
+        self._status = policy.status or PrimaryStatus()
+        watched = policy.watched
+        # In no pool: nobody picks it.
+        self._primary = None if watched is None else Member("primary", watched, 1)
+        self._primary_lost = False
 
     def stop(self) -> None:
         """Let run() return soon."""
@@ -250,6 +263,11 @@ class _Round:
         members = self._watched()
         for gone in self._due.keys() - members - self._looks.keys():
             self._forget(gone)
+        if self._primary is not None:
+            # First, so that replicas are seen beside it.
+            self._due.setdefault(self._primary, now + self._spread(0.0, 0.1))
+            if self._status.wants_look:
+                self._due[self._primary] = now
         for member in members:
             # Spread from the start: many workers begin in one moment.
             due = self._due.setdefault(member, now + self._spread(0.1, 0.3))
@@ -275,6 +293,8 @@ class _Round:
             replica = self._replicas.get(member.name)
             if replica is not None and replica.is_of(member.target):
                 self._cared[member] = replica
+        if self._primary is not None:
+            members.add(self._primary)
         gone = self._due.keys() - members
         return members | {one for one in gone if self._is_waited_for(one)}
 
@@ -300,14 +320,15 @@ class _Round:
         self._due[member] = now + self._spread(0.8, 1.2)
         probe = self._probes.get(member)
         if probe is None:
-            replica = self._cared.get(member)
-            history = None if replica is None else replica.history
-            probe = Probe(member, history, self._policy.primary)
-            self._probes[member] = probe
-        # Only a new connection can tell whether an outage is over.
-        permit = self._pool.permit(member)
+            probe = self._probes[member] = self._new_probe(member)
+        if member is self._primary:
+            permit, anew = Permit(0), self._status.doubted
+        else:
+            permit = self._pool.permit(member)
+            # Only a new connection can tell whether an outage is over.
+            anew = not permit.quiet
         probe.heeds = self._is_waited_for(member)
-        look = Look(probe, permit, now + self._policy.timeout, anew=not permit.quiet)
+        look = Look(probe, permit, now + self._policy.timeout, anew=anew)
         look.suspects = suspects
         self._watch.asked(suspects, now)
         thread = threading.Thread(
@@ -326,10 +347,21 @@ class _Round:
                 logger.warning("no thread could be started to look at a replica")
             self._threadless = True
 
+    def _new_probe(self, member: Member[Engine]) -> Probe:
+        if member is self._primary:
+            return PrimaryProbe(member)
+        replica = self._cared.get(member)
+        history = None if replica is None else replica.history
+        return Probe(member, history, self._policy.primary)
+
     def _give_up(self, look: Look, now: float) -> None:
         """Take out a replica that says nothing, and release who waits for it."""
         member = look.member
-        self._unfit(member, ReplicaSilentError(member.name, self._policy.timeout))
+        silence = ReplicaSilentError(member.name, self._policy.timeout)
+        if member is self._primary:
+            self._lose_primary(silence)
+        else:
+            self._unfit(member, silence)
         look.given_up += 1
         # Again and again: it may have been connecting, and wait for an answer by now.
         look.probe.wake()
@@ -365,6 +397,9 @@ class _Round:
                 del self._stuck[look.member]
             return
         del self._looks[look.member]
+        if look.member is self._primary:
+            self._hear_primary(look)
+            return
         fault = self._fault(look)
         reached = not isinstance(look.found, Exception)
         if reached:
@@ -382,6 +417,7 @@ class _Round:
                 or isinstance(look.found, Exception)
                 or self._ails(look.member)
             ):
+                self._note_fault(look.member, None)
                 self._pool.recover(look.member, look.permit)
         except UnknownMember:  # it has been removed meanwhile
             pass
@@ -407,31 +443,66 @@ class _Round:
         replica = self._cared.get(member)
         return replica is not None and replica.ails
 
+    def _hear_primary(self, look: Look) -> None:
+        """Keep what the primary has said of itself."""
+        answer = look.probe.answer if isinstance(look.probe, PrimaryProbe) else None
+        if isinstance(look.found, Exception):
+            if not look.late:
+                self._lose_primary(look.found)
+        elif answer is not None:
+            if self._status.heard(answer):
+                self._find_primary()
+            else:
+                self._lose_primary(ConnectionError("its address leads to a standby"))
+
+    def _find_primary(self) -> None:
+        if self._primary_lost:
+            self._primary_lost = False
+            logger.warning("the primary answers again")
+
+    def _lose_primary(self, error: Exception) -> None:
+        """Note that the primary cannot be asked, and say so once."""
+        # One that is busy lives; so does one that does not know the account.
+        lives = judge_connect(error) is not Verdict.DOWN
+        self._status.lost(lives=lives)
+        if not lives and not self._primary_lost:
+            self._primary_lost = True
+            logger.warning(
+                "the primary does not answer the background look: %s. Until it does, "
+                "no replica is left out for what it cannot have received",
+                error_text(error),
+            )
+
     def _fault(self, look: Look) -> Exception | None:
         """Return why a replica must not be used, if so."""
-        name, found = look.member.name, look.found
+        found = look.found
         if isinstance(found, Exception):
             # One that is busy lives; and how a late look ended says nothing more.
             verdict = judge_connect(found)
             return None if look.late or verdict is Verdict.BUSY else found
-        if found.primary and self._policy.role_check:
-            return WrongRoleError(name)
-        limit = self._policy.max_lag
-        if limit is None:
-            return None
-        if not found.measured:
+        policy = self._policy
+        fault = fault_of(
+            look.member.name,
+            found,
+            role_check=policy.role_check,
+            max_lag=policy.max_lag,
+        )
+        if fault is None and policy.max_lag is not None and not found.measured:
             self._say_unmeasured(look.member)
-            return None
-        if found.lag is None or found.lag > limit:
-            return ReplicaLagsError(name, found.lag, limit)
-        return None
+        return fault
 
     def _say_unmeasured(self, member: Member[Engine]) -> None:
         if member not in self._unmeasured:
             self._unmeasured.add(member)
             logger.info("replica %r does not tell how far it is behind", member.name)
 
+    def _note_fault(self, member: Member[Engine], error: Exception | None) -> None:
+        replica = self._cared.get(member)
+        if replica is not None:
+            replica.history.lags = isinstance(error, ReplicaLagsError)
+
     def _unfit(self, member: Member[Engine], error: Exception) -> None:
+        self._note_fault(member, error)
         # Until the next word, with something to spare.
         seconds = 1.5 * self._policy.interval + 2 * self._policy.timeout
         with contextlib.suppress(UnknownMember):

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from .activity import list_backends
 from .comparing import Comparison
-from .positions import History, Observation, observe, observer_of, sees_it_answer
+from .histories import History
+from .positions import Observation, observe, observers_of, sees_it_answer
+from .primary_status import Answer, ask_primary
 from .sockets import hang_up, leave_to_parent
 from .unpooled import connect_unpooled, prepare_unpooled
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from .activity import Backend
     from .watch import Suspect
 
-__all__ = ["Look", "Probe"]
+__all__ = ["Look", "PrimaryProbe", "Probe"]
 
 
 class Look:
@@ -112,7 +114,7 @@ class Probe:
     ) -> None:
         self.member = member
         engine = member.target
-        self._observer = observer_of(engine.dialect.name)
+        self._observers = observers_of(engine.dialect.name)
         self._keep = engine.dialect.name != "sqlite"
         self._connection: Any = None
         # Opened before an outage, and kept while it tells how others of its age fare.
@@ -159,18 +161,25 @@ class Probe:
                 self._drop_former()
 
     def _ask(self) -> Observation:
-        if self._connection is None:
+        anew = self._connection is None
+        if anew:
             self._connection = connect_unpooled(self.member.target)
             prepare_unpooled(self.member.target, self._connection)
             self._wonders = self._comparison is not None
-        connection = self._connection
-        found = observe(connection, self._observer, sees_it_answer)
-        connection.rollback()  # or it would stay idle in a transaction
+        found = self._question(self._connection, anew=anew)
         if not self._keep:
             self._drop()
+        return found
+
+    def _question(self, connection: Any, *, anew: bool) -> Observation:
+        """Ask over a connection, which may be new, and leave no transaction on it."""
+        kinship = self._history.kinship
+        if kinship is not None:
+            kinship.look(connection, anew=anew)
+        found = observe(connection, *self._observers, sees_it_answer)
+        connection.rollback()  # or it would stay idle in a transaction
         self._wonders = self._wonders and found.doubtful
-        lag = self._history.progress.lag(found, time.monotonic())
-        return self._history.judge(found)._replace(lag=lag)
+        return self._history.judge(found, time.monotonic())
 
     def list_backends(self) -> list[Backend] | None:
         """Ask the server what it does for its clients; None if it cannot be asked."""
@@ -240,6 +249,34 @@ class Probe:
         waiting = self._connection or (None if self.serves else self._former)
         if waiting is not None:
             hang_up(waiting)
+
+
+class PrimaryProbe(Probe):
+    """The monitor's own connection to the primary.
+
+    Args:
+        member: Stands for the primary, which is in no pool.
+
+    Attributes:
+        answer: What the latest look has found.
+    """
+
+    def __init__(self, member: Member[Engine]) -> None:
+        super().__init__(member)
+        self.answer: Answer | None = None
+
+    def _question(self, connection: Any, *, anew: bool) -> Observation:
+        asked = time.monotonic()
+        dialect = self.member.target.dialect.name
+        facts = ask_primary(connection, dialect, whole=True)
+        self.answer = Answer(facts, asked, time.monotonic(), anew)
+        # By its name the primary may be found next time.
+        self._keep = not facts.standby
+        return Observation()
+
+    def successor(self) -> Probe:
+        """Return what looks in its place, while a look of its own does not end."""
+        return PrimaryProbe(self.member)
 
 
 def _answers(connection: Any) -> bool:

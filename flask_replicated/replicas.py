@@ -22,9 +22,9 @@ from .comparing import Comparison
 from .errors import ReplicaSilentError
 from .first_words import FirstWords
 from .forks import refuse_inherited
+from .histories import History
 from .hosts import ONE_BIND_EACH, warn_of_hosts
 from .keepalive import limit_silence
-from .positions import History
 from .readonly import prepare_sessions
 from .refusing import closed_if_refused
 from .sockets import hang_up, watch_socket
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.pool import ConnectionPoolEntry
 
+    from .kinship import Kinship
+    from .primary_status import PrimaryStatus
     from .waiting import Wait
 
 __all__ = ["CHANGED", "Replica"]
@@ -62,8 +64,11 @@ class Replica:
         watched: Whether it is looked at in the background.
         primary: The primary's engine, where that has to be asked whether the server
             is its own; or None.
+        kinship: Compares what the server says of itself with what its primary says, if
+            it is to be compared.
         shared: Whether its connection may be the primary's too, and so must be able
             to write.
+        status: What is known of the primary; nothing by default.
 
     Attributes:
         outages: How often its breaker has opened, after failed trials too.
@@ -84,9 +89,11 @@ class Replica:
         max_lag: float | None = None,
         watched: bool = True,
         primary: Engine | None = None,
+        kinship: Kinship | None = None,
         shared: bool = False,
+        status: PrimaryStatus | None = None,
     ) -> None:
-        self.history = History()
+        self.history = History(status, kinship)
         self.admission = Admission(
             name,
             engine.dialect.name,

@@ -1,23 +1,31 @@
-"""What looks like an engine, over a real one."""
+"""What looks like an engine, or like a part of one, over a real one."""
 
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine
 
-__all__ = ["Alias", "EngineShape"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Alias", "EngineShape", "Likeness", "Twin", "shown_by"]
 
 
-def _of_the_real_engine(name: str) -> Any:
-    def get(self: EngineShape) -> Any:
-        return getattr(self.real, name)
+def shown_by(keeper: str, name: str) -> Any:
+    """Return an attribute that something else shows, and that is set on the engine.
+
+    Args:
+        keeper: The shape's attribute that shows it.
+        name: What it is called there, and by the real engine.
+    """
 
     def put(self: EngineShape, value: Any) -> None:
         setattr(self.real, name, value)
 
-    return property(get, put)
+    return property(attrgetter(f"{keeper}.{name}"), put)
 
 
 class EngineShape(Engine):
@@ -32,18 +40,18 @@ class EngineShape(Engine):
         self.real = real
 
     # dispose() gives an engine another pool, so each is looked up each time.
-    pool = _of_the_real_engine("pool")
-    dialect = _of_the_real_engine("dialect")
-    url = _of_the_real_engine("url")
-    hide_parameters = _of_the_real_engine("hide_parameters")
-    dispatch = _of_the_real_engine("dispatch")
-    echo = _of_the_real_engine("echo")
-    logger = _of_the_real_engine("logger")
-    logging_name = _of_the_real_engine("logging_name")
-    _echo = _of_the_real_engine("_echo")
-    _has_events = _of_the_real_engine("_has_events")
-    _execution_options = _of_the_real_engine("_execution_options")
-    _compiled_cache = _of_the_real_engine("_compiled_cache")
+    pool = shown_by("real", "pool")
+    dialect = shown_by("real", "dialect")
+    url = shown_by("real", "url")
+    hide_parameters = shown_by("real", "hide_parameters")
+    dispatch = shown_by("real", "dispatch")
+    echo = shown_by("real", "echo")
+    logger = shown_by("real", "logger")
+    logging_name = shown_by("real", "logging_name")
+    _echo = shown_by("real", "_echo")
+    _has_events = shown_by("real", "_has_events")
+    _execution_options = shown_by("real", "_execution_options")
+    _compiled_cache = shown_by("real", "_compiled_cache")
 
     def dispose(self, close: bool = True) -> None:
         """Dispose of the real engine's connection pool."""
@@ -67,3 +75,66 @@ class Alias(EngineShape):
 
     def __hash__(self) -> int:
         return self._hash
+
+
+class Likeness:
+    """Something that is taken for another object, but for some attributes of its own.
+
+    Args:
+        find: Returns the other object; asked each time.
+        own: The attributes that it has itself.
+    """
+
+    def __init__(self, find: Callable[[], Any], **own: Any) -> None:
+        vars(self).update(own, _find=find)
+
+    if not TYPE_CHECKING:  # which would take each of these for an object of its own
+
+        @property
+        def __class__(self) -> Any:
+            """What isinstance() is told."""
+            return type(self._find())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._find(), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._find(), name, value)
+
+
+class Twin:
+    """Makes what shares everything with an object, but for some attributes of its own.
+
+    It is an instance of a subclass, so that code which looks at ``type()`` or
+    at a class's attributes finds what it looks for.
+
+    Args:
+        find: Returns the object, which may be another one later.
+        own: The attributes that the twin has itself.
+    """
+
+    def __init__(self, find: Callable[[], Any], **own: Any) -> None:
+        self._find = find
+        self._own: dict[str, Any] = {name: _always(one) for name, one in own.items()}
+        self._own["__eq__"] = lambda twin, other: other is twin or other is find()
+        self._own["__hash__"] = lambda _: hash(find())
+        self._twin: Any = None
+
+    def get(self) -> Any:
+        """Return the twin, always the same one."""
+        original = self._find()
+        kind, twin = type(original), self._twin
+        if twin is None or type(twin).__base__ is not kind:
+            own = {**self._own, "__module__": kind.__module__}
+            made = type(kind.__name__, (kind,), own)
+            if twin is None:
+                twin = self._twin = object.__new__(made)
+            else:
+                twin.__class__ = made
+        if vars(twin) is not vars(original):
+            twin.__dict__ = vars(original)
+        return twin
+
+
+def _always(value: object) -> property:
+    return property(lambda _: value)

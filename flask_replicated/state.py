@@ -31,6 +31,7 @@ from .pinning import (
 )
 from .routing import LACKING, PINNED, Decision, Role, decide, marked_role
 from .statements import Classifier
+from .unpinned import Unpinned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
     from _typeshed.wsgi import WSGIEnvironment
     from flask.ctx import RequestContext
-    from sqlalchemy import Engine, MetaData
+    from sqlalchemy import Dialect, Engine, MetaData
 
     from balancers import Member
 
@@ -106,6 +107,7 @@ class AppState:
         metadatas: Returns the MetaData of all its tables; None where nobody can tell.
         classifier: Tells what a statement does.
         classify: The classifier's own ``kind``, at hand for each statement.
+        unpinned: Tells which writes leave no trace; false if none does.
         plain_mappers: Mapped classes on the default bind that prefer no role.
         writers: How often a replica has refused a write, by endpoint.
         process: The id of the process whose connections the engines have.
@@ -123,6 +125,7 @@ class AppState:
         self.metadatas: Callable[[], Collection[MetaData] | None] = _none
         self.classifier = Classifier(settings.write_functions)
         self.classify = self.classifier.kind
+        self.unpinned = Unpinned(settings.unpinned)
         self.plain_mappers: set[Any] = set()
         self.writers: Counter[str] = Counter()
         self._decisions: dict[tuple[str, str], Decision] = {}
@@ -246,6 +249,12 @@ class AppState:
         if decision.by_method and self.settings.is_read is not None:
             decision = decided(is_read=self.settings.is_read(current))
         return decision
+
+    def is_unpinned(self, sql: str, dialect: Dialect) -> bool:
+        """Whether a statement surely writes nothing but housekeeping."""
+        return bool(self.unpinned) and self.unpinned.covers(
+            self.classifier.text.writes(sql, dialect.name), dialect
+        )
 
     def only_pinned(self) -> bool:
         """Whether only its client's pin has the running request read the primary."""

@@ -195,7 +195,7 @@ class TestEngine:
         """What an engine has is the primary's."""
         with site.app.app_context():
             engine: Any = site.db.engine
-            assert getattr(engine, name) is getattr(engine.real, name)
+            assert getattr(engine, name) == getattr(engine.real, name)
             assert engine.get_execution_options() is engine.real.get_execution_options()
 
     def test_options(self, site: Site) -> None:
