@@ -79,6 +79,7 @@ def routed_engine(
         primary=_compared(settings, primary),
         watched=_watched(settings, primary),
         status=status,
+        bound=_bound(settings),
     )
     monitor = Monitor(pool, prepared, policy, outages)
     fleet.routed = RoutedEngine(
@@ -130,6 +131,16 @@ def _take_care(
         leave_out_blocks(engine)
     gate.guard(engine, replica)
     return replica
+
+
+def _bound(settings: Settings) -> float:
+    """Return for how long a statement may wait before its server is asked about it.
+
+    As long as any silence may last. Where the server itself ends it sooner, a second
+    more than that.
+    """
+    bound = max(1.0, settings.probe_interval)
+    return min(bound, (settings.read_timeout or bound) + 1)
 
 
 def _compared(settings: Settings, primary: Engine) -> Engine | None:
