@@ -178,8 +178,11 @@ class Probe:
             kinship.look(connection, anew=anew)
         found = observe(connection, *self._observers, sees_it_answer)
         connection.rollback()  # or it would stay idle in a transaction
-        self._wonders = self._wonders and found.doubtful
-        return self._history.judge(found, time.monotonic())
+        judged = self._history.judge(found, time.monotonic())
+        # It says when it was started, and so whether it is the one that was compared.
+        settled = judged.own is not None and found.started is not None
+        self._wonders = self._wonders and found.doubtful and not settled
+        return judged
 
     def list_backends(self) -> list[Backend] | None:
         """Ask the server what it does for its clients; None if it cannot be asked."""
