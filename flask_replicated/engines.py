@@ -26,7 +26,7 @@ from .errors import (
     PrimaryUnavailableError,
     UnfitReplicaError,
 )
-from .events import Listeners
+from .events import Listeners, raised_by_listener
 from .failures import Verdict, judge_connect
 from .routing import Role
 from .scopes import active_role
@@ -238,7 +238,13 @@ class ReplicaEngine(EngineShape):
 
         Returns:
             Why, without passwords; and whether the replica is lost to its callers.
+
+        Raises:
+            Exception: It did connect, and a listener of the program has failed.
         """
+        if raised_by_listener(error, member.target):
+            self._welcome(member, permit)
+            raise error
         cause = error_text(error)
         if isinstance(error, TimeoutError):
             return cause, False  # its connection pool is exhausted: load, not death
