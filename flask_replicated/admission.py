@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import time
+from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .errors import ReplicaLagsError, WrongRoleError
+from .errors import ReplicaLagsError
+from .histories import fault_of
 from .positions import (
     Observation,
-    after_a_moment,
     observe,
-    observer_of,
+    observers_of,
     role_observer,
+    wait_a_moment,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .comparing import Comparison
-    from .positions import History, Observer
+    from .histories import History
+    from .positions import Observer
 
-__all__ = ["Admission"]
+__all__ = ["Admission", "any_lag_will_do"]
+
+any_lag_will_do: ContextVar[bool] = ContextVar(
+    "flask_replicated_any_lag", default=False
+)
+"""Whether whoever connects takes a replica that is too far behind, as none is not."""
 
 _MOMENTS = 3
 """How often a server is asked again that may only just have something to replay."""
@@ -60,10 +69,8 @@ class Admission:
         comparison: Comparison | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._name = name
         self._history = history
-        self._role_check = role_check
-        self._max_lag = max_lag
+        self._fault = partial(fault_of, name, role_check=role_check, max_lag=max_lag)
         self._clock = clock
         self._observers = _observers(dialect, role_check, max_lag)
         self._asked = clock()
@@ -88,23 +95,25 @@ class Admission:
         """Ask over a new connection.
 
         Raises:
-            WrongRoleError: The server is no replica.
+            MisconfiguredReplicaError: The server has another database.
+            WrongRoleError: It is no replica.
+            DivergedReplicaError: It does not follow the primary.
             ReplicaLagsError: It is too far behind, or nobody knows how far.
             Exception: The driver's, if it does not answer at all.
         """
         if not self._observers:
             return
         self._asked = self._clock()
-        found = self._history.judge(observe(connection, *self._observers))
+        if self._history.kinship is not None:
+            self._history.kinship.ask(connection)
+        found = observe(connection, *self._observers)
         if found.doubtful:
             self._compare()
-        if found.primary and self._role_check:
-            raise WrongRoleError(self._name)
-        limit = self._max_lag
-        if limit is not None and found.measured and not found.primary:
-            lag = self._lag(connection, found, limit)
-            if _too_far(lag, limit):
-                raise ReplicaLagsError(self._name, lag, limit)
+        fault = self._fault(self._judged(connection, found))
+        # Not the error itself, which would keep alive who is waiting here.
+        self._history.lags = lags = isinstance(fault, ReplicaLagsError)
+        if fault is not None and not (lags and any_lag_will_do.get()):
+            raise fault
 
     def _compare(self) -> None:
         """Find out whether it is the primary, for the connections after this one."""
@@ -113,27 +122,25 @@ class Admission:
             self._compare_at = now + _COMPARED
             self._comparison.begin(self._history.found_twin)
 
-    def _lag(self, connection: Any, found: Observation, limit: float) -> float | None:
-        """Return how far it is behind at most, by all that was seen of it.
+    def _judged(self, connection: Any, found: Observation) -> Observation:
+        """Return what was seen, and how far it is behind at most by all that is known.
 
         Behind a primary that was idle the last transaction is old, and what is not
         replayed may have only just come. Nobody knows until it is replayed; so it has
         a few moments for that.
         """
-        progress = self._history.progress.copy()
-        lag = progress.lag(found, self._clock())
+        history = self._history
+        progress = history.progress.copy()
+        judged = history.judge(found, self._clock(), progress)
         for _ in range(_MOMENTS):
-            if found.received is None or not _too_far(lag, limit):
+            waits = isinstance(self._fault(judged), ReplicaLagsError)
+            if judged.received is None or not waits:
                 break
-            now = self._clock()
-            found = observe(connection, after_a_moment)
-            lag = progress.lag(found, now)
-        self._history.progress = progress
-        return lag
-
-
-def _too_far(lag: float | None, limit: float) -> bool:
-    return lag is None or lag > limit
+            observe(connection, wait_a_moment)
+            found = observe(connection, *self._observers)
+            judged = history.judge(found, self._clock(), progress)
+        history.progress = progress
+        return judged
 
 
 def _observers(
@@ -143,12 +150,10 @@ def _observers(
     if not role_check and max_lag is None:
         return ()
     if dialect in {"mysql", "mariadb"}:
-        return observer_of(dialect), _nothing
+        return *observers_of(dialect), _nothing
     if dialect != "postgresql":
         return ()
-    # One question has both answers.
-    first = () if max_lag is None else (observer_of(dialect),)
-    return (*first, role_observer if role_check else _nothing)
+    return *observers_of(dialect), role_observer if role_check else _nothing
 
 
 def _nothing(_cursor: Any) -> Observation:

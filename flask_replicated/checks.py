@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigurationError
+from .redaction import safe
 
 if TYPE_CHECKING:
     from flask import Request
@@ -27,6 +28,7 @@ __all__ = [
     "question",
     "seconds",
     "share",
+    "tables",
 ]
 
 DAY = 24 * 3600
@@ -56,6 +58,9 @@ _HEAVIEST = 10**15
 
 # Browsers keep no cookie of more than 4096 bytes, and its value comes on top.
 _TOKEN = re.compile(r"[A-Za-z0-9_!#$%&'*+.^`|~-]{1,100}")
+# Without quotes, dots and stars.
+_COLUMN = re.compile(r"""(?!\s)[^."`*]+(?<!\s)""")
+_TABLE = re.compile(rf"(?:{_COLUMN.pattern}\.)?{_COLUMN.pattern}")
 _COOKIES = {"SESSION_COOKIE_NAME": "session", "REMEMBER_COOKIE_NAME": "remember_token"}
 _PREFIXES = ("__host-", "__secure-")
 
@@ -141,6 +146,49 @@ def names(key: str, value: Any, wanted: str) -> frozenset[str]:
     if not named or not all(isinstance(name, str) and name for name in value):
         raise ConfigurationError(key, value, f"must be {wanted}.")
     return frozenset(value)
+
+
+def tables(key: str, value: object) -> dict[str, frozenset[str] | None]:
+    """Return columns by table; None for a table as a whole."""
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(
+            key,
+            value,
+            "must be a mapping of tables, such as {'sessions': '*', 'users': "
+            "['last_seen']}.",
+        )
+    for name, columns in value.items():
+        if not isinstance(name, str) or not _TABLE.fullmatch(name):
+            raise ConfigurationError(
+                f"{key}[{safe(name)!r}]",
+                columns,
+                "its key must be the name of a table, without quotes: 'sessions', or "
+                "with its schema 'forum.topics'.",
+            )
+    return {
+        name: _columns(f"{key}[{name!r}]", columns) for name, columns in value.items()
+    }
+
+
+def _columns(item: str, value: Any) -> frozenset[str] | None:
+    if value == "*":
+        return None
+    listed = isinstance(value, Collection) and not isinstance(
+        value, str | bytes | Mapping
+    )
+    if not listed or not value or not all(map(_is_column, value)):
+        example = value if _is_column(value) else "last_seen"
+        raise ConfigurationError(
+            item,
+            value,
+            "must be '*' for whatever is written to the table, or a list of the "
+            f"columns that an update may set, such as [{example!r}].",
+        )
+    return frozenset(value)
+
+
+def _is_column(name: object) -> bool:
+    return isinstance(name, str) and _COLUMN.fullmatch(name) is not None
 
 
 def cookie_name(key: str, value: object, config: Mapping[str, Any]) -> str:

@@ -27,6 +27,7 @@ from .checks import (
     question,
     seconds,
     share,
+    tables,
 )
 from .errors import ConfigurationError
 from .redaction import safe
@@ -97,6 +98,8 @@ class Settings:
         role_check: Whether a server that is no replica is left out.
         lazy_begin: Whether a replica's transaction is begun on its server only when
             a statement needs it.
+        unpinned: What is housekeeping, by table: the columns that an update may set,
+            or None for every write.
     """
 
     balancer: Callable[..., Any]
@@ -123,6 +126,7 @@ class Settings:
     max_lag: float | None = 30
     role_check: bool = True
     lazy_begin: bool = True
+    unpinned: Mapping[str, frozenset[str] | None] = field(default_factory=dict)
 
 
 _DEFAULTS: Mapping[str, Any] = {
@@ -148,6 +152,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "REPLICATED_READ_TIMEOUT": None,
     "REPLICATED_ROLE_CHECK": True,
     "REPLICATED_SLOW_START": 0,
+    "REPLICATED_UNPINNED": {},
     "REPLICATED_WEIGHTS": {},
     "REPLICATED_WRITE_FUNCTIONS": (),
 }
@@ -167,7 +172,11 @@ def read_settings(
         ConfigurationError: A key is unknown or its value cannot be right.
     """
     _refuse_unknown(config)
-    given = {"REPLICATED_READONLY_METHODS": methods, **config}
+    given = {
+        "REPLICATED_READONLY_METHODS": methods,
+        "REPLICATED_PIN_COOKIE": _pin_cookie(config),
+        **config,
+    }
     weights, discovery = _weights(config, replicas), _discovery(config)
 
     def read(check: Callable[..., Any], key: str, *more: Any, **limits: Any) -> Any:
@@ -189,6 +198,7 @@ def read_settings(
         max_connecting=read(limit, "REPLICATED_MAX_CONNECTING"),
         max_pools=read(limit, "REPLICATED_MAX_POOLS"),
         role_check=read(boolean, "REPLICATED_ROLE_CHECK"),
+        unpinned=read(tables, "REPLICATED_UNPINNED"),
         lazy_begin=read(boolean, "REPLICATED_LAZY_BEGIN"),
     )
 
@@ -285,6 +295,16 @@ def _nearest(letters: str, known: Mapping[str, str]) -> str | None:
 
 def _get(config: Mapping[str, Any], key: str) -> Any:
     return config.get(key, _DEFAULTS[key])
+
+
+def _pin_cookie(config: Mapping[str, Any]) -> str:
+    """Return what the pin is called where no setting says so.
+
+    Applications on one host that keep their sessions apart keep their pins apart, too.
+    """
+    name = _DEFAULTS["REPLICATED_PIN_COOKIE"]
+    session = config.get("SESSION_COOKIE_NAME") or "session"
+    return name if session == "session" else f"{session}_{name}"
 
 
 def _methods(key: str, value: object) -> frozenset[str]:

@@ -12,12 +12,14 @@ import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection
+from sqlalchemy.sql.elements import SavepointClause
 
 from .autocommit import PICKED, WITH_BLOCKS, begin_block
 from .options import wanted_role
 from .refusals import write_refused
 from .routing import WROTE, Role
-from .scopes import active_role
+from .scopes import active_role, leaves_no_trace
+from .sqlsettings import is_local
 from .sqltext import Kind
 from .transactions import (
     ReadSavepoint,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
         RootTransaction,
         TwoPhaseTransaction,
     )
+    from sqlalchemy.engine import ExecutionContext
     from sqlalchemy.engine.interfaces import PoolProxiedConnection
     from sqlalchemy.exc import DBAPIError
 
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
 __all__ = ["PrimaryConnection", "ReplicaConnection"]
 
 _T = TypeVar("_T")
+_FEW = 8  # statements that are remembered of a transaction
 
 # Levels at which each statement sees the newest data.
 _STATEMENT_SNAPSHOTS = frozenset({"READ COMMITTED", "READ UNCOMMITTED", "AUTOCOMMIT"})
@@ -81,17 +85,27 @@ class PrimaryConnection(_LateJoined):
     Attributes:
         shape: The Engine-shaped object whose ``connect()`` made it; ``engine`` is the
             real engine.
-        wrote: Whether the transaction in progress has written.
+        wrote: Whether the transaction in progress has written, housekeeping aside.
         suspected: Whether it may have, by what its text calls or by who has the
             driver's connection in hand.
         doubtful: Whether it may have, by what the text calls of a statement that
             is here as any read of its request is.
         announced: Whether the primary was asked for by name.
+        unshared: Whether it has rows, or settings, that no other server can have.
+        begun: Whether the transaction in progress has sent a statement.
+        read: Whether one of these, with using_master(pin=False) around none of them,
+            was no mere write.
+        undecided: What the statement that is next to be sent does, if it leaves no
+            trace perhaps; or None.
+        writes: The beginning of what was written, as it was sent.
         preparing: Whether listeners may be at work that prepare a connection, or a
             transaction.
     """
 
-    wrote = suspected = doubtful = announced = preparing = False
+    wrote = suspected = doubtful = unshared = begun = read = False
+    announced = preparing = False
+    undecided: Kind | None = None
+    writes: tuple[str, ...] = ()
 
     def __init__(self, engine: Engine, shape: PrimaryEngine | ReplicaEngine) -> None:
         self.shape = shape  # first: listeners may execute something
@@ -109,8 +123,10 @@ class PrimaryConnection(_LateJoined):
         caller = sys._getframe().f_back  # noqa: SLF001 - a public function of sys
         module = "" if caller is None else caller.f_globals.get("__name__", "")
         if not (self.preparing or module.startswith(_SQLALCHEMY)):
-            self.suspected = True
-            self.shape.routed.app.given_out()
+            self.unshared = True
+            if not leaves_no_trace(self):
+                self.suspected = True
+                self.shape.routed.app.given_out()
         return super().connection
 
     # The overloads of Connection differ in the type of their result alone.
@@ -142,18 +158,70 @@ class PrimaryConnection(_LateJoined):
         )
 
     def _note(self, statement: Any) -> None:
-        """Remember what a statement will have done, before it is sent."""
+        """Note what a statement does as far as it shows, before it is sent."""
         kind = self.shape.routed.app.classify(statement)
         if kind is Kind.READ:
-            return
+            if self.read and self._transaction is not None:
+                return  # the first read of a transaction says why it is here
+            if self.preparing or isinstance(statement, SavepointClause):
+                return
         stands_in = self.shape is not self.shape.routed.primary
         if stands_in and kind >= Kind.LOCK and active_role() is Role.REPLICA:
             raise write_refused(statement, "inside using_slave()")
-        self.shape.routed.app.latch(WROTE)
-        if kind is Kind.WRITE:
-            self.wrote = True
-            if self._in_autocommit():  # the statement is its own transaction
-                self.committed()
+        self.undecided = kind
+
+    def judge(self, sql: str, context: ExecutionContext) -> None:
+        """Judge what is about to be sent, by what it says in full.
+
+        Args:
+            sql: The text, as it is the same each time.
+            context: How it is sent.
+        """
+        kind, self.undecided = self.undecided, None
+        app, forgotten = self.shape.routed.app, leaves_no_trace(self)
+        if kind is Kind.SETTING:
+            self._note_setting(sql, context, forgotten=forgotten)
+        else:
+            self.begun = True
+        self.unshared = self.unshared or kind is Kind.WRITE
+        if forgotten:
+            return
+        self.read = self.read or kind in {Kind.READ, Kind.LOCK}
+        if kind is Kind.LOCK:
+            app.latch(WROTE)
+        if kind in {Kind.WRITE, None} or app.classifier.text.may_write(
+            sql, self.dialect.name
+        ):
+            self._note_write(sql, context, sure=kind is Kind.WRITE)
+
+    def _note_setting(
+        self, sql: str, context: ExecutionContext, *, forgotten: bool
+    ) -> None:
+        # What listeners set for a transaction as it begins is a part of it.
+        prepares = (
+            not self.begun
+            and self.dialect.name == "postgresql"
+            and is_local(sql, context.parameters)
+        )
+        self.unshared = True
+        if not (prepares or forgotten):
+            self.shape.routed.app.latch(WROTE)
+
+    def _note_write(self, sql: str, context: ExecutionContext, *, sure: bool) -> None:
+        """Note what writes, or may: the request, and its client, must see it."""
+        app = self.shape.routed.app
+        if app.is_unpinned(sql, self.dialect):
+            self.unshared = True
+            return
+        if not sure:
+            self.suspect(context.execution_options)
+            return
+        app.latch(WROTE)
+        self.wrote = True
+        if len(self.writes) < _FEW:
+            self.writes += (sql,)
+        if self._in_autocommit():  # the statement is its own transaction
+            self.committed()
 
     def _in_autocommit(self) -> bool:
         level = self.get_execution_options().get("isolation_level")
@@ -193,14 +261,15 @@ class PrimaryConnection(_LateJoined):
         wrote = (
             self.wrote
             or self.suspected
+            # It was sent by a listener of the program's own.
+            or self.undecided is Kind.WRITE
             # Or a pin would renew itself, for as long as its client reads.
             or (self.doubtful and not app.only_pinned())
         )
         self.wrote = self.suspected = self.doubtful = False
-        if wrote or app.in_known_writer():
-            state = app.request_state()
-            if state is not None:
-                state.committed()
+        self.undecided = None
+        if wrote or (self.read and app.in_known_writer()):
+            app.committed()
 
     def begin(self) -> RootTransaction:
         """Begin a transaction whose commit is reported, if it wrote."""
@@ -216,7 +285,9 @@ class PrimaryConnection(_LateJoined):
         return self._begun(lambda: ReportedTwoPhase(self, xid))
 
     def _begun(self, begin: Callable[[], _T]) -> _T:
-        self.wrote = self.suspected = self.doubtful = False
+        self.wrote = self.suspected = self.doubtful = self.unshared = False
+        self.begun = self.read = False
+        self.writes = ()
         self.preparing = True
         try:
             return begin()
@@ -255,10 +326,8 @@ class ReplicaConnection(_LateJoined):
     def __init__(
         self, engine: Engine, shape: ReplicaEngine, member: Member[Engine]
     ) -> None:
-        self.shape, self.member = (
-            shape,
-            member,
-        )  # first: listeners may execute something
+        # First: listeners may execute something.
+        self.shape, self.member = shape, member
         # Past the class between, which would only add a call.
         if engine.dialect.name != WITH_BLOCKS:  # there is nothing to tell its pool
             Connection.__init__(self, engine, None, self._has_events)

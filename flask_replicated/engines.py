@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from os import getpid
 from typing import TYPE_CHECKING, Any
@@ -19,21 +20,24 @@ from sqlalchemy.exc import TimeoutError  # noqa: A004 - not the built-in one
 from balancers import NoMemberAvailable
 from balancers.errors import error_text
 
+from .admission import any_lag_will_do
 from .connections import PrimaryConnection, ReplicaConnection
 from .errors import (
     MORE_AT_A_TIME,
     AllReplicasOutError,
     PrimaryUnavailableError,
+    ReplicaSilentError,
     UnfitReplicaError,
 )
 from .events import Listeners, raised_by_listener
 from .failures import Verdict, judge_connect
 from .routing import Role
-from .scopes import active_role
+from .scopes import active_role, leaves_no_trace
 from .shapes import Alias, EngineShape, shown_by
+from .stale import Notices, least_stale
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from sqlalchemy import Connection, Engine
     from sqlalchemy.engine.interfaces import PoolProxiedConnection
@@ -44,6 +48,7 @@ if TYPE_CHECKING:
     from .listeners import PoolListener
     from .monitor import Monitor
     from .primary_status import PrimaryStatus
+    from .replicas import Replica
     from .state import AppState, RequestState
 
 __all__ = ["PrimaryEngine", "ReplicaEngine", "RoutedEngine"]
@@ -54,6 +59,8 @@ _REST = 1.0
 """Seconds for which a replica with no connection to spare is left alone."""
 _PAUSE = 60.0
 """Seconds in which load on all replicas is told of once."""
+_ALL_OUT, _STALE = "every replica is out", "the least stale serves"
+"""What a log line says once."""
 
 
 class PrimaryEngine(EngineShape):
@@ -110,7 +117,8 @@ class PrimaryEngine(EngineShape):
         if app.process != getpid():
             app.notice_fork()
         connection = self.real.raw_connection()
-        app.given_out()
+        if not leaves_no_trace():
+            app.given_out()
         return connection
 
 
@@ -129,10 +137,17 @@ class _PickedEngine(EngineShape):
 class ReplicaEngine(EngineShape):
     """The pool of replicas as one engine: ``connect()`` picks and fails over."""
 
-    def __init__(self, replica_pool: Pool[Engine], routed: RoutedEngine) -> None:
+    def __init__(
+        self,
+        replica_pool: Pool[Engine],
+        routed: RoutedEngine,
+        replicas: Mapping[str, Replica],
+    ) -> None:
         self.replica_pool = replica_pool
         self.routed = routed
-        self._all_out = False
+        self._replicas = replicas
+        self._told = Notices()
+        self._primary_failed = -math.inf
         self._load_from = 0.0  # when load is told of again
         self._instead = PrimaryEngine(routed.real, routed, self)
         self._picked: dict[Member[Engine], _PickedEngine] = {}
@@ -177,7 +192,7 @@ class ReplicaEngine(EngineShape):
             return self._elsewhere(
                 member, causes, set() if lost else set(causes), state
             )
-        if not permit.quiet or self._all_out:
+        if not permit.quiet or self._told:
             self._welcome(member, permit)
         return connection
 
@@ -227,8 +242,8 @@ class ReplicaEngine(EngineShape):
     def _welcome(self, member: Member[Engine], permit: Permit) -> None:
         """Tell the breaker that a connect succeeded, and the operator."""
         self.replica_pool.succeeded(member, permit)
-        if self._all_out:
-            self._all_out = False
+        stale, all_out = self._told.end(_STALE), self._told.end(_ALL_OUT)
+        if stale or all_out:
             logger.warning("replicas serve reads again")
 
     def _report(
@@ -249,7 +264,10 @@ class ReplicaEngine(EngineShape):
         if isinstance(error, TimeoutError):
             return cause, False  # its connection pool is exhausted: load, not death
         verdict = judge_connect(error)
-        if verdict is Verdict.MISCONFIGURED or isinstance(error, UnfitReplicaError):
+        # A silence may be that of one server of several: it counts as a failure.
+        unfit = isinstance(error, UnfitReplicaError)
+        unfit = unfit and not isinstance(error, ReplicaSilentError)
+        if verdict is Verdict.MISCONFIGURED or unfit:
             # Somebody has said so who knows: one word is enough.
             reset = self.routed.app.settings.breaker_reset
             self.replica_pool.trip(member, reset, error)
@@ -263,25 +281,75 @@ class ReplicaEngine(EngineShape):
     def _without_replicas(
         self, causes: dict[str, str], busy: set[str], state: RequestState | None
     ) -> Connection:
+        """Connect to the primary, or if that is out, to a replica that only lags."""
+        settings = self.routed.app.settings
         shown = self.replica_pool.causes() | causes
         load = busy == causes.keys() and self.routed.outages.is_load(busy)
-        if not self.routed.app.settings.fall_back:
+        if not settings.fall_back:
             raise AllReplicasOutError(shown, load=load)
+        rested = time.monotonic() - self._primary_failed
+        if self.routed.status.out or rested < settings.breaker_reset:
+            stale = self._least_stale(shown, state)
+            if stale is not None:
+                return stale
+        try:
+            connection = self._instead.connect()
+        except TimeoutError:
+            raise  # its connection pool is exhausted: load, not death
+        except Exception:
+            self._primary_failed = time.monotonic()
+            stale = self._least_stale(shown, state)
+            if stale is None:
+                raise
+            return stale
+        self._say_who_serves(shown, load=load)
+        if state is not None:
+            # Once the primary was read, a replica would show an older state.
+            state.latch("every replica is busy" if load else "every replica is out")
+        return connection
+
+    def _say_who_serves(self, causes: dict[str, str], *, load: bool) -> None:
+        """Say once that it is the primary."""
+        again = self._told.end(_STALE)
         if load:
-            self._say_load(shown)
+            self._say_load(causes)
         # With none at all yet, as DNS has not answered, there is no news either.
-        elif not self._all_out and self.replica_pool.members:
-            self._all_out = True
+        elif self.replica_pool.members and self._told.begin(_ALL_OUT):
             if not self.routed.outages.all_misconfigured():  # each was told of
                 logger.error(
                     "every replica is out, and the primary serves their reads "
                     "(REPLICATED_FALLBACK = 'master'): %s",
-                    shown,
+                    causes,
                 )
-        if state is not None:
-            # Once the primary was read, a replica would show an older state.
-            state.latch("every replica is busy" if load else "every replica is out")
-        return self._instead.connect()
+        elif again:
+            logger.warning("the primary connects again, and serves the replicas' reads")
+
+    def _least_stale(
+        self, causes: dict[str, str], state: RequestState | None
+    ) -> Connection | None:
+        """Connect to a replica that is out for its lag alone, if there is one."""
+        kept = None if state is None else state.kept.get(self)
+        for member in least_stale(self.replica_pool, self._replicas, kept):
+            permit = self.replica_pool.permit(member)
+            token = any_lag_will_do.set(True)
+            try:
+                connection = (self._picked.get(member) or self._note(member)).connect()
+            except Exception as error:  # noqa: BLE001 - a creator may raise anything
+                self._report(member, error, permit)
+                continue
+            finally:
+                any_lag_will_do.reset(token)
+            if self._told.begin(_STALE):
+                logger.error(
+                    "the primary does not connect, and every replica is out; %r, which "
+                    "only lags, and less than others, serves reads: %s",
+                    member.name,
+                    causes,
+                )
+            if state is not None:
+                state.kept[self] = member
+            return connection
+        return None
 
     def _say_load(self, causes: dict[str, str]) -> None:
         now = time.monotonic()
@@ -357,6 +425,7 @@ class RoutedEngine(EngineShape):
         monitor: Monitor,
         status: PrimaryStatus,
         outages: PoolListener,
+        cared: Mapping[str, Replica],
     ) -> None:
         super().__init__(real)
         self.app = app
@@ -364,7 +433,7 @@ class RoutedEngine(EngineShape):
         self.status = status
         self.outages = outages
         self.primary = PrimaryEngine(real, self)
-        self.replicas = ReplicaEngine(replicas, self)
+        self.replicas = ReplicaEngine(replicas, self, cared)
         self._aliases: dict[Engine, Alias] = {}
         self._shared_options: dict[str, Any] = {}
         self._listeners = Listeners(self)

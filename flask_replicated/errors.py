@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AllReplicasOutError",
     "ConfigurationError",
+    "DivergedReplicaError",
     "MisconfiguredReplicaError",
     "PrimaryUnavailableError",
     "ReplicaLagsError",
@@ -154,25 +155,66 @@ class MisconfiguredReplicaError(UnfitReplicaError):
     """A replica's bind leads to what is no copy of the primary's database.
 
     Attributes:
-        why: What is there instead, and what would be right.
+        why: What is there instead.
+        remedy: What would be right, with ``{bind}`` for the setting that names it.
     """
 
-    def __init__(self, name: str, why: str) -> None:
+    def __init__(self, name: str, why: str, remedy: str = "") -> None:
         self.why = redact(why)
-        super().__init__(name, self.why)
+        self.remedy = remedy
+        super().__init__(name, self.why, remedy)
 
     def __str__(self) -> str:
         return self.why
 
 
 class WrongRoleError(UnfitReplicaError):
-    """A replica is none: it was promoted, or its URL names the primary."""
+    """A replica is none: it was promoted, or its URL names the primary.
+
+    Attributes:
+        own: Whether it is the bind's own primary, which writes go to; None if nobody
+            has found out.
+    """
+
+    def __init__(self, name: str, own: bool | None = None) -> None:
+        self.own = own
+        super().__init__(name, own)
 
     def __str__(self) -> str:
-        return (
-            f"{self.name!r} is no replica but a primary; name another server, or set "
-            "REPLICATED_ROLE_CHECK = False if it replicates logically"
-        )
+        return f"{self.name!r} is no replica but a primary{_WHAT_PRIMARY[self.own]}"
+
+
+_WHAT_PRIMARY = {
+    True: (
+        ": the one that writes go to. Where every node is a bind that is as it should "
+        "be, and others serve reads; else name a standby there. Where one server plays "
+        "both parts, set REPLICATED_ROLE_CHECK = False"
+    ),
+    False: (
+        ", and writes go to another one. Make it a standby of that again, or let "
+        "writes find it; if it replicates logically, set REPLICATED_ROLE_CHECK = False"
+    ),
+    None: (
+        ": it was promoted, or its URL names the primary. Where every node is a bind "
+        "that is as it should be; if it replicates logically, set "
+        "REPLICATED_ROLE_CHECK = False"
+    ),
+}
+
+
+class DivergedReplicaError(UnfitReplicaError):
+    """A replica does not follow the history that the primary writes.
+
+    Attributes:
+        why: How that shows, and what to do.
+    """
+
+    def __init__(self, name: str, why: str) -> None:
+        self.why = why
+        super().__init__(name, why)
+
+    def __str__(self) -> str:
+        return self.why
 
 
 class ReplicaLagsError(UnfitReplicaError):

@@ -17,6 +17,7 @@ __all__ = [
     "judge_connect",
     "names_missing",
     "refused_as_write",
+    "turns_away",
     "unanswerable",
 ]
 
@@ -41,6 +42,7 @@ _BUSY_WORDS = re.compile(
     r"too many (?:clients|connections)|remaining connection slots"
     r"|no more connections allowed"
 )
+_SHUTTING_DOWN = re.compile(r"the database system is shutting down")
 _READ_ONLY_TRANSACTION = "25006"
 # On a standby nothing else conflicts: it takes no serializable transactions. The
 # second is a deadlock, of which replay is one side.
@@ -95,6 +97,19 @@ def judge_connect(error: BaseException) -> Verdict:
     if state in _BUSY or code in _MYSQL_BUSY or _BUSY_WORDS.search(text):
         return Verdict.BUSY
     return Verdict.DOWN if remedy_for(error) is None else Verdict.MISCONFIGURED
+
+
+def turns_away(error: BaseException) -> bool:
+    """Whether a server lives that has refused a connection, and may serve others.
+
+    Args:
+        error: What a connect raised.
+    """
+    if judge_connect(error) is not Verdict.DOWN:
+        return True
+    # The SQLSTATE would not do: it is the same while a server starts, which has ended
+    # all its connections before.
+    return _SHUTTING_DOWN.search(str(getattr(error, "orig", error))) is not None
 
 
 def refused_as_write(error: DBAPIError) -> bool:

@@ -117,9 +117,9 @@ def open_existing(name: str, engine: Engine) -> None:
         if file is not None and _is_missing(file):
             raise MisconfiguredReplicaError(
                 name,
-                f"its file {str(Path(file).absolute())!r} does not exist, and a "
-                "replica's is never created; name the copy of the primary's file, or "
-                "that file itself",
+                f"its file {str(Path(file).absolute())!r} does not exist",
+                "A replica's is never created: let {bind} name a copy of the primary's "
+                "file, or that file itself.",
             )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .postgresql_functions import STABLE
 
-__all__ = ["LOCKING", "OF_TRANSACTION", "PURE", "SETTING", "WRITING"]
+__all__ = ["COUNTING", "LOCKING", "OF_TRANSACTION", "PURE", "SETTING", "WRITING"]
 
 _LOCKING = """
     get_lock release_lock release_all_locks is_free_lock is_used_lock
@@ -196,6 +196,8 @@ LOCKING = frozenset(_LOCKING.split())
 """Functions that lock rows or names."""
 WRITING = frozenset(_WRITING.split())
 """Functions that change something, or can only be answered where that happens."""
+COUNTING = frozenset({"nextval", "currval", "lastval", "last_insert_id"})
+"""Functions of what numbers the rows of a table, and so are a part of its inserts."""
 SETTING = frozenset({"set_config"})
 """Functions that change the session."""
 OF_TRANSACTION = frozenset(_OF_TRANSACTION.split())

@@ -97,8 +97,8 @@ _FAULTS = (
         _words(r"no pg_hba\.conf entry", r"pg_hba\.conf rejects"),
     ),
     _Fault(
-        "Correct the account or its password in {bind}, or what its server demands of "
-        "them.",
+        "Correct the account or its password in {bind}, or add what its server demands "
+        "besides, such as TLS.",
         _words(
             r"role \".*\" does not exist",
             r"(?:password|authentication) (?:authentication )?failed",
@@ -186,10 +186,10 @@ def remedy_for(error: BaseException, bind: str = BIND) -> str | None:
         bind: The setting that names the bind, in Python syntax.
 
     Returns:
-        One or two sentences; none for an error that says it itself.
+        One or two sentences.
     """
     if isinstance(error, MisconfiguredReplicaError):
-        return ""
+        return error.remedy.replace(BIND, bind)
     state, code = codes_of(error)
     text = str(getattr(error, "orig", error))
     fault = next((one for one in _FAULTS if one.explains(text, state, code)), None)

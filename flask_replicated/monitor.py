@@ -1,5 +1,6 @@
 """The background check: does each replica answer, is it one, and how far behind?
 
+The primary is asked, too, how far it has written: beside that a replica's lag counts.
 One thread for each pool and process keeps the times; each look runs in a short-lived
 thread of its own, over a connection of its own, so one that hangs holds up nothing.
 A request waits for none of this.
@@ -10,6 +11,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
+import math
 import queue
 import random
 import threading
@@ -19,22 +21,27 @@ from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakSet
 
-from balancers.errors import UnknownMember
+from balancers import Member, Permit
+from balancers.errors import UnknownMember, error_text
 
-from .errors import ReplicaLagsError, ReplicaSilentError, WrongRoleError
-from .failures import Verdict, judge_connect
+from .errors import ReplicaLagsError, ReplicaSilentError
+from .failures import Verdict, judge_connect, turns_away
 from .files import is_handed_one
-from .probes import Look, Probe
+from .histories import fault_of
+from .primary_status import PrimaryStatus
+from .probes import Look, PrimaryProbe, Probe
+from .watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sqlalchemy import Engine
 
-    from balancers import Member, Pool
+    from balancers import Pool
 
     from .listeners import PoolListener
     from .replicas import Replica
+    from .watch import Suspect
 
 __all__ = ["Monitor", "Policy"]
 
@@ -46,6 +53,8 @@ _PATIENCE = 3
 """How often a look is given up before another one is begun beside it."""
 _STUCK = 2
 """How many looks at one replica may be left to themselves."""
+_IN_VAIN = 2
+"""After how many looks without a connection nobody waits for an answer any more."""
 
 
 class Policy(NamedTuple):
@@ -57,6 +66,10 @@ class Policy(NamedTuple):
         max_lag: Seconds that a replica may be behind; None for any.
         role_check: Whether a server that is no replica is left out.
         primary: The primary's engine, where it has to be asked for that; or None.
+        watched: The primary's engine, where that is looked at as well; or None.
+        status: Told what a look at the primary has found.
+        bound: Seconds that a statement may wait for an answer before its server is
+            asked whether it works on it.
     """
 
     interval: float
@@ -64,6 +77,9 @@ class Policy(NamedTuple):
     max_lag: float | None
     role_check: bool
     primary: Engine | None = None
+    watched: Engine | None = None
+    status: PrimaryStatus | None = None
+    bound: float = math.inf
 
 
 class Monitor:
@@ -176,9 +192,16 @@ class _Round:
         # Also of those that were removed, as long as somebody waits for them.
         self._cared: dict[Member[Engine], Replica] = {}
         self._stuck: Counter[Member[Engine]] = Counter()
+        self._unreached: Counter[Member[Engine]] = Counter()
         self._unmeasured: WeakSet[Member[Engine]] = WeakSet()
+        self._watch = Watch(policy.bound, policy.interval, policy.timeout, self._done)
         self._threadless = False
         self._stopped = self._abandoned = False
+        self._status = policy.status or PrimaryStatus()
+        watched = policy.watched
+        # In no pool: nobody picks it.
+        self._primary = None if watched is None else Member("primary", watched, 1)
+        self._primary_lost = False
 
     def stop(self) -> None:
         """Let run() return soon."""
@@ -193,6 +216,7 @@ class _Round:
         nothing.
         """
         self._stopped = self._abandoned = True
+        self._watch.abandon()
         for probe in self._probes.values():
             probe.abandon()
 
@@ -215,6 +239,7 @@ class _Round:
             self._forgive(time.monotonic() - asleep - wait)
         while self._abandoned:
             self._done.get()
+        self._watch.end()
         for probe in self._probes.values():
             probe.end()
 
@@ -231,18 +256,26 @@ class _Round:
     def _step(self) -> float:
         """Begin what is due, give up what is late; return seconds to the next step."""
         now = time.monotonic()
+        self._watch.conclude(now)
         for look in list(self._looks.values()):
             if now >= look.deadline:
                 self._give_up(look, now)
         members = self._watched()
         for gone in self._due.keys() - members - self._looks.keys():
             self._forget(gone)
+        if self._primary is not None:
+            # First, so that replicas are seen beside it.
+            self._due.setdefault(self._primary, now + self._spread(0.0, 0.1))
+            if self._status.wants_look:
+                self._due[self._primary] = now
         for member in members:
             # Spread from the start: many workers begin in one moment.
             due = self._due.setdefault(member, now + self._spread(0.1, 0.3))
-            if member not in self._looks and now >= due:
-                self._begin(member, now)
+            suspects = self._watch.see(member, self._cared.get(member), now)
+            if member not in self._looks and (suspects or now >= due):
+                self._begin(member, now, suspects)
         times = [self._due[m] for m in members if m not in self._looks]
+        times += self._watch.times()
         times += [look.deadline for look in self._looks.values()]
         # An owner that is gone is noticed within a second.
         return max(0.0, min([*times, now + 1.0]) - now)
@@ -260,6 +293,8 @@ class _Round:
             replica = self._replicas.get(member.name)
             if replica is not None and replica.is_of(member.target):
                 self._cared[member] = replica
+        if self._primary is not None:
+            members.add(self._primary)
         gone = self._due.keys() - members
         return members | {one for one in gone if self._is_waited_for(one)}
 
@@ -270,6 +305,8 @@ class _Round:
     def _forget(self, gone: Member[Engine]) -> None:
         del self._due[gone]
         self._cared.pop(gone, None)
+        del self._unreached[gone]
+        self._watch.forget(gone)
         probe = self._probes.pop(gone, None)
         if probe is not None:
             probe.end()
@@ -277,17 +314,23 @@ class _Round:
     def _spread(self, least: float, most: float) -> float:
         return self._policy.interval * random.uniform(least, most)  # noqa: S311 - no secret
 
-    def _begin(self, member: Member[Engine], now: float) -> None:
+    def _begin(
+        self, member: Member[Engine], now: float, suspects: list[Suspect]
+    ) -> None:
         self._due[member] = now + self._spread(0.8, 1.2)
         probe = self._probes.get(member)
         if probe is None:
-            replica = self._cared.get(member)
-            history = None if replica is None else replica.history
-            probe = Probe(member, history, self._policy.primary)
-            self._probes[member] = probe
-        # Only a new connection can tell whether an outage is over.
-        permit = self._pool.permit(member)
-        look = Look(probe, permit, now + self._policy.timeout, anew=not permit.quiet)
+            probe = self._probes[member] = self._new_probe(member)
+        if member is self._primary:
+            permit, anew = Permit(0), self._status.doubted
+        else:
+            permit = self._pool.permit(member)
+            # Only a new connection can tell whether an outage is over.
+            anew = not permit.quiet
+        probe.heeds = self._is_waited_for(member)
+        look = Look(probe, permit, now + self._policy.timeout, anew=anew)
+        look.suspects = suspects
+        self._watch.asked(suspects, now)
         thread = threading.Thread(
             target=look.run,
             args=(self._done,),
@@ -304,21 +347,33 @@ class _Round:
                 logger.warning("no thread could be started to look at a replica")
             self._threadless = True
 
+    def _new_probe(self, member: Member[Engine]) -> Probe:
+        if member is self._primary:
+            return PrimaryProbe(member)
+        replica = self._cared.get(member)
+        history = None if replica is None else replica.history
+        return Probe(member, history, self._policy.primary)
+
     def _give_up(self, look: Look, now: float) -> None:
         """Take out a replica that says nothing, and release who waits for it."""
         member = look.member
-        self._unfit(member, ReplicaSilentError(member.name, self._policy.timeout))
+        silence = ReplicaSilentError(member.name, self._policy.timeout)
+        if member is self._primary:
+            self._lose_primary(silence)
+        else:
+            self._unfit(member, silence)
         look.given_up += 1
         # Again and again: it may have been connecting, and wait for an answer by now.
         look.probe.wake()
         # Whoever has begun to wait meanwhile is released at the next word.
-        self._release(member)
+        if not look.probe.serves:
+            self._release(member)
         look.deadline = now + self._policy.interval
         if look.given_up >= _PATIENCE and self._stuck[member] < _STUCK:
             # Nothing ends it. The next one may find the server well again.
             self._stuck[member] += 1
             del self._looks[member]
-            del self._probes[member]
+            self._probes[member] = look.probe.successor()
             look.probe.end()
             self._due[member] = now
 
@@ -342,53 +397,112 @@ class _Round:
                 del self._stuck[look.member]
             return
         del self._looks[look.member]
+        if look.member is self._primary:
+            self._hear_primary(look)
+            return
         fault = self._fault(look)
+        reached = not isinstance(look.found, Exception)
+        if reached:
+            del self._unreached[look.member]
+        self._watch.judge(
+            look.member, look.suspects, look.backends, time.monotonic(), well=reached
+        )
         try:
             if fault is not None:
                 self._unfit(look.member, fault)
-                if fault is look.found and look.seconds > 0.9 * self._policy.timeout:
-                    # Where nothing answers, older connections hang; not where new
-                    # ones are turned away.
+                if fault is look.found and self._is_in_vain(look, fault):
                     self._release(look.member)
             elif not (
                 look.late
                 or isinstance(look.found, Exception)
                 or self._ails(look.member)
             ):
+                self._note_fault(look.member, None)
                 self._pool.recover(look.member, look.permit)
         except UnknownMember:  # it has been removed meanwhile
             pass
+
+    def _is_in_vain(self, look: Look, error: Exception) -> bool:
+        """Whether older connections hang as well, where a look could not connect.
+
+        A server may turn new ones away and serve those it has: it shuts down and lets
+        them finish, or is drained by what balances. An old one of the look's own tells,
+        or the server itself. Where neither does, nothing answers there.
+        """
+        if look.probe.serves or not self._is_waited_for(look.member):
+            return False
+        if look.seconds > 0.9 * self._policy.timeout:
+            return True
+        if turns_away(error):
+            return False
+        self._unreached[look.member] += 1
+        return self._unreached[look.member] >= _IN_VAIN
 
     def _ails(self, member: Member[Engine]) -> bool:
         """Whether it takes more than an answer to say that a replica is well."""
         replica = self._cared.get(member)
         return replica is not None and replica.ails
 
+    def _hear_primary(self, look: Look) -> None:
+        """Keep what the primary has said of itself."""
+        answer = look.probe.answer if isinstance(look.probe, PrimaryProbe) else None
+        if isinstance(look.found, Exception):
+            if not look.late:
+                self._lose_primary(look.found)
+        elif answer is not None:
+            if self._status.heard(answer):
+                self._find_primary()
+            else:
+                self._lose_primary(ConnectionError("its address leads to a standby"))
+
+    def _find_primary(self) -> None:
+        if self._primary_lost:
+            self._primary_lost = False
+            logger.warning("the primary answers again")
+
+    def _lose_primary(self, error: Exception) -> None:
+        """Note that the primary cannot be asked, and say so once."""
+        # One that is busy lives; so does one that does not know the account.
+        lives = judge_connect(error) is not Verdict.DOWN
+        self._status.lost(lives=lives)
+        if not lives and not self._primary_lost:
+            self._primary_lost = True
+            logger.warning(
+                "the primary does not answer the background look: %s. Until it does, "
+                "no replica is left out for what it cannot have received",
+                error_text(error),
+            )
+
     def _fault(self, look: Look) -> Exception | None:
         """Return why a replica must not be used, if so."""
-        name, found = look.member.name, look.found
+        found = look.found
         if isinstance(found, Exception):
             # One that is busy lives; and how a late look ended says nothing more.
             verdict = judge_connect(found)
             return None if look.late or verdict is Verdict.BUSY else found
-        if found.primary and self._policy.role_check:
-            return WrongRoleError(name)
-        limit = self._policy.max_lag
-        if limit is None:
-            return None
-        if not found.measured:
+        policy = self._policy
+        fault = fault_of(
+            look.member.name,
+            found,
+            role_check=policy.role_check,
+            max_lag=policy.max_lag,
+        )
+        if fault is None and policy.max_lag is not None and not found.measured:
             self._say_unmeasured(look.member)
-            return None
-        if found.lag is None or found.lag > limit:
-            return ReplicaLagsError(name, found.lag, limit)
-        return None
+        return fault
 
     def _say_unmeasured(self, member: Member[Engine]) -> None:
         if member not in self._unmeasured:
             self._unmeasured.add(member)
             logger.info("replica %r does not tell how far it is behind", member.name)
 
+    def _note_fault(self, member: Member[Engine], error: Exception | None) -> None:
+        replica = self._cared.get(member)
+        if replica is not None:
+            replica.history.lags = isinstance(error, ReplicaLagsError)
+
     def _unfit(self, member: Member[Engine], error: Exception) -> None:
+        self._note_fault(member, error)
         # Until the next word, with something to spare.
         seconds = 1.5 * self._policy.interval + 2 * self._policy.timeout
         with contextlib.suppress(UnknownMember):

@@ -5,22 +5,25 @@ from __future__ import annotations
 import logging
 import math
 import time
+from contextvars import ContextVar
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from flask import Response, current_app
+from flask import Request, Response, current_app
 from itsdangerous import BadData, URLSafeSerializer
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
-    from flask import Request
 
-    from .state import AppState
+    from .state import AppState, RequestState
 
 __all__ = [
-    "ANSWERED",
-    "COMMITTED",
+    "CURRENT",
+    "NO_RESPONSE",
+    "OVER_A_SOCKET",
     "CookiePins",
+    "Lost",
+    "Outgoing",
     "PinStore",
     "pin_responses",
     "still_counts",
@@ -28,11 +31,36 @@ __all__ = [
 
 logger = logging.getLogger("flask_replicated")
 
-# In the WSGI environment: whether the request has committed a write, and whether
-# its response has left. One key there is cheaper than to look for the request.
-COMMITTED = "flask_replicated.committed"
-ANSWERED = "flask_replicated.answered"
 
+class Lost(NamedTuple):
+    """Why no response tells its client of a write.
+
+    Attributes:
+        why: Where the write was committed.
+        remedy: What to do about it.
+    """
+
+    why: str
+    remedy: str
+
+
+_READ = (
+    "read from the primary what must be seen: @use_master_database, or 'with "
+    "using_master():'."
+)
+_LEFT = Lost(
+    "after its response had left",
+    "Write before the response is returned. Where that cannot be, as in an event of a "
+    f"socket, {_READ}",
+)
+OVER_A_SOCKET = Lost(
+    "over a WebSocket, which has no response",
+    f"What comes over the same connection sees it; elsewhere, {_READ}",
+)
+NO_RESPONSE = Lost(
+    "in a request that no server waits for, such as an event of a socket",
+    f"What comes over the same connection sees it; elsewhere, {_READ}",
+)
 
 # Clocks of two workers differ by a little, in seconds; more than that is a forgery.
 _CLOCKS = 1.0
@@ -41,7 +69,9 @@ _CLOCKS = 1.0
 class PinStore(Protocol):
     """Where the time of a client's last write is kept.
 
-    Both calls are made inside the request, each once at the most.
+    Both calls are made inside the application's context, each once at the most in a
+    request; a write is remembered again where an error's response replaces one that has
+    begun. The request may be over, where a middleware has held its response back.
     """
 
     def remember_write(self, response: Response, written: float) -> None:
@@ -49,7 +79,8 @@ class PinStore(Protocol):
 
         Args:
             response: The response on its way to the client.
-            written: When the write was committed, in seconds of Unix time.
+            written: When the response leaves, in seconds of Unix time, or what the
+                client's own pin says if that is later.
         """
 
     def last_write(self, request: Request) -> float | None:
@@ -63,9 +94,9 @@ class PinStore(Protocol):
 class CookiePins:
     """Keeps the time of the last write in a cookie of the client.
 
-    The cookie has the session cookie's path, domain and ``Secure``, and is
-    signed where the application has a ``SECRET_KEY``. Without one a client can
-    pin itself to the primary, and nobody else.
+    The cookie has the session cookie's path, domain, ``Secure``, ``SameSite`` and
+    ``Partitioned``, and is signed where the application has a ``SECRET_KEY``. Without
+    one a client can pin itself to the primary, and nobody else.
 
     Args:
         name: The cookie's name.
@@ -84,6 +115,9 @@ class CookiePins:
         serializer = self._serializer()
         moment = f"{written:.3f}"
         cookies = current_app.session_interface
+        more = {}
+        if getattr(cookies, "get_cookie_partitioned", _never)(current_app):
+            more["partitioned"] = True  # which not every Werkzeug knows
         response.set_cookie(
             self._name,
             serializer.dumps(moment) if serializer else moment,
@@ -92,7 +126,8 @@ class CookiePins:
             domain=cookies.get_cookie_domain(current_app),
             secure=cookies.get_cookie_secure(current_app),
             httponly=True,
-            samesite="Lax",
+            samesite=cookies.get_cookie_samesite(current_app) or "Lax",
+            **more,
         )
 
     def last_write(self, request: Request) -> float | None:
@@ -135,6 +170,65 @@ def still_counts(written: float | None, seconds: float) -> bool:
     return -_CLOCKS <= time.time() - written < seconds
 
 
+class Outgoing:
+    """A response on its way to the client, and whether it has a write to tell of.
+
+    One for each call of the application by its server. It lies in the WSGI environment,
+    where it is found through any middleware, also in a copy; and in a context variable,
+    for those that make an environment of their own.
+
+    Attributes:
+        app: The application's state.
+        lost: Why it can bring no pin; None while it can.
+        state: The request that has committed a write, or None.
+        wrote_at: When that was, in seconds of a clock that never goes backwards. Later
+            requests of the same connection, such as events of a socket, go by it.
+    """
+
+    __slots__ = ("app", "lost", "state", "wrote_at")
+
+    def __init__(self, app: AppState, lost: Lost | None = None) -> None:
+        self.app = app
+        self.lost = lost
+        self.state: RequestState | None = None
+        self.wrote_at: float | None = None
+
+    def wrote_within(self, seconds: float) -> bool:
+        """Whether a write was committed within so many seconds."""
+        return self.wrote_at is not None and time.monotonic() - self.wrote_at < seconds
+
+    def note(self, state: RequestState | None = None) -> None:
+        """Note that a write was committed, by a request that is over if not given."""
+        if self.app.settings.pin_seconds:
+            self.wrote_at = time.monotonic()
+            self.state = self.state or state
+
+    def pins(self, environ: WSGIEnvironment) -> list[tuple[str, str]]:
+        """Remember the write; return the headers to send. It cannot fail a response.
+
+        Args:
+            environ: What the server has handed over.
+        """
+        response = Response()
+        response.headers.clear()
+        pins = self.app.pins
+        try:
+            with self.app.context():
+                request = Request(environ, populate_request=False)
+                known = (self.state or pins).last_write(request)
+                now = time.time()
+                pins.remember_write(response, max(now, known or now))
+        except Exception:
+            logger.exception("the write of this request could not be remembered")
+        return list(response.headers)
+
+
+CURRENT: ContextVar[Outgoing | None] = ContextVar(
+    "flask_replicated_outgoing", default=None
+)
+"""The innermost response that this thread or task is to make."""
+
+
 def pin_responses(wsgi_app: WSGIApplication, state: AppState) -> WSGIApplication:
     """Wrap an application so that its responses carry pins.
 
@@ -144,33 +238,33 @@ def pin_responses(wsgi_app: WSGIApplication, state: AppState) -> WSGIApplication
     """
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Any:
-        return wsgi_app(environ, partial(_start, state, environ, start_response))
+        outgoing: Outgoing | None = environ.get(state.outgoing_key)
+        if outgoing is None:
+            outgoing = environ[state.outgoing_key] = Outgoing(state)
+        else:  # a middleware outside has dropped the first response
+            outgoing.lost = None
+        outer = CURRENT.set(outgoing)
+        try:
+            return wsgi_app(environ, partial(_start, outgoing, environ, start_response))
+        finally:
+            CURRENT.reset(outer)
 
     return app
 
 
 def _start(
-    app: AppState,
+    outgoing: Outgoing,
     environ: WSGIEnvironment,
     start_response: StartResponse,
     status: str,
     headers: list[tuple[str, str]],
     *exc_info: Any,
 ) -> Any:
-    environ[ANSWERED] = True
-    if COMMITTED in environ and app.settings.pin_seconds:
-        state = app.request_state()
-        if state is not None and state.wrote_at is not None:
-            headers = headers + _pin(app.pins, min(state.wrote_at, time.time()))
+    outgoing.lost = _LEFT
+    if outgoing.wrote_at is not None:
+        headers = [*headers, *outgoing.pins(environ)]
     return start_response(status, headers, *exc_info)
 
 
-def _pin(pins: PinStore, written: float) -> list[tuple[str, str]]:
-    """Remember a write; return the headers to send. It cannot fail a response."""
-    response = Response()
-    response.headers.clear()
-    try:
-        pins.remember_write(response, written)
-    except Exception:
-        logger.exception("the write of this request could not be remembered")
-    return list(response.headers)
+def _never(_app: object) -> bool:
+    return False

@@ -19,9 +19,11 @@ from .errors import ConfigurationError
 from .files import open_existing, shares_connection
 from .fleet import Fleet
 from .gate import Gate
+from .kinship import Acquaintance, Kinship
 from .listeners import PoolListener
 from .monitor import Monitor, Policy
 from .primaries import Primary, watch_primary, watch_statements
+from .primary_status import can_be_asked
 from .replicas import Replica
 from .state import AppState
 
@@ -61,7 +63,8 @@ def routed_engine(
         primary, setting, settings.connect_timeout, role_check=settings.role_check
     ).status
     watch_statements(primary, app.classifier)
-    care = partial(_take_care, settings, Gate(app), primary)
+    met = Acquaintance(primary, status, settings.connect_timeout)
+    care = partial(_take_care, settings, Gate(app), met)
     prepared: dict[str, Replica] = {}
     fleet = Fleet(care, prepared, limited=settings.max_pools is not None)
     for name, engine in replicas.items():
@@ -74,10 +77,19 @@ def routed_engine(
         max_lag=settings.max_lag,
         role_check=settings.role_check,
         primary=_compared(settings, primary),
+        watched=_watched(settings, primary),
+        status=status,
+        bound=_bound(settings),
     )
     monitor = Monitor(pool, prepared, policy, outages)
     fleet.routed = RoutedEngine(
-        app, primary, pool, monitor=monitor, status=status, outages=outages
+        app,
+        primary,
+        pool,
+        monitor=monitor,
+        status=status,
+        outages=outages,
+        cared=prepared,
     )
     fleet.routed.fleet = fleet
     fleet.look_for_spares()
@@ -85,9 +97,10 @@ def routed_engine(
 
 
 def _take_care(
-    settings: Settings, gate: Gate, primary: Engine, name: str, engine: Engine
+    settings: Settings, gate: Gate, met: Acquaintance, name: str, engine: Engine
 ) -> Replica:
     """Give a replica's new engine what every replica's engine has."""
+    primary = met.engine
     replica = Replica(
         name,
         engine,
@@ -97,7 +110,11 @@ def _take_care(
         max_lag=settings.max_lag,
         watched=settings.probe_interval > 0 and not engine.dialect.is_async,
         primary=_compared(settings, primary),
+        kinship=Kinship(name, engine.dialect.name, met)
+        if settings.role_check
+        else None,
         shared=shares_connection(engine, primary),
+        status=met.status,
     )
     limit_connecting(
         engine,
@@ -116,9 +133,25 @@ def _take_care(
     return replica
 
 
+def _bound(settings: Settings) -> float:
+    """Return for how long a statement may wait before its server is asked about it.
+
+    As long as any silence may last. Where the server itself ends it sooner, a second
+    more than that.
+    """
+    bound = max(1.0, settings.probe_interval)
+    return min(bound, (settings.read_timeout or bound) + 1)
+
+
 def _compared(settings: Settings, primary: Engine) -> Engine | None:
     """Return the primary, if its replicas have to be compared with it."""
     return primary if settings.role_check and can_compare(primary) else None
+
+
+def _watched(settings: Settings, primary: Engine) -> Engine | None:
+    """Return the primary, if it is looked at, too."""
+    matters = settings.role_check or settings.max_lag is not None
+    return primary if matters and can_be_asked(primary) else None
 
 
 def _make_pool(
@@ -177,7 +210,7 @@ def replicated_engine(
     """
     if not replicas:
         raise ConfigurationError("replicas", {}, "name at least one engine that reads.")
-    original = Original(primary, "primary", "the primary's engine alone")
+    original = Original(primary, "primary", "use the primary's engine alone")
     for name, engine in replicas.items():
         original.require_copy(f"replicas[{name!r}]", engine)
     read = read_settings(settings, ("GET", "HEAD"), replicas)

@@ -6,25 +6,45 @@ else has opened, and closes nothing.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
-    "History",
     "Observation",
     "Observer",
+    "Position",
     "Progress",
-    "after_a_moment",
+    "covers",
     "observe",
-    "observer_of",
+    "observers_of",
+    "read_gtids",
     "replication_status",
     "role_observer",
     "sees_it_answer",
+    "wait_a_moment",
 ]
 
 _T = TypeVar("_T")
+
+Position: TypeAlias = Mapping[str, int]
+"""How far a log has got, by stream: PostgreSQL has one (in bytes, called ``""``),
+MariaDB one for each domain, MySQL one for each server that has written."""
+
+
+def covers(shown: Position, wanted: Position) -> bool | None:
+    """Whether all up to one position is shown by who has got to another.
+
+    A stream that only one of them has says nothing: a replica may leave it out on
+    purpose. None if they have none in common.
+    """
+    common = shown.keys() & wanted.keys()
+    if not common:
+        return None
+    return all(shown[stream] >= wanted[stream] for stream in common)
 
 
 class Observation(NamedTuple):
@@ -40,7 +60,19 @@ class Observation(NamedTuple):
         replayed: How far of that it shows.
         alone: Whether it says that it replicates from nobody, and is of no cluster
             whose members all are primaries.
-        doubtful: Whether it may be the primary itself: it is alone, or does not tell.
+        doubtful: Whether it may be the primary itself: it is alone, or does not tell,
+            or says that it is a primary.
+        own: Whether it is the bind's own primary, as far as that was found out.
+        pending: Whether it has received more than it shows, be it long ago.
+        gtids: What it shows, where that is not counted in bytes.
+        age: Seconds since the last transaction that it shows was committed, on
+            PostgreSQL.
+        timeline: The one that its server knows to be on (PostgreSQL). The server may
+            have gone on to a later one for some minutes, unless this is *exact*.
+        exact: Whether the timeline is the one that it receives now.
+        started: When its server was started, by the server's clock (PostgreSQL).
+        slots: The replication slots of the logical subscriptions of its database.
+        apart: Why it is not to be taken for a copy of the primary, or None.
     """
 
     primary: bool | None = None
@@ -50,6 +82,25 @@ class Observation(NamedTuple):
     replayed: int | None = None
     alone: bool = False
     doubtful: bool = False
+    own: bool | None = None
+    pending: bool = False
+    gtids: Position | None = None
+    age: float | None = None
+    timeline: int | None = None
+    exact: bool = False
+    started: float | None = None
+    slots: tuple[str, ...] = ()
+    apart: str | None = None
+
+    @property
+    def position(self) -> Position | None:
+        """What it shows, to be compared with what the primary has written."""
+        return self.gtids if self.replayed is None else {"": self.replayed}
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether it receives nothing, or does not tell."""
+        return self.lag is None if self.replayed is None else self.received is None
 
 
 class Observer(Protocol):
@@ -88,15 +139,20 @@ def _asked(connection: Any, observer: Callable[[Any], _T]) -> _T:
         cursor.close()
 
 
-def observer_of(dialect: str) -> Observer:
-    """Return what asks the servers of a dialect, by SQLAlchemy's name for it."""
-    return _OBSERVERS.get(dialect, sees_it_answer)
+def observers_of(dialect: str) -> tuple[Observer, ...]:
+    """Return what to ask the servers of a dialect, and what next if one knows less.
+
+    Args:
+        dialect: SQLAlchemy's name for it.
+    """
+    return _OBSERVERS.get(dialect, (sees_it_answer,))
 
 
 def role_observer(cursor: Any) -> Observation:
     """Ask a PostgreSQL server for its role alone."""
     cursor.execute("SELECT pg_is_in_recovery()")
-    return Observation(primary=not cursor.fetchone()[0])
+    primary = not cursor.fetchone()[0]
+    return Observation(primary=primary, doubtful=primary)
 
 
 def sees_it_answer(cursor: Any) -> Observation:
@@ -117,34 +173,59 @@ SELECT pg_is_in_recovery(),
        EXISTS (SELECT FROM pg_stat_wal_receiver),
        EXTRACT(EPOCH FROM clock_timestamp() - pg_last_xact_replay_timestamp())
 """
+# What some services do not have. The timeline that is received is shown to members of
+# pg_read_all_stats alone; the other one is that of the last restart point.
+_MORE = """,
+       (SELECT received_tli FROM pg_stat_wal_receiver),
+       (SELECT timeline_id FROM pg_control_checkpoint()),
+       EXTRACT(EPOCH FROM pg_postmaster_start_time()),
+       (SELECT string_agg(subslotname, ',') FROM pg_subscription
+         WHERE NOT pg_is_in_recovery() AND subdbid = (
+               SELECT oid FROM pg_database WHERE datname = current_database()))
+"""
 
 
 def _postgresql(cursor: Any) -> Observation:
+    cursor.execute(_POSTGRESQL + _MORE)
+    *row, received, timeline, started, slots = cursor.fetchone()
+    found = _understood(*row)
+    found = found._replace(started=None if started is None else float(started))
+    if found.primary:
+        return found._replace(slots=tuple(slots.split(",")) if slots else ())
+    exact = found.received is not None and received is not None
+    return found._replace(timeline=received if exact else timeline, exact=exact)
+
+
+def _plain_postgresql(cursor: Any) -> Observation:
     cursor.execute(_POSTGRESQL)
-    recovers, received, replayed, receives, age = cursor.fetchone()
+    return _understood(*cursor.fetchone())
+
+
+def _understood(
+    recovers: bool, received: Any, replayed: Any, receives: bool, age: Any
+) -> Observation:
     if not recovers:
-        return Observation(primary=True, lag=0.0, measured=True)
-    lag = None if age is None else max(0.0, float(age))
+        return Observation(primary=True, doubtful=True)
+    age = None if age is None else max(0.0, float(age))
+    found = Observation(primary=False, lag=age, measured=True, age=age)
     if replayed is None:
-        return Observation(primary=False, lag=lag, measured=True)
-    replayed = int(replayed)
-    if not receives or received is None:
-        return Observation(primary=False, lag=lag, measured=True, replayed=replayed)
-    received = int(received)
-    if received <= replayed:
-        lag = 0.0
-    return Observation(
-        primary=False, lag=lag, measured=True, received=received, replayed=replayed
-    )
+        return found
+    pending = received is not None and received > replayed
+    found = found._replace(replayed=int(replayed), pending=pending)
+    # One whose log has forked from its source's is connected to it, too, and is sent
+    # nothing beyond the fork: it seems to have received less than it shows.
+    if not receives or received is None or received < replayed:
+        return found
+    lag = 0.0 if received == replayed else age
+    return found._replace(received=int(received), lag=lag)
 
 
-def after_a_moment(cursor: Any) -> Observation:
-    """Ask a PostgreSQL server again, a twentieth of a second later.
+def wait_a_moment(cursor: Any) -> None:
+    """Let a PostgreSQL server wait for a twentieth of a second.
 
     It is the server that waits: so threads, greenlets and loops go on.
     """
     cursor.execute("SELECT pg_sleep(0.05)")
-    return _postgresql(cursor)
 
 
 class Progress:
@@ -189,36 +270,6 @@ class Progress:
         return since if found.lag is None else min(found.lag, since)
 
 
-class History:
-    """What was seen of one server, by whoever looked, while this process lives.
-
-    Attributes:
-        progress: How far it had got at each look.
-        twin: Whether it was found to be the primary's own server.
-    """
-
-    def __init__(self) -> None:
-        self.progress = Progress()
-        self.twin = False
-        self._replicated = False
-
-    def found_twin(self, twin: bool) -> None:
-        """Note whether its server was found to be the primary's own."""
-        self.twin = twin
-
-    def judge(self, found: Observation) -> Observation:
-        """Return what was seen, and its role as far as earlier looks tell it.
-
-        One that has replicated and has no source any more was promoted, or cut off:
-        either way it goes its own way.
-        """
-        if found.primary is False:
-            self._replicated = True
-        if (found.alone and self._replicated) or (found.doubtful and self.twin):
-            return found._replace(primary=True)
-        return found
-
-
 # The first is the newer name of the same, on either server.
 _STATUS = ("SHOW REPLICA STATUS", "SHOW SLAVE STATUS")
 # MariaDB lists sources that were given a name only here; MySQL does not know it.
@@ -235,17 +286,68 @@ def _mysql(cursor: Any) -> Observation:
     """Ask for the lag, if the account may (``REPLICATION CLIENT``, ``SLAVE MONITOR``).
 
     A server that replicates from nobody may be a member of a cluster whose members
-    all are primaries: then its role is left open.
+    all are primaries: then its role is left open. What it has replayed any account may
+    ask for.
     """
     row = replication_status(cursor)
     if row:
         behind = next((row[name] for name in _BEHIND if name in row), None)
         lag = None if behind is None else float(behind)
-        return Observation(primary=False, lag=lag, measured=True)
+        shown = read_gtids(cursor, *_SHOWN)
+        received = _parse_gtids(next((row[n] for n in _RECEIVED if row.get(n)), ""))
+        pending = shown is not None and covers(shown, received) is False
+        return Observation(
+            primary=False, lag=lag, measured=True, pending=pending, gtids=shown
+        )
     cursor.execute(_CLUSTERED)
     if cursor.fetchone() is not None:
         return Observation()
-    return Observation(alone=row is not None, doubtful=True)
+    if row is not None:
+        return Observation(alone=True, doubtful=True)
+    # One that has never replicated numbers what it writes by itself.
+    replicated = read_gtids(cursor, *_REPLICATED)
+    shown = read_gtids(cursor, *_SHOWN) if replicated else None
+    return Observation(doubtful=True, gtids=shown)
+
+
+# MariaDB's, and MySQL's. MySQL's numbers tell who has written.
+_SHOWN = ("gtid_current_pos", "gtid_executed")
+_REPLICATED = ("gtid_slave_pos", "gtid_executed")
+_RECEIVED = ("Gtid_IO_Pos", "Retrieved_Gtid_Set")
+
+
+def read_gtids(cursor: Any, *names: str) -> Position | None:
+    """Ask MariaDB or MySQL for a position; None if it has none.
+
+    Args:
+        cursor: A DBAPI cursor.
+        names: The variables to try, one after the other.
+    """
+    if not any(_knows(cursor, f"SELECT @@GLOBAL.{name} AS gtids") for name in names):
+        return None
+    return _parse_gtids(str(_row(cursor).get("gtids") or "")) or None
+
+
+def _parse_gtids(text: str) -> dict[str, int]:
+    """Return the last number of each stream.
+
+    MariaDB: ``0-1-270,1-2-14``, which is domain, server, number. MySQL:
+    ``uuid:1-5:7,uuid:tag:1-3``. Those that are missing before the last say little:
+    they may have been left out when the server was set up.
+    """
+    found: dict[str, int] = {}
+    for one in filter(None, re.split(r"[,\s]+", text)):
+        source, *rest = one.split(":")
+        if not rest:
+            domain, _, number = one.split("-")
+            found[domain] = int(number)
+        for part in rest:
+            first, _, last = part.partition("-")
+            if first.isdigit():
+                found[source] = max(found.get(source, 0), int(last or first))
+            else:  # a tag, which those after it have
+                source = f"{source.partition(':')[0]}:{part}"
+    return found
 
 
 def replication_status(cursor: Any) -> dict[str, Any] | None:
@@ -270,8 +372,8 @@ def _knows(cursor: Any, statement: str) -> bool:
     return True
 
 
-_OBSERVERS: dict[str, Observer] = {
-    "postgresql": _postgresql,
-    "mysql": _mysql,
-    "mariadb": _mysql,
+_OBSERVERS: dict[str, tuple[Observer, ...]] = {
+    "postgresql": (_postgresql, _plain_postgresql),
+    "mysql": (_mysql,),
+    "mariadb": (_mysql,),
 }

@@ -22,6 +22,7 @@ from .failures import refused_as_write
 from .first_words import FirstWords
 from .forks import refuse_inherited
 from .hosts import NAME_A_LIMIT, warn_of_hosts
+from .keepalive import limit_silence
 from .primary_status import Facts, PrimaryStatus, ask_primary
 from .refusing import closed_if_refused
 from .sockets import watch_socket
@@ -45,11 +46,11 @@ _PAUSE = 1.0  # seconds; a program may make transactions read only on purpose
 
 
 def watch_statements(engine: Engine, classifier: Classifier) -> None:
-    """Note what the text that is sent to the primary may write.
+    """Judge the text that is sent to the primary and is no plain read.
 
-    A construct is judged by its outer parts. Its text shows the rest: a write in a
-    nested CTE, a function that nobody knows. That ties no request to the primary; but
-    if it is committed, the client should see it.
+    A construct is judged by its outer parts. Its text shows the rest: which table is
+    written; and a write in a nested CTE, or a function that nobody knows, which ties no
+    request to the primary, but if it is committed, the client should see it.
 
     Args:
         engine: The primary's engine.
@@ -59,12 +60,14 @@ def watch_statements(engine: Engine, classifier: Classifier) -> None:
 
     def note(_cursor: Any, sql: str, _parameters: Any, context: Any) -> None:
         connection = context.root_connection
-        if (
-            isinstance(connection, PrimaryConnection)
-            and not (connection.wrote or connection.suspected)
-            and may_write(sql, dialect)
+        if not isinstance(connection, PrimaryConnection):
+            return
+        if context.compiled is not None:
+            sql = context.compiled.string  # the same each time
+        if connection.undecided is not None or (
+            not (connection.wrote or connection.suspected) and may_write(sql, dialect)
         ):
-            connection.suspect(context.execution_options)
+            connection.judge(sql, context)
 
     def note_bare(cursor: Any, sql: str, context: Any) -> None:
         note(cursor, sql, None, context)
@@ -101,6 +104,7 @@ class Primary:
             return
         warn_of_hosts(setting, engine, self._seconds, NAME_A_LIMIT)
         lift = limit_connect(engine, self._seconds, None)
+        limit_silence(engine)
         own = limit_of(engine.driver)
         limit_connecting(engine, None, self._seconds, own_limit=own)
         self._first_words = FirstWords(engine, self._seconds)

@@ -6,8 +6,11 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
+from .activity import list_backends
 from .comparing import Comparison
-from .positions import History, Observation, observe, observer_of, sees_it_answer
+from .histories import History
+from .positions import Observation, observe, observers_of, sees_it_answer
+from .primary_status import Answer, ask_primary
 from .sockets import hang_up, leave_to_parent
 from .unpooled import connect_unpooled, prepare_unpooled
 
@@ -18,7 +21,10 @@ if TYPE_CHECKING:
 
     from balancers import Member, Permit
 
-__all__ = ["Look", "Probe"]
+    from .activity import Backend
+    from .watch import Suspect
+
+__all__ = ["Look", "PrimaryProbe", "Probe"]
 
 
 class Look:
@@ -33,6 +39,8 @@ class Look:
         found: What it saw, or the error.
         seconds: How long it took.
         probe: Whose connection it looks over.
+        suspects: The waits over other connections that the server is asked about.
+        backends: What it does for its clients, if it was asked and has answered.
     """
 
     def __init__(
@@ -45,6 +53,8 @@ class Look:
         self.found: Observation | Exception = Observation()
         self.seconds = 0.0
         self.probe = probe
+        self.suspects: list[Suspect] = []
+        self.backends: list[Backend] | None = None
         self._anew = anew
 
     @property
@@ -59,6 +69,8 @@ class Look:
             self.found = probe.look(anew=self._anew)
         except Exception as error:  # noqa: BLE001 - drivers raise what they like
             self.found = error
+        if self.suspects:
+            self.backends = probe.list_backends()
         self.seconds = time.monotonic() - began
         # In this order, and the other way round in end(): whichever thread comes
         # second sees that it has to close the connection.
@@ -89,6 +101,9 @@ class Probe:
         looking: Whether a look goes on.
         over: Whether nobody will look any more.
         abandoned: Whether it is the parent's, in a forked child.
+        heeds: Whether the replica's other connections are in use, so that a look over
+            a new one has to find out first whether an old one is served.
+        serves: Whether the latest look over a new connection has found that.
     """
 
     def __init__(
@@ -99,45 +114,93 @@ class Probe:
     ) -> None:
         self.member = member
         engine = member.target
-        self._observer = observer_of(engine.dialect.name)
+        self._observers = observers_of(engine.dialect.name)
         self._keep = engine.dialect.name != "sqlite"
         self._connection: Any = None
+        # Opened before an outage, and kept while it tells how others of its age fare.
+        self._former: Any = None
         self._history = history or History()
+        self._primary = primary
         self._comparison = None if primary is None else Comparison(primary, engine)
         # Once for each connection: by its name another server may be found next time.
         self._wonders = False
         self.looking = self.over = self.abandoned = False
+        self.heeds = self.serves = False
 
     def look(self, *, anew: bool) -> Observation:
         """Ask the server; once more before it is held against it.
 
         A kept connection may have grown old, and a new one be cut by somebody.
         """
+        self.serves = False
         if anew:
-            self.close()
+            self._set_aside()
         try:
-            return self._ask()
+            found = self._ask()
         except Exception:  # noqa: BLE001 - the next line says what it was
-            self.close()
+            self._drop()
+            found = self._ask_again()
+        self._drop_former()
+        return found
+
+    def _ask_again(self) -> Observation:
         try:
             return self._ask()
         except Exception:
-            self.close()
+            self._drop()
             raise
 
+    def _set_aside(self) -> None:
+        """Make place for a new connection; see first whether the old one is served."""
+        if self._connection is not None:
+            self._drop_former()
+            self._former, self._connection = self._connection, None
+        if self._former is not None:
+            self.serves = self.heeds and _answers(self._former)
+            if not self.serves:
+                self._drop_former()
+
     def _ask(self) -> Observation:
-        if self._connection is None:
+        anew = self._connection is None
+        if anew:
             self._connection = connect_unpooled(self.member.target)
             prepare_unpooled(self.member.target, self._connection)
             self._wonders = self._comparison is not None
-        connection = self._connection
-        found = observe(connection, self._observer, sees_it_answer)
-        connection.rollback()  # or it would stay idle in a transaction
+        found = self._question(self._connection, anew=anew)
         if not self._keep:
+            self._drop()
+        return found
+
+    def _question(self, connection: Any, *, anew: bool) -> Observation:
+        """Ask over a connection, which may be new, and leave no transaction on it."""
+        kinship = self._history.kinship
+        if kinship is not None:
+            kinship.look(connection, anew=anew)
+        found = observe(connection, *self._observers, sees_it_answer)
+        connection.rollback()  # or it would stay idle in a transaction
+        judged = self._history.judge(found, time.monotonic())
+        # It says when it was started, and so whether it is the one that was compared.
+        settled = judged.own is not None and found.started is not None
+        self._wonders = self._wonders and found.doubtful and not settled
+        return judged
+
+    def list_backends(self) -> list[Backend] | None:
+        """Ask the server what it does for its clients; None if it cannot be asked."""
+        connection = self._connection or self._former
+        if connection is None:
+            return None
+        try:
+            return list_backends(self.member.target.dialect.name, connection)
+        except Exception:  # noqa: BLE001 - it may not know, or have died meanwhile
             self.close()
-        self._wonders = self._wonders and found.doubtful
-        lag = self._history.progress.lag(found, time.monotonic())
-        return self._history.judge(found)._replace(lag=lag)
+            return None
+
+    def successor(self) -> Probe:
+        """Return what looks in its place, while a look of its own does not end."""
+        other = Probe(self.member, self._history, self._primary)
+        if self.serves:
+            other._former, self._former = self._former, None
+        return other
 
     def compare(self) -> None:
         """Ask the primary for what a server has not told: whether it is the same.
@@ -154,11 +217,17 @@ class Probe:
                 self._wonders = True
 
     def close(self) -> None:
-        """Close the connection, if there is one."""
+        """Close what is open."""
+        self._drop()
+        self._drop_former()
+
+    def _drop(self) -> None:
         connection, self._connection = self._connection, None
-        if connection is not None:
-            with contextlib.suppress(Exception):
-                connection.close()
+        _close(connection)
+
+    def _drop_former(self) -> None:
+        connection, self._former = self._former, None
+        _close(connection)
 
     def end(self) -> None:
         """Close the connection for good; a look that goes on does it when it ends."""
@@ -175,12 +244,54 @@ class Probe:
         self.over = self.abandoned = True
         if self._comparison is not None:
             self._comparison.abandon()
-        connection = self._connection
-        if connection is not None:
+        for connection in filter(None, (self._connection, self._former)):
             leave_to_parent(connection)
 
     def wake(self) -> None:
         """End a look that hangs, if it waits on a socket that can be known."""
-        connection = self._connection
-        if connection is not None:
-            hang_up(connection)
+        waiting = self._connection or (None if self.serves else self._former)
+        if waiting is not None:
+            hang_up(waiting)
+
+
+class PrimaryProbe(Probe):
+    """The monitor's own connection to the primary.
+
+    Args:
+        member: Stands for the primary, which is in no pool.
+
+    Attributes:
+        answer: What the latest look has found.
+    """
+
+    def __init__(self, member: Member[Engine]) -> None:
+        super().__init__(member)
+        self.answer: Answer | None = None
+
+    def _question(self, connection: Any, *, anew: bool) -> Observation:
+        asked = time.monotonic()
+        dialect = self.member.target.dialect.name
+        facts = ask_primary(connection, dialect, whole=True)
+        self.answer = Answer(facts, asked, time.monotonic(), anew)
+        # By its name the primary may be found next time.
+        self._keep = not facts.standby
+        return Observation()
+
+    def successor(self) -> Probe:
+        """Return what looks in its place, while a look of its own does not end."""
+        return PrimaryProbe(self.member)
+
+
+def _answers(connection: Any) -> bool:
+    try:
+        observe(connection, sees_it_answer)
+        connection.rollback()
+    except Exception:  # noqa: BLE001 - drivers raise what they like
+        return False
+    return True
+
+
+def _close(connection: Any) -> None:
+    if connection is not None:
+        with contextlib.suppress(Exception):
+            connection.close()

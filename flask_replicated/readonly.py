@@ -18,6 +18,7 @@ from .refusing import closed_if_refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from contextlib import AbstractContextManager
 
     from sqlalchemy import Engine
     from sqlalchemy.pool import ConnectionPoolEntry
@@ -42,7 +43,11 @@ _LIMIT["mariadb"] = _LIMIT["mysql"]
 
 
 def prepare_sessions(
-    name: str, engine: Engine, read_timeout: float | None, ask: Callable[[Any], None]
+    name: str,
+    engine: Engine,
+    read_timeout: float | None,
+    ask: Callable[[Any], None],
+    in_time: Callable[[ConnectionPoolEntry], AbstractContextManager[None]],
 ) -> None:
     """Let every new session be read-only, once its server has said that it may be used.
 
@@ -51,6 +56,7 @@ def prepare_sessions(
         engine: The replica's engine.
         read_timeout: Seconds that a statement may take, or None.
         ask: Asks over a new connection, and raises if the server may not be used.
+        in_time: Surrounds all that is asked of it, by what its pool knows of it.
     """
     _keep_read_only(engine)
     settle = _settling(name, engine, read_timeout)
@@ -59,7 +65,7 @@ def prepare_sessions(
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, record: ConnectionPoolEntry) -> None:
-        with closed_if_refused(connection, record):
+        with closed_if_refused(connection, record), in_time(record):
             ask(connection)
             settle(connection, record)
 

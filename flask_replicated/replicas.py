@@ -7,6 +7,7 @@ connection before it is used again.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -15,19 +16,30 @@ from weakref import WeakSet
 from sqlalchemy import event
 from sqlalchemy.exc import DisconnectionError
 
+from .activity import can_ask
 from .admission import Admission
 from .comparing import Comparison
+from .errors import ReplicaSilentError
+from .first_words import FirstWords
 from .forks import refuse_inherited
+from .histories import History
 from .hosts import ONE_BIND_EACH, warn_of_hosts
 from .keepalive import limit_silence
-from .positions import History
 from .readonly import prepare_sessions
+from .refusing import closed_if_refused
 from .sockets import hang_up, watch_socket
 from .timeouts import limit_connect
+from .waiting import can_tell, wait_over
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sqlalchemy import Engine
     from sqlalchemy.pool import ConnectionPoolEntry
+
+    from .kinship import Kinship
+    from .primary_status import PrimaryStatus
+    from .waiting import Wait
 
 __all__ = ["CHANGED", "Replica"]
 
@@ -43,7 +55,8 @@ class Replica:
         engine: Its engine, before the first connection.
         connect_timeout: Seconds to connect in; whole ones, rounded up, because
             drivers take no others; several hosts share them. The bind's own
-            ``connect_args`` are stronger.
+            ``connect_args`` are stronger. As many for what is asked of the server
+            then, before anybody has the connection.
         read_timeout: Seconds that a statement may take, or None. The server keeps
             to it; with PyMySQL and mysqlclient the socket too, a second later.
         role_check: Whether a server that is surely no replica is refused.
@@ -51,8 +64,11 @@ class Replica:
         watched: Whether it is looked at in the background.
         primary: The primary's engine, where that has to be asked whether the server
             is its own; or None.
+        kinship: Compares what the server says of itself with what its primary says, if
+            it is to be compared.
         shared: Whether its connection may be the primary's too, and so must be able
             to write.
+        status: What is known of the primary; nothing by default.
 
     Attributes:
         outages: How often its breaker has opened, after failed trials too.
@@ -73,9 +89,11 @@ class Replica:
         max_lag: float | None = None,
         watched: bool = True,
         primary: Engine | None = None,
+        kinship: Kinship | None = None,
         shared: bool = False,
+        status: PrimaryStatus | None = None,
     ) -> None:
-        self.history = History()
+        self.history = History(status, kinship)
         self.admission = Admission(
             name,
             engine.dialect.name,
@@ -90,19 +108,27 @@ class Replica:
         )
         self.outages = 0
         self.ails = False
+        self._name = name
         self._engine = weakref.ref(engine)
+        self._driver = engine.dialect.driver
+        self._tells = can_tell(self._driver) and can_ask(engine.dialect.name)
         self._records: WeakSet[ConnectionPoolEntry] = WeakSet()
-        seconds = math.ceil(connect_timeout)
+        self._seconds = seconds = math.ceil(connect_timeout)
         warn_of_hosts(f"replica {name!r}", engine, seconds, ONE_BIND_EACH)
         lift = limit_connect(engine, seconds, read_timeout)
         limit_silence(engine)
         if not shared:  # writes are kept away by classification alone
-            prepare_sessions(name, engine, read_timeout, self.admission.ask)
+            prepare_sessions(
+                name, engine, read_timeout, self.admission.ask, self._in_time
+            )
         if lift is not None:  # no sooner: a server may be silent after the log-in too
             event.listen(engine, "connect", lift)
+        self._first_words: FirstWords | None = None
         if engine.dialect.name != "sqlite":  # a file is always there or never
             # Before anything is asked of it, so that who waits can be released.
             event.listen(engine, "connect", self._stamp, insert=True)
+            self._first_words = FirstWords(engine, seconds)
+            event.listen(engine, "connect", self._finish)
             event.listen(engine, "checkout", self._refuse_stale)
             refuse_inherited(engine)
 
@@ -116,10 +142,34 @@ class Replica:
         """
         return sum(map(_end, self._known()))
 
+    def waits(self) -> list[Wait]:
+        """Return who waits for an answer, as far as that can be known here.
+
+        Not who waits for a new connection's first words: they have a bound already.
+        """
+        if not self._tells:
+            return []
+        found = (
+            wait_over(self._driver, record)
+            for record in self._known()
+            if self._first_words not in record.info
+        )
+        return [wait for wait in found if wait is not None]
+
+    def end(self, wait: Wait) -> bool:
+        """End a connection if that wait still goes on; whether it did."""
+        now = wait_over(self._driver, wait.record)
+        if now is None or now.connection is not wait.connection:
+            return False
+        return now.received == wait.received and _end(wait.record)
+
     @property
     def in_use(self) -> bool:
-        """Whether somebody has a connection to it."""
-        return any(record.in_use for record in self._known())
+        """Whether somebody has a connection to it, or is about to have one."""
+        return any(
+            record.in_use or self._first_words in record.info
+            for record in self._known()
+        )
 
     def is_of(self, engine: Engine) -> bool:
         """Whether it takes care of this engine, and not of one of the same name."""
@@ -143,6 +193,25 @@ class Replica:
     def _stamp(self, connection: Any, record: ConnectionPoolEntry) -> None:
         record.info[self] = self.outages, watch_socket(connection)
         self._records.add(record)
+
+    def _finish(self, connection: Any, record: ConnectionPoolEntry) -> None:
+        """Leave a new connection to who asked for it: its server has said enough."""
+        with closed_if_refused(connection, record):
+            if self._was_silent(record):
+                raise ReplicaSilentError(self._name, self._seconds)
+
+    @contextlib.contextmanager
+    def _in_time(self, record: ConnectionPoolEntry) -> Iterator[None]:
+        """Give the right reason, where a new connection was ended for its silence."""
+        try:
+            yield
+        except Exception as error:
+            if self._was_silent(record):
+                raise ReplicaSilentError(self._name, self._seconds) from error
+            raise
+
+    def _was_silent(self, record: ConnectionPoolEntry) -> bool:
+        return self._first_words is not None and self._first_words.end(record)
 
     def _refuse_stale(
         self, _connection: Any, record: ConnectionPoolEntry, _proxy: Any

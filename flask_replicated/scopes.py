@@ -28,17 +28,22 @@ from flask import has_request_context
 
 from .routing import MARK, Role
 from .state import current_request_state, this_request
+from .unflushed import are_flushing, unflushed_sessions
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from contextlib import AbstractContextManager
+    from weakref import WeakSet
 
     from flask import Request
+    from sqlalchemy import Connection
+    from sqlalchemy.orm import Session
 
 __all__ = [
     "active_role",
     "changes_database",
     "current_block",
+    "leaves_no_trace",
     "use_master_database",
     "use_slave_database",
     "using_master",
@@ -55,6 +60,9 @@ class _Block(NamedTuple):
     owner: object
     request: weakref.ref[Request] | None
     outer: _Block | None
+    # Sessions that had something to flush when it began, where what is written inside
+    # leaves no trace; None where it does.
+    unflushed: WeakSet[Session] | None
 
     def is_over(self) -> bool:
         """Whether the request is gone in which it was opened."""
@@ -84,7 +92,28 @@ def active_role() -> Role | None:
     A block that was opened in a request ends with it at the latest: one in a
     generator that nobody finishes must not reach the next request.
     """
-    block = _without_rest()
+    block = _of_here(_without_rest())
+    return None if block is None else block.role
+
+
+def leaves_no_trace(connection: Connection | None = None) -> bool:
+    """Whether what is written over a connection now is to be forgotten at once.
+
+    It is inside of a ``using_master(pin=False)``, whatever other blocks are within,
+    and it is no flush of what a session had before.
+    """
+    block, found = _of_here(_without_rest()), False
+    while block is not None:
+        if block.unflushed is not None:
+            if connection and are_flushing(block.unflushed, connection):
+                return False
+            found = True
+        block = _of_here(block.outer)
+    return found
+
+
+def _of_here(block: _Block | None) -> _Block | None:
+    """Return the innermost block of this thread or task, from this one outwards."""
     if block is None:
         return None
     owner, request = _owner(), _request()
@@ -93,7 +122,7 @@ def active_role() -> Role | None:
             block.request is None
             or (request is not None and block.request() is request)
         ):
-            return block.role
+            return block
         block = block.outer
     return None
 
@@ -115,13 +144,17 @@ class Using:
     and from many threads.
     """
 
-    def __init__(self, role: Role) -> None:
+    def __init__(self, role: Role, *, pin: bool = True) -> None:
         self._role = role
+        self._pin = pin
 
     def __enter__(self) -> None:
         outer, request = _without_rest(), _request()
         opened_in = None if request is None else weakref.ref(request)
-        current_block.set(_Block(self._role, self, _owner(), opened_in, outer))
+        unflushed = None if self._pin else unflushed_sessions()
+        current_block.set(
+            _Block(self._role, self, _owner(), opened_in, outer, unflushed)
+        )
 
     def __exit__(self, *_: object) -> None:
         current_block.set(_without(current_block.get(), self))
@@ -180,14 +213,21 @@ class Opener(Generic[P]):
 
 
 @Opener
-def using_master() -> Using:
+def using_master(*, pin: bool = True) -> Using:
     """Send every read inside this block to the primary.
 
     Use it as ``with using_master():`` or as a decorator on any function,
     ``async`` ones included, inside or outside a request. The innermost block
     wins; it ends where it ends, also when it raises.
+
+    Args:
+        pin: With False, what is written inside leaves no trace: it neither ties the
+            request to the primary nor pins its client, wherever it is committed. That
+            holds for blocks inside it, too. Any other write counts as ever: one that
+            was sent before the block and is committed inside, and a change that a
+            session had before the block and flushes inside.
     """
-    return Using(Role.PRIMARY)
+    return Using(Role.PRIMARY, pin=pin)
 
 
 @Opener

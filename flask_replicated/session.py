@@ -18,10 +18,16 @@ from sqlalchemy.exc import DBAPIError, PendingRollbackError, UnboundExecutionErr
 from .connections import PrimaryConnection
 from .engines import RoutedEngine
 from .errors import StaleReadError, WriteOnReplicaError
-from .options import asks_nothing, carrying, reads_primary, wanted_role
+from .options import (
+    ROLE_OPTION,
+    asks_nothing,
+    carrying,
+    reads_primary,
+    wanted_role,
+)
 from .refusals import write_refused
 from .routing import LACKING, PINNED, WROTE, Role
-from .scopes import active_role, current_block
+from .scopes import active_role, current_block, leaves_no_trace
 from .sqltext import Kind
 from .state import this_app, this_request
 from .ways import EMPTY, Ways
@@ -165,6 +171,8 @@ class RoutedSession(orm.Session):
         asked, why = ways.wanted, "execution_options(replicated=...)"
         if asked is None or self._flushing:
             asked, why = active_role(), "inside using_slave()"
+        if kind is Kind.SETTING and asked is not _REPLICA and not leaves_no_trace():
+            routed.app.latch(WROTE)
         if asked is not None:
             # connection(): nothing is sent yet; the gate looks at what it sends.
             if asked is _REPLICA and kind >= Kind.LOCK and not ways.connecting:
@@ -173,7 +181,7 @@ class RoutedSession(orm.Session):
         if kind is not _READ:
             return Role.PRIMARY
         primary = ways.primaries.get(routed.real)
-        if primary is not None and primary.wrote:
+        if primary is not None and primary.unshared:
             return Role.PRIMARY  # its own rows are nowhere else yet
         if mapper is not None and reads_primary(mapper):
             return Role.PRIMARY
@@ -281,7 +289,7 @@ class RoutedSession(orm.Session):
         if wanted is not None:
             return carrying(statement, wanted), wanted
         if isinstance(statement, sa.UpdateBase):
-            self._latch_early(statement, options.get("bind_arguments"))
+            self._latch_early(statement, options)
         return statement, None
 
     def _heed(
@@ -306,15 +314,21 @@ class RoutedSession(orm.Session):
             state.statement = carrying(statement, ways.wanted)
         return None
 
-    def _latch_early(self, write: sa.UpdateBase, bound: Any) -> None:
+    def _latch_early(self, write: sa.UpdateBase, options: dict[str, Any]) -> None:
         """Let a write's own reads, of the rows to change, see the primary."""
-        if bound or active_role() is not None:
+        if options.get("bind_arguments") or active_role() is not None:
             return
         try:
             routed = super().get_bind(clause=write)
         except UnboundExecutionError:  # the mapper will tell
             return
-        if isinstance(routed, RoutedEngine):
+        if not isinstance(routed, RoutedEngine):
+            return
+        if routed.app.unpinned:
+            # Perhaps it leaves no trace; what is sent will tell.
+            given = options.get("execution_options") or {}
+            options["execution_options"] = {**given, ROLE_OPTION: "master"}
+        else:
             routed.app.latch(WROTE)
 
     def _again(

@@ -12,10 +12,13 @@ from enum import IntEnum
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from .functions import LOCKING, OF_TRANSACTION, PURE, SETTING, WRITING
+from .functions import COUNTING, LOCKING, OF_TRANSACTION, PURE, SETTING, WRITING
+from .sqlwrites import find_writes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from .sqlwrites import Write
 
 __all__ = ["Kind", "TextClassifier", "unlocks"]
 
@@ -173,6 +176,7 @@ class TextClassifier:
 
     def __init__(self, write_functions: Iterable[str] = ()) -> None:
         added = dict.fromkeys(map(str.lower, write_functions), Kind.WRITE)
+        self._added = frozenset(added)
         self._functions = {
             **dict.fromkeys(LOCKING, Kind.LOCK),
             **dict.fromkeys(WRITING, Kind.WRITE),
@@ -183,6 +187,7 @@ class TextClassifier:
         self._statement = lru_cache(maxsize=1024)(self._judge)
         self._fragment = lru_cache(maxsize=1024)(self._judge_fragment)
         self._writing = lru_cache(maxsize=1024)(self._judge_writing)
+        self._found = lru_cache(maxsize=1024)(self._find_writes)
 
     def statement(self, sql: str) -> Kind:
         """Return what a statement does; of several in one string, the most."""
@@ -213,6 +218,16 @@ class TextClassifier:
         judge = self._judge_writing if len(sql) > _CACHED_LENGTH else self._writing
         return judge(sql, dialect)
 
+    def writes(self, sql: str, dialect: str) -> tuple[Write, ...] | None:
+        """Return what a statement does to which tables; None where that is not sure.
+
+        Args:
+            sql: The statement.
+            dialect: SQLAlchemy's name for the server's dialect.
+        """
+        find = self._find_writes if len(sql) > _CACHED_LENGTH else self._found
+        return find(sql, dialect)
+
     def stands_alone(self, sql: str) -> bool:
         """Whether PostgreSQL answers a read alike in a transaction of its own.
 
@@ -227,6 +242,14 @@ class TextClassifier:
             and not _OF_TRANSACTION.search(sql)
             and not self.may_write(sql, "postgresql")
         )
+
+    def _find_writes(self, sql: str, dialect: str) -> tuple[Write, ...] | None:
+        known = _WORDS.get(dialect, frozenset()) | COUNTING
+
+        def computes(name: str) -> bool:
+            return name in known and name not in self._added
+
+        return find_writes(sql, dialect, computes)
 
     def _judge_writing(self, sql: str, dialect: str) -> bool:
         if self.statement(sql) is Kind.WRITE:

@@ -8,36 +8,45 @@ request, however that ends.
 from __future__ import annotations
 
 import logging
-import math
 import os
-import time
 import weakref
 from collections import Counter
+from contextlib import nullcontext
 from functools import partial
 from threading import Lock, get_ident
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from flask import Flask, Request, current_app, has_request_context
+from flask import Flask, Request, current_app, has_app_context, has_request_context
 from flask.globals import request, request_ctx
 
 from .forks import UNTOLD
-from .pinning import ANSWERED, COMMITTED, CookiePins, still_counts
+from .pinning import (
+    CURRENT,
+    NO_RESPONSE,
+    OVER_A_SOCKET,
+    CookiePins,
+    Outgoing,
+    still_counts,
+)
 from .routing import LACKING, PINNED, Decision, Role, decide, marked_role
 from .statements import Classifier
+from .unpinned import Unpinned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
+    from contextlib import AbstractContextManager
 
+    from _typeshed.wsgi import WSGIEnvironment
     from flask.ctx import RequestContext
-    from sqlalchemy import Engine, MetaData
+    from sqlalchemy import Dialect, Engine, MetaData
 
     from balancers import Member
 
     from .config import Settings
     from .engines import ReplicaEngine, RoutedEngine
     from .errors import WriteOnReplicaError
-    from .pinning import PinStore
+    from .pinning import Lost, PinStore
 
 __all__ = [
     "NO_ENDPOINT",
@@ -98,9 +107,11 @@ class AppState:
         metadatas: Returns the MetaData of all its tables; None where nobody can tell.
         classifier: Tells what a statement does.
         classify: The classifier's own ``kind``, at hand for each statement.
+        unpinned: Tells which writes leave no trace; false if none does.
         plain_mappers: Mapped classes on the default bind that prefer no role.
         writers: How often a replica has refused a write, by endpoint.
         process: The id of the process whose connections the engines have.
+        outgoing_key: Where its responses are in the WSGI environment.
     """
 
     def __init__(self, settings: Settings, app: Flask | None = None) -> None:
@@ -114,9 +125,13 @@ class AppState:
         self.metadatas: Callable[[], Collection[MetaData] | None] = _none
         self.classifier = Classifier(settings.write_functions)
         self.classify = self.classifier.kind
+        self.unpinned = Unpinned(settings.unpinned)
         self.plain_mappers: set[Any] = set()
         self.writers: Counter[str] = Counter()
         self._decisions: dict[tuple[str, str], Decision] = {}
+        # Its own: one environment may come to several applications, one inside another.
+        self.outgoing_key = f"flask_replicated.outgoing.{id(self)}"
+        self._not_told: set[str] = set()
         self.process = os.getpid()
         self._renewing = Lock()
         _states.add(self)
@@ -235,6 +250,12 @@ class AppState:
             decision = decided(is_read=self.settings.is_read(current))
         return decision
 
+    def is_unpinned(self, sql: str, dialect: Dialect) -> bool:
+        """Whether a statement surely writes nothing but housekeeping."""
+        return bool(self.unpinned) and self.unpinned.covers(
+            self.classifier.text.writes(sql, dialect.name), dialect
+        )
+
     def only_pinned(self) -> bool:
         """Whether only its client's pin has the running request read the primary."""
         state = self.request_state()
@@ -274,7 +295,66 @@ class AppState:
         self, last_write: Callable[[Request], float | None], current: Request
     ) -> bool:
         seconds = self.settings.pin_seconds
-        return bool(seconds) and still_counts(last_write(current), seconds)
+        if not seconds:
+            return False
+        outgoing: Outgoing | None = current.environ.get(self.outgoing_key)
+        return (
+            outgoing is not None and outgoing.wrote_within(seconds)
+        ) or still_counts(last_write(current), seconds)
+
+    def outgoing(self, environ: WSGIEnvironment) -> Outgoing:
+        """Return the response that a request's server waits for, or what stands for it.
+
+        Args:
+            environ: The request's environment, which keeps it from now on.
+        """
+        found: Outgoing | None = environ.get(self.outgoing_key)
+        if found is None:
+            found = CURRENT.get()
+            if found is None or found.app is not self or found.lost is not None:
+                found = Outgoing(self, NO_RESPONSE)
+            environ[self.outgoing_key] = found
+        return found
+
+    def committed(self) -> None:
+        """Note that what the running request wrote, if there is one, is visible now."""
+        state = self.request_state()
+        if state is not None:
+            state.committed()
+            return
+        # When the context of its application ends, the request is over already.
+        outgoing = CURRENT.get()
+        if outgoing is not None and outgoing.app is self:
+            outgoing.note()
+            self.note_lost(outgoing.lost, "(after the request)")
+
+    def note_lost(self, lost: Lost | None, endpoint: str) -> None:
+        """Say once for an endpoint that no response tells its client of a write.
+
+        Args:
+            lost: Why; None if one does.
+            endpoint: The endpoint.
+        """
+        told = self._not_told
+        if lost is None or not self.settings.pin_seconds:
+            return
+        if endpoint in told or len(told) >= _MANY:
+            return
+        told.add(endpoint)
+        logger.warning(
+            "endpoint %r committed a write %s: its client is not pinned to the primary "
+            "and may not see that write. %s",
+            endpoint,
+            lost.why,
+            lost.remedy,
+        )
+
+    def context(self) -> AbstractContextManager[object]:
+        """Return a block in which the application is the current one."""
+        app = self._app()
+        if app is None or (has_app_context() and this_app() is app):
+            return nullcontext()
+        return app.app_context()
 
     def after_fork(self) -> None:
         """Forget, in a child process, the connections that are the parent's."""
@@ -307,6 +387,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 
 _UNDECIDED = Decision(Role.PRIMARY, "nothing is decided yet")
+_MANY = 1000  # endpoints; a program may make some as it runs
 
 
 class RequestState:
@@ -318,8 +399,6 @@ class RequestState:
         marked: The role that a view decorator asked for, or None.
         settled: The role of ``decision``, or None while there is none that lasts.
         kept: The replica that serves this request, for each pool.
-        wrote_at: When the request last committed a write, in seconds of Unix
-            time, or None; infinity while that cannot be known.
     """
 
     __slots__ = (
@@ -332,7 +411,6 @@ class RequestState:
         "latched",
         "marked",
         "settled",
-        "wrote_at",
     )
 
     def __init__(self, app: AppState, known: Decision | None) -> None:
@@ -345,7 +423,6 @@ class RequestState:
         self.latched: str | None = None
         self.marked: Role | None = None
         self.kept: dict[ReplicaEngine, Member[Engine]] = {}
-        self.wrote_at: float | None = None
 
     @property
     def decision(self) -> Decision:
@@ -411,20 +488,14 @@ class RequestState:
 
     def committed(self) -> None:
         """Note that a write of this request is now visible to others."""
-        self.wrote_at = max(self.wrote_at or 0.0, time.time())
-        if not has_request_context():
-            return
-        if not _is_matched(this_request()):
+        current = this_request()
+        if not _is_matched(current):
             self.latch("it has committed a write before its URL was matched")
-        environ = this_request().environ
-        environ[COMMITTED] = True
-        if ANSWERED in environ and self.app.settings.pin_seconds:
-            logger.warning(
-                "endpoint %r committed a write after its response had left: its "
-                "client is not pinned to the primary and may not see that write. "
-                "Write before the response is returned.",
-                this_request().endpoint,
-            )
+        outgoing = self.app.outgoing(current.environ)
+        outgoing.note(self)
+        over_a_socket = current.headers.get("Upgrade", "").lower() == "websocket"
+        lost = OVER_A_SOCKET if over_a_socket else outgoing.lost
+        self.app.note_lost(lost, endpoint_name(current))
 
     def given_out(self) -> None:
         """Note that a driver's connection to the primary is in the program's hands.
@@ -432,8 +503,7 @@ class RequestState:
         It may write and commit with it until the response leaves, and nobody is told.
         """
         self.latch("a driver's connection to the primary was asked for")
-        self.wrote_at = math.inf
-        this_request().environ[COMMITTED] = True
+        self.app.outgoing(this_request().environ).note(self)
 
 
 def current_app_state() -> AppState | None:

@@ -28,6 +28,7 @@ DRIVER_OPTIONS: Final[Mapping[str, Any]] = {"connect_args": {"prepare_threshold"
 _SETTINGS: Final = """
 [databases]
 postgres = host=127.0.0.1 port={target} dbname=postgres user=postgres
+{alias} = host=127.0.0.1 port={target} dbname=postgres user=postgres
 [pgbouncer]
 listen_addr = 127.0.0.1
 listen_port = {port}
@@ -43,13 +44,16 @@ pidfile = {folder}/pid
 
 
 @contextlib.contextmanager
-def pgbouncer(target: int, mode: str = "session", size: int = 50) -> Iterator[int]:
+def pgbouncer(
+    target: int, mode: str = "session", size: int = 50, alias: str = "other_name"
+) -> Iterator[int]:
     """Run it in front of the server on port *target*; yield its own port.
 
     Args:
         target: On 127.0.0.1.
         mode: ``session`` or ``transaction``.
         size: How many connections to the server it keeps at most.
+        alias: What the database ``postgres`` is called besides.
     """
     if PROGRAM is None:
         raise RuntimeError("PgBouncer is not installed.")
@@ -59,7 +63,12 @@ def pgbouncer(target: int, mode: str = "session", size: int = 50) -> Iterator[in
         settings = Path(folder, "settings.ini")
         settings.write_text(
             _SETTINGS.format(
-                target=target, port=port, mode=mode, size=size, folder=folder
+                target=target,
+                port=port,
+                mode=mode,
+                size=size,
+                folder=folder,
+                alias=alias,
             )
         )
         settings.chmod(0o644)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
 
-from flask_replicated.admission import Admission
+from flask_replicated.admission import Admission, any_lag_will_do
 from flask_replicated.errors import ReplicaLagsError, WrongRoleError
-from flask_replicated.positions import History, Observation
+from flask_replicated.histories import History
+from flask_replicated.positions import Observation
 from tests.balancers.support import FakeClock
 
 UNKNOWN = RuntimeError("no such function")
-IN_STEP = (True, 100, 100, True, 500)
-BEHIND = (True, 200, 100, True, 500)
-CAUGHT_UP = (True, 250, 200, True, 500)
-CUT_OFF = (True, 100, 100, False, 500)
-PRIMARY = (False, None, None, False, None)
+# Timelines, when it was started, and subscriptions.
+MORE = (1, 1, 7.0, None)
+IN_STEP = (True, 100, 100, True, 500, *MORE)
+BEHIND = (True, 200, 100, True, 500, *MORE)
+CAUGHT_UP = (True, 250, 200, True, 500, *MORE)
+CUT_OFF = (True, 100, 100, False, 500, *MORE)
+PRIMARY = (False, None, None, False, None, *MORE)
 
 
 class Server:
@@ -79,18 +84,18 @@ class TestPostgreSQL:
         with pytest.raises(WrongRoleError, match="slave_1"):
             admission().ask(Server(PRIMARY))
 
-    def test_role_alone(self) -> None:
-        """Where any lag will do, only the role is asked."""
-        server = Server((True,))
+    def test_any_lag(self) -> None:
+        """Where any lag will do, the role and the timeline matter still."""
+        server = Server(BEHIND)
         admission(max_lag=None).ask(server)
-        assert server.asked == ["SELECT pg_is_in_recovery()"]
+        assert len(server.asked) == 1
         with pytest.raises(WrongRoleError):
-            admission(max_lag=None).ask(Server((False,)))
+            admission(max_lag=None).ask(Server(PRIMARY))
 
     def test_lag_alone(self) -> None:
         """A server that replicates logically is neither a replica nor behind."""
         admission(role_check=False).ask(Server(PRIMARY))
-        admission(role_check=False).ask(Server(UNKNOWN))
+        admission(role_check=False).ask(Server(UNKNOWN, UNKNOWN))
         with pytest.raises(ReplicaLagsError):
             admission(role_check=False).ask(Server(*[BEHIND] * 4))
 
@@ -102,17 +107,20 @@ class TestPostgreSQL:
         assert not server.asked
 
     def test_does_not_know_its_lag(self) -> None:
-        """A server without these functions is asked for its role."""
-        server = Server(UNKNOWN, (True,))
+        """A server without these functions is asked for less, at last for its role."""
+        server = Server(UNKNOWN, IN_STEP[:5])
         admission().ask(server)
         assert server.rolled_back == 1
+        server = Server(UNKNOWN, UNKNOWN, (True,))
+        admission().ask(server)
+        assert server.rolled_back == 2
         with pytest.raises(WrongRoleError):
-            admission().ask(Server(UNKNOWN, (False,)))
+            admission().ask(Server(UNKNOWN, UNKNOWN, (False,)))
 
     def test_does_not_know_its_role(self) -> None:
         """What it says to that, whoever connects is told."""
         with pytest.raises(RuntimeError, match="no such function"):
-            admission().ask(Server(UNKNOWN, UNKNOWN))
+            admission().ask(Server(UNKNOWN, UNKNOWN, UNKNOWN))
 
     def test_far_behind(self) -> None:
         """One that replays nothing in a few moments is refused."""
@@ -121,6 +129,28 @@ class TestPostgreSQL:
             admission().ask(server)
         assert caught.value.lag == 500
         assert len([sql for sql in server.asked if "pg_sleep" in sql]) == 3
+
+    def test_keeps_nobody_alive(self) -> None:
+        """What is remembered of a refusal does not hold who was refused."""
+        one, found = admission(), []
+        try:
+            one.ask(Server(*[BEHIND] * 4))
+        except ReplicaLagsError as error:
+            found.append(weakref.ref(error))
+        gc.collect()
+        assert [error() for error in found] == [None]
+
+    def test_any_lag_will_do(self) -> None:
+        """Where none is fresher, one that is far behind is taken, and known as such."""
+        history = History()
+        token = any_lag_will_do.set(True)
+        try:
+            admission(history=history).ask(Server(*[BEHIND] * 4))
+            with pytest.raises(WrongRoleError):
+                admission().ask(Server(PRIMARY))
+        finally:
+            any_lag_will_do.reset(token)
+        assert history.lags
 
     def test_primary_that_was_idle(self) -> None:
         """What has only just come is no lag, old as the last transaction may be."""
@@ -151,8 +181,9 @@ class TestPostgreSQL:
             asks(Server(CUT_OFF))
 
     def test_promoted_meanwhile(self) -> None:
-        """It is found out by the next one."""
-        admission().ask(Server(BEHIND, PRIMARY))
+        """It is found out while it is waited for."""
+        with pytest.raises(WrongRoleError):
+            admission().ask(Server(BEHIND, PRIMARY))
 
 
 class TestMariaDB:

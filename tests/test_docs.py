@@ -159,3 +159,32 @@ def test_balancers(app: Flask) -> None:
     names = {"connect": connect}
     exec(pool, names)
     assert names["connection"] == tried[1] != tried[0]
+
+
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+PAGES = [DOCS.parent / "README.md", DOCS.parent / "CHANGELOG.md", *DOCS.glob("*.md")]
+
+
+def anchors(page: Path) -> set[str]:
+    """Return what a page's headings are called in links."""
+    kept = (
+        re.sub(r"[^\w\- ]", "", one.lower())
+        for one in HEADING.findall(page.read_text())
+    )
+    return {one.replace(" ", "-") for one in kept}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """Each link between the documents leads to a file, and to a heading in it."""
+    for name, anchor in LINK.findall(page.read_text()):
+        target = page.parent / name if name else page
+        assert target.exists(), name
+        assert not anchor or anchor in anchors(target), f"{name}#{anchor}"
+
+
+def test_readme_leads_to_all() -> None:
+    """Every document is linked from the README."""
+    linked = {name for name, _ in LINK.findall(PAGES[0].read_text())}
+    assert linked >= {f"docs/{page.name}" for page in DOCS.glob("*.md")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import ssl
 from typing import Any
 
@@ -143,6 +144,10 @@ def test_said_already() -> None:
     raised = MisconfiguredReplicaError("slave_1", "it has another database")
     assert judge_connect(raised) is Verdict.MISCONFIGURED
     assert remedy_for(raised) == ""
+    raised = MisconfiguredReplicaError("slave_1", "it is not there", "Let {bind} be.")
+    assert remedy_for(raised, "BINDS['slave_1']") == "Let BINDS['slave_1'] be."
+    again = pickle.loads(pickle.dumps(raised))
+    assert vars(again) == vars(raised)
 
 
 @pytest.mark.parametrize(

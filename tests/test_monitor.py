@@ -21,7 +21,7 @@ from examples.cluster import wait_until
 from flask_replicated import FlaskReplicated, replicated_engine
 from flask_replicated.listeners import PoolListener
 from flask_replicated.monitor import Monitor, Policy
-from flask_replicated.positions import Observation, observer_of
+from flask_replicated.positions import Observation, observers_of
 from flask_replicated.probes import Look, Probe
 from flask_replicated.sockets import leave_to_parent
 from tests.pools import live, read
@@ -276,19 +276,58 @@ UNKNOWN = RuntimeError("no such statement")
         ("mariadb", [UNKNOWN, UNKNOWN, [("wsrep_on", "ON")]], Observation()),
         (
             "postgresql",
-            [[(True, None, None, False, None)]],
-            Observation(False, None, True),
+            [[(True, None, None, False, None, None, 3, 1.5, None)]],
+            Observation(False, None, True, timeline=3, started=1.5),
         ),
         (
             "postgresql",
-            [[(True, 5, 4, False, 9)]],
-            Observation(False, 9.0, True, replayed=4),
+            [[(True, 5, 4, False, 9, None, 3, 1.5, None)]],
+            Observation(
+                primary=False,
+                lag=9.0,
+                measured=True,
+                replayed=4,
+                pending=True,
+                age=9.0,
+                timeline=3,
+                started=1.5,
+            ),
         ),
-        ("postgresql", [[(True, 5, 4, True, 9)]], Observation(False, 9.0, True, 5, 4)),
-        ("postgresql", [[(True, 5, 5, True, 9)]], Observation(False, 0.0, True, 5, 5)),
+        (
+            "postgresql",
+            [[(True, 5, 4, True, 9, 4, 3, 1.5, None)]],
+            Observation(
+                primary=False,
+                lag=9.0,
+                measured=True,
+                received=5,
+                replayed=4,
+                pending=True,
+                age=9,
+                timeline=4,
+                exact=True,
+                started=1.5,
+            ),
+        ),
+        (
+            "postgresql",
+            [[(True, 5, 5, True, 9, None, 3, 1.5, None)]],
+            Observation(False, 0.0, True, 5, 5, age=9.0, timeline=3, started=1.5),
+        ),
+        # It is connected, and sent nothing: its log has forked from its source's.
+        (
+            "postgresql",
+            [[(True, 4, 5, True, 9, 3, 3, 1.5, None)]],
+            Observation(False, 9.0, True, None, 5, age=9.0, timeline=3, started=1.5),
+        ),
+        (
+            "postgresql",
+            [[(False, None, None, False, None, None, 3, 1.5, "shop,x")]],
+            Observation(primary=True, doubtful=True, started=1.5, slots=("shop", "x")),
+        ),
         ("sqlite", [[(1,)]], Observation()),
     ],
 )
 def test_answers(dialect: str, answers: list[Any], found: Observation) -> None:
     """What servers that are rarely at hand say is understood: unknown is not zero."""
-    assert observer_of(dialect)(Answers(*answers)) == found
+    assert observers_of(dialect)[0](Answers(*answers)) == found

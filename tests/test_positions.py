@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flask_replicated.positions import History, Observation, Progress
+from flask_replicated.histories import History
+from flask_replicated.positions import Observation, Progress
 from tests.support import unhurried
 
 
@@ -80,23 +81,23 @@ CLUSTERED = Observation()
 def test_role_by_what_was_seen() -> None:
     """A server without a source is a primary if it has had one, and else perhaps."""
     history = History()
-    assert history.judge(ALONE) == ALONE
-    assert history.judge(REPLICATES) == REPLICATES
-    assert history.judge(ALONE).primary
+    assert history.judge(ALONE, 0) == ALONE
+    assert history.judge(REPLICATES, 0) == REPLICATES
+    assert history.judge(ALONE, 0).primary
     # The account's privilege was taken away; or it is a cluster's by now.
-    assert history.judge(UNTOLD) == UNTOLD
-    assert history.judge(CLUSTERED) == CLUSTERED
-    assert history.judge(REPLICATES) == REPLICATES
+    assert history.judge(UNTOLD, 0) == UNTOLD
+    assert history.judge(CLUSTERED, 0) == CLUSTERED
+    assert history.judge(REPLICATES, 0) == REPLICATES
 
 
 def test_role_of_a_twin() -> None:
     """Who is the primary's own server is one, unless it says that it replicates."""
     history = History()
     history.twin = True
-    assert history.judge(ALONE).primary
-    assert history.judge(UNTOLD).primary
-    assert history.judge(REPLICATES) == REPLICATES
-    assert history.judge(CLUSTERED) == CLUSTERED
+    assert history.judge(ALONE, 0).primary
+    assert history.judge(UNTOLD, 0).primary
+    assert history.judge(REPLICATES, 0) == REPLICATES
+    assert history.judge(CLUSTERED, 0) == CLUSTERED
 
 
 @unhurried

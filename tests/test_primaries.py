@@ -63,6 +63,13 @@ class TestConnectTimeout:
         by_arguments = told(engine_of(driver, connect_timeout=12))
         assert by_arguments["connect_timeout"] == 12
 
+    def test_host_that_is_gone(self) -> None:
+        """The kernel is told when to give up, unless the URL says so itself."""
+        said = told(engine_of("psycopg"))
+        assert (said["keepalives_idle"], said["tcp_user_timeout"]) == (4, 7000)
+        said = told(engine_of("psycopg", "?tcp_user_timeout=60000"))
+        assert said["tcp_user_timeout"] == "60000"
+
     def test_several_hosts(self, caplog: pytest.LogCaptureFixture) -> None:
         """They share the time; where it is too short, a warning says what to name."""
         engine = sa.create_engine("postgresql+psycopg://u:hunter2@/shop?host=a&host=b")

@@ -51,6 +51,9 @@ assert ask("/ticket")[0].text == "7"
 assert ask("/ticket")[1] == ["primary"]
 response, who = ask("/arrive/Bob")
 assert (response.json, who) == ([1, 2], ["replica", "primary"])
+response, who = ask("/guest/1")
+assert (response.text, who) == ("Ada", ["primary", "replica"])
+assert not response.headers.getlist("Set-Cookie")
 response, who = ask("/export")
 assert (response.text, who) == ("Ada\\n", ["replica"])
 assert ask("/both")[1] == ["primary"]

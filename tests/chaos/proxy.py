@@ -1,9 +1,10 @@
-"""A TCP proxy in front of one server, which falls silent or slow on demand."""
+"""A TCP proxy in front of servers, which falls silent or slow on demand."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import socket
 import struct
 import threading
@@ -13,6 +14,21 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["Proxy"]
+
+_KEPT = 65536  # bytes of what a client has sent
+
+
+class _Flow:
+    """One client's connection.
+
+    Attributes:
+        passes: Whether anything is passed on.
+        said: What the client has sent, the latest of it.
+    """
+
+    def __init__(self) -> None:
+        self.passes = asyncio.Event()
+        self.said = b""
 
 
 class Proxy:
@@ -24,24 +40,28 @@ class Proxy:
 
     Args:
         target: The port on 127.0.0.1 to forward to.
+        others: Further ones; new connections go to each of all in turn.
 
     Attributes:
         port: Its own, on 127.0.0.1.
-        target: The port that new connections are forwarded to.
+        target: The port that new connections are forwarded to, or the first of them.
         delay: Seconds for which each piece of an answer is held back.
         refusing: Whether new connections are reset at once.
+        holding: Whether new connections are taken, and nothing is passed on over them.
     """
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int, *others: int) -> None:
         self.port = 0
         self.delay = 0.0
-        self.refusing = False
+        self.refusing = self.holding = False
         self.target = target
+        self._others = others
+        self._turns = itertools.count()
         self._loop = asyncio.new_event_loop()
         self._passing = asyncio.Event()
         self._passing.set()
         # One for each connection that is open.
-        self._flows: dict[asyncio.StreamWriter, asyncio.Event] = {}
+        self._flows: dict[asyncio.StreamWriter, _Flow] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._started = threading.Event()
         self._ended = asyncio.Event()
@@ -51,16 +71,24 @@ class Proxy:
         """Pass nothing on."""
         self._loop.call_soon_threadsafe(self._passing.clear)
 
-    def silence_open(self) -> None:
+    def silence_open(self, said: bytes = b"") -> None:
         """Pass nothing on over the connections that are open; new ones are served.
 
         A firewall that has forgotten its flows looks like this.
-        """
-        self._loop.call_soon_threadsafe(self._silence_open)
 
-    def _silence_open(self) -> None:
+        Args:
+            said: Only over those whose clients have sent this.
+        """
+        silenced = threading.Event()
+        self._loop.call_soon_threadsafe(self._silence_open, said, silenced)
+        if not silenced.wait(10):
+            raise RuntimeError("The proxy does not run.")
+
+    def _silence_open(self, said: bytes, silenced: threading.Event) -> None:
         for flow in self._flows.values():
-            flow.clear()
+            if said in flow.said:
+                flow.passes.clear()
+        silenced.set()
 
     def speak(self) -> None:
         """Pass on what was held back, and all that follows."""
@@ -69,7 +97,7 @@ class Proxy:
     def _speak(self) -> None:
         self._passing.set()
         for flow in self._flows.values():
-            flow.set()
+            flow.passes.set()
 
     def reset(self) -> None:
         """Cut every connection with a reset, as a firewall that has restarted does."""
@@ -99,8 +127,9 @@ class Proxy:
         if self.refusing:
             _cut(writer)
             return
-        flow = self._flows[writer] = asyncio.Event()
-        flow.set()
+        flow = self._flows[writer] = _Flow()
+        if not self.holding:
+            flow.passes.set()
         task = asyncio.ensure_future(self._forward(reader, writer, flow))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -110,11 +139,13 @@ class Proxy:
         self,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
-        flow: asyncio.Event,
+        flow: _Flow,
     ) -> None:
         with contextlib.closing(writer), contextlib.suppress(OSError):
-            await self._passing.wait()
-            there, back = await asyncio.open_connection("127.0.0.1", self.target)
+            await self._may_pass(flow)
+            targets = (self.target, *self._others)
+            port = targets[next(self._turns) % len(targets)]
+            there, back = await asyncio.open_connection("127.0.0.1", port)
             with contextlib.closing(back):
                 answers = self._pump(there, writer, flow, answers=True)
                 ways = (self._pump(reader, back, flow), answers)
@@ -131,11 +162,13 @@ class Proxy:
         self,
         source: asyncio.StreamReader,
         sink: asyncio.StreamWriter,
-        flow: asyncio.Event,
+        flow: _Flow,
         *,
         answers: bool = False,
     ) -> None:
         while data := await source.read(65536):
+            if not answers:
+                flow.said = (flow.said + data)[-_KEPT:]
             if self.delay and answers:
                 await asyncio.sleep(self.delay)
             await self._may_pass(flow)
@@ -143,9 +176,9 @@ class Proxy:
             await sink.drain()
         await self._may_pass(flow)  # a firewall hides an end, too
 
-    async def _may_pass(self, flow: asyncio.Event) -> None:
+    async def _may_pass(self, flow: _Flow) -> None:
         await self._passing.wait()
-        await flow.wait()
+        await flow.passes.wait()
 
     def __enter__(self) -> Self:
         self._thread.start()

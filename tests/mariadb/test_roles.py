@@ -198,6 +198,8 @@ class TestPromotion:
     def test_named_source(self, build: Build, servers: Servers) -> None:
         """A source that was given a name is a source."""
         servers.replica.promote()
+        # Or it would be known to lack nothing.
+        servers.primary.execute("CREATE OR REPLACE DATABASE missed")
         servers.replica.execute(
             "CHANGE MASTER 'north' TO MASTER_HOST='127.0.0.1', "
             f"MASTER_PORT={servers.primary.port}, MASTER_USER='root'"
