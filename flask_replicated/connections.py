@@ -178,6 +178,8 @@ class PrimaryConnection(_LateJoined):
             context: How it is sent.
         """
         kind, self.undecided = self.undecided, None
+        if kind is Kind.SETTING and self.preparing:
+            return  # listeners set the same on each server
         app, forgotten = self.shape.routed.app, leaves_no_trace(self)
         if kind is Kind.SETTING:
             self._note_setting(sql, context, forgotten=forgotten)
@@ -288,11 +290,11 @@ class PrimaryConnection(_LateJoined):
         self.wrote = self.suspected = self.doubtful = self.unshared = False
         self.begun = self.read = False
         self.writes = ()
-        self.preparing = True
+        before, self.preparing = self.preparing, True
         try:
             return begin()
         finally:
-            self.preparing = False
+            self.preparing = before  # a listener may have begun it
 
 
 class ReplicaConnection(_LateJoined):
@@ -312,6 +314,7 @@ class ReplicaConnection(_LateJoined):
         lacks: The error by which the server has said that it does not have what a
             statement names, or None.
         begins: Whether a transaction is being begun, of which nobody is told.
+        preparing: Whether listeners may be at work that prepare it for its user.
         of_session: Whether it is a session's, which will close it when it has closed
             its transaction; no more once it is being closed.
     """
@@ -320,23 +323,26 @@ class ReplicaConnection(_LateJoined):
     refused = aborted = changed = False
     loss: DBAPIError | None = None
     lacks: DBAPIError | None = None
-    begins = False
+    begins = preparing = False
     of_session = True
 
     def __init__(
         self, engine: Engine, shape: ReplicaEngine, member: Member[Engine]
     ) -> None:
         # First: listeners may execute something.
-        self.shape, self.member = shape, member
+        self.shape, self.member, self.preparing = shape, member, True
         # Past the class between, which would only add a call.
         if engine.dialect.name != WITH_BLOCKS:  # there is nothing to tell its pool
             Connection.__init__(self, engine, None, self._has_events)
-            return
-        PICKED.set(True)
-        try:
-            Connection.__init__(self, engine, None, self._has_events)
-        finally:
-            PICKED.set(False)
+        else:
+            PICKED.set(True)
+            try:
+                Connection.__init__(self, engine, None, self._has_events)
+            finally:
+                PICKED.set(False)
+        self.preparing = False
+        if self.sent:  # by listeners, which another connection has as well
+            self.sent, self.changed = 0, False
 
     @property
     def connection(self) -> PoolProxiedConnection:

@@ -204,6 +204,8 @@ class Gate:
 def _note_setting(sql: str, connection: ReplicaConnection, parameters: Any) -> None:
     """Leave the connection to nobody else, if what was set outlives its transaction."""
     connection.changed = True
+    if connection.preparing:  # its next user has it set again
+        return
     if not (connection.dialect.name == "postgresql" and is_local(sql, parameters)):
         connection.info[CHANGED] = True
 

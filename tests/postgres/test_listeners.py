@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import event, make_url, text
 
+from flask_replicated import using_master, using_slave
 from tests.postgres.support import STANDBYS
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
     from examples.cluster import Cluster
-    from tests.postgres.support import Build, Site
+    from tests.postgres.support import Backend, Build, Site
 
 pytestmark = pytest.mark.postgres
 OWNER = text("select owner from account")
@@ -127,6 +128,38 @@ def test_schema(build: Build, way: Callable[[Engine], None]) -> None:
                 seen[site.who().server] += 1
                 site.db.session.rollback()
     assert seen.keys() == EVERYBODY
+
+
+@pytest.mark.usefixtures("_tenants")
+@pytest.mark.parametrize("way", [by_begin, by_engine_connect])
+def test_setting_costs_nothing(build: Build, way: Callable[[Engine], None]) -> None:
+    """What is set for each user keeps no connection from the next, and no replica."""
+    site = build()
+    way(engine_of(site))
+    seen: set[Backend] = set()
+    for _ in range(9):
+        with site.app.test_request_context():
+            with using_master():
+                assert site.db.session.scalar(OWNER) == "tenant"
+                site.db.session.rollback()
+            seen.add(site.who())
+            assert site.db.session.scalar(OWNER) == "tenant"
+    assert len(seen) == len(STANDBYS)
+    assert {backend.server for backend in seen} == set(STANDBYS)
+
+
+@pytest.mark.usefixtures("_tenants")
+def test_setting_of_a_connection(build: Build) -> None:
+    """What is set and committed stays set while the connection is in use, not after."""
+    site = build()
+    with site.app.test_request_context(), using_slave():
+        with site.db.engine.connect() as connection:
+            connection.execute(text("set search_path = tenant"))
+            connection.commit()
+            assert connection.scalar(OWNER) == "tenant"
+        for _ in STANDBYS:
+            with site.db.engine.connect() as connection:
+                assert connection.scalar(OWNER) == "public"
 
 
 def test_password(build: Build, healthy_cluster: Cluster) -> None:
