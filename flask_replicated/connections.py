@@ -310,7 +310,8 @@ class ReplicaConnection(_LateJoined):
         refused: Whether a write was stopped in it, here or by the server.
         aborted: Whether it was by the server, which then takes no more.
         changed: Whether it has changed its session with a ``SET``.
-        loss: The error that the loss of the connection was known by, or None.
+        loss: The error that the loss of the connection was known by, if it is lost.
+        failure: What the driver has raised last, and what it is known as; or None.
         lacks: The error by which the server has said that it does not have what a
             statement names, or None.
         begins: Whether a transaction is being begun, of which nobody is told.
@@ -322,6 +323,7 @@ class ReplicaConnection(_LateJoined):
     sent = 0
     refused = aborted = changed = False
     loss: DBAPIError | None = None
+    failure: tuple[BaseException, Exception] | None = None
     lacks: DBAPIError | None = None
     begins = preparing = False
     of_session = True

@@ -172,10 +172,10 @@ class Gate:
             return None
         if not isinstance(error, DBAPIError):
             return None
+        connection.failure = context.original_exception, error
         if unanswerable(error):
             context.is_disconnect, context.invalidate_pool_on_disconnect = True, False
-        if context.is_disconnect:
-            connection.loss = error
+        connection.loss = error  # or it is none: a later listener may know better
         if ails(error):
             self._note_ailing(connection, error, replica)
         elif names_missing(error):
@@ -188,6 +188,7 @@ class Gate:
             f"{connection.member.name!r} refused it; REPLICATED_WRITE_FUNCTIONS may "
             "name the function that writes",
         )
+        connection.failure = context.original_exception, refusal
         connection.shape.routed.app.learn_writer(refusal)
         return refusal
 

@@ -6,7 +6,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import event, make_url, text
+from sqlalchemy import event, func, make_url, select, text
+from sqlalchemy.exc import DataError
 
 from flask_replicated import using_master, using_slave
 from tests.postgres.support import STANDBYS
@@ -178,20 +179,129 @@ def test_password(build: Build, healthy_cluster: Cluster) -> None:
     assert asked == {str(make_url(server.url()).port) for server in servers}
 
 
-def test_loss_is_heard(build: Build, healthy_cluster: Cluster) -> None:
-    """A replica's failure is heard, and the read goes on elsewhere all the same."""
+class OurError(Exception):
+    """An application's own."""
+
+
+def only_hear(engine: Engine, heard: list[object]) -> None:
+    """Hear of errors."""
+
+    @event.listens_for(engine, "handle_error")
+    def handle(context: Any) -> None:
+        heard.append(context.original_exception)
+
+
+def replace(engine: Engine, heard: list[object]) -> None:
+    """Hear of errors, and raise another one for each."""
+
+    @event.listens_for(engine, "handle_error")
+    def handle(context: Any) -> Exception:
+        heard.append(context.original_exception)
+        return OurError(str(context.original_exception))
+
+
+@pytest.mark.parametrize("listen", [only_hear, replace])
+class TestErrors:
+    """Listeners to ``handle_error`` hear of replicas, and reads go on all the same."""
+
+    def test_loss(
+        self,
+        build: Build,
+        healthy_cluster: Cluster,
+        listen: Callable[[Engine, list[object]], None],
+    ) -> None:
+        """A read whose replica is lost runs again elsewhere."""
+        site, heard = build(), list[object]()
+        listen(engine_of(site), heard)
+        with site.app.test_request_context():
+            server, pid = site.who()
+            standby = next(s for s in healthy_cluster.standbys if s.name == server)
+            site.db.session.rollback()
+            assert site.who() == (server, pid)
+            standby.execute(f"select pg_terminate_backend({pid})")
+            assert site.texts() == []
+        assert len(heard) == 1
+
+    def test_hidden_write(
+        self, build: Build, listen: Callable[[Engine, list[object]], None]
+    ) -> None:
+        """A write that a replica refuses runs again on the primary."""
+        site, heard = build(), list[object]()
+        listen(engine_of(site), heard)
+        with site.app.test_request_context():
+            assert site.db.session.scalar(select(func.slip())) == 1
+            assert site.who().server == "primary"
+            site.db.session.commit()
+        assert len(heard) == 1
+
+    def test_write_stopped(
+        self, build: Build, listen: Callable[[Engine, list[object]], None]
+    ) -> None:
+        """So does one that is seen as it is about to be sent."""
+        site, heard = build(), list[object]()
+        listen(engine_of(site), heard)
+        hidden = select(site.item.id).where(
+            text("exists (select nextval('item_id_seq'))")
+        )
+        with site.app.test_request_context():
+            assert site.db.session.scalars(hidden).all() == []
+            assert site.who().server == "primary"
+
+    def test_missing_table(
+        self,
+        build: Build,
+        healthy_cluster: Cluster,
+        listen: Callable[[Engine, list[object]], None],
+    ) -> None:
+        """So does a read of what a replica does not have yet."""
+        site, heard = build(), list[object]()
+        listen(engine_of(site), heard)
+        for standby in healthy_cluster.standbys:
+            standby.execute("select pg_wal_replay_pause()")
+        healthy_cluster.primary.execute("create table fresh (id int)")
+        try:
+            with site.app.test_request_context():
+                counted = site.db.session.scalar(text("select count(*) from fresh"))
+                assert counted == 0
+        finally:
+            healthy_cluster.primary.execute("drop table fresh")
+            for standby in healthy_cluster.standbys:
+                standby.execute("select pg_wal_replay_resume()")
+
+    def test_of_the_statement(
+        self, build: Build, listen: Callable[[Engine, list[object]], None]
+    ) -> None:
+        """What is wrong everywhere is raised, as the listener has it."""
+        site, heard = build(), list[object]()
+        listen(engine_of(site), heard)
+        right = OurError if listen is replace else DataError
+        for method in ("GET", "POST"):
+            with (
+                site.app.test_request_context(method=method),
+                pytest.raises(right, match="division by zero"),
+            ):
+                site.db.session.scalar(text("select 1 / 0"))
+        assert len(heard) == 2
+
+
+def test_loss_that_a_listener_tells(build: Build) -> None:
+    """An error that a listener takes for the loss of a connection is one."""
     site = build()
-    heard: list[Any] = []
+    seen: list[str] = []
 
     @event.listens_for(engine_of(site), "handle_error")
     def handle(context: Any) -> None:
-        heard.append(context.is_disconnect)
+        context.is_disconnect = "division" in str(context.original_exception)
+
+    @event.listens_for(engine_of(site), "before_cursor_execute", retval=True)
+    def spoil(*given: Any) -> Any:
+        connection, _cursor, statement, parameters, *_ = given
+        if "divide" not in statement:
+            return statement, parameters
+        seen.append(str(connection.engine.url.port))
+        divisor = 0 if len(seen) == 1 else 1
+        return f"select 1 / {divisor}", parameters
 
     with site.app.test_request_context():
-        server, pid = site.who()
-        standby = next(s for s in healthy_cluster.standbys if s.name == server)
-        site.db.session.rollback()
-        site.who()
-        standby.execute(f"select pg_terminate_backend({pid})")
-        site.texts()
-    assert heard == [True]
+        assert site.db.session.scalar(text("select 'divide'")) == 1
+    assert len(seen) == len(set(seen)) == 2
