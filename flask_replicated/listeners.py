@@ -11,7 +11,7 @@ from balancers import MemberAdded, MemberClosed, MemberOpened, MemberRemoved
 from balancers.errors import error_text
 
 from .binds import REPLICA_NAME
-from .errors import WrongRoleError
+from .errors import DivergedReplicaError, WrongRoleError
 from .failures import Verdict, judge_connect
 from .misconfigured import remedy_for
 
@@ -33,6 +33,8 @@ _PATIENCE = 30.0
 one that writes go to: in a failover, those may not have found it yet."""
 
 
+_SETTLES = 15.0
+"""Seconds in which a node may take on its new role after a switchover."""
 # One that DNS has named, behind the key under which it was looked up.
 _DISCOVERED = re.compile(r"(?P<key>(?:.+?_)?(?:slave|replica))_.+")
 
@@ -44,14 +46,15 @@ class _Outage:
         verdicts: All that was wrong since it was last in rotation.
         told: Whether its return is news.
         primary_since: When it was first found to be a primary, or None.
-        restarts: Whether it was found to be down after that.
+        unsettled_since: When it was first found to be what only a switchover explains,
+            or None.
     """
 
     def __init__(self) -> None:
         self.verdicts: set[Verdict] = set()
         self.told = False
         self.primary_since: float | None = None
-        self.restarts = False
+        self.unsettled_since: float | None = None
 
 
 class PoolListener:
@@ -165,19 +168,27 @@ class PoolListener:
         """Whether this is what a switchover looks like where every node is a bind.
 
         One of them is the primary then, and no outage while others serve. One that was
-        it restarts, and is a standby when it is up again.
+        it restarts, and is a standby when it is up again; standbys look for their new
+        source.
         """
-        if not isinstance(error, WrongRoleError):
-            restarts = outage.primary_since is not None and not outage.restarts
-            outage.restarts = True
-            return restarts
-        now = self._clock()
-        if outage.primary_since is None:
-            outage.primary_since = now
-        if len(self._replicas) == 1:
-            return False
+        if isinstance(error, WrongRoleError):
+            outage.primary_since = outage.primary_since or self._clock()
+            usual = self._is_the_one(name, outage.primary_since, error)
+        elif (
+            outage.primary_since
+            or outage.unsettled_since
+            or isinstance(error, DivergedReplicaError)
+        ):
+            outage.unsettled_since = outage.unsettled_since or self._clock()
+            usual = self._clock() - outage.unsettled_since < _SETTLES
+        else:
+            usual = False
+        return usual and len(self._replicas) != 1
+
+    def _is_the_one(self, name: str, since: float, error: WrongRoleError) -> bool:
+        """Whether a primary is, or may yet turn out to be, the one writes go to."""
         if error.own is None:
-            return now - outage.primary_since < _PATIENCE
+            return self._clock() - since < _PATIENCE
         if error.own:
             self._say_own(name)
         return error.own

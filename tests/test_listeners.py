@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from balancers import Pool
-from flask_replicated.errors import WrongRoleError
+from flask_replicated.errors import DivergedReplicaError, WrongRoleError
 from flask_replicated.failures import Verdict
 from flask_replicated.listeners import PoolListener
 from tests.balancers.support import FakeClock
@@ -204,12 +204,19 @@ class TestPrimaryAmongThem:
         watched.pool.recover(watched.member())
         assert watched.said() == ["WARNING replica 'slave_1' is back"]
 
-    def test_becomes_a_standby(self, watched: Watched) -> None:
-        """It restarts for that, which is no news; that it stays away is."""
-        watched.pool.trip(watched.member(), 1, WrongRoleError("slave_1", own=True))
+    @pytest.mark.parametrize(
+        "first", [WrongRoleError("slave_1", own=True), DivergedReplicaError("", "")]
+    )
+    def test_finds_its_role(self, watched: Watched, first: Exception) -> None:
+        """A node that restarts, or is cut off, is no news; one that stays so is."""
+        watched.pool.trip(watched.member(), 100, first)
         watched.said()
-        watched.heard.still_out("slave_1", DOWN)
+        for later in (0, 14):
+            watched.clock.now += later
+            watched.heard.still_out("slave_1", DOWN)
         assert watched.said() == []
+        watched.clock.now += 1
+        watched.heard.still_out("slave_1", DOWN)
         watched.heard.still_out("slave_1", DOWN)
         assert watched.said() == [
             "WARNING replica 'slave_1' is out: ConnectionRefusedError: refused"

@@ -28,6 +28,7 @@ class Nodes:
         self.primary: Server = cluster.primary
         self.all: tuple[Server, ...] = (cluster.primary, *cluster.standbys)
         self._standbys = cluster.standbys
+        self._sites: list[Site] = []
 
     def site(self, driver: str, **config: Any) -> Site:
         """Make an application whose binds name all of them."""
@@ -35,7 +36,15 @@ class Nodes:
             f"slave_{number}": bind(server, driver)
             for number, server in enumerate(self.all, start=1)
         }
+        return self._made(driver, binds, **config)
+
+    def alone(self, driver: str) -> Site:
+        """Make one whose only bind names the primary."""
+        return self._made(driver, {"slave_1": bind(self.primary, driver)})
+
+    def _made(self, driver: str, binds: dict[str, str], **config: Any) -> Site:
         site = make_site(bind(self.primary, driver), binds, **{**OFTEN, **config})
+        self._sites.append(site)
         with site.app.app_context():
             primary: Any = site.db.engine
 
@@ -44,6 +53,11 @@ class Nodes:
             arguments["port"] = str(self.primary.port)
 
         return site
+
+    def dispose(self) -> None:
+        """Let the applications go."""
+        for site in self._sites:
+            site.dispose()
 
     def switch_over(self) -> Standby:
         """Make a standby the primary, and the primary a standby; return the former."""
@@ -68,7 +82,9 @@ def nodes(driver: str) -> Iterator[Nodes]:
     with Cluster(standbys=2) as cluster:
         cluster.primary.execute("create table item (id serial primary key, text text)")
         cluster.wait_replicated()
-        yield Nodes(cluster)
+        nodes = Nodes(cluster)
+        yield nodes
+        nodes.dispose()
 
 
 def said(caplog: pytest.LogCaptureFixture, level: int = logging.INFO) -> list[str]:
@@ -101,7 +117,6 @@ def test_switchover(
     own = history.monitor._replicas["slave_2"].history
     wait_until(lambda: own.own is True, "it to be compared", 20)
     assert said(caplog) == [line]
-    site.dispose()
 
 
 def test_two_primaries(
@@ -118,7 +133,6 @@ def test_two_primaries(
     assert "writes go to another one" in line
     assert "every node is a bind" not in line
     assert site.live() == {"slave_3"}
-    site.dispose()
 
 
 def test_primary_alone(
@@ -126,13 +140,10 @@ def test_primary_alone(
 ) -> None:
     """A bind that names the primary by mistake, and is the only one, is told of."""
     caplog.set_level(logging.WARNING, "flask_replicated")
-    site = make_site(
-        bind(nodes.primary, driver), {"slave_1": bind(nodes.primary, driver)}, **OFTEN
-    )
+    site = nodes.alone(driver)
     site.get()
     wait_until(lambda: "'slave_1' is out" in caplog.text, "a word about it", 20)
     assert "REPLICATED_ROLE_CHECK = False" in caplog.text
-    site.dispose()
 
 
 def test_without_the_look(
@@ -149,4 +160,3 @@ def test_without_the_look(
     wait_until(told, "a word about it", 20)
     (line,) = said(caplog)
     assert line.startswith("INFO replica 'slave_1' is the primary itself")
-    site.dispose()
