@@ -54,6 +54,11 @@ assert (response.json, who) == ([1, 2], ["replica", "primary"])
 response, who = ask("/guest/1")
 assert (response.text, who) == ("Ada", ["primary", "replica"])
 assert not response.headers.getlist("Set-Cookie")
+for _ in range(2):
+    response, who = ask("/shout")
+    assert (response.text, who) == ("ADA", ["replica"])
+with app.app_context():
+    assert db.session.scalar(text("SELECT shout('a')")) == "A"
 response, who = ask("/export")
 assert (response.text, who) == ("Ada\\n", ["replica"])
 assert ask("/both")[1] == ["primary"]
