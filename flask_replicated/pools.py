@@ -41,6 +41,9 @@ __all__ = ["replicated_engine", "routed_engine"]
 logger = logging.getLogger("flask_replicated")
 
 
+_LONG = 5.0  # seconds
+
+
 def routed_engine(
     app: AppState,
     primary: Engine,
@@ -136,10 +139,11 @@ def _take_care(
 def _bound(settings: Settings) -> float:
     """Return for how long a statement may wait before its server is asked about it.
 
-    As long as any silence may last. Where the server itself ends it sooner, a second
-    more than that.
+    With the time that is needed to ask, no longer than a look takes by default to find
+    a server silent. Where the server itself ends a statement sooner, a second more than
+    that.
     """
-    bound = max(1.0, settings.probe_interval)
+    bound = min(max(1.0, settings.probe_interval), _LONG)
     return min(bound, (settings.read_timeout or bound) + 1)
 
 
