@@ -69,7 +69,7 @@ def _compare(
 @every_case
 def bench_sqlite(compare: Compare, tmp_path: Path, what: str) -> None:
     """Measure a GET over SQLite files."""
-    _compare(compare, f"SQLite files: {what}", sqlite_apps(tmp_path), 1.03)
+    _compare(compare, f"SQLite files: {what}", sqlite_apps(tmp_path), 1.06)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Whether a replica's server is the primary's own, where it does not say so itself."""
+"""Whether a replica's server is the primary's own."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ __all__ = ["Comparison", "can_compare"]
 
 def can_compare(engine: Engine) -> bool:
     """Whether a primary can be asked for it."""
-    return engine.dialect.name in {"mysql", "mariadb"} and not engine.dialect.is_async
+    return engine.dialect.name in _WAYS and not engine.dialect.is_async
 
 
 class Comparison:
-    """Asks MariaDB or MySQL whether two engines lead to one server.
+    """Asks two servers whether they are one.
 
     Names, ids and folders are the same in clones of a container, and an address may
-    stand for several servers. But a named lock belongs to one server alone: it is not
-    replicated, and no privilege is needed to take or to see it. So one of a name that
-    nobody else has is taken on the replica, and looked for on the primary.
+    stand for several servers. What does belong to one server alone, and takes no
+    privilege to ask: on MariaDB and MySQL a named lock, which is not replicated. So one
+    of a name that nobody else has is taken on the replica, and looked for on the
+    primary. On PostgreSQL the microsecond in which the server was started.
 
     Its two connections are opened past the pools, and closed at once.
 
@@ -51,18 +52,17 @@ class Comparison:
         """Ask both.
 
         Raises:
-            Exception: One of them does not answer, or another thread is asking.
+            Exception: One of them does not answer, or leaves it open; or another thread
+                is asking.
         """
         if self._goes_on():
             raise RuntimeError("one that has not ended yet may hang")
         self._asking = os.getpid()
-        name = f"flask_replicated.{uuid.uuid4().hex}"
         try:
             with self._cursor(self._replica) as ours:
-                if not _ask(ours, f"SELECT GET_LOCK('{name}', 0)"):
-                    raise RuntimeError("no lock could be taken")
+                way = _WAYS[self._primary.dialect.name](ours)
                 with self._cursor(self._primary) as theirs:
-                    return _ask(theirs, f"SELECT IS_USED_LOCK('{name}')") is not None
+                    return way(theirs)
         finally:
             self._asking = None
 
@@ -121,6 +121,30 @@ class Comparison:
         self._over = True
         for connection in list(self._open):
             leave_to_parent(connection)
+
+
+def _by_lock(ours: Any) -> Callable[[Any], bool]:
+    """Take a lock on the replica; return what looks for it on the primary."""
+    name = f"flask_replicated.{uuid.uuid4().hex}"
+    if not _ask(ours, f"SELECT GET_LOCK('{name}', 0)"):
+        raise RuntimeError("no lock could be taken")
+    return lambda theirs: _ask(theirs, f"SELECT IS_USED_LOCK('{name}')") is not None
+
+
+def _by_start(ours: Any) -> Callable[[Any], bool]:
+    """Ask the replica when it was started; return what asks the primary."""
+    started = _ask(ours, _STARTED)
+
+    def compare(theirs: Any) -> bool:
+        if _ask(theirs, "SELECT pg_is_in_recovery()"):
+            raise RuntimeError("the primary's address leads to a standby")
+        return bool(_ask(theirs, _STARTED) == started)
+
+    return compare
+
+
+_STARTED = "SELECT EXTRACT(EPOCH FROM pg_postmaster_start_time())::text"
+_WAYS = {"postgresql": _by_start, "mysql": _by_lock, "mariadb": _by_lock}
 
 
 def _ask(cursor: Any, question: str) -> Any:

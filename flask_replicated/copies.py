@@ -28,7 +28,7 @@ class Original(NamedTuple):
     Attributes:
         engine: The engine.
         setting: The setting that names it.
-        without: The setting that names no replicas.
+        without: How to do without such a replica.
     """
 
     engine: Engine
@@ -58,9 +58,8 @@ class Original(NamedTuple):
         raise ConfigurationError(
             key,
             replica.url,
-            f"{what}. In tests name no replicas ({self.without}), or the same file "
-            f"for both, or the same shared cache for both: {_SHARED!r}. "
-            "AUTO_READ_ON_SLAVE = False leaves it out.",
+            f"{what}. In tests leave it out ({self.without}), or name the same file "
+            f"for both, or the same shared cache for both: {_SHARED!r}.",
         )
 
     def require_source(self, key: str, url: URL) -> None:
@@ -95,8 +94,8 @@ class Original(NamedTuple):
                 key,
                 url,
                 f"a {theirs} database cannot be a replica of {self._shown()} a {ours} "
-                "database. A test configuration that inherits replicas leaves them out "
-                f"by AUTO_READ_ON_SLAVE = False, or names none: {self.without}.",
+                "database. A test configuration that inherits replicas leaves them "
+                f"out: {self.without}.",
             )
         driver = self.engine.dialect.driver
         if dialect.driver != driver:

@@ -169,13 +169,37 @@ class MisconfiguredReplicaError(UnfitReplicaError):
 
 
 class WrongRoleError(UnfitReplicaError):
-    """A replica is none: it was promoted, or its URL names the primary."""
+    """A replica is none: it was promoted, or its URL names the primary.
+
+    Attributes:
+        own: Whether it is the bind's own primary, which writes go to; None if nobody
+            has found out.
+    """
+
+    def __init__(self, name: str, own: bool | None = None) -> None:
+        self.own = own
+        super().__init__(name, own)
 
     def __str__(self) -> str:
-        return (
-            f"{self.name!r} is no replica but a primary; name another server, or set "
-            "REPLICATED_ROLE_CHECK = False if it replicates logically"
-        )
+        return f"{self.name!r} is no replica but a primary{_WHAT_PRIMARY[self.own]}"
+
+
+_WHAT_PRIMARY = {
+    True: (
+        ": the one that writes go to. Where every node is a bind that is as it should "
+        "be, and others serve reads; else name a standby there. Where one server plays "
+        "both parts, set REPLICATED_ROLE_CHECK = False"
+    ),
+    False: (
+        ", and writes go to another one. Make it a standby of that again, or let "
+        "writes find it; if it replicates logically, set REPLICATED_ROLE_CHECK = False"
+    ),
+    None: (
+        ": it was promoted, or its URL names the primary. Where every node is a bind "
+        "that is as it should be; if it replicates logically, set "
+        "REPLICATED_ROLE_CHECK = False"
+    ),
+}
 
 
 class DivergedReplicaError(UnfitReplicaError):

@@ -280,7 +280,9 @@ def _sources(front: Front, state: AppState) -> Mapping[str, Source]:
             raise ConfigurationError(
                 item, None, f"there is no bind {key!r} that its replicas could copy."
             )
-        original = front.original(owner)._replace(without="REPLICATED_DISCOVERY = {}")
+        original = front.original(owner)._replace(
+            without="AUTO_READ_ON_SLAVE = False, or REPLICATED_DISCOVERY = {}"
+        )
         require = partial(original.require_source, item, source.url)
         if front.makes_own or _is_fit(state, require):
             found[name] = source

@@ -162,7 +162,8 @@ class Fleet:
         engine = _make_engine(front, name, bind)
         if name not in front.engines:  # or it is refused for that
             key = f"{front.setting}[{name!r}]"
-            front.original(self.owner).require_copy(key, engine)
+            original = front.original(self.owner)._replace(without="do not add it")
+            original.require_copy(key, engine)
         self.take_in(name, engine, weight)
 
     def take_in(self, name: str, engine: Engine, weight: int = 1) -> None:

@@ -57,10 +57,11 @@ class Front:
 
     def original(self, owner: str | None) -> Original:
         """Return the primary of a bind; None is the default one."""
+        without = f"AUTO_READ_ON_SLAVE = False, or no replicas: {self.without}"
         if owner is None:
-            return Original(self.engines[self.default], self.primary, self.without)
+            return Original(self.engines[self.default], self.primary, without)
         setting = f"{self.setting}[{owner!r}]"
-        return Original(self.engines[owner], setting, self.without)
+        return Original(self.engines[owner], setting, without)
 
     def make_engine(self, name: str, bind: str | URL | Mapping[str, Any]) -> Engine:
         """Make an engine as the extension makes those of its setting."""

@@ -31,6 +31,7 @@ class History:
     Attributes:
         progress: How far it had got at each look.
         twin: Whether it was found to be the primary's own server.
+        own: The same of it as it is now; None where nobody has found out yet.
         latest: What was seen last, as it was judged.
         kinship: As given.
         lags: Whether it was found unfit last, and for its lag alone.
@@ -42,15 +43,17 @@ class History:
         self.kinship = kinship
         self.progress = Progress()
         self.twin = False
+        self.own: bool | None = None
         self.latest = Observation()
         self.lags = False
         self._status = PrimaryStatus() if status is None else status
         self._lineage = Lineage(self._status)
         self._replicated = False
+        self._started: float | None = None
 
     def found_twin(self, twin: bool) -> None:
         """Note whether its server was found to be the primary's own."""
-        self.twin = twin
+        self.twin = self.own = twin
 
     def judge(
         self, found: Observation, now: float, progress: Progress | None = None
@@ -67,13 +70,16 @@ class History:
         """
         if found.primary is False:
             self._replicated = True
+        if found.primary is False or found.started != self._started:
+            self.own = None  # it is, or may be, another one than was compared
+        self._started = found.started
         if (found.alone and self._replicated) or (found.doubtful and self.twin):
             found = found._replace(primary=True)
         if found.primary:
             self._lineage.found_primary()
             self.progress = Progress()
             lag = self._status.subscribed(found.slots) if found.slots else None
-            found = found._replace(lag=lag, measured=lag is not None)
+            found = found._replace(lag=lag, measured=lag is not None, own=self.own)
         else:
             own = (progress or self.progress).lag(found, now)
             lag, measured = self._status.lag(found, own, now)
@@ -95,7 +101,7 @@ def fault_of(
         max_lag: Seconds that it may be behind; None for any.
     """
     if role_check and found.primary:
-        return WrongRoleError(name)
+        return WrongRoleError(name, found.own)
     if role_check and found.apart is not None:
         return DivergedReplicaError(name, found.apart)
     if max_lag is None or not found.measured:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from typing import TYPE_CHECKING
 
 from balancers import MemberAdded, MemberClosed, MemberOpened, MemberRemoved
 from balancers.errors import error_text
 
+from .binds import REPLICA_NAME
+from .errors import DivergedReplicaError, WrongRoleError
 from .failures import Verdict, judge_connect
 from .misconfigured import remedy_for
 
@@ -25,6 +28,15 @@ logger = logging.getLogger("flask_replicated")
 
 _PAUSE = 60.0
 """Seconds in which load is told of once: it comes and goes with each second."""
+_PATIENCE = 30.0
+"""Seconds for which nothing is said of a primary while nobody knows whether it is the
+one that writes go to: in a failover, those may not have found it yet."""
+
+
+_SETTLES = 15.0
+"""Seconds in which a node may take on its new role after a switchover."""
+# One that DNS has named, behind the key under which it was looked up.
+_DISCOVERED = re.compile(r"(?P<key>(?:.+?_)?(?:slave|replica))_.+")
 
 
 class _Outage:
@@ -33,11 +45,16 @@ class _Outage:
     Attributes:
         verdicts: All that was wrong since it was last in rotation.
         told: Whether its return is news.
+        primary_since: When it was first found to be a primary, or None.
+        unsettled_since: When it was first found to be what only a switchover explains,
+            or None.
     """
 
     def __init__(self) -> None:
         self.verdicts: set[Verdict] = set()
         self.told = False
+        self.primary_since: float | None = None
+        self.unsettled_since: float | None = None
 
 
 class PoolListener:
@@ -65,6 +82,7 @@ class PoolListener:
         self._clock = clock
         self._out: dict[str, _Outage] = {}
         self._busy_from: dict[str, float] = {}
+        self._said_own = False
 
     def __call__(self, happened: Event) -> None:
         """Receive one event of the pool."""
@@ -92,9 +110,10 @@ class PoolListener:
         Args:
             exhausted: Those that had no connection to spare, whoever is out.
         """
-        seen = [outage.verdicts for outage in self._out.values()]
-        busy = bool(exhausted) or bool(seen)
-        return busy and all(verdicts == {Verdict.BUSY} for verdicts in seen)
+        seen = [outage.verdicts for outage in list(self._out.values())]
+        busy = bool(exhausted) or any(seen)
+        # Nothing is wrong with one that is the primary itself at the moment.
+        return busy and all(verdicts <= {Verdict.BUSY} for verdicts in seen)
 
     def all_misconfigured(self) -> bool:
         """Whether every replica is out for what the operator was told to mend."""
@@ -128,13 +147,13 @@ class PoolListener:
     def _tell(self, name: str, outage: _Outage, error: BaseException) -> None:
         """Say why a replica is out, unless that was said of this outage."""
         verdict, cause = judge_connect(error), error_text(error)
-        if verdict in outage.verdicts:
+        if verdict in outage.verdicts or self._is_usual(name, outage, error):
             logger.debug("replica %r is still out: %s", name, cause)
             return
         outage.verdicts.add(verdict)
         outage.told = True
         if verdict is Verdict.MISCONFIGURED:
-            remedy = remedy_for(error, f"{self._binds}[{name!r}]")
+            remedy = remedy_for(error, self._setting(name))
             logger.error(
                 "replica %r is not configured right, and serves no reads until it is: "
                 "%s%s",
@@ -144,6 +163,55 @@ class PoolListener:
             )
         else:
             logger.warning("replica %r is out: %s", name, cause)
+
+    def _is_usual(self, name: str, outage: _Outage, error: BaseException) -> bool:
+        """Whether this is what a switchover looks like where every node is a bind.
+
+        One of them is the primary then, and no outage while others serve. One that was
+        it restarts, and is a standby when it is up again; standbys look for their new
+        source.
+        """
+        if isinstance(error, WrongRoleError):
+            outage.primary_since = outage.primary_since or self._clock()
+            usual = self._is_the_one(name, outage.primary_since, error)
+        elif (
+            outage.primary_since
+            or outage.unsettled_since
+            or isinstance(error, DivergedReplicaError)
+        ):
+            outage.unsettled_since = outage.unsettled_since or self._clock()
+            usual = self._clock() - outage.unsettled_since < _SETTLES
+        else:
+            usual = False
+        return usual and len(self._replicas) != 1
+
+    def _is_the_one(self, name: str, since: float, error: WrongRoleError) -> bool:
+        """Whether a primary is, or may yet turn out to be, the one writes go to."""
+        if error.own is None:
+            return self._clock() - since < _PATIENCE
+        if error.own:
+            self._say_own(name)
+        return error.own
+
+    def _say_own(self, name: str) -> None:
+        """Say once in the life of a process that a bind names the primary itself."""
+        others = [one for one in list(self._replicas) if one not in self._out]
+        if others and not self._said_own:
+            self._said_own = True
+            logger.info(
+                "replica %r is the primary itself at the moment, and others serve "
+                "reads. Where every node is a bind, that is as it should be; else name "
+                "a standby in %s",
+                name,
+                self._setting(name),
+            )
+
+    def _setting(self, name: str) -> str:
+        """Return what has a replica's URL, in Python syntax."""
+        found = None if REPLICA_NAME.fullmatch(name) else _DISCOVERED.fullmatch(name)
+        if found is not None:
+            return f"REPLICATED_DISCOVERY[{found['key']!r}]"
+        return f"{self._binds}[{name!r}]"
 
     def _closed(self, name: str) -> None:
         outage = self._out.pop(name, None)

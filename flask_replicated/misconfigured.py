@@ -97,8 +97,8 @@ _FAULTS = (
         _words(r"no pg_hba\.conf entry", r"pg_hba\.conf rejects"),
     ),
     _Fault(
-        "Correct the account or its password in {bind}, or what its server demands of "
-        "them.",
+        "Correct the account or its password in {bind}, or add what its server demands "
+        "besides, such as TLS.",
         _words(
             r"role \".*\" does not exist",
             r"(?:password|authentication) (?:authentication )?failed",

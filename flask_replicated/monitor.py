@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
+import math
 import queue
 import random
 import threading
@@ -29,6 +30,7 @@ from .files import is_handed_one
 from .histories import fault_of
 from .primary_status import PrimaryStatus
 from .probes import Look, PrimaryProbe, Probe
+from .watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
     from .listeners import PoolListener
     from .replicas import Replica
+    from .watch import Suspect
 
 __all__ = ["Monitor", "Policy"]
 
@@ -65,6 +68,8 @@ class Policy(NamedTuple):
         primary: The primary's engine, where it has to be asked for that; or None.
         watched: The primary's engine, where that is looked at as well; or None.
         status: Told what a look at the primary has found.
+        bound: Seconds that a statement may wait for an answer before its server is
+            asked whether it works on it.
     """
 
     interval: float
@@ -74,6 +79,7 @@ class Policy(NamedTuple):
     primary: Engine | None = None
     watched: Engine | None = None
     status: PrimaryStatus | None = None
+    bound: float = math.inf
 
 
 class Monitor:
@@ -188,6 +194,7 @@ class _Round:
         self._stuck: Counter[Member[Engine]] = Counter()
         self._unreached: Counter[Member[Engine]] = Counter()
         self._unmeasured: WeakSet[Member[Engine]] = WeakSet()
+        self._watch = Watch(policy.bound, policy.interval, policy.timeout, self._done)
         self._threadless = False
         self._stopped = self._abandoned = False
         self._status = policy.status or PrimaryStatus()
@@ -209,6 +216,7 @@ class _Round:
         nothing.
         """
         self._stopped = self._abandoned = True
+        self._watch.abandon()
         for probe in self._probes.values():
             probe.abandon()
 
@@ -231,6 +239,7 @@ class _Round:
             self._forgive(time.monotonic() - asleep - wait)
         while self._abandoned:
             self._done.get()
+        self._watch.end()
         for probe in self._probes.values():
             probe.end()
 
@@ -247,6 +256,7 @@ class _Round:
     def _step(self) -> float:
         """Begin what is due, give up what is late; return seconds to the next step."""
         now = time.monotonic()
+        self._watch.conclude(now)
         for look in list(self._looks.values()):
             if now >= look.deadline:
                 self._give_up(look, now)
@@ -261,9 +271,11 @@ class _Round:
         for member in members:
             # Spread from the start: many workers begin in one moment.
             due = self._due.setdefault(member, now + self._spread(0.1, 0.3))
-            if member not in self._looks and now >= due:
-                self._begin(member, now)
+            suspects = self._watch.see(member, self._cared.get(member), now)
+            if member not in self._looks and (suspects or now >= due):
+                self._begin(member, now, suspects)
         times = [self._due[m] for m in members if m not in self._looks]
+        times += self._watch.times()
         times += [look.deadline for look in self._looks.values()]
         # An owner that is gone is noticed within a second.
         return max(0.0, min([*times, now + 1.0]) - now)
@@ -294,6 +306,7 @@ class _Round:
         del self._due[gone]
         self._cared.pop(gone, None)
         del self._unreached[gone]
+        self._watch.forget(gone)
         probe = self._probes.pop(gone, None)
         if probe is not None:
             probe.end()
@@ -301,7 +314,9 @@ class _Round:
     def _spread(self, least: float, most: float) -> float:
         return self._policy.interval * random.uniform(least, most)  # noqa: S311 - no secret
 
-    def _begin(self, member: Member[Engine], now: float) -> None:
+    def _begin(
+        self, member: Member[Engine], now: float, suspects: list[Suspect]
+    ) -> None:
         self._due[member] = now + self._spread(0.8, 1.2)
         probe = self._probes.get(member)
         if probe is None:
@@ -314,6 +329,8 @@ class _Round:
             anew = not permit.quiet
         probe.heeds = self._is_waited_for(member)
         look = Look(probe, permit, now + self._policy.timeout, anew=anew)
+        look.suspects = suspects
+        self._watch.asked(suspects, now)
         thread = threading.Thread(
             target=look.run,
             args=(self._done,),
@@ -384,8 +401,12 @@ class _Round:
             self._hear_primary(look)
             return
         fault = self._fault(look)
-        if not isinstance(look.found, Exception):
+        reached = not isinstance(look.found, Exception)
+        if reached:
             del self._unreached[look.member]
+        self._watch.judge(
+            look.member, look.suspects, look.backends, time.monotonic(), well=reached
+        )
         try:
             if fault is not None:
                 self._unfit(look.member, fault)

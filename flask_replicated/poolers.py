@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import ExecutionContext
     from sqlalchemy.pool import ConnectionPoolEntry
 
-__all__ = ["POOLED", "Sessions"]
+__all__ = ["POOLED", "Sessions", "backend_pid"]
 
 logger = logging.getLogger("flask_replicated")
 
@@ -76,7 +76,7 @@ class Sessions:
             connection: The driver's.
             record: What its pool knows of it.
         """
-        pid = _backend_pid(self._engine.dialect.driver, connection)
+        pid = backend_pid(self._engine.dialect.driver, connection)
         cursor = connection.cursor()
         try:
             # Set only where the process is the driver's own: one question for both.
@@ -137,7 +137,7 @@ def _settings(values: Mapping[str, str], *, local: bool) -> str:
     return f"SELECT {', '.join(calls)}"
 
 
-def _backend_pid(driver: str, connection: Any) -> int:
+def backend_pid(driver: str, connection: Any) -> int:
     """Return the id of the process that a driver was told of; 0 if of none."""
     tells = _PIDS.get(driver)
     if tells is None:

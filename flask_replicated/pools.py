@@ -82,6 +82,7 @@ def routed_engine(
         primary=_compared(settings, primary),
         watched=_watched(settings, primary),
         status=status,
+        bound=_bound(settings),
     )
     monitor = Monitor(pool, prepared, policy, outages)
     fleet.routed = RoutedEngine(
@@ -134,6 +135,16 @@ def _take_care(
         leave_out_blocks(engine)
     gate.guard(engine, replica)
     return replica
+
+
+def _bound(settings: Settings) -> float:
+    """Return for how long a statement may wait before its server is asked about it.
+
+    As long as any silence may last. Where the server itself ends it sooner, a second
+    more than that.
+    """
+    bound = max(1.0, settings.probe_interval)
+    return min(bound, (settings.read_timeout or bound) + 1)
 
 
 def _compared(settings: Settings, primary: Engine) -> Engine | None:
@@ -205,7 +216,7 @@ def replicated_engine(
     """
     if not replicas:
         raise ConfigurationError("replicas", {}, "name at least one engine that reads.")
-    original = Original(primary, "primary", "the primary's engine alone")
+    original = Original(primary, "primary", "use the primary's engine alone")
     for name, engine in replicas.items():
         original.require_copy(f"replicas[{name!r}]", engine)
     read = read_settings(settings, ("GET", "HEAD"), replicas)

@@ -60,7 +60,9 @@ class Observation(NamedTuple):
         replayed: How far of that it shows.
         alone: Whether it says that it replicates from nobody, and is of no cluster
             whose members all are primaries.
-        doubtful: Whether it may be the primary itself: it is alone, or does not tell.
+        doubtful: Whether it may be the primary itself: it is alone, or does not tell,
+            or says that it is a primary.
+        own: Whether it is the bind's own primary, as far as that was found out.
         pending: Whether it has received more than it shows, be it long ago.
         gtids: What it shows, where that is not counted in bytes.
         age: Seconds since the last transaction that it shows was committed, on
@@ -80,6 +82,7 @@ class Observation(NamedTuple):
     replayed: int | None = None
     alone: bool = False
     doubtful: bool = False
+    own: bool | None = None
     pending: bool = False
     gtids: Position | None = None
     age: float | None = None
@@ -148,7 +151,8 @@ def observers_of(dialect: str) -> tuple[Observer, ...]:
 def role_observer(cursor: Any) -> Observation:
     """Ask a PostgreSQL server for its role alone."""
     cursor.execute("SELECT pg_is_in_recovery()")
-    return Observation(primary=not cursor.fetchone()[0])
+    primary = not cursor.fetchone()[0]
+    return Observation(primary=primary, doubtful=primary)
 
 
 def sees_it_answer(cursor: Any) -> Observation:
@@ -185,14 +189,11 @@ def _postgresql(cursor: Any) -> Observation:
     cursor.execute(_POSTGRESQL + _MORE)
     *row, received, timeline, started, slots = cursor.fetchone()
     found = _understood(*row)
+    found = found._replace(started=None if started is None else float(started))
     if found.primary:
         return found._replace(slots=tuple(slots.split(",")) if slots else ())
     exact = found.received is not None and received is not None
-    return found._replace(
-        timeline=received if exact else timeline,
-        exact=exact,
-        started=None if started is None else float(started),
-    )
+    return found._replace(timeline=received if exact else timeline, exact=exact)
 
 
 def _plain_postgresql(cursor: Any) -> Observation:
@@ -204,7 +205,7 @@ def _understood(
     recovers: bool, received: Any, replayed: Any, receives: bool, age: Any
 ) -> Observation:
     if not recovers:
-        return Observation(primary=True)
+        return Observation(primary=True, doubtful=True)
     age = None if age is None else max(0.0, float(age))
     found = Observation(primary=False, lag=age, measured=True, age=age)
     if replayed is None:

@@ -6,6 +6,7 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
+from .activity import list_backends
 from .comparing import Comparison
 from .histories import History
 from .positions import Observation, observe, observers_of, sees_it_answer
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from balancers import Member, Permit
+
+    from .activity import Backend
+    from .watch import Suspect
 
 __all__ = ["Look", "PrimaryProbe", "Probe"]
 
@@ -35,6 +39,8 @@ class Look:
         found: What it saw, or the error.
         seconds: How long it took.
         probe: Whose connection it looks over.
+        suspects: The waits over other connections that the server is asked about.
+        backends: What it does for its clients, if it was asked and has answered.
     """
 
     def __init__(
@@ -47,6 +53,8 @@ class Look:
         self.found: Observation | Exception = Observation()
         self.seconds = 0.0
         self.probe = probe
+        self.suspects: list[Suspect] = []
+        self.backends: list[Backend] | None = None
         self._anew = anew
 
     @property
@@ -61,6 +69,8 @@ class Look:
             self.found = probe.look(anew=self._anew)
         except Exception as error:  # noqa: BLE001 - drivers raise what they like
             self.found = error
+        if self.suspects:
+            self.backends = probe.list_backends()
         self.seconds = time.monotonic() - began
         # In this order, and the other way round in end(): whichever thread comes
         # second sees that it has to close the connection.
@@ -168,8 +178,22 @@ class Probe:
             kinship.look(connection, anew=anew)
         found = observe(connection, *self._observers, sees_it_answer)
         connection.rollback()  # or it would stay idle in a transaction
-        self._wonders = self._wonders and found.doubtful
-        return self._history.judge(found, time.monotonic())
+        judged = self._history.judge(found, time.monotonic())
+        # It says when it was started, and so whether it is the one that was compared.
+        settled = judged.own is not None and found.started is not None
+        self._wonders = self._wonders and found.doubtful and not settled
+        return judged
+
+    def list_backends(self) -> list[Backend] | None:
+        """Ask the server what it does for its clients; None if it cannot be asked."""
+        connection = self._connection or self._former
+        if connection is None:
+            return None
+        try:
+            return list_backends(self.member.target.dialect.name, connection)
+        except Exception:  # noqa: BLE001 - it may not know, or have died meanwhile
+            self.close()
+            return None
 
     def successor(self) -> Probe:
         """Return what looks in its place, while a look of its own does not end."""

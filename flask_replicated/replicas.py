@@ -16,6 +16,7 @@ from weakref import WeakSet
 from sqlalchemy import event
 from sqlalchemy.exc import DisconnectionError
 
+from .activity import can_ask
 from .admission import Admission
 from .comparing import Comparison
 from .errors import ReplicaSilentError
@@ -28,6 +29,7 @@ from .readonly import prepare_sessions
 from .refusing import closed_if_refused
 from .sockets import hang_up, watch_socket
 from .timeouts import limit_connect
+from .waiting import can_tell, wait_over
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
     from .kinship import Kinship
     from .primary_status import PrimaryStatus
+    from .waiting import Wait
 
 __all__ = ["CHANGED", "Replica"]
 
@@ -107,6 +110,8 @@ class Replica:
         self.ails = False
         self._name = name
         self._engine = weakref.ref(engine)
+        self._driver = engine.dialect.driver
+        self._tells = can_tell(self._driver) and can_ask(engine.dialect.name)
         self._records: WeakSet[ConnectionPoolEntry] = WeakSet()
         self._seconds = seconds = math.ceil(connect_timeout)
         warn_of_hosts(f"replica {name!r}", engine, seconds, ONE_BIND_EACH)
@@ -136,6 +141,27 @@ class Replica:
             How many were ended that had not been ended before.
         """
         return sum(map(_end, self._known()))
+
+    def waits(self) -> list[Wait]:
+        """Return who waits for an answer, as far as that can be known here.
+
+        Not who waits for a new connection's first words: they have a bound already.
+        """
+        if not self._tells:
+            return []
+        found = (
+            wait_over(self._driver, record)
+            for record in self._known()
+            if self._first_words not in record.info
+        )
+        return [wait for wait in found if wait is not None]
+
+    def end(self, wait: Wait) -> bool:
+        """End a connection if that wait still goes on; whether it did."""
+        now = wait_over(self._driver, wait.record)
+        if now is None or now.connection is not wait.connection:
+            return False
+        return now.received == wait.received and _end(wait.record)
 
     @property
     def in_use(self) -> bool:

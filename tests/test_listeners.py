@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from balancers import Pool
+from flask_replicated.errors import DivergedReplicaError, WrongRoleError
 from flask_replicated.failures import Verdict
 from flask_replicated.listeners import PoolListener
 from tests.balancers.support import FakeClock
@@ -80,6 +81,21 @@ def test_misconfigured(watched: Watched) -> None:
     assert watched.said() == ["WARNING replica 'slave_1' is back"]
 
 
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("slave_1", "SQLALCHEMY_BINDS['slave_1']"),
+        ("analytics_replica_2", "SQLALCHEMY_BINDS['analytics_replica_2']"),
+        ("slave_10.0.0.1:5432", "REPLICATED_DISCOVERY['slave']"),
+        ("analytics_slave_db.test", "REPLICATED_DISCOVERY['analytics_slave']"),
+        ("reader", "SQLALCHEMY_BINDS['reader']"),
+    ],
+)
+def test_setting(name: str, setting: str) -> None:
+    """What is to be corrected is called what it is called in the configuration."""
+    assert PoolListener({}, "SQLALCHEMY_BINDS")._setting(name) == setting
+
+
 def test_another_cause(watched: Watched) -> None:
     """A server that was down, and is not configured right when it is up, is told of."""
     watched.pool.trip(watched.member(), 1, DOWN)
@@ -137,3 +153,94 @@ def test_all_misconfigured() -> None:
     heard.still_out("slave_2", DOWN)
     assert not heard.all_misconfigured()
     assert heard._out["slave_2"].verdicts == {Verdict.MISCONFIGURED, Verdict.DOWN}
+
+
+class TestPrimaryAmongThem:
+    """A replica that is a primary, where every node may be a bind."""
+
+    @pytest.fixture
+    def watched(self, watched: Watched, caplog: pytest.LogCaptureFixture) -> Watched:
+        """Give the same pool, its replicas known, and what is said at INFO."""
+        replicas: dict[str, object] = {"slave_1": None, "slave_2": None}
+        watched.heard._replicas = replicas  # type: ignore[assignment]  # only their names matter
+        caplog.set_level(logging.INFO, "flask_replicated")
+        return watched
+
+    def test_own(self, watched: Watched) -> None:
+        """That it is the primary itself is said once; its return is no news."""
+        own = WrongRoleError("slave_1", own=True)
+        watched.pool.trip(watched.member(), 1, own)
+        (line,) = watched.said()
+        assert line.startswith("INFO replica 'slave_1' is the primary itself")
+        assert "SQLALCHEMY_BINDS['slave_1']" in line
+        watched.heard.still_out("slave_1", own)
+        watched.pool.recover(watched.member())
+        watched.pool.trip(
+            watched.member("slave_2"), 1, WrongRoleError("slave_2", own=True)
+        )
+        watched.pool.recover(watched.member("slave_2"))
+        assert watched.said() == []
+
+    def test_not_known_yet(self, watched: Watched) -> None:
+        """While nobody knows, nothing is said, for half a minute."""
+        unknown = WrongRoleError("slave_1")
+        watched.pool.trip(watched.member(), 100, unknown)
+        watched.clock.now += 29
+        watched.heard.still_out("slave_1", unknown)
+        assert watched.said() == []
+        watched.clock.now += 1
+        watched.heard.still_out("slave_1", unknown)
+        (line,) = watched.said()
+        assert line.startswith("WARNING replica 'slave_1' is out: WrongRoleError: ")
+        watched.heard.still_out("slave_1", unknown)
+        assert watched.said() == []
+
+    def test_another_primary(self, watched: Watched) -> None:
+        """One that writes do not go to is an outage at once, with its own advice."""
+        watched.pool.trip(watched.member(), 1, WrongRoleError("slave_1", own=False))
+        (line,) = watched.said()
+        assert line.startswith("WARNING replica 'slave_1' is out: ")
+        assert "writes go to another one" in line
+        watched.pool.recover(watched.member())
+        assert watched.said() == ["WARNING replica 'slave_1' is back"]
+
+    @pytest.mark.parametrize(
+        "first", [WrongRoleError("slave_1", own=True), DivergedReplicaError("", "")]
+    )
+    def test_finds_its_role(self, watched: Watched, first: Exception) -> None:
+        """A node that restarts, or is cut off, is no news; one that stays so is."""
+        watched.pool.trip(watched.member(), 100, first)
+        watched.said()
+        for later in (0, 14):
+            watched.clock.now += later
+            watched.heard.still_out("slave_1", DOWN)
+        assert watched.said() == []
+        watched.clock.now += 1
+        watched.heard.still_out("slave_1", DOWN)
+        watched.heard.still_out("slave_1", DOWN)
+        assert watched.said() == [
+            "WARNING replica 'slave_1' is out: ConnectionRefusedError: refused"
+        ]
+
+    def test_nobody_else(self, watched: Watched) -> None:
+        """Where no other one serves nothing is as it should be; others say that."""
+        watched.pool.trip(watched.member("slave_2"), 1, DOWN)
+        watched.said()
+        watched.pool.trip(watched.member(), 1, WrongRoleError("slave_1", own=True))
+        assert watched.said() == []
+
+    @pytest.mark.parametrize("own", [True, False, None])
+    def test_the_only_one(self, watched: Watched, own: bool | None) -> None:
+        """A replica that is the only one, and none, is an outage at once."""
+        watched.heard._replicas = {"slave_1": None}  # type: ignore[dict-item]  # the same
+        watched.pool.trip(watched.member(), 1, WrongRoleError("slave_1", own))
+        (line,) = watched.said()
+        assert line.startswith("WARNING replica 'slave_1' is out: ")
+        assert "REPLICATED_ROLE_CHECK = False" in line
+
+    def test_is_no_part_of_load(self, watched: Watched) -> None:
+        """Where all others are busy that is load."""
+        watched.pool.trip(watched.member(), 1, WrongRoleError("slave_1", own=True))
+        assert not watched.heard.is_load(set())
+        watched.pool.rest(watched.member("slave_2"), 1, FULL)
+        assert watched.heard.is_load(set())

@@ -323,7 +323,7 @@ UNKNOWN = RuntimeError("no such statement")
         (
             "postgresql",
             [[(False, None, None, False, None, None, 3, 1.5, "shop,x")]],
-            Observation(primary=True, slots=("shop", "x")),
+            Observation(primary=True, doubtful=True, started=1.5, slots=("shop", "x")),
         ),
         ("sqlite", [[(1,)]], Observation()),
     ],

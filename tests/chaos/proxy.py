@@ -1,9 +1,10 @@
-"""A TCP proxy in front of one server, which falls silent or slow on demand."""
+"""A TCP proxy in front of servers, which falls silent or slow on demand."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import socket
 import struct
 import threading
@@ -39,20 +40,23 @@ class Proxy:
 
     Args:
         target: The port on 127.0.0.1 to forward to.
+        others: Further ones; new connections go to each of all in turn.
 
     Attributes:
         port: Its own, on 127.0.0.1.
-        target: The port that new connections are forwarded to.
+        target: The port that new connections are forwarded to, or the first of them.
         delay: Seconds for which each piece of an answer is held back.
         refusing: Whether new connections are reset at once.
         holding: Whether new connections are taken, and nothing is passed on over them.
     """
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int, *others: int) -> None:
         self.port = 0
         self.delay = 0.0
         self.refusing = self.holding = False
         self.target = target
+        self._others = others
+        self._turns = itertools.count()
         self._loop = asyncio.new_event_loop()
         self._passing = asyncio.Event()
         self._passing.set()
@@ -139,7 +143,9 @@ class Proxy:
     ) -> None:
         with contextlib.closing(writer), contextlib.suppress(OSError):
             await self._may_pass(flow)
-            there, back = await asyncio.open_connection("127.0.0.1", self.target)
+            targets = (self.target, *self._others)
+            port = targets[next(self._turns) % len(targets)]
+            there, back = await asyncio.open_connection("127.0.0.1", port)
             with contextlib.closing(back):
                 answers = self._pump(there, writer, flow, answers=True)
                 ways = (self._pump(reader, back, flow), answers)

@@ -24,8 +24,17 @@ if TYPE_CHECKING:
 
 SEED = 3
 FAULTS = {
-    "postgresql": ("kill", "terminate", "frozen", "disk", "all-down"),
-    "mariadb": ("kill", "terminate", "frozen"),
+    "postgresql": (
+        "kill",
+        "terminate",
+        "frozen",
+        "disk",
+        "dead-host",
+        "lost-flows",
+        "stale-primary",
+        "all-down",
+    ),
+    "mariadb": ("kill", "terminate", "frozen", "dead-host"),
 }
 
 

@@ -5,6 +5,7 @@ Each is a program of its own: libraries that instrument others never take it bac
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -20,7 +21,9 @@ PROGRAMS = {
     "with_continuum": ("sqlalchemy_continuum",),
     "with_flask_admin": ("flask_admin",),
     "with_flask_caching": ("flask_caching",),
+    "with_flask_login": ("flask_login",),
     "with_flask_security": ("flask_security",),
+    "with_flask_session": ("flask_session",),
     "with_flask_socketio": ("flask_socketio",),
     "with_graphql": ("strawberry", "graphql"),
     "with_opentelemetry 0": ("opentelemetry",),
@@ -54,3 +57,18 @@ def test_every_program_is_run() -> None:
     """No program is forgotten here."""
     there = {path.stem for path in Path(__file__).parent.glob("with_*.py")}
     assert there == {program.split()[0] for program in PROGRAMS}
+
+
+def test_every_section_is_run() -> None:
+    """Each section that prints code has a program that runs it."""
+    text = (ROOT / "docs" / "integrations.md").read_text()
+    printing = {
+        section.partition("\n")[0]
+        for section in text.split("\n## ")[1:]
+        if "```python" in section
+    }
+    programs = "".join(
+        path.read_text() for path in Path(__file__).parent.glob("with_*.py")
+    )
+    run = set(re.findall(r'Shop\(\s*"([^"]+)"', programs))
+    assert run == printing

@@ -82,6 +82,9 @@ def main() -> None:
             set_early(shop)
             shop.start()
             tenant = {"tenant": "a"}
+            with shop.counted() as served:
+                shop.client().get("/", query_string=tenant)
+            assert set(served) == {"primary"}, served
             # The setting has ended with the commit.
             assert shop.client().post("/Di", query_string=tenant).json == []
 

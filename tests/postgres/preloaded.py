@@ -37,7 +37,7 @@ app = site.app
 
 
 def looking() -> list[int]:
-    """Return the backends that this process's own monitor keeps."""
+    """Return the backends that this process's own monitor keeps, one on each server."""
     state: Any = app.extensions["replicated"].state(app)
     monitor = state.routes[None].monitor
     probes = [] if monitor._round is None else list(monitor._round._probes.values())
@@ -69,5 +69,5 @@ def own() -> Response:
 
 
 before = {"reading": reading()}
-wait_until(lambda: len(looking()) == len(standbys), "a look at every standby")
+wait_until(lambda: len(looking()) == len(CONFIG["urls"]), "a look at every server")
 before["looking"] = looking()

@@ -64,7 +64,7 @@ def workers(service: Service, looks: int) -> dict[int, dict[str, Any]]:
         ready = [one for one in found.values() if len(one["looking"]) == looks]
         return len(ready) == service.workers
 
-    wait_until(settled, "every worker to look at every standby", timeout=30)
+    wait_until(settled, "every worker to look at every server", timeout=30)
     return found
 
 
@@ -77,20 +77,22 @@ def backends(servers: tuple[Server, ...]) -> set[int]:
 def test_each_has_its_own(service: Service, healthy_cluster: Cluster) -> None:
     """Each worker looks for itself, and the parent's connections are left alone."""
     standbys = healthy_cluster.standbys
-    first, second = workers(service, len(standbys)).values()
+    servers = (healthy_cluster.primary, *standbys)
+    first, second = workers(service, len(servers)).values()
     assert first["monitors"] == second["monitors"] == 1
     parent = {*first["parent"]["looking"], *first["parent"]["reading"]}
-    assert len(parent) == 2 * len(standbys)
+    assert len(parent) == len(servers) + len(standbys)
     owned = [parent] + [{*one["looking"], *one["reading"]} for one in (first, second)]
     assert sum(map(len, owned)) == len(set().union(*owned))
-    assert parent <= backends(standbys)
+    assert parent <= backends(servers)
 
 
 def test_a_standby_dies(service: Service, healthy_cluster: Cluster) -> None:
     """Every worker leaves it out, and no request fails meanwhile."""
     standbys = healthy_cluster.standbys
-    parent = next(iter(workers(service, len(standbys)).values()))["parent"]
+    many = len(standbys) + 1  # and the primary
+    parent = next(iter(workers(service, many).values()))["parent"]
     standbys[2].kill()
-    workers(service, len(standbys) - 1)
+    workers(service, many - 1)
     assert {ask(service)["server"] for _ in range(40)} == {"standby_1", "standby_2"}
     assert len(backends(standbys[:2]) & {*parent["looking"], *parent["reading"]}) == 4

@@ -30,6 +30,7 @@ OFTEN: dict[str, Any] = {
     "REPLICATED_CONNECT_TIMEOUT": 2,
 }
 ENDED = "connections to it were ended"
+LOST = "does not work on them"
 
 
 @pytest.fixture
@@ -215,3 +216,128 @@ def test_server_down_behind_a_pooler(
         found = {one.result(20) for one in waiting}
         site.dispose()
     assert found <= {"standby_2", "primary"}
+
+
+class TestOnlySomeAreSilent:
+    """The look's own connection is well, and so are new ones."""
+
+    def test_flows_are_forgotten(
+        self,
+        site: Site,
+        proxy: Proxy,
+        threads: ThreadPoolExecutor,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """Who waits over a silent connection is answered by another server."""
+        wait_for_a_look(site)
+        site.pool.drain("slave_2")
+        read(site, 0)
+        proxy.silence_open(b"pg_sleep")
+        waiting = threads.submit(read, site, 0)
+        wait_until(lambda: bool(site.held), "it to begin")
+        site.pool.restore("slave_2")
+        assert waiting.result(20) == "standby_2"
+        assert LOST in caplog.text
+        assert {read(site, 0) for _ in range(6)} == {"standby_1", "standby_2"}
+        assert caplog.text.count(LOST) == 1
+
+    def test_an_answer_is_lost(
+        self,
+        site: Site,
+        proxy: Proxy,
+        threads: ThreadPoolExecutor,
+        healthy_cluster: Cluster,
+    ) -> None:
+        """A statement that its server has answered long ago is run again."""
+        wait_for_a_look(site)
+        waiting = begin(site, threads, healthy_cluster, 2.5)
+        proxy.silence_open(b"pg_sleep")
+        assert waiting.result(20) == "standby_2"
+
+    def test_a_long_read(
+        self,
+        site: Site,
+        threads: ThreadPoolExecutor,
+        healthy_cluster: Cluster,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """A statement that runs for long is left to run, through a proxy as well."""
+        running = begin(site, threads, healthy_cluster, 5)
+        site.pool.drain("slave_1")
+        direct = threads.submit(read, site, 5)
+        assert running.result(20) == "standby_1"
+        assert direct.result(20) == "standby_2"
+        assert LOST not in caplog.text
+
+
+class TestSeveralServers:
+    """One address stands for two servers."""
+
+    @pytest.fixture
+    def proxy(self, healthy_cluster: Cluster) -> Iterator[Proxy]:
+        """Give what sends connections to the first and the third standby in turn."""
+        first, _, third = healthy_cluster.standbys
+        with Proxy(first.port, third.port) as proxy:
+            yield proxy
+            proxy.speak()
+
+    def test_a_long_read(
+        self,
+        site: Site,
+        threads: ThreadPoolExecutor,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """Whichever of them works on a statement, it is left to run."""
+        site.pool.drain("slave_2")
+        running = [threads.submit(read, site, 5) for _ in range(4)]
+        found = {one.result(20) for one in running}
+        assert found == {"standby_1", "standby_3"}
+        assert LOST not in caplog.text
+
+    def test_one_is_frozen(
+        self, site: Site, threads: ThreadPoolExecutor, healthy_cluster: Cluster
+    ) -> None:
+        """Who waits for one that hangs is answered by another server."""
+        first, _, third = healthy_cluster.standbys
+        site.pool.drain("slave_2")
+        running = [threads.submit(read, site, 1) for _ in range(2)]
+        busy = "select true from pg_stat_activity where wait_event = 'PgSleep'"
+        for server in (first, third):
+            wait_until(lambda one=server: bool(one.execute(busy)), "a read")  # type: ignore[misc]  # its default is a server
+        third.freeze()
+        site.pool.restore("slave_2")
+        found = {one.result(20) for one in running}
+        third.thaw()
+        assert found <= {"standby_1", "standby_2", "primary"}
+
+
+@pytest.mark.skipif(PROGRAM is None, reason="PgBouncer is not installed")
+@pytest.mark.parametrize("mode", ["session", "transaction"])
+def test_behind_a_pooler(
+    build: Build,
+    healthy_cluster: Cluster,
+    driver: str,
+    mode: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Nobody there knows its clients, and yet what runs and what is lost is told."""
+    first, second = healthy_cluster.standbys[:2]
+    with pgbouncer(first.port, mode) as port, Proxy(port) as proxy:
+        through: dict[str, Any] = {
+            "url": f"postgresql+{driver}://postgres@127.0.0.1:{proxy.port}/postgres",
+            **(DRIVER_OPTIONS if driver == "psycopg" else {}),
+        }
+        site = build({"slave_1": through, "slave_2": bind(second, driver)}, **OFTEN)
+        site.pool.drain("slave_2")
+        with ThreadPoolExecutor(2) as threads:
+            running = threads.submit(read, site, 4)
+            assert running.result(20) == "standby_1"
+            assert LOST not in caplog.text
+            proxy.silence_open(b"pg_sleep")
+            waiting = threads.submit(read, site, 0)
+            wait_until(lambda: bool(site.held), "it to begin")
+            site.pool.restore("slave_2")
+            assert waiting.result(20) == "standby_2"
+        assert LOST in caplog.text
+        proxy.speak()
+        site.dispose()
