@@ -15,9 +15,10 @@ from sqlalchemy import Connection
 from sqlalchemy.sql.elements import SavepointClause
 
 from .autocommit import PICKED, WITH_BLOCKS, begin_block
+from .habits import Sent
 from .options import wanted_role
 from .refusals import write_refused
-from .routing import WROTE, Role
+from .routing import WROTE, Reason, Role
 from .scopes import active_role, leaves_no_trace
 from .sqlsettings import is_local
 from .sqltext import Kind
@@ -180,7 +181,10 @@ class PrimaryConnection(_LateJoined):
         kind, self.undecided = self.undecided, None
         if kind is Kind.SETTING and self.preparing:
             return  # listeners set the same on each server
-        app, forgotten = self.shape.routed.app, leaves_no_trace(self)
+        routed, forgotten = self.shape.routed, leaves_no_trace(self)
+        app = routed.app
+        if kind is Kind.READ and not self.begun:
+            routed.reads.on_primary(self._why(context))
         if kind is Kind.SETTING:
             self._note_setting(sql, context, forgotten=forgotten)
         else:
@@ -195,6 +199,24 @@ class PrimaryConnection(_LateJoined):
             sql, self.dialect.name
         ):
             self._note_write(sql, context, sure=kind is Kind.WRITE)
+
+    def _why(self, context: ExecutionContext) -> Reason:
+        """Return what has brought a read here."""
+        if self.announced:
+            return "bind"
+        if self.shape is not self.shape.routed.primary:
+            return "fallback"
+        if active_role() is not None:
+            return "block"
+        statement = getattr(context, "invoked_statement", None)
+        if wanted_role(statement, context.execution_options) is not None:
+            return "option"
+        state = self.shape.routed.app.request_state()
+        if state is None:
+            return "outside"
+        # Its decision is on all reads; only what a model says is stronger.
+        decision = state.decision
+        return decision.word if decision.role is Role.PRIMARY else "model"
 
     def _note_setting(
         self, sql: str, context: ExecutionContext, *, forgotten: bool
@@ -272,6 +294,9 @@ class PrimaryConnection(_LateJoined):
         self.undecided = None
         if wrote or (self.read and app.in_known_writer()):
             app.committed()
+        if self.writes:
+            app.note_writes(Sent(sql, self.dialect.name) for sql in self.writes)
+            self.writes = ()
 
     def begin(self) -> RootTransaction:
         """Begin a transaction whose commit is reported, if it wrote."""
@@ -391,7 +416,7 @@ class ReplicaConnection(_LateJoined):
         """Begin a savepoint that ends without failing."""
         if not self.in_transaction():
             return super().begin_nested()
-        sent = self.sent
+        sent, self.sent = self.sent, self.sent + 1
         try:
             return ReadSavepoint(self)
         finally:

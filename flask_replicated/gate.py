@@ -93,6 +93,8 @@ class Gate:
             self._judge(sql, connection, context)
         if context._is_server_side:  # type: ignore[attr-defined]  # noqa: SLF001 - its cursor, which has no public name
             begin_block(connection)
+        if not connection.sent and connection.in_transaction():
+            connection.shape.reads.on_replica(connection.member)
         connection.sent += 1
 
     def _before_bare(

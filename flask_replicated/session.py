@@ -26,7 +26,7 @@ from .options import (
     wanted_role,
 )
 from .refusals import write_refused
-from .routing import LACKING, PINNED, WROTE, Role
+from .routing import LACKING, LOST, PINNED, WROTE, Role
 from .scopes import active_role, current_block, leaves_no_trace
 from .sqltext import Kind
 from .state import this_app, this_request
@@ -399,7 +399,7 @@ class RoutedSession(orm.Session):
             return True
         if answered and not lost.may_be_continued:
             return False
-        _continue_on_primary(ways, lost, "its replica was lost")
+        _continue_on_primary(ways, lost, LOST)
         return True
 
 

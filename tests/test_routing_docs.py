@@ -66,6 +66,11 @@ response, who = ask("/account/1")
 assert (response.json, who) == ([1], ["primary"])
 assert ask("/unsubscribe/2")[1] == ["primary"]
 with app.app_context():
+    found = shares()
+    assert set(found["replicas"]) == {"slave_1"}
+    assert found["replicas"]["slave_1"] > 0
+    assert found["primary"]["block"] > 0
+    assert found["writers"] == ()
     seen.clear()
     assert nightly_report() == ["Ada"]
     assert set(seen) == {"replica"}
