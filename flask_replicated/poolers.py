@@ -138,7 +138,14 @@ def _settings(values: Mapping[str, str], *, local: bool) -> str:
 
 
 def backend_pid(driver: str, connection: Any) -> int:
-    """Return the id of the process that a driver was told of; 0 if of none."""
+    """Return the id of the process that a driver was told of; 0 if of none.
+
+    Where another one answers there is a pooler between.
+
+    Args:
+        driver: SQLAlchemy's name for the driver, of PostgreSQL.
+        connection: The driver's.
+    """
     tells = _PIDS.get(driver)
     if tells is None:
         return 0

@@ -39,6 +39,7 @@ class Facts(NamedTuple):
         database: The name of the connection's database; None if untold.
         timeline: The one that it writes to (PostgreSQL); None if untold.
         position: How far it has written, if that was asked.
+        backend: The id of the process that answered (PostgreSQL), if that was asked.
         slots: How far the subscriber of each logical slot has confirmed, in bytes of
             the primary's log (PostgreSQL).
     """
@@ -50,6 +51,7 @@ class Facts(NamedTuple):
     database: str | None = None
     timeline: int | None = None
     position: Position | None = None
+    backend: int | None = None
     slots: dict[str, int] | None = None
 
 
@@ -334,6 +336,7 @@ SELECT pg_is_in_recovery(),
 _POSITION = """,
        CASE WHEN NOT pg_is_in_recovery()
             THEN pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0') END,
+       pg_backend_pid(),
        (SELECT string_agg(
                  slot_name || ' ' || pg_wal_lsn_diff(confirmed_flush_lsn, '0/0'), ',')
           FROM pg_replication_slots WHERE slot_type = 'logical')
@@ -345,7 +348,7 @@ def _postgresql(question: str) -> Callable[[Any], Facts]:
     def ask(cursor: Any) -> Facts:
         cursor.execute(question)
         standby, database, system, digits, *more = cursor.fetchone()
-        position, slots = more or (None, None)
+        position, backend, slots = more or (None, None, None)
         return Facts(
             standby=standby,
             proven=True,
@@ -353,6 +356,7 @@ def _postgresql(question: str) -> Callable[[Any], Facts]:
             database=database,
             timeline=None if digits is None else int(digits, 16),
             position=None if position is None else {"": int(position)},
+            backend=backend,
             slots=dict(map(_slot, slots.split(","))) if slots else None,
         )
 

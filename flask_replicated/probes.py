@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from .activity import list_backends
 from .comparing import Comparison
 from .histories import History
+from .poolers import backend_pid
 from .positions import Observation, observe, observers_of, sees_it_answer
-from .primary_status import Answer, ask_primary
+from .primary_status import Answer, Facts, ask_primary
 from .sockets import hang_up, leave_to_parent
 from .unpooled import connect_unpooled, prepare_unpooled
 
@@ -273,9 +274,14 @@ class PrimaryProbe(Probe):
         dialect = self.member.target.dialect.name
         facts = ask_primary(connection, dialect, whole=True)
         self.answer = Answer(facts, asked, time.monotonic(), anew)
-        # By its name the primary may be found next time.
-        self._keep = not facts.standby
+        # By its name the primary may be found next time; and a pooler might set aside
+        # one of its few connections for one that is kept.
+        self._keep = not (facts.standby or self._is_pooled(facts, connection))
         return Observation()
+
+    def _is_pooled(self, facts: Facts, connection: Any) -> bool:
+        told = backend_pid(self.member.target.dialect.driver, connection)
+        return bool(told) and facts.backend not in {None, told}
 
     def successor(self) -> Probe:
         """Return what looks in its place, while a look of its own does not end."""

@@ -14,6 +14,7 @@ from sqlalchemy import event, make_url
 from examples.cluster import Cluster, wait_until
 from flask_replicated import AllReplicasOutError
 from tests.chaos.proxy import Proxy
+from tests.pgbouncer import DRIVER_OPTIONS, PROGRAM, pgbouncer
 from tests.postgres.support import bind, make_site
 
 if TYPE_CHECKING:
@@ -152,6 +153,22 @@ class TestLag:
         assert primary.execute(clients) == [(1,)]
         site.dispose()
         wait_until(lambda: primary.execute(clients) == [(0,)], "it to end")
+
+    @pytest.mark.skipif(PROGRAM is None, reason="PgBouncer is not installed")
+    def test_pooler(self, build: Build, healthy_cluster: Cluster, driver: str) -> None:
+        """A pooler that has one connection to spare has it for the application."""
+        with pgbouncer(healthy_cluster.primary.port, "session", size=1) as port:
+            options = DRIVER_OPTIONS if driver == "psycopg" else {}
+            url = make_url(bind(healthy_cluster.primary, driver)).set(port=port)
+            site = build(
+                **OFTEN,
+                SQLALCHEMY_DATABASE_URI=url.render_as_string(hide_password=False),
+                SQLALCHEMY_ENGINE_OPTIONS=dict(options),
+            )
+            wait_known(site)
+            asked = status(site)._asked
+            wait_until(lambda: status(site)._asked > asked, "another look")
+            assert site.post("written").texts == ["written"]
 
     def test_primary_is_full(
         self, build: Build, healthy_cluster: Cluster, caplog: pytest.LogCaptureFixture
