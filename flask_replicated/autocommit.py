@@ -7,6 +7,9 @@ autocommit, and leaves it when a statement comes along for which it is not the s
 Whoever takes one from a replica's own engine has it as the driver makes it: nobody
 would see what they do with it.
 
+A listener that is given the driver's connection or its cursor could send anything, past
+what looks at statements. While a program has one, blocks are kept.
+
 Nothing here is remembered beside the driver: it knows whether it is in autocommit, and
 whether its server is in a block.
 """
@@ -20,14 +23,23 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import event
 
 from .poolers import POOLED
+from .replicas import CHANGED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from sqlalchemy import Connection, Engine
     from sqlalchemy.pool import ConnectionPoolEntry
 
-__all__ = ["PICKED", "WITH_BLOCKS", "begin_block", "has_block", "leave_out_blocks"]
+__all__ = [
+    "PICKED",
+    "WITH_BLOCKS",
+    "begin_block",
+    "begin_block_late",
+    "has_block",
+    "leave_out_block",
+    "leave_out_blocks",
+]
 
 WITH_BLOCKS = "postgresql"
 """The dialect whose drivers put a block around a read that needs none."""
@@ -36,6 +48,10 @@ PICKED: ContextVar[bool] = ContextVar("flask_replicated_picked", default=False)
 """Whether what is being taken from a pool is for somebody who begins blocks late."""
 
 _MARK = "flask_replicated.autocommit"
+_LATER = "flask_replicated.autocommit_later"
+_OURS = "flask_replicated."
+_SENDING = ("do_execute", "do_executemany", "do_execute_no_params")
+"""Events of a dialect whose listeners are given a cursor."""
 
 # Of a driver's connection, what is true where its server is in a block: without asking
 # the server, and in C. (libpq's number for an idle connection is 0.)
@@ -73,6 +89,8 @@ def leave_out_blocks(engine: Engine) -> None:
     ):
         return
 
+    others = _Others(engine)
+
     @event.listens_for(engine, "connect")
     def start(driver: Any, record: ConnectionPoolEntry) -> None:
         # Whoever has chosen a level has chosen its blocks, too.
@@ -84,7 +102,10 @@ def leave_out_blocks(engine: Engine) -> None:
 
     @event.listens_for(engine, "checkout")
     def hand_out(driver: Any, record: ConnectionPoolEntry, _proxy: Any) -> None:
+        listened, late = others.listen()
         picked = PICKED.get()
+        record.info[_LATER] = late and picked
+        picked = picked and not listened
         # Another who listens may have begun a block already.
         if (
             driver.autocommit is not picked
@@ -92,6 +113,58 @@ def leave_out_blocks(engine: Engine) -> None:
             and not asks(driver)
         ):
             driver.autocommit = picked
+            if (
+                listened and not late
+            ):  # and may have been called before: what it set would stay set
+                record.info[CHANGED] = True
+
+
+class _Others:
+    """Knows whether a program's listeners get hold of a driver's connection or cursor.
+
+    Args:
+        engine: The engine that may be listened to.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._ours = -1  # how many listeners there are if all are this package's
+
+    def listen(self) -> tuple[bool, bool]:
+        """Whether there is one now; and whether all only follow this one's checkout."""
+        found = 0
+        for heard in self._heard():
+            found += len(heard.listeners) + len(heard.parent_listeners)
+        if found == self._ours:  # none of which is ever removed
+            return False, False
+        taken, *sent = ([_is_ours(one) for one in heard] for heard in self._heard())
+        alone = all(map(all, sent))
+        if alone and all(taken):
+            self._ours = found
+            return False, False
+        return True, alone and taken == sorted(taken, reverse=True)
+
+    def _heard(self) -> Iterator[Any]:
+        dispatch: Any = self._engine.dialect.dispatch
+        yield self._engine.pool.dispatch.checkout
+        for name in _SENDING:
+            yield getattr(dispatch, name)
+
+
+def _is_ours(listener: Any) -> bool:
+    return str(getattr(listener, "__module__", "")).startswith(_OURS)
+
+
+def leave_out_block(connection: Connection) -> None:
+    """Leave out the block, now that the pool's listeners have not begun one."""
+    fairy = connection._dbapi_connection  # noqa: SLF001 - the same
+    if fairy is None or not fairy.info.get(_LATER) or _MARK not in fairy.info:
+        return
+    if "isolation_level" in connection.get_execution_options():
+        return
+    if connection._transaction is None and not has_block(connection):  # noqa: SLF001 - the same
+        driver: Any = fairy.dbapi_connection
+        driver.autocommit = True
 
 
 def begin_block(connection: Connection) -> None:
@@ -106,3 +179,17 @@ def begin_block(connection: Connection) -> None:
     # One that is lost takes no setting; the next statement says so better.
     if driver.autocommit and not has_block(connection):
         driver.autocommit = False
+
+
+def begin_block_late(connection: Connection) -> None:
+    """Let a block begin if a listener is given cursors that came after the transaction.
+
+    What it has set already would stay set: the connection is left to nobody else.
+    """
+    fairy = connection._dbapi_connection  # noqa: SLF001 - the same
+    if fairy is None or _MARK not in fairy.info:
+        return
+    driver: Any = fairy.dbapi_connection
+    if driver.autocommit and connection.dispatch.before_cursor_execute:
+        begin_block(connection)
+        fairy.info[CHANGED] = True

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.sql.elements import SavepointClause
 
-from .autocommit import PICKED, WITH_BLOCKS, begin_block
+from .autocommit import PICKED, WITH_BLOCKS, begin_block, leave_out_block
 from .habits import Sent
 from .options import wanted_role
 from .refusals import write_refused
@@ -359,14 +359,21 @@ class ReplicaConnection(_LateJoined):
         # First: listeners may execute something.
         self.shape, self.member, self.preparing = shape, member, True
         # Past the class between, which would only add a call.
-        if engine.dialect.name != WITH_BLOCKS:  # there is nothing to tell its pool
-            Connection.__init__(self, engine, None, self._has_events)
-        else:
-            PICKED.set(True)
-            try:
+        try:
+            if engine.dialect.name != WITH_BLOCKS:  # there is nothing to tell its pool
                 Connection.__init__(self, engine, None, self._has_events)
-            finally:
-                PICKED.set(False)
+            else:
+                PICKED.set(True)
+                try:
+                    Connection.__init__(self, engine, None, self._has_events)
+                finally:
+                    PICKED.set(False)
+                leave_out_block(self)
+        except BaseException:
+            fairy = getattr(self, "_dbapi_connection", None)
+            if fairy is not None:  # a listener has failed: no wait for a collection
+                fairy.close()
+            raise
         self.preparing = False
         if self.sent:  # by listeners, which another connection has as well
             self.sent, self.changed = 0, False

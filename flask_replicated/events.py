@@ -17,7 +17,7 @@ from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
 
 from .errors import UnfitReplicaError
 from .shapes import Likeness, Twin
@@ -39,6 +39,8 @@ _ANYWAY = ("sqlalchemy.", "flask_replicated.")
 """Modules whose listeners every engine has anyway."""
 _CALLS = "sqlalchemy.event.attr"
 """The module that calls listeners."""
+_WRAPPERS = ("sqlalchemy.event.", "sqlalchemy.util.")
+"""Where SQLAlchemy has what it wraps listeners in."""
 _RETURN = frozenset({"before_execute", "before_cursor_execute"})
 """Events whose listeners SQLAlchemy wraps, unless they return a value themselves."""
 
@@ -286,16 +288,18 @@ def raised_by_listener(error: Exception, engine: Engine) -> bool:
         error: What connecting has raised.
         engine: The engine that was to connect.
     """
-    if isinstance(error, SQLAlchemyError | UnfitReplicaError | OSError):
+    if isinstance(error, DBAPIError | UnfitReplicaError):
         return False
     trace = walk_tb(error.__traceback__)
     names = [str(frame.f_globals.get("__name__")) for frame, _ in trace]
     if _CALLS not in names:
         return False
     called = names[names.index(_CALLS) :]
-    others = [name for name in called if not name.startswith("sqlalchemy.")]
-    # Some drivers let an error of their own code through.
+    others = [name for name in called if not name.startswith(_WRAPPERS)]
+    # Some drivers let an error of their own code through; and SQLAlchemy asks a server
+    # for its version in a listener, too.
     driver = str(getattr(engine.dialect.dbapi, "__name__", "")).partition(".")[0]
-    ours = ("flask_replicated", driver, engine.driver)
+    drivers = {driver, engine.driver}
+    ours = {"flask_replicated", "sqlalchemy", *drivers}
     packages = [name.partition(".")[0] for name in others]
-    return bool(packages) and packages[0] not in ours and driver not in packages
+    return bool(packages) and packages[0] not in ours and drivers.isdisjoint(packages)

@@ -15,7 +15,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 
 from .ailing import Ailing
-from .autocommit import begin_block
+from .autocommit import begin_block, begin_block_late
 from .connections import ReplicaConnection
 from .errors import StaleReadError
 from .failures import ails, names_missing, refused_as_write, unanswerable
@@ -86,6 +86,8 @@ class Gate:
         connection = context.root_connection
         if not isinstance(connection, ReplicaConnection):
             return
+        if connection._has_events or connection.engine._has_events:  # noqa: SLF001 - as Connection's own way asks
+            begin_block_late(connection)
         # A compiled statement is the same string each time, and knows its hash.
         compiled = context.compiled
         sql = statement if compiled is None else compiled.string

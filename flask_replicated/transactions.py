@@ -18,7 +18,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine.default import DefaultDialect
 
-from .autocommit import has_block
+from .autocommit import begin_block, has_block
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -165,6 +165,8 @@ def _begin(transaction: ReadTransaction | ReadTwoPhase) -> None:
     The dialect looks at the driver's connection then, which is no reason for a block.
     """
     connection = transaction.connection
+    if connection.dispatch.before_cursor_execute:  # it may send anything
+        begin_block(connection)
     connection.begins = not connection.dispatch.begin
     try:
         RootTransaction._connection_begin_impl(transaction)  # noqa: SLF001 - past the reads' own

@@ -900,25 +900,32 @@ class TestFailing:
     """Listeners that fail."""
 
     @pytest.mark.parametrize("name", ["connect", "checkout", "engine_connect"])
-    def test_is_no_outage(self, site: Site, name: str) -> None:
+    @pytest.mark.parametrize(
+        "error",
+        [LookupError, ConnectionRefusedError, TimeoutError, sa.exc.NoResultFound],
+    )
+    def test_is_no_outage(self, site: Site, name: str, error: type[Exception]) -> None:
         """What a listener raises reaches the program; replicas stay in use."""
         engine = engine_of(site)
 
         def fail(*_: Any) -> None:
-            raise LookupError("no tenant here")
+            raise error("no tenant here")
 
         event.listen(engine, name, fail)
         for method in ("GET", "POST"):
             for _ in range(5):
                 with (
                     site.app.test_request_context(method=method),
-                    pytest.raises(LookupError, match="no tenant here"),
+                    pytest.raises(error, match="no tenant here"),
                 ):
                     site.who()
         event.remove(engine, name, fail)
         with site.app.app_context():
             pool = site.app.extensions["replicated"].pool()
             assert [one.state for one in pool.snapshot().members] == ["closed"] * 3
+            engines = site.db.engines.values()
+            out = [one.pool.checkedout() for one in engines]  # type: ignore[attr-defined]  # a QueuePool
+            assert not any(out)
         visit(site)
 
     def test_server_in_a_listener(self, site: Site) -> None:

@@ -345,6 +345,24 @@ def test_hearing_begins_nothing(make: Callable[..., Site], standby: Standby) -> 
     assert not in_block(site, standby, ALONE["text"])
 
 
+def test_cursors_that_are_heard(make: Callable[..., Site], standby: Standby) -> None:
+    """While a listener is given cursors every read has its block, and no longer."""
+    site = make()
+    with site.app.test_request_context():
+        engine = site.db.engine
+
+    def hear(*_: object) -> None:
+        """Do nothing."""
+
+    for name in ("before_cursor_execute", "do_execute", "do_executemany"):
+        assert not in_block(site, standby, ALONE["text"])
+        event.listen(engine, name, hear)
+        with site.app.test_request_context():
+            assert state_of(standby, site.who().pid) == "idle in transaction"
+        event.remove(engine, name, hear)
+    assert not in_block(site, standby, ALONE["text"])
+
+
 def test_lost_before_its_block(
     make: Callable[..., Site], standby: Standby, healthy_cluster: Cluster
 ) -> None:
