@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import connecting, connections, engines, events, session, transactions
+from .counting import ReplicaPool, ReplicaPoolSnapshot, ReplicaSnapshot
 from .errors import (
     AllReplicasOutError,
     ConfigurationError,
@@ -27,6 +28,9 @@ __all__ = [
     "ConfigurationError",
     "FlaskReplicated",
     "PrimaryUnavailableError",
+    "ReplicaPool",
+    "ReplicaPoolSnapshot",
+    "ReplicaSnapshot",
     "ReplicatedError",
     "RoutedSession",
     "StaleReadError",

@@ -7,13 +7,14 @@ ago, waits for ever.
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .poolers import backend_pid
+from .poolers import POOLED, backend_pid
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from .waiting import Wait
 
@@ -37,6 +38,15 @@ class Backend(NamedTuple):
     works: bool
     began: float | None
     spread: float
+
+    def may_have_begun(self, sent: float, later: float) -> bool:
+        """Whether its statement may be what was sent then, if it came *later* at most.
+
+        All in seconds.
+        """
+        if self.began is None:
+            return True
+        return -self.spread <= self.began - sent <= later + self.spread
 
 
 # Where a statement's text cannot be seen, neither can the rest; but one's own can.
@@ -113,13 +123,14 @@ def list_backends(dialect: str, connection: Any) -> list[Backend]:
 
 
 def works_on(
-    wait: Wait, since: float, driver: str, backends: Iterable[Backend]
+    wait: Wait, since: float, driver: str, backends: list[Backend]
 ) -> bool | None:
     """Whether a server works on what somebody waits for; None if it may be another's.
 
-    Where the server sees the client itself, the ids tell. Behind a proxy or a pooler,
-    or where an address stands for several servers, a statement that began when this one
-    was sent is taken for it.
+    Where the server sees the client itself, the two ids tell. Behind a proxy only that
+    of the process is the same, and where an address stands for several servers, another
+    one may have it, too. Behind a pooler neither is; there a statement that began when
+    this one was sent is taken for it.
 
     Args:
         wait: The wait.
@@ -128,13 +139,15 @@ def works_on(
         backends: What the server does.
     """
     pid = _pid(driver, wait.connection)
-    alike = False
-    for one in backends:
-        if one.pid == pid and one.port == wait.port:
+    own = [one for one in backends if one.pid == pid]
+    for one in own:
+        if one.port == wait.port:
             return one.works
-        near = one.began is None or abs(one.began - since) <= one.spread
-        alike = alike or (one.works and near)
-    return alike or None
+    later, alike = math.inf, own
+    # MariaDB's and MySQL's poolers do not show.
+    if not own and (POOLED in wait.record.info or driver == "pymysql"):
+        later, alike = 0.0, backends
+    return any(one.works and one.may_have_begun(since, later) for one in alike) or None
 
 
 def _pid(driver: str, connection: Any) -> int:

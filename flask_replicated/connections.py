@@ -15,9 +15,10 @@ from sqlalchemy import Connection
 from sqlalchemy.sql.elements import SavepointClause
 
 from .autocommit import PICKED, WITH_BLOCKS, begin_block
+from .habits import Sent
 from .options import wanted_role
 from .refusals import write_refused
-from .routing import WROTE, Role
+from .routing import WROTE, Reason, Role
 from .scopes import active_role, leaves_no_trace
 from .sqlsettings import is_local
 from .sqltext import Kind
@@ -178,7 +179,12 @@ class PrimaryConnection(_LateJoined):
             context: How it is sent.
         """
         kind, self.undecided = self.undecided, None
-        app, forgotten = self.shape.routed.app, leaves_no_trace(self)
+        if kind is Kind.SETTING and self.preparing:
+            return  # listeners set the same on each server
+        routed, forgotten = self.shape.routed, leaves_no_trace(self)
+        app = routed.app
+        if kind is Kind.READ and not self.begun:
+            routed.reads.on_primary(self._why(context))
         if kind is Kind.SETTING:
             self._note_setting(sql, context, forgotten=forgotten)
         else:
@@ -193,6 +199,24 @@ class PrimaryConnection(_LateJoined):
             sql, self.dialect.name
         ):
             self._note_write(sql, context, sure=kind is Kind.WRITE)
+
+    def _why(self, context: ExecutionContext) -> Reason:
+        """Return what has brought a read here."""
+        if self.announced:
+            return "bind"
+        if self.shape is not self.shape.routed.primary:
+            return "fallback"
+        if active_role() is not None:
+            return "block"
+        statement = getattr(context, "invoked_statement", None)
+        if wanted_role(statement, context.execution_options) is not None:
+            return "option"
+        state = self.shape.routed.app.request_state()
+        if state is None:
+            return "outside"
+        # Its decision is on all reads; only what a model says is stronger.
+        decision = state.decision
+        return decision.word if decision.role is Role.PRIMARY else "model"
 
     def _note_setting(
         self, sql: str, context: ExecutionContext, *, forgotten: bool
@@ -270,6 +294,9 @@ class PrimaryConnection(_LateJoined):
         self.undecided = None
         if wrote or (self.read and app.in_known_writer()):
             app.committed()
+        if self.writes:
+            app.note_writes(Sent(sql, self.dialect.name) for sql in self.writes)
+            self.writes = ()
 
     def begin(self) -> RootTransaction:
         """Begin a transaction whose commit is reported, if it wrote."""
@@ -288,11 +315,11 @@ class PrimaryConnection(_LateJoined):
         self.wrote = self.suspected = self.doubtful = self.unshared = False
         self.begun = self.read = False
         self.writes = ()
-        self.preparing = True
+        before, self.preparing = self.preparing, True
         try:
             return begin()
         finally:
-            self.preparing = False
+            self.preparing = before  # a listener may have begun it
 
 
 class ReplicaConnection(_LateJoined):
@@ -308,10 +335,12 @@ class ReplicaConnection(_LateJoined):
         refused: Whether a write was stopped in it, here or by the server.
         aborted: Whether it was by the server, which then takes no more.
         changed: Whether it has changed its session with a ``SET``.
-        loss: The error that the loss of the connection was known by, or None.
+        loss: The error that the loss of the connection was known by, if it is lost.
+        failure: What the driver has raised last, and what it is known as; or None.
         lacks: The error by which the server has said that it does not have what a
             statement names, or None.
         begins: Whether a transaction is being begun, of which nobody is told.
+        preparing: Whether listeners may be at work that prepare it for its user.
         of_session: Whether it is a session's, which will close it when it has closed
             its transaction; no more once it is being closed.
     """
@@ -319,26 +348,28 @@ class ReplicaConnection(_LateJoined):
     sent = 0
     refused = aborted = changed = False
     loss: DBAPIError | None = None
+    failure: tuple[BaseException, Exception] | None = None
     lacks: DBAPIError | None = None
-    begins = False
+    begins = preparing = False
     of_session = True
 
     def __init__(
         self, engine: Engine, shape: ReplicaEngine, member: Member[Engine]
     ) -> None:
-        self.shape, self.member = (
-            shape,
-            member,
-        )  # first: listeners may execute something
+        # First: listeners may execute something.
+        self.shape, self.member, self.preparing = shape, member, True
         # Past the class between, which would only add a call.
         if engine.dialect.name != WITH_BLOCKS:  # there is nothing to tell its pool
             Connection.__init__(self, engine, None, self._has_events)
-            return
-        PICKED.set(True)
-        try:
-            Connection.__init__(self, engine, None, self._has_events)
-        finally:
-            PICKED.set(False)
+        else:
+            PICKED.set(True)
+            try:
+                Connection.__init__(self, engine, None, self._has_events)
+            finally:
+                PICKED.set(False)
+        self.preparing = False
+        if self.sent:  # by listeners, which another connection has as well
+            self.sent, self.changed = 0, False
 
     @property
     def connection(self) -> PoolProxiedConnection:
@@ -385,7 +416,7 @@ class ReplicaConnection(_LateJoined):
         """Begin a savepoint that ends without failing."""
         if not self.in_transaction():
             return super().begin_nested()
-        sent = self.sent
+        sent, self.sent = self.sent, self.sent + 1
         try:
             return ReadSavepoint(self)
         finally:

@@ -29,9 +29,9 @@ from .errors import (
     ReplicaSilentError,
     UnfitReplicaError,
 )
-from .events import Listeners
+from .events import Listeners, raised_by_listener
 from .failures import Verdict, judge_connect
-from .routing import Role
+from .routing import ALL_BUSY, ALL_OUT, SPENT, Role
 from .scopes import active_role, leaves_no_trace
 from .shapes import Alias, EngineShape, shown_by
 from .stale import Notices, least_stale
@@ -42,8 +42,9 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
     from sqlalchemy.engine.interfaces import PoolProxiedConnection
 
-    from balancers import Member, Permit, Pool
+    from balancers import Member, Permit
 
+    from .counting import Reads, ReplicaPool
     from .fleet import Fleet
     from .listeners import PoolListener
     from .monitor import Monitor
@@ -139,11 +140,12 @@ class ReplicaEngine(EngineShape):
 
     def __init__(
         self,
-        replica_pool: Pool[Engine],
+        replica_pool: ReplicaPool,
         routed: RoutedEngine,
         replicas: Mapping[str, Replica],
     ) -> None:
         self.replica_pool = replica_pool
+        self.reads = routed.reads
         self.routed = routed
         self._replicas = replicas
         self._told = Notices()
@@ -236,7 +238,7 @@ class ReplicaEngine(EngineShape):
 
         Another replica could show an older state than this request has seen.
         """
-        state.latch("its replica has no connection to spare")
+        state.latch(SPENT)
         return self._instead.connect()
 
     def _welcome(self, member: Member[Engine], permit: Permit) -> None:
@@ -253,7 +255,13 @@ class ReplicaEngine(EngineShape):
 
         Returns:
             Why, without passwords; and whether the replica is lost to its callers.
+
+        Raises:
+            Exception: It did connect, and a listener of the program has failed.
         """
+        if raised_by_listener(error, member.target):
+            self._welcome(member, permit)
+            raise error
         cause = error_text(error)
         if isinstance(error, TimeoutError):
             return cause, False  # its connection pool is exhausted: load, not death
@@ -299,7 +307,7 @@ class ReplicaEngine(EngineShape):
         self._say_who_serves(shown, load=load)
         if state is not None:
             # Once the primary was read, a replica would show an older state.
-            state.latch("every replica is busy" if load else "every replica is out")
+            state.latch(ALL_BUSY if load else ALL_OUT)
         return connection
 
     def _say_who_serves(self, causes: dict[str, str], *, load: bool) -> None:
@@ -395,6 +403,7 @@ class RoutedEngine(EngineShape):
 
     Attributes:
         app: The application's state.
+        reads: Counts who got how many reads.
         monitor: What looks at the replicas in the background.
         primary: The primary, as a session uses it for writes.
         replicas: The replicas, as a session uses them for reads.
@@ -414,8 +423,9 @@ class RoutedEngine(EngineShape):
         self,
         app: AppState,
         real: Engine,
-        replicas: Pool[Engine],
+        replicas: ReplicaPool,
         *,
+        reads: Reads,
         monitor: Monitor,
         status: PrimaryStatus,
         outages: PoolListener,
@@ -423,6 +433,7 @@ class RoutedEngine(EngineShape):
     ) -> None:
         super().__init__(real)
         self.app = app
+        self.reads = reads
         self.monitor = monitor
         self.status = status
         self.outages = outages
@@ -512,6 +523,7 @@ class RoutedEngine(EngineShape):
     def forget_removed(self) -> None:
         """Let go of replicas that have been removed."""
         self.replicas.forget_removed()
+        self.reads.keep(self.replicas.replica_pool.members)
         there = set(self.engines())
         self._aliases = {real: a for real, a in self._aliases.items() if real in there}
 
@@ -539,4 +551,5 @@ class RoutedEngine(EngineShape):
         self.fleet.renew_locks()
         self.dispose(close=False)
         self.replicas.replica_pool.reshuffle()
+        self.reads.renew()
         self.fleet.after_fork()

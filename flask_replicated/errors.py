@@ -27,6 +27,7 @@ __all__ = [
     "ReplicaSilentError",
     "ReplicatedError",
     "StaleReadError",
+    "UnansweredError",
     "UnfitReplicaError",
     "WriteOnReplicaError",
     "WrongRoleError",
@@ -149,6 +150,29 @@ class ReplicaSilentError(UnfitReplicaError):
 
     def __str__(self) -> str:
         return f"it has said nothing for {self.seconds:g} s"
+
+
+class UnansweredError(UnfitReplicaError):
+    """Statements had no answer from a replica that does not work on them.
+
+    Attributes:
+        statements: How many.
+        seconds: How long they have waited at least.
+    """
+
+    def __init__(self, name: str, statements: int, seconds: float) -> None:
+        self.statements = statements
+        self.seconds = seconds
+        super().__init__(name, statements, seconds)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.statements} of its connections have been silent for "
+            f"{self.seconds:g} s, though no server works on what they wait for. They "
+            "were ended, and their reads go on elsewhere where that is safe. Something "
+            "between here and there has lost them: a firewall, a balancer, a pooler, "
+            "or one of several servers behind the address"
+        )
 
 
 class MisconfiguredReplicaError(UnfitReplicaError):

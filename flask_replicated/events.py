@@ -12,11 +12,14 @@ from collections import deque
 from contextlib import suppress
 from functools import partial
 from operator import attrgetter
+from traceback import walk_tb
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
+from sqlalchemy.exc import SQLAlchemyError
 
+from .errors import UnfitReplicaError
 from .shapes import Likeness, Twin
 
 if TYPE_CHECKING:
@@ -28,12 +31,14 @@ if TYPE_CHECKING:
 
     Part = Callable[[Engine], Any]
 
-__all__ = ["Listeners"]
+__all__ = ["Listeners", "raised_by_listener"]
 
 _Key = event._EventKey  # noqa: SLF001 - what event.listen() makes of its arguments
 
 _ANYWAY = ("sqlalchemy.", "flask_replicated.")
 """Modules whose listeners every engine has anyway."""
+_CALLS = "sqlalchemy.event.attr"
+"""The module that calls listeners."""
 _RETURN = frozenset({"before_execute", "before_cursor_execute"})
 """Events whose listeners SQLAlchemy wraps, unless they return a value themselves."""
 
@@ -100,6 +105,10 @@ class Listeners:
     def _put(
         self, listener: _Listener, engine: Engine, made_with: Engine | None = None
     ) -> None:
+        if engine is not self._primary and (
+            listener.part(engine) is listener.part(self._primary)
+        ):
+            return
         # An engine with options hears what the one that it was made from hears.
         parents = _lineage(engine)[1:] if listener.part is _itself else ()
         if not any(parent in self._routed.engines() for parent in parents):
@@ -268,3 +277,25 @@ def _cells(function: Any) -> dict[str, Any]:
         with suppress(ValueError):  # nothing is in it yet
             found[name] = cell.cell_contents
     return found
+
+
+def raised_by_listener(error: Exception, engine: Engine) -> bool:
+    """Whether it is a listener of the program that has failed, and not a server.
+
+    Args:
+        error: What connecting has raised.
+        engine: The engine that was to connect.
+    """
+    if isinstance(error, SQLAlchemyError | UnfitReplicaError | OSError):
+        return False
+    trace = walk_tb(error.__traceback__)
+    names = [str(frame.f_globals.get("__name__")) for frame, _ in trace]
+    if _CALLS not in names:
+        return False
+    called = names[names.index(_CALLS) :]
+    others = [name for name in called if not name.startswith("sqlalchemy.")]
+    # Some drivers let an error of their own code through.
+    driver = str(getattr(engine.dialect.dbapi, "__name__", "")).partition(".")[0]
+    ours = ("flask_replicated", driver, engine.driver)
+    packages = [name.partition(".")[0] for name in others]
+    return bool(packages) and packages[0] not in ours and driver not in packages

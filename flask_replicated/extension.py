@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import URL, Engine
 
-    from balancers import Pool
-
+    from .counting import ReplicaPool
     from .engines import RoutedEngine
 
     Engines = dict[str | None, Engine]
@@ -103,10 +102,11 @@ class FlaskReplicated:
         state: AppState | None = app.extensions.get(STATE)
         return state
 
-    def pool(self, bind_key: str | None = None) -> Pool[Engine]:
+    def pool(self, bind_key: str | None = None) -> ReplicaPool:
         """Return the replicas of a bind of the current application.
 
-        For a status page (``pool().snapshot()``) or maintenance
+        For a status page (``pool().snapshot()``, which also says who got how many
+        reads, and why the primary got its own) or maintenance
         (``pool().drain('slave_1')``).
 
         Args:

@@ -131,7 +131,7 @@ class _FlaskSQLAlchemy(Front):
                 del metadatas[name]
 
     def route(self, routes: Mapping[str | None, RoutedEngine]) -> None:
-        self.engines.update(routes)
+        _put_last(self.engines, routes)
         factory = self._db.session.session_factory
         factory.class_ = routed_session_class(factory.class_)
 
@@ -164,7 +164,7 @@ class _Lite(Front):
         return engine_from_config(options, prefix="")
 
     def route(self, routes: Mapping[str | None, RoutedEngine]) -> None:
-        self.engines.update(routes)
+        _put_last(self.engines, routes)
         _rebind(self._factory, {routed.real: routed for routed in routes.values()})
         self._factory.class_ = routed_session_class(self._factory.class_)
 
@@ -192,14 +192,23 @@ class _AsyncLite(Front):
         # Only here: without async engines nobody need have greenlet.
         from sqlalchemy.ext.asyncio import AsyncEngine  # noqa: PLC0415
 
-        by_real = {}
-        for name, routed in routes.items():
-            by_real[self._async_engines[name]] = AsyncEngine(routed)
-            self._async_engines[name] = by_real[self._async_engines[name]]
+        shown = {name: AsyncEngine(routed) for name, routed in routes.items()}
+        by_real = {self._async_engines[name]: engine for name, engine in shown.items()}
+        _put_last(self._async_engines, shown)
         _rebind(self._factory, by_real)
         inner = self._factory.kw.get("sync_session_class")
         inner = inner or self._factory.class_.sync_session_class
         self._factory.configure(sync_session_class=routed_session_class(inner))
+
+
+def _put_last(engines: dict[Any, Any], routed: Mapping[Any, Any]) -> None:
+    """Put engines that stand for several in, behind the others.
+
+    So a listener that is put on each of them in turn is on the replicas already.
+    """
+    for name, engine in routed.items():
+        engines.pop(name, None)
+        engines[name] = engine
 
 
 def _rebind(factory: Any, routed: Mapping[Any, Any]) -> None:

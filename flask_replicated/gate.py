@@ -93,6 +93,8 @@ class Gate:
             self._judge(sql, connection, context)
         if context._is_server_side:  # type: ignore[attr-defined]  # noqa: SLF001 - its cursor, which has no public name
             begin_block(connection)
+        if not connection.sent and connection.in_transaction():
+            connection.shape.reads.on_replica(connection.member)
         connection.sent += 1
 
     def _before_bare(
@@ -172,10 +174,10 @@ class Gate:
             return None
         if not isinstance(error, DBAPIError):
             return None
+        connection.failure = context.original_exception, error
         if unanswerable(error):
             context.is_disconnect, context.invalidate_pool_on_disconnect = True, False
-        if context.is_disconnect:
-            connection.loss = error
+        connection.loss = error  # or it is none: a later listener may know better
         if ails(error):
             self._note_ailing(connection, error, replica)
         elif names_missing(error):
@@ -188,6 +190,7 @@ class Gate:
             f"{connection.member.name!r} refused it; REPLICATED_WRITE_FUNCTIONS may "
             "name the function that writes",
         )
+        connection.failure = context.original_exception, refusal
         connection.shape.routed.app.learn_writer(refusal)
         return refusal
 
@@ -204,6 +207,8 @@ class Gate:
 def _note_setting(sql: str, connection: ReplicaConnection, parameters: Any) -> None:
     """Leave the connection to nobody else, if what was set outlives its transaction."""
     connection.changed = True
+    if connection.preparing:  # its next user has it set again
+        return
     if not (connection.dialect.name == "postgresql" and is_local(sql, parameters)):
         connection.info[CHANGED] = True
 

@@ -24,7 +24,7 @@ from weakref import WeakSet
 from balancers import Member, Permit
 from balancers.errors import UnknownMember, error_text
 
-from .errors import ReplicaLagsError, ReplicaSilentError
+from .errors import ReplicaLagsError, ReplicaSilentError, UnansweredError
 from .failures import Verdict, judge_connect, turns_away
 from .files import is_handed_one
 from .histories import fault_of
@@ -53,6 +53,8 @@ _PATIENCE = 3
 """How often a look is given up before another one is begun beside it."""
 _STUCK = 2
 """How many looks at one replica may be left to themselves."""
+_REST = 1.0
+"""Seconds without a replica some of whose connections were silent."""
 _IN_VAIN = 2
 """After how many looks without a connection nobody waits for an answer any more."""
 
@@ -194,7 +196,7 @@ class _Round:
         self._stuck: Counter[Member[Engine]] = Counter()
         self._unreached: Counter[Member[Engine]] = Counter()
         self._unmeasured: WeakSet[Member[Engine]] = WeakSet()
-        self._watch = Watch(policy.bound, policy.interval, policy.timeout, self._done)
+        self._watch = Watch(policy.bound, policy.timeout, self._done, self._lose_some)
         self._threadless = False
         self._stopped = self._abandoned = False
         self._status = policy.status or PrimaryStatus()
@@ -376,6 +378,20 @@ class _Round:
             self._probes[member] = look.probe.successor()
             look.probe.end()
             self._due[member] = now
+
+    def _lose_some(self, member: Member[Engine], error: UnansweredError) -> None:
+        """Take out a replica some of whose connections are silent; look soon.
+
+        The last one stays: new connections to it are well.
+        """
+        if any(other is not member for other in self._pool.live):
+            self._unfit(member, error)
+            self._due[member] = time.monotonic() + _REST
+            return
+        replica = self._cared.get(member)
+        if replica is not None:
+            replica.retire_connections()
+        logger.warning("replica %r: %s", member.name, error)
 
     def _release(self, member: Member[Engine]) -> None:
         replica = self._cared.get(member)

@@ -261,6 +261,8 @@ def _start(
     *exc_info: Any,
 ) -> Any:
     outgoing.lost = _LEFT
+    if outgoing.app.habits.active:
+        outgoing.app.answered()
     if outgoing.wrote_at is not None:
         headers = [*headers, *outgoing.pins(environ)]
     return start_response(status, headers, *exc_info)

@@ -6,7 +6,6 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from balancers import Pool
 from balancers.errors import error_text
 
 from .autocommit import leave_out_blocks
@@ -14,6 +13,7 @@ from .comparing import can_compare
 from .config import read_settings
 from .connecting import limit_connecting, limit_waiting
 from .copies import Original
+from .counting import Reads, ReplicaPool
 from .engines import RoutedEngine
 from .errors import ConfigurationError
 from .files import open_existing, shares_connection
@@ -28,7 +28,7 @@ from .replicas import Replica
 from .state import AppState
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from sqlalchemy import Engine
 
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 __all__ = ["replicated_engine", "routed_engine"]
 
 logger = logging.getLogger("flask_replicated")
+
+
+_LONG = 5.0  # seconds
 
 
 def routed_engine(
@@ -70,7 +73,10 @@ def routed_engine(
     for name, engine in replicas.items():
         prepared[name] = fleet.care(name, engine)
     outages = PoolListener(prepared, binds)
-    pool = _make_pool(settings, replicas, [outages, fleet.listener()])
+    reads = Reads()
+    writers = app.writers if settings.learn_writers else ()
+    make = partial(ReplicaPool, replicas, reads, writers)
+    pool = _make_pool(settings, make, replicas, [outages, fleet.listener()])
     policy = Policy(
         interval=settings.probe_interval,
         timeout=settings.connect_timeout,
@@ -86,6 +92,7 @@ def routed_engine(
         app,
         primary,
         pool,
+        reads=reads,
         monitor=monitor,
         status=status,
         outages=outages,
@@ -136,10 +143,11 @@ def _take_care(
 def _bound(settings: Settings) -> float:
     """Return for how long a statement may wait before its server is asked about it.
 
-    As long as any silence may last. Where the server itself ends it sooner, a second
-    more than that.
+    With the time that is needed to ask, no longer than a look takes by default to find
+    a server silent. Where the server itself ends a statement sooner, a second more than
+    that.
     """
-    bound = max(1.0, settings.probe_interval)
+    bound = min(max(1.0, settings.probe_interval), _LONG)
     return min(bound, (settings.read_timeout or bound) + 1)
 
 
@@ -155,11 +163,13 @@ def _watched(settings: Settings, primary: Engine) -> Engine | None:
 
 
 def _make_pool(
-    settings: Settings, replicas: Mapping[str, Engine], listeners: list[Listener]
-) -> Pool[Engine]:
+    settings: Settings,
+    make: Callable[..., ReplicaPool],
+    replicas: Mapping[str, Engine],
+    listeners: list[Listener],
+) -> ReplicaPool:
     try:
-        return Pool(
-            replicas,
+        return make(
             balancer=settings.balancer,
             weights={n: w for n, w in settings.weights.items() if n in replicas},
             threshold=settings.breaker_threshold,

@@ -6,15 +6,20 @@ No I/O, and nothing imported from Flask or SQLAlchemy: facts in, decision out.
 from __future__ import annotations
 
 from enum import Enum
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 __all__ = [
+    "ALL_BUSY",
+    "ALL_OUT",
     "LACKING",
+    "LOST",
     "MARK",
     "PINNED",
     "ROLES",
+    "SPENT",
     "WROTE",
     "Decision",
+    "Reason",
     "Role",
     "decide",
     "marked_role",
@@ -37,6 +42,30 @@ WROTE = "this request has written, locked or changed its session"
 LACKING = "its replica does not have yet what a statement names"
 """Why a request is latched that the primary has answered instead."""
 
+LOST = "its replica was lost"
+SPENT = "its replica has no connection to spare"
+ALL_BUSY = "every replica is busy"
+ALL_OUT = "every replica is out"
+
+_INSTEAD = frozenset({LACKING, LOST, SPENT, ALL_BUSY, ALL_OUT})
+
+Reason: TypeAlias = Literal[
+    "bind",
+    "block",
+    "decorator",
+    "fallback",
+    "is_read",
+    "latched",
+    "learnt",
+    "method",
+    "model",
+    "off",
+    "option",
+    "outside",
+    "pinned",
+]
+"""A word for what has brought a read to its server."""
+
 ROLES = {
     "master": Role.PRIMARY,
     "primary": Role.PRIMARY,
@@ -52,15 +81,17 @@ class Decision(NamedTuple):
     Attributes:
         role: Primary or replica.
         reason: The rule that decided, as a clause that fits after "because".
+        word: The same in one word.
         by_method: Whether nothing but the method decided.
     """
 
     role: Role
     reason: str
+    word: Reason
     by_method: bool = False
 
 
-PINNED = Decision(Role.PRIMARY, "the client has just written")
+PINNED = Decision(Role.PRIMARY, "the client has just written", "pinned")
 """Where the reads of a client go that must see its own write."""
 
 
@@ -91,21 +122,23 @@ def decide(  # noqa: PLR0911 - one return for each rule, in their order
         read_on_replica: ``AUTO_READ_ON_SLAVE``.
     """
     if latched is not None:
-        return Decision(Role.PRIMARY, latched)
+        instead = latched in _INSTEAD
+        return Decision(Role.PRIMARY, latched, "fallback" if instead else "latched")
     if mark is not None:
-        return Decision(mark, "the view is decorated")
+        return Decision(mark, "the view is decorated", "decorator")
     if known_writer:
-        return Decision(Role.PRIMARY, "a replica has refused a write of this endpoint")
+        refused = "a replica has refused a write of this endpoint"
+        return Decision(Role.PRIMARY, refused, "learnt")
     if pinned:
         return PINNED
     if not read_on_replica:
-        return Decision(Role.PRIMARY, "AUTO_READ_ON_SLAVE is off")
+        return Decision(Role.PRIMARY, "AUTO_READ_ON_SLAVE is off", "off")
     if is_read is not None:
         role = Role.REPLICA if is_read else Role.PRIMARY
-        return Decision(role, f"REPLICATED_IS_READ says {is_read}")
+        return Decision(role, f"REPLICATED_IS_READ says {is_read}", "is_read")
     if method in readonly_methods:
-        return Decision(Role.REPLICA, f"{method} only reads", by_method=True)
-    return Decision(Role.PRIMARY, f"{method} may write", by_method=True)
+        return Decision(Role.REPLICA, f"{method} only reads", "method", True)
+    return Decision(Role.PRIMARY, f"{method} may write", "method", True)
 
 
 def marked_role(view: object, method: str) -> Role | None:

@@ -26,7 +26,7 @@ from .options import (
     wanted_role,
 )
 from .refusals import write_refused
-from .routing import LACKING, PINNED, WROTE, Role
+from .routing import LACKING, LOST, PINNED, WROTE, Role
 from .scopes import active_role, current_block, leaves_no_trace
 from .sqltext import Kind
 from .state import this_app, this_request
@@ -265,11 +265,11 @@ class RoutedSession(orm.Session):
             while True:
                 try:
                     return run(statement, params, **options)
-                except _MAY_RECOVER as error:
+                except Exception as error:
                     again = self._again(ways, error, run)
                     if again is None:
                         raise
-                    if isinstance(error, StaleReadError):
+                    if isinstance(_as_noted(ways, error), StaleReadError):
                         # Stronger than what a handler asks for.
                         options["_add_event"] = added
                 run = again
@@ -341,6 +341,7 @@ class RoutedSession(orm.Session):
         ``SET`` must get lost.
         """
         self._note_connections(ways)
+        error = _as_noted(ways, error)
         lacking = next((r for r in ways.reads.values() if r.lacks is error), None)
         if lacking is None:
             return run if self._recovers(ways, error) else None
@@ -398,7 +399,7 @@ class RoutedSession(orm.Session):
             return True
         if answered and not lost.may_be_continued:
             return False
-        _continue_on_primary(ways, lost, "its replica was lost")
+        _continue_on_primary(ways, lost, LOST)
         return True
 
 
@@ -424,6 +425,19 @@ def _run_on_primary(
         raise
     _continue_on_primary(ways, lacking, LACKING)
     return found
+
+
+def _as_noted(ways: Ways, error: Exception) -> Exception:
+    """Return what a replica has failed with, whatever a listener has made of it."""
+    if isinstance(error, _MAY_RECOVER):
+        return error
+    cause = error.__cause__
+    if isinstance(cause, _MAY_RECOVER):
+        return cause
+    for read in ways.reads.values():
+        if read.failure is not None and read.failure[0] is cause:
+            return read.failure[1]
+    return error
 
 
 def _continue_on_primary(ways: Ways, read: ReplicaConnection, reason: str) -> None:

@@ -21,6 +21,7 @@ from flask import Flask, Request, current_app, has_app_context, has_request_cont
 from flask.globals import request, request_ctx
 
 from .forks import UNTOLD
+from .habits import Habits
 from .pinning import (
     CURRENT,
     NO_RESPONSE,
@@ -34,7 +35,7 @@ from .statements import Classifier
 from .unpinned import Unpinned
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
     from contextlib import AbstractContextManager
 
     from _typeshed.wsgi import WSGIEnvironment
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from .config import Settings
     from .engines import ReplicaEngine, RoutedEngine
     from .errors import WriteOnReplicaError
+    from .habits import Sent
     from .pinning import Lost, PinStore
 
 __all__ = [
@@ -108,6 +110,7 @@ class AppState:
         classifier: Tells what a statement does.
         classify: The classifier's own ``kind``, at hand for each statement.
         unpinned: Tells which writes leave no trace; false if none does.
+        habits: Looks at endpoints that write though they are only to read.
         plain_mappers: Mapped classes on the default bind that prefer no role.
         writers: How often a replica has refused a write, by endpoint.
         process: The id of the process whose connections the engines have.
@@ -126,6 +129,7 @@ class AppState:
         self.classifier = Classifier(settings.write_functions)
         self.classify = self.classifier.kind
         self.unpinned = Unpinned(settings.unpinned)
+        self.habits = Habits(self.classifier.text.writes, settings.unpinned)
         self.plain_mappers: set[Any] = set()
         self.writers: Counter[str] = Counter()
         self._decisions: dict[tuple[str, str], Decision] = {}
@@ -328,6 +332,31 @@ class AppState:
             outgoing.note()
             self.note_lost(outgoing.lost, "(after the request)")
 
+    def note_writes(self, writes: Iterable[Sent]) -> None:
+        """Note what the running request has committed, if it was only to read."""
+        state = self.request_state()
+        if state is not None and self._only_reads(this_request()):
+            state.writes = (*state.writes, *writes)[:_FEW]
+            self.habits.active = True
+
+    def answered(self) -> None:
+        """Note that the response of the running request leaves."""
+        try:
+            current = this_request()
+        except RuntimeError:  # a middleware has held it back
+            return
+        if current.endpoint is None or not self._only_reads(current):
+            return
+        state: RequestState | None = getattr(current, _ATTRIBUTE, None)
+        if state is None:
+            self.habits.note(current.endpoint, ())
+        elif state.app is self and state.marked is not Role.PRIMARY:
+            self.habits.note(current.endpoint, state.writes)
+
+    def _only_reads(self, current: Request) -> bool:
+        settings = self.settings
+        return settings.read_on_replica and current.method in settings.readonly_methods
+
     def note_lost(self, lost: Lost | None, endpoint: str) -> None:
         """Say once for an endpoint that no response tells its client of a write.
 
@@ -386,8 +415,9 @@ if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_after_fork)
 
 
-_UNDECIDED = Decision(Role.PRIMARY, "nothing is decided yet")
+_UNDECIDED = Decision(Role.PRIMARY, "nothing is decided yet", "is_read")
 _MANY = 1000  # endpoints; a program may make some as it runs
+_FEW = 20  # statements that are remembered of a request
 
 
 class RequestState:
@@ -399,6 +429,7 @@ class RequestState:
         marked: The role that a view decorator asked for, or None.
         settled: The role of ``decision``, or None while there is none that lasts.
         kept: The replica that serves this request, for each pool.
+        writes: What it has committed, if it was only to read.
     """
 
     __slots__ = (
@@ -411,6 +442,7 @@ class RequestState:
         "latched",
         "marked",
         "settled",
+        "writes",
     )
 
     def __init__(self, app: AppState, known: Decision | None) -> None:
@@ -423,6 +455,7 @@ class RequestState:
         self.latched: str | None = None
         self.marked: Role | None = None
         self.kept: dict[ReplicaEngine, Member[Engine]] = {}
+        self.writes: tuple[Sent, ...] = ()
 
     @property
     def decision(self) -> Decision:

@@ -113,6 +113,17 @@ class ReadTransaction(_Harmless, RootTransaction):
     __slots__ = ()
     connection: ReplicaConnection
 
+    def commit(self) -> None:
+        """End it; what it has set stays set while the connection is in use."""
+        if self.connection.changed:
+            try:
+                RootTransaction.commit(self)
+            except Exception:
+                logger.debug("a read did not end well", exc_info=True)
+            else:
+                return
+        self.rollback()
+
     def close(self) -> None:
         """End it, now or with the session's connection."""
         connection = self.connection

@@ -26,7 +26,9 @@ _ACTIVE = 1  # libpq's number for a connection that has sent a command
 # either no packet of it or several. One packet alone says that something was done.
 _OUTSTANDING: dict[str, Callable[[Any], bool]] = {
     "psycopg": lambda driver: driver.pgconn.transaction_status == _ACTIVE,
-    "psycopg2": lambda driver: driver.get_transaction_status() == _ACTIVE,
+    "psycopg2": lambda driver: (
+        not driver.closed and driver.get_transaction_status() == _ACTIVE
+    ),
     "pymysql": lambda driver: driver._result is None and driver._next_seq_id != 2,  # noqa: PLR2004, SLF001 - as said; it has no other sign
 }
 # Of the kernel's report, in milliseconds and bytes: how long ago something was sent,

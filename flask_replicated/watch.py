@@ -7,15 +7,16 @@ for long has the server asked whether it works for them.
 
 from __future__ import annotations
 
-import logging
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .activity import works_on
+from .errors import UnansweredError
 from .inquiry import Inquiry
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from queue import SimpleQueue
 
     from sqlalchemy import Engine
@@ -28,12 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Suspect", "Watch"]
 
-logger = logging.getLogger("flask_replicated")
-
 _GRACE = 0.25
 """Seconds for an answer that may be under way when its server has done its work."""
-_OCCURRENCE = 60.0
-"""Seconds for which what is said of a replica is not said again."""
 
 
 @dataclass(eq=False)
@@ -59,22 +56,27 @@ class Watch:
     """Over the waits of a pool's replicas. For one thread.
 
     Args:
-        bound: Seconds that a statement may wait before its server is asked.
-        again: Seconds until it is asked again, where it works on the statement.
+        bound: Seconds that a statement may wait before its server is asked, and until
+            it is asked again.
         timeout: Seconds for an inquiry.
         done: Gets something when an inquiry is done.
+        unfit: Told which replica must not be used for a while, and why, before who
+            waits there goes elsewhere.
     """
 
     def __init__(
-        self, bound: float, again: float, timeout: float, done: SimpleQueue[Any]
+        self,
+        bound: float,
+        timeout: float,
+        done: SimpleQueue[Any],
+        unfit: Callable[[Member[Engine], UnansweredError], None],
     ) -> None:
         self._bound = bound
-        self._again = again
         self._timeout = timeout
         self._done = done
+        self._unfit = unfit
         self._suspects: dict[Member[Engine], dict[tuple[int, int], Suspect]] = {}
         self._inquiries: dict[Inquiry, tuple[Member[Engine], list[Suspect]]] = {}
-        self._told: dict[Member[Engine], float] = {}
 
     def see(
         self, member: Member[Engine], replica: Replica | None, now: float
@@ -92,7 +94,7 @@ class Watch:
         self._suspects[member] = found
         ended = [one for one in found.values() if now >= one.end]
         if ended:
-            self._end(member, replica, ended, now)
+            self._end(member, replica, ended)
         return [one for one in found.values() if now >= self._due(one)]
 
     def _due(self, one: Suspect) -> float:
@@ -107,12 +109,11 @@ class Watch:
     def forget(self, member: Member[Engine]) -> None:
         """Forget a replica that nobody uses any more."""
         self._suspects.pop(member, None)
-        self._told.pop(member, None)
 
     def asked(self, suspects: list[Suspect], now: float) -> None:
         """Note that these are being asked about."""
         for one in suspects:
-            one.ask = now + self._again
+            one.ask = now + self._bound
 
     def judge(
         self,
@@ -167,7 +168,7 @@ class Watch:
             if works is None:
                 left.append(one)
             elif works:
-                one.ask = now + self._again
+                one.ask = now + self._bound
             else:
                 self._condemn([one], now)
         return left
@@ -177,30 +178,12 @@ class Watch:
             one.end = now + _GRACE
 
     def _end(
-        self,
-        member: Member[Engine],
-        replica: Replica,
-        suspects: list[Suspect],
-        now: float,
+        self, member: Member[Engine], replica: Replica, suspects: list[Suspect]
     ) -> None:
-        ended = sum(replica.end(one.wait) for one in suspects)
-        if not ended:
-            return
-        # Others of their age may hang as well.
-        replica.retire_connections()
-        news = now >= self._told.get(member, -math.inf) + _OCCURRENCE
-        self._told[member] = now
-        logger.log(
-            logging.WARNING if news else logging.INFO,
-            "replica %r: %d statements had no answer for %g s, and its server does not "
-            "work on them. Their connections were ended, and they run again elsewhere "
-            "where that is safe. Something between here and there has lost them: a "
-            "firewall, a balancer, a pooler, or one of several servers behind the "
-            "replica's address.",
-            member.name,
-            ended,
-            self._bound,
-        )
+        # First: who is released picks another replica at once.
+        self._unfit(member, UnansweredError(member.name, len(suspects), self._bound))
+        for one in suspects:
+            replica.end(one.wait)
 
     def end(self) -> None:
         """End the inquiries."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -28,7 +29,6 @@ from tests.support import Build, build_fixture, make_file, pin_of, sqlite_url
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
-    from pathlib import Path
 
     View = Callable[[], str] | Callable[[], Awaitable[str]]
 
@@ -96,8 +96,13 @@ def dispose(app: Flask, db: SQLAlchemy) -> None:
 
 
 @contextmanager
-def make_lite(folder: Path, *kinds: str) -> Iterator[Lite]:
-    """Make an application with sync engines, async engines, or both."""
+def make_lite(
+    folder: Path, *kinds: str, before: Callable[[SQLAlchemy], None] | None = None
+) -> Iterator[Lite]:
+    """Make an application with sync engines, async engines, or both.
+
+    *before* is called in its context before the extension is registered.
+    """
     app = Flask("lite")
     app.config["SECRET_KEY"] = "not-a-secret"
     files = [make_file(folder, name) for name in NAMES]
@@ -109,9 +114,27 @@ def make_lite(folder: Path, *kinds: str) -> Iterator[Lite]:
         app.config[key] = dict(zip(names, urls, strict=True))
     db = SQLAlchemy()
     db.init_app(app)
+    if before is not None:
+        with app.app_context():
+            before(db)
     FlaskReplicated(app)
     yield Lite(app, db, folder)
     dispose(app, db)
+
+
+def listen(engine: sa.Engine, heard: list[str]) -> None:
+    """Note which servers are heard of, and give each a function."""
+
+    @sa.event.listens_for(engine, "before_cursor_execute")
+    def note(connection: sa.Connection, *_: Any) -> None:
+        heard.append(Path(connection.engine.url.database or "").stem)
+
+    @sa.event.listens_for(engine, "connect")
+    def give(connection: Any, _record: Any) -> None:
+        connection.create_function("shout", 1, str.upper)
+
+
+SHOUT = sa.text("SELECT shout(name) FROM marker")
 
 
 @pytest.fixture
@@ -180,6 +203,26 @@ class TestLite:
 
         assert lite.ask(view) == "replica"
         assert lite.ask(view, "POST") == "primary"
+
+    @pytest.mark.parametrize("before", [False, True])
+    def test_listeners(self, tmp_path: Path, *, before: bool) -> None:
+        """What is put on ``db.engine`` is heard for every server, whenever it was."""
+        heard: list[str] = []
+
+        def put(db: SQLAlchemy) -> None:
+            listen(db.engine, heard)
+
+        with make_lite(tmp_path, "SYNC", before=put if before else None) as lite:
+            if not before:
+                with lite.app.app_context():
+                    put(lite.db)
+
+            def view() -> str:
+                return str(lite.db.session.scalar(SHOUT))
+
+            for method in ("GET", "GET", "POST"):
+                assert lite.ask(view, method) == heard[-1].upper()
+            assert sorted(heard) == sorted(NAMES)
 
     def test_decorated(self, lite: Lite) -> None:
         """Decorators work as they do elsewhere."""
@@ -310,6 +353,32 @@ class TestAsyncLite:
 
         assert async_lite.ask(view) == "replica"
         assert async_lite.ask(view, "POST") == "primary"
+
+    @pytest.mark.parametrize("before", [False, True])
+    def test_listeners(self, tmp_path: Path, *, before: bool) -> None:
+        """What is put on ``sync_engine`` is heard for every server."""
+        pytest.importorskip("aiosqlite")
+        heard: list[str] = []
+
+        def put(db: SQLAlchemy) -> None:
+            listen(db.async_engine.sync_engine, heard)
+
+        put_before = put if before else None
+        with make_lite(tmp_path, "SYNC", "ASYNC", before=put_before) as lite:
+            if not before:
+                with lite.app.app_context():
+                    put(lite.db)
+
+            async def view() -> str:
+                session = lite.db.get_async_session
+                found = {await session(name).scalar(SHOUT) for name in "ab"}
+                lite.who()  # which another engine serves
+                (name,) = found
+                return str(name)
+
+            for method in ("GET", "GET", "POST"):
+                assert lite.ask(view, method) == heard[-1].upper()
+            assert sorted(heard) == sorted(NAMES * 2)
 
     @pytest.mark.parametrize("of", ["session", "engine"])
     def test_driver(self, async_lite: Lite, of: str) -> None:

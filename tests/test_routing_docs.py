@@ -54,6 +54,11 @@ assert (response.json, who) == ([1, 2], ["replica", "primary"])
 response, who = ask("/guest/1")
 assert (response.text, who) == ("Ada", ["primary", "replica"])
 assert not response.headers.getlist("Set-Cookie")
+for _ in range(2):
+    response, who = ask("/shout")
+    assert (response.text, who) == ("ADA", ["replica"])
+with app.app_context():
+    assert db.session.scalar(text("SELECT shout('a')")) == "A"
 response, who = ask("/export")
 assert (response.text, who) == ("Ada\\n", ["replica"])
 assert ask("/both")[1] == ["primary"]
@@ -61,6 +66,11 @@ response, who = ask("/account/1")
 assert (response.json, who) == ([1], ["primary"])
 assert ask("/unsubscribe/2")[1] == ["primary"]
 with app.app_context():
+    found = shares()
+    assert set(found["replicas"]) == {"slave_1"}
+    assert found["replicas"]["slave_1"] > 0
+    assert found["primary"]["block"] > 0
+    assert found["writers"] == ()
     seen.clear()
     assert nightly_report() == ["Ada"]
     assert set(seen) == {"replica"}

