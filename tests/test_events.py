@@ -900,7 +900,7 @@ class TestBefore:
         assert alone == once_each("slave_1")
 
     def test_engine_of_then(self, plain: Callable[..., Site]) -> None:
-        """What is put on the engine of then, later on, is heard for the primary alone."""
+        """What is put on the engine of then, later on, hears the primary alone."""
         site, ear = plain(), Ear()
         engine = engine_of(site)
         FlaskReplicated(site.app)
