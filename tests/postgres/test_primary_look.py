@@ -253,6 +253,26 @@ class TestPrimaryIsOut:
         assert site.get().servers[0] != "primary"
         assert caplog.text.count("replicas serve reads again") == 1
 
+    def test_begins_meanwhile(
+        self, build: Build, healthy_cluster: Cluster, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A process that begins then knows of no lag, and reads all the same."""
+        primary, standbys = healthy_cluster.primary, healthy_cluster.standbys
+        primary.execute("insert into item (text) values ('kept')")
+        healthy_cluster.wait_replicated()
+        primary.kill()
+        age = "select clock_timestamp() - pg_last_xact_replay_timestamp() > '2 s'"
+        wait_until(lambda: standbys[0].execute(age) == [(True,)], "it to grow old")
+        site = build(**OFTEN)
+        for _ in range(8):
+            answer = site.get()
+            assert answer.servers[0] != "primary"
+            assert answer.texts == ["kept"]
+        assert caplog.text.count("the primary does not connect") == 1
+        primary.start()
+        settle(site, *BINDS)
+        assert site.get().servers[0] != "primary"
+
     def test_without_a_look(self, build: Build, healthy_cluster: Cluster) -> None:
         """So it is where only connects tell; the kept one is kept by its request."""
         primary, standbys = healthy_cluster.primary, healthy_cluster.standbys
