@@ -16,7 +16,7 @@ from flask_replicated.probes import Probe
 from flask_replicated.state import AppState
 from flask_replicated.unpooled import connect_unpooled, prepare_unpooled
 from tests.pools import live, read
-from tests.support import Build, build_fixture, core, make_file, sqlite_url
+from tests.support import Build, build_fixture, make_file, sqlite_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -226,8 +226,8 @@ class TestInContext:
         assert requests[0]
         assert not any(requests[-2:])
 
-    def test_comparison(self, site_build: Build) -> None:
-        """Whatever connects in the background does it there, and leaves no context."""
+    def test_left_again(self, site_build: Build) -> None:
+        """The context ends when the connection is made."""
         site = site_build(["slave_1"])
         state = site.app.extensions["replicated"].state(site.app)
         seen: list[object] = []
@@ -235,8 +235,7 @@ class TestInContext:
         def note(*_: object) -> None:
             seen.append(current_app.name)
 
-        with site.app.app_context():
-            engine = core(site.db.engine)
+        engine = sa.create_engine("sqlite://")
         sa.event.listen(engine, "do_connect", note)
         connect_unpooled(engine, state.surroundings()).close()
         assert seen == [site.app.name]
