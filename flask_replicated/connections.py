@@ -352,6 +352,8 @@ class ReplicaConnection(_LateJoined):
         refused: Whether a write was stopped in it, here or by the server.
         aborted: Whether it was by the server, which then takes no more.
         changed: Whether it has changed its session with a ``SET``.
+        bound: Whether code has done so that has asked for a replica; what listeners set
+            for a transaction, they set for the next one, too.
         loss: The error that the loss of the connection was known by, if it is lost.
         failure: What the driver has raised last, and what it is known as; or None.
         lacks: The error by which the server has said that it does not have what a
@@ -363,7 +365,7 @@ class ReplicaConnection(_LateJoined):
     """
 
     sent = 0
-    refused = aborted = changed = False
+    refused = aborted = changed = bound = False
     loss: DBAPIError | None = None
     failure: tuple[BaseException, Exception] | None = None
     lacks: DBAPIError | None = None
@@ -399,13 +401,13 @@ class ReplicaConnection(_LateJoined):
     def may_be_continued(self) -> bool:
         """Whether the primary may answer the rest of this transaction's reads.
 
-        True where each statement sees the newest data anyway, and no ``SET`` was
-        lost with the connection.
+        True where each statement sees the newest data anyway, and no ``SET`` of the
+        program's own was lost with the connection.
         """
         level = self.get_execution_options().get(
             "isolation_level", self.dialect.default_isolation_level
         )
-        return not self.changed and level in _STATEMENT_SNAPSHOTS
+        return not self.bound and level in _STATEMENT_SNAPSHOTS
 
     def begin(self) -> RootTransaction:
         """Begin a transaction that ends without failing."""

@@ -485,7 +485,7 @@ class _Round:
             self._primary_lost = True
             logger.warning(
                 "the primary does not answer the background look: %s. Until it does, "
-                "no replica is left out for what it cannot have received",
+                "replicas are not judged by what it has written since",
                 error_text(error),
             )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import event, select, text
+from sqlalchemy import event, func, select, text
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 from sqlalchemy.orm import selectinload
 
@@ -239,6 +239,26 @@ def test_after_a_setting(site: Site) -> None:
 
     assert ask(site, view) == "raised"
     assert not asked
+
+
+@pytest.mark.parametrize("level", [None, "REPEATABLE READ"])
+def test_prepared_by_a_listener(
+    late: Standby, build: Build, driver: str, level: str | None
+) -> None:
+    """What after_begin sets is set on the primary, too: row-level security holds."""
+    options = {} if level is None else {"isolation_level": level}
+    site = make_site(late, build, driver, **options)
+
+    def set_tenant(_session: object, _transaction: object, connection: Any) -> None:
+        connection.execute(select(func.set_config("app.tenant", "7", True)))
+
+    event.listen(site.db.session, "after_begin", set_tenant)
+    query = "select count(*) || current_setting('app.tenant') from label"
+
+    def view() -> list[object]:
+        return [site.db.session.scalar(text(query)), site.who().server]
+
+    assert ask(site, view) == ["17", "primary"]
 
 
 def test_wrong_values(site: Site) -> None:
