@@ -66,9 +66,17 @@ _PREFIXES = ("__host-", "__secure-")
 
 
 def seconds(
-    key: str, value: Any, *, above: float | None = None, most: float = DAY
+    key: str,
+    value: Any,
+    *,
+    above: float | None = None,
+    most: float = DAY,
+    also: str = "",
 ) -> float:
-    """Return a number of seconds, of at least 0 or above *above*."""
+    """Return a number of seconds, of at least 0 or above *above*.
+
+    *also* says what else would be right.
+    """
     number = isinstance(value, int | float) and not isinstance(value, bool)
     enough = number and (value > above if above is not None else value >= 0)
     if not enough or value > most:
@@ -77,7 +85,7 @@ def seconds(
             key,
             value,
             f"must be a number of seconds {least}, and at most {most} (a "
-            f"{'day' if most == DAY else 'year'}).",
+            f"{'day' if most == DAY else 'year'}){also}.",
         )
     return float(value)
 

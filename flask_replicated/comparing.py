@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import uuid
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from .sockets import hang_up, leave_to_parent
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from sqlalchemy import Engine
+
+    from .unpooled import Surroundings
 
 __all__ = ["Comparison", "can_compare"]
 
@@ -38,11 +40,19 @@ class Comparison:
     Args:
         primary: The one engine.
         replica: The other.
+        surroundings: Returns the block to connect in.
     """
 
-    def __init__(self, primary: Engine, replica: Engine) -> None:
+    def __init__(
+        self,
+        primary: Engine,
+        replica: Engine,
+        *,
+        surroundings: Surroundings = nullcontext,
+    ) -> None:
         self._primary = primary
         self._replica = replica
+        self._surroundings = surroundings
         self._open: list[Any] = []
         self._over = False
         # The process that is asking: a forked child has not its parent's threads.
@@ -95,7 +105,7 @@ class Comparison:
     @contextmanager
     def _cursor(self, engine: Engine) -> Iterator[Any]:
         self._check()
-        connection = connect_unpooled(engine)
+        connection = connect_unpooled(engine, self._surroundings)
         self._open.append(connection)
         try:
             self._check()  # again: it may have been ended meanwhile

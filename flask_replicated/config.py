@@ -206,13 +206,13 @@ def read_settings(
 def _times(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings in seconds, by the names that they have here."""
 
-    def read(name: str, **limits: float) -> float:
+    def read(name: str, also: str = "", **limits: float) -> float:
         key = f"REPLICATED_{name.upper()}"
-        return seconds(key, _get(config, key), **limits)
+        return seconds(key, _get(config, key), also=also, **limits)
 
     def optional(name: str, **limits: float) -> float | None:
         unset = _get(config, f"REPLICATED_{name.upper()}") is None
-        return None if unset else read(name, **limits)
+        return None if unset else read(name, ", or None for no limit", **limits)
 
     interval = "REPLICATED_PROBE_INTERVAL"
     reset = read("breaker_reset", above=0)

@@ -96,9 +96,10 @@ class PrimaryConnection(_LateJoined):
         begun: Whether the transaction in progress has sent a statement.
         read: Whether one of these, with using_master(pin=False) around none of them,
             was no mere write.
-        undecided: What the statement that is next to be sent does, if it leaves no
-            trace perhaps; or None.
+        undecided: What the statement that is being executed does, until it is sent;
+            None if that is no news.
         writes: The beginning of what was written, as it was sent.
+        guesses: The same of what may have been.
         preparing: Whether listeners may be at work that prepare a connection, or a
             transaction.
     """
@@ -107,6 +108,7 @@ class PrimaryConnection(_LateJoined):
     announced = preparing = False
     undecided: Kind | None = None
     writes: tuple[str, ...] = ()
+    guesses: tuple[str, ...] = ()
 
     def __init__(self, engine: Engine, shape: PrimaryEngine | ReplicaEngine) -> None:
         self.shape = shape  # first: listeners may execute something
@@ -135,41 +137,55 @@ class PrimaryConnection(_LateJoined):
         self, statement: Any, parameters: Any = None, *, execution_options: Any = None
     ) -> CursorResult[Any]:
         """Execute a statement, as any connection does."""
-        self._note(statement)
-        return super().execute(
-            statement, parameters, execution_options=execution_options
-        )
+        return self._noted(super().execute, statement, parameters, execution_options)
 
     def scalar(
         self, statement: Any, parameters: Any = None, *, execution_options: Any = None
     ) -> Any:
         """Execute a statement and return its first value."""
-        self._note(statement)
-        return super().scalar(
-            statement, parameters, execution_options=execution_options
-        )
+        return self._noted(super().scalar, statement, parameters, execution_options)
 
     def exec_driver_sql(
         self, statement: str, parameters: Any = None, execution_options: Any = None
     ) -> CursorResult[Any]:
         """Execute a string on the driver's own cursor."""
-        self._note(statement)
-        return super().exec_driver_sql(
-            statement, parameters, execution_options=execution_options
+        return self._noted(
+            super().exec_driver_sql, statement, parameters, execution_options
         )
 
-    def _note(self, statement: Any) -> None:
-        """Note what a statement does as far as it shows, before it is sent."""
+    def _noted(
+        self,
+        execute: Callable[..., _T],
+        statement: Any,
+        parameters: Any,
+        execution_options: Any,
+    ) -> _T:
+        """Execute a statement, with a note of what it does until it is sent.
+
+        A default or a listener may execute others before.
+        """
+        outer, self.undecided = self.undecided, self._shown(statement)
+        try:
+            result = execute(statement, parameters, execution_options=execution_options)
+            # It was sent by a listener of the program's own.
+            if self.undecided is Kind.WRITE:
+                self.wrote = True
+        finally:
+            self.undecided = outer
+        return result
+
+    def _shown(self, statement: Any) -> Kind | None:
+        """Return what a statement does as far as it shows; None if that is no news."""
         kind = self.shape.routed.app.classify(statement)
         if kind is Kind.READ:
             if self.read and self._transaction is not None:
-                return  # the first read of a transaction says why it is here
+                return None  # the first read of a transaction says why it is here
             if self.preparing or isinstance(statement, SavepointClause):
-                return
+                return None
         stands_in = self.shape is not self.shape.routed.primary
         if stands_in and kind >= Kind.LOCK and active_role() is Role.REPLICA:
             raise write_refused(statement, "inside using_slave()")
-        self.undecided = kind
+        return kind
 
     def judge(self, sql: str, context: ExecutionContext) -> None:
         """Judge what is about to be sent, by what it says in full.
@@ -238,6 +254,8 @@ class PrimaryConnection(_LateJoined):
             self.unshared = True
             return
         if not sure:
+            if len(self.guesses) < _FEW and sql not in self.writes:
+                self.guesses += (sql,)
             self.suspect(context.execution_options)
             return
         app.latch(WROTE)
@@ -285,18 +303,17 @@ class PrimaryConnection(_LateJoined):
         wrote = (
             self.wrote
             or self.suspected
-            # It was sent by a listener of the program's own.
-            or self.undecided is Kind.WRITE
             # Or a pin would renew itself, for as long as its client reads.
             or (self.doubtful and not app.only_pinned())
         )
         self.wrote = self.suspected = self.doubtful = False
-        self.undecided = None
         if wrote or (self.read and app.in_known_writer()):
             app.committed()
-        if self.writes:
-            app.note_writes(Sent(sql, self.dialect.name) for sql in self.writes)
-            self.writes = ()
+        if self.writes or self.guesses:
+            name = self.dialect.name
+            guesses = [Sent(sql, name, sure=False) for sql in self.guesses]
+            app.note_writes([*guesses, *(Sent(sql, name) for sql in self.writes)])
+            self.writes = self.guesses = ()
 
     def begin(self) -> RootTransaction:
         """Begin a transaction whose commit is reported, if it wrote."""
@@ -314,7 +331,7 @@ class PrimaryConnection(_LateJoined):
     def _begun(self, begin: Callable[[], _T]) -> _T:
         self.wrote = self.suspected = self.doubtful = self.unshared = False
         self.begun = self.read = False
-        self.writes = ()
+        self.writes = self.guesses = ()
         before, self.preparing = self.preparing, True
         try:
             return begin()
@@ -335,6 +352,8 @@ class ReplicaConnection(_LateJoined):
         refused: Whether a write was stopped in it, here or by the server.
         aborted: Whether it was by the server, which then takes no more.
         changed: Whether it has changed its session with a ``SET``.
+        bound: Whether code has done so that has asked for a replica; what listeners set
+            for a transaction, they set for the next one, too.
         loss: The error that the loss of the connection was known by, if it is lost.
         failure: What the driver has raised last, and what it is known as; or None.
         lacks: The error by which the server has said that it does not have what a
@@ -346,7 +365,7 @@ class ReplicaConnection(_LateJoined):
     """
 
     sent = 0
-    refused = aborted = changed = False
+    refused = aborted = changed = bound = False
     loss: DBAPIError | None = None
     failure: tuple[BaseException, Exception] | None = None
     lacks: DBAPIError | None = None
@@ -389,13 +408,13 @@ class ReplicaConnection(_LateJoined):
     def may_be_continued(self) -> bool:
         """Whether the primary may answer the rest of this transaction's reads.
 
-        True where each statement sees the newest data anyway, and no ``SET`` was
-        lost with the connection.
+        True where each statement sees the newest data anyway, and no ``SET`` of the
+        program's own was lost with the connection.
         """
         level = self.get_execution_options().get(
             "isolation_level", self.dialect.default_isolation_level
         )
-        return not self.changed and level in _STATEMENT_SNAPSHOTS
+        return not self.bound and level in _STATEMENT_SNAPSHOTS
 
     def begin(self) -> RootTransaction:
         """Begin a transaction that ends without failing."""

@@ -289,8 +289,7 @@ class ReplicaEngine(EngineShape):
         load = busy == causes.keys() and self.routed.outages.is_load(busy)
         if not settings.fall_back:
             raise AllReplicasOutError(shown, load=load)
-        rested = time.monotonic() - self._primary_failed
-        if self.routed.status.out or rested < settings.breaker_reset:
+        if self.primary_is_out:
             stale = self._least_stale(shown, state)
             if stale is not None:
                 return stale
@@ -299,7 +298,7 @@ class ReplicaEngine(EngineShape):
         except TimeoutError:
             raise  # its connection pool is exhausted: load, not death
         except Exception:
-            self._primary_failed = time.monotonic()
+            self.primary_failed()
             stale = self._least_stale(shown, state)
             if stale is None:
                 raise
@@ -309,6 +308,16 @@ class ReplicaEngine(EngineShape):
             # Once the primary was read, a replica would show an older state.
             state.latch(ALL_BUSY if load else ALL_OUT)
         return connection
+
+    @property
+    def primary_is_out(self) -> bool:
+        """Whether it is known that the primary does not answer now."""
+        rested = time.monotonic() - self._primary_failed
+        return self.routed.status.out or rested < self.routed.app.settings.breaker_reset
+
+    def primary_failed(self) -> None:
+        """Hear that the primary could not be reached in place of a replica."""
+        self._primary_failed = time.monotonic()
 
     def _say_who_serves(self, causes: dict[str, str], *, load: bool) -> None:
         """Say once that it is the primary."""

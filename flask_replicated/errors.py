@@ -86,7 +86,7 @@ class WriteOnReplicaError(ReplicatedError):
             return f"{said} Leave this option out where the statement writes."
         inside = "or wrap the write in 'with using_master():'"
         if self.view is None:
-            return f"{said} Ask for no replica there, {inside}."
+            return f"{said} Leave 'using_slave()' for it, {inside}."
         if "using_slave()" in self.why:
             return (
                 f"{said} Write outside of the block, {inside}. The decorators "
@@ -94,7 +94,8 @@ class WriteOnReplicaError(ReplicatedError):
             )
         return (
             f"{said} Mark the view with @changes_database or @use_master_database, "
-            f"{inside} or 'with db.engine.begin():'."
+            f"{inside}; a connection that db.engine has given is opened anew inside "
+            "that, or by 'with db.engine.begin():'."
         )
 
 
@@ -219,9 +220,10 @@ _WHAT_PRIMARY = {
         "writes find it; if it replicates logically, set REPLICATED_ROLE_CHECK = False"
     ),
     None: (
-        ": it was promoted, or its URL names the primary. Where every node is a bind "
-        "that is as it should be; if it replicates logically, set "
-        "REPLICATED_ROLE_CHECK = False"
+        ": it was promoted, or its URL names the primary. Name a standby there. Where "
+        "one server plays both parts, as on a development machine, or where it "
+        "replicates logically, set REPLICATED_ROLE_CHECK = False. Where every node of "
+        "a cluster is a bind, the primary among them is left out on purpose"
     ),
 }
 

@@ -23,7 +23,7 @@ from .errors import UnfitReplicaError
 from .shapes import Likeness, Twin
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from sqlalchemy import Engine
 
@@ -73,6 +73,8 @@ class Listeners:
             for part in _PARTS[1:]
         )
         self._inherit()
+        for engine in routed.engines():
+            self.share(engine)
 
     @property
     def pool(self) -> Any:
@@ -90,7 +92,7 @@ class Listeners:
 
     def _listen(self, part: Part, key: _Key[Any], **options: Any) -> None:
         """Take a listener, as SQLAlchemy gives it to what is listened to."""
-        if key.contains():  # SQLAlchemy, too, takes it only once
+        if self._knows(key):  # SQLAlchemy, too, takes it only once
             return
         listener = _Listener(key, part, options)
         self._put(listener, self._primary)  # first: it may be refused
@@ -99,8 +101,11 @@ class Listeners:
         for engine in self._routed.engines():
             self._put(listener, engine)
 
+    def _knows(self, key: _Key[Any]) -> bool:
+        return any(listener.is_of(key) for listener in list(self._known))
+
     def share(self, engine: Engine) -> None:
-        """Let a replica's new engine hear what is listened to on all."""
+        """Let an engine hear what is listened to on all: a new replica's."""
         for listener in list(self._known):
             self._put(listener, engine, made_with=self._primary)
 
@@ -117,17 +122,17 @@ class Listeners:
             listener.put_on(engine, made_with)
 
     def _inherit(self) -> None:
-        """Spread what was listened to while the primary's engine was the only one."""
+        """Share what was listened to while the primary's engine was the only one."""
         instead = (self._routed, self.pool, self.dialect)
         for part, new in zip(_PARTS, instead, strict=True):
             for engine in _lineage(self._primary):
-                for name in _names(part(engine)):
-                    for function in _listeners_of(part(engine), name):
-                        self._take_over(engine, part, new, name, function)
+                for name, wrapped in _all_listeners_of(part(engine)):
+                    self._take_over(engine, part, new, name, wrapped)
 
     def _take_over(
         self, engine: Engine, part: Part, new: Any, name: str, wrapped: Any
     ) -> None:
+        """Share one listener, if it is the program's."""
         function = _unwrapped(wrapped)
         if str(getattr(function, "__module__", "")).startswith(_ANYWAY):
             return
@@ -135,11 +140,8 @@ class Listeners:
         for was, now in ((engine, self._routed), (old, new)):
             before = _Key(was, name, function, old, wrapped)
             key = _Key(now, name, function, old, wrapped)
-            if before.contains() and not key.contains():
-                listener = _Listener(key, part, options, before)
-                listener.keep_in(self._known)
-                for server in self._routed.engines():
-                    self._put(listener, server, made_with=self._primary)
+            if before.contains() and not self._knows(key):
+                _Listener(key, part, options, before).keep_in(self._known)
 
 
 class _Registered(event.RefCollection[Any]):
@@ -183,6 +185,12 @@ class _Listener:
         self.part = part
         self._options = options
         self._before = before
+
+    def is_of(self, key: _Key[Any]) -> bool:
+        """Whether it is registered in this way."""
+        mine = self._key
+        same = mine.target is key.target and mine.identifier == key.identifier
+        return same and bool(mine.fn == key.fn)
 
     def keep_in(self, known: list[_Listener]) -> None:
         """Be in a list until it is removed."""
@@ -237,17 +245,18 @@ def _lineage(engine: Engine) -> list[Engine]:
     return found
 
 
-def _names(target: Any) -> list[str]:
-    """Return the events that can be listened to there."""
-    events = target.dispatch._events  # noqa: SLF001 - they are listed nowhere else
-    names: list[str] = events.dispatch._event_names  # noqa: SLF001 - the same
-    return names
-
-
 def _listeners_of(target: Any, name: str) -> list[Any]:
     """Return who listens to it, and not to its class: as SQLAlchemy calls them."""
     found = getattr(target.dispatch, name)
     return list(getattr(found, "local", found).listeners)
+
+
+def _all_listeners_of(target: Any) -> Iterator[tuple[str, Any]]:
+    """Return the same for each event, with its name."""
+    events = target.dispatch._events  # noqa: SLF001 - they are listed nowhere else
+    for name in events.dispatch._event_names:  # noqa: SLF001 - the same
+        for function in _listeners_of(target, name):
+            yield name, function
 
 
 def _unwrapped(function: Any) -> Any:

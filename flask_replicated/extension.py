@@ -173,7 +173,9 @@ def _routed(bind_key: str | None, method: str) -> RoutedEngine:
     routed = state.routes.get(bind_key) if state is not None else None
     if routed is None:
         raise ConfigurationError(
-            "bind_key", bind_key, "no replicas are configured for this bind."
+            f"{method}(bind_key=...)",
+            bind_key,
+            "no replicas are configured for this bind of this application.",
         )
     return routed
 

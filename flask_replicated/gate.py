@@ -91,8 +91,10 @@ class Gate:
         # A compiled statement is the same string each time, and knows its hash.
         compiled = context.compiled
         sql = statement if compiled is None else compiled.string
-        if sql not in self._known_reads or self._version != primary_tables.version:
-            self._judge(sql, connection, context)
+        if (
+            sql not in self._known_reads or self._version != primary_tables.version
+        ) and not self._judge(sql, connection, context):
+            return
         if context._is_server_side:  # type: ignore[attr-defined]  # noqa: SLF001 - its cursor, which has no public name
             begin_block(connection)
         if not connection.sent and connection.in_transaction():
@@ -106,10 +108,11 @@ class Gate:
 
     def _judge(
         self, sql: str, connection: ReplicaConnection, context: ExecutionContext
-    ) -> None:
+    ) -> bool:
+        """Let a statement pass or raise; return whether it counts as one that reads."""
         if not connection.in_transaction():
             self._let_begin(sql, connection, context)
-            return
+            return True
         if self._version != primary_tables.version:
             self._look_for_tables()
         # Of one version: another thread may replace them meanwhile.
@@ -120,23 +123,27 @@ class Gate:
         )
         if sql in in_blocks:
             begin_block(connection)
-            return
+            return True
         if self._passed(sql, connection, context) is Kind.SETTING:
             begin_block(connection)
             _note_setting(sql, connection, context.parameters)
-            return
+            # Unless code has asked for it here, it is a listener's to after_begin, say:
+            # whoever goes on in this transaction's place has it as well.
+            connection.bound = connection.bound or _asks_for_replica(context)
+            return connection.bound
         known = alone
         if not self._stands_alone(sql):
             begin_block(connection)
             known = in_blocks
         table = named_table(pattern, sql)
         if table is not None:
-            if not _may_be_stale(context):
+            if not _asks_for_replica(context):
                 raise StaleReadError(table, shown(sql), view_name())
         elif len(sql) <= _LONG:
             if len(known) >= _MANY:
                 known.clear()  # a program that writes SQL as it runs
             known.add(sql)
+        return True
 
     def _let_begin(
         self, sql: str, connection: ReplicaConnection, context: ExecutionContext
@@ -215,7 +222,7 @@ def _note_setting(sql: str, connection: ReplicaConnection, parameters: Any) -> N
         connection.info[CHANGED] = True
 
 
-def _may_be_stale(context: ExecutionContext) -> bool:
+def _asks_for_replica(context: ExecutionContext) -> bool:
     """Whether code has asked for a replica, table or not."""
     if active_role() is Role.REPLICA:
         return True

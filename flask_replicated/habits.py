@@ -34,15 +34,17 @@ _Rules = dict[str, set[str] | None]
 
 
 class Sent(NamedTuple):
-    """A statement that has written.
+    """A statement that has written, or may have.
 
     Attributes:
         sql: Its text.
         dialect: SQLAlchemy's name for the dialect of its server.
+        sure: Whether it surely has; else it calls what may write.
     """
 
     sql: str
     dialect: str
+    sure: bool = True
 
 
 class _Sample:
@@ -51,7 +53,7 @@ class _Sample:
     Attributes:
         size: How many requests it takes.
         requests: How many there were.
-        writes: How many of these have written.
+        writes: How many of these have surely written.
         tables: The columns that were updated, by table; None where rows came or went.
         unknown: Statements that do not tell.
     """
@@ -107,15 +109,17 @@ class Habits:
             endpoint: The endpoint.
             writes: What the request has committed, housekeeping aside.
         """
+        wrote = any(sent.sure for sent in writes)
         sample = self._samples.get(endpoint)
         looks = len(self._samples) + len(self._done) < _MANY
-        if sample is None and writes and looks and endpoint not in self._done:
+        if sample is None and wrote and looks and endpoint not in self._done:
             sample = self._samples.setdefault(endpoint, _Sample(_SAMPLE))
         if sample is not None:
             sample.requests += 1
-            sample.writes += bool(writes)
+            sample.writes += wrote
             for sent in writes:
-                sample.add(self._find(*sent), sent)
+                found = self._find(sent.sql, sent.dialect) if sent.sure else None
+                sample.add(found, sent)
             if sample.requests >= sample.size:
                 self._judge(endpoint, sample)
         self.active = bool(self._samples)
@@ -136,7 +140,12 @@ class Habits:
         for table, columns in sample.tables.items():
             _add(rules, table, columns)
         block = "wrap them in 'with using_master(pin=False):'"
-        remedy = f"set REPLICATED_UNPINNED = {_shown(rules)!r}, or {block}"
+        line = (
+            f"set REPLICATED_UNPINNED = {_shown(rules)!r}, which holds for writes to "
+            "these tables in every endpoint, POST included"
+        )
+        whole = None in sample.tables.values()
+        remedy = f"{block}, or {line}" if whole else f"{line}, or {block}"
         what = [
             table if columns is None else f"{table} ({', '.join(sorted(columns))})"
             for table, columns in sample.tables.items()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from .activity import Backend
+    from .unpooled import Surroundings
 
 __all__ = ["Inquiry"]
 
@@ -32,16 +33,23 @@ class Inquiry:
     Args:
         engine: The replica's.
         deadline: The clock's reading at which nobody waits for more answers.
+        surroundings: Returns the block to connect in.
 
     Attributes:
         deadline: The same.
         backends: What was found so far.
     """
 
-    def __init__(self, engine: Engine, deadline: float) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        deadline: float,
+        surroundings: Surroundings = contextlib.nullcontext,
+    ) -> None:
         self.deadline = deadline
         self.backends: list[Backend] = []
         self._engine = engine
+        self._surroundings = surroundings
         self._left = 0
         self._over = self._abandoned = False
         # Each thread has a place of its own, and the count a lock.
@@ -86,7 +94,7 @@ class Inquiry:
             done.get()  # a greenlet in a forked child
 
     def _ask(self, place: int) -> list[Backend]:
-        connection = connect_unpooled(self._engine)
+        connection = connect_unpooled(self._engine, self._surroundings)
         self._open[place] = connection
         try:
             if self._over:  # looked at once it can be ended, or it might be missed

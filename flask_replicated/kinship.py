@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import MisconfiguredReplicaError
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from .primary_status import Facts, PrimaryStatus
+    from .unpooled import Surroundings
 
 __all__ = ["Acquaintance", "Kinship"]
 
@@ -48,16 +49,25 @@ class Acquaintance:
         engine: The primary's engine.
         status: What is known of it.
         seconds: How long it may take to say the first words.
+        surroundings: Returns the block to connect in.
 
     Attributes:
         engine: The primary's engine.
         status: What is known of it.
+        surroundings: The same as the argument.
     """
 
-    def __init__(self, engine: Engine, status: PrimaryStatus, seconds: float) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        status: PrimaryStatus,
+        seconds: float,
+        surroundings: Surroundings = nullcontext,
+    ) -> None:
         self.engine = engine
         self.status = status
         self._seconds = seconds
+        self.surroundings = surroundings
         # The process that has asked, and when: a forked child has none of its threads.
         self._asked: tuple[int, float, threading.Event] | None = None
 
@@ -105,7 +115,7 @@ class Acquaintance:
             done.set()
 
     def _asked_anew(self) -> Facts:
-        connection = connect_unpooled(self.engine)
+        connection = connect_unpooled(self.engine, self.surroundings)
         limit = TimeLimit(connection, self._seconds).start()
         try:
             prepare_unpooled(self.engine, connection)

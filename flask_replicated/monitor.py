@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from .listeners import PoolListener
     from .replicas import Replica
+    from .unpooled import Surroundings
     from .watch import Suspect
 
 __all__ = ["Monitor", "Policy"]
@@ -72,6 +73,7 @@ class Policy(NamedTuple):
         status: Told what a look at the primary has found.
         bound: Seconds that a statement may wait for an answer before its server is
             asked whether it works on it.
+        surroundings: Returns the block to connect in.
     """
 
     interval: float
@@ -82,6 +84,7 @@ class Policy(NamedTuple):
     watched: Engine | None = None
     status: PrimaryStatus | None = None
     bound: float = math.inf
+    surroundings: Surroundings = contextlib.nullcontext
 
 
 class Monitor:
@@ -196,7 +199,13 @@ class _Round:
         self._stuck: Counter[Member[Engine]] = Counter()
         self._unreached: Counter[Member[Engine]] = Counter()
         self._unmeasured: WeakSet[Member[Engine]] = WeakSet()
-        self._watch = Watch(policy.bound, policy.timeout, self._done, self._lose_some)
+        self._watch = Watch(
+            policy.bound,
+            policy.timeout,
+            self._done,
+            self._lose_some,
+            policy.surroundings,
+        )
         self._threadless = False
         self._stopped = self._abandoned = False
         self._status = policy.status or PrimaryStatus()
@@ -351,10 +360,10 @@ class _Round:
 
     def _new_probe(self, member: Member[Engine]) -> Probe:
         if member is self._primary:
-            return PrimaryProbe(member)
+            return PrimaryProbe(member, self._policy.surroundings)
         replica = self._cared.get(member)
         history = None if replica is None else replica.history
-        return Probe(member, history, self._policy.primary)
+        return Probe(member, history, self._policy.primary, self._policy.surroundings)
 
     def _give_up(self, look: Look, now: float) -> None:
         """Take out a replica that says nothing, and release who waits for it."""
@@ -485,7 +494,7 @@ class _Round:
             self._primary_lost = True
             logger.warning(
                 "the primary does not answer the background look: %s. Until it does, "
-                "no replica is left out for what it cannot have received",
+                "replicas are not judged by what it has written since",
                 error_text(error),
             )
 

@@ -66,7 +66,8 @@ def routed_engine(
         primary, setting, settings.connect_timeout, role_check=settings.role_check
     ).status
     watch_statements(primary, app.classifier)
-    met = Acquaintance(primary, status, settings.connect_timeout)
+    surroundings = app.surroundings()
+    met = Acquaintance(primary, status, settings.connect_timeout, surroundings)
     care = partial(_take_care, settings, Gate(app), met)
     prepared: dict[str, Replica] = {}
     fleet = Fleet(care, prepared, limited=settings.max_pools is not None)
@@ -86,6 +87,7 @@ def routed_engine(
         watched=_watched(settings, primary),
         status=status,
         bound=_bound(settings),
+        surroundings=surroundings,
     )
     monitor = Monitor(pool, prepared, policy, outages)
     fleet.routed = RoutedEngine(
@@ -122,6 +124,7 @@ def _take_care(
         else None,
         shared=shares_connection(engine, primary),
         status=met.status,
+        surroundings=met.surroundings,
     )
     limit_connecting(
         engine,

@@ -178,19 +178,23 @@ SELECT pg_is_in_recovery(),
 _MORE = """,
        (SELECT received_tli FROM pg_stat_wal_receiver),
        (SELECT timeline_id FROM pg_control_checkpoint()),
-       EXTRACT(EPOCH FROM pg_postmaster_start_time()),
-       (SELECT string_agg(subslotname, ',') FROM pg_subscription
-         WHERE NOT pg_is_in_recovery() AND subdbid = (
-               SELECT oid FROM pg_database WHERE datname = current_database()))
+       EXTRACT(EPOCH FROM pg_postmaster_start_time())
+"""
+# Of one that is no standby. Names of slots have no commas.
+_SLOTS = """
+SELECT string_agg(subslotname, ',') FROM pg_subscription
+ WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
 
 
 def _postgresql(cursor: Any) -> Observation:
     cursor.execute(_POSTGRESQL + _MORE)
-    *row, received, timeline, started, slots = cursor.fetchone()
+    *row, received, timeline, started = cursor.fetchone()
     found = _understood(*row)
     found = found._replace(started=None if started is None else float(started))
     if found.primary:
+        cursor.execute(_SLOTS)
+        (slots,) = cursor.fetchone()
         return found._replace(slots=tuple(slots.split(",")) if slots else ())
     exact = found.received is not None and received is not None
     return found._replace(timeline=received if exact else timeline, exact=exact)

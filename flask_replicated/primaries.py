@@ -64,9 +64,7 @@ def watch_statements(engine: Engine, classifier: Classifier) -> None:
             return
         if context.compiled is not None:
             sql = context.compiled.string  # the same each time
-        if connection.undecided is not None or (
-            not (connection.wrote or connection.suspected) and may_write(sql, dialect)
-        ):
+        if connection.undecided is not None or may_write(sql, dialect):
             connection.judge(sql, context)
 
     def note_bare(cursor: Any, sql: str, context: Any) -> None:

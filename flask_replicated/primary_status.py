@@ -151,6 +151,9 @@ class PrimaryStatus:
         It is called by one thread alone.
         """
         earlier, facts = self._looked, answer.facts
+        if not answer.anew and self._is_outdated(facts):
+            self.doubted = True
+            return True
         if not self.accepts(facts):
             return False
         self._looked = facts
@@ -164,6 +167,12 @@ class PrimaryStatus:
         if answer.anew:
             self.confirmed, self.doubted = answer.asked, False
         return True
+
+    def _is_outdated(self, facts: Facts) -> bool:
+        """Whether its successor was met already, over a newer connection."""
+        known = self.facts
+        same = facts.system_identifier == known.system_identifier
+        return same and (facts.timeline or 0) < (known.timeline or 0)
 
     def lost(self, *, lives: bool = False) -> None:
         """Hear that it cannot be asked.
@@ -180,6 +189,7 @@ class PrimaryStatus:
 
     def _note(self, position: Position | None, answer: Answer) -> None:
         if not position:
+            self._runs = ()  # it does not tell, or no more
             return
         # What is beyond has been lost with another primary.
         runs = [run for run in self._runs if covers(position, run.position)]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from balancers import Member, Permit
 
     from .activity import Backend
+    from .unpooled import Surroundings
     from .watch import Suspect
 
 __all__ = ["Look", "PrimaryProbe", "Probe"]
@@ -96,6 +97,7 @@ class Probe:
         history: What was seen of it before.
         primary: The primary's engine, where the replica may be asked whether its
             server is the same.
+        surroundings: Returns the block to connect in.
 
     Attributes:
         member: The replica.
@@ -112,6 +114,7 @@ class Probe:
         member: Member[Engine],
         history: History | None = None,
         primary: Engine | None = None,
+        surroundings: Surroundings = contextlib.nullcontext,
     ) -> None:
         self.member = member
         engine = member.target
@@ -122,7 +125,12 @@ class Probe:
         self._former: Any = None
         self._history = history or History()
         self._primary = primary
-        self._comparison = None if primary is None else Comparison(primary, engine)
+        self._surroundings = surroundings
+        self._comparison = (
+            None
+            if primary is None
+            else Comparison(primary, engine, surroundings=surroundings)
+        )
         # Once for each connection: by its name another server may be found next time.
         self._wonders = False
         self.looking = self.over = self.abandoned = False
@@ -164,7 +172,7 @@ class Probe:
     def _ask(self) -> Observation:
         anew = self._connection is None
         if anew:
-            self._connection = connect_unpooled(self.member.target)
+            self._connection = connect_unpooled(self.member.target, self._surroundings)
             prepare_unpooled(self.member.target, self._connection)
             self._wonders = self._comparison is not None
         found = self._question(self._connection, anew=anew)
@@ -198,7 +206,7 @@ class Probe:
 
     def successor(self) -> Probe:
         """Return what looks in its place, while a look of its own does not end."""
-        other = Probe(self.member, self._history, self._primary)
+        other = Probe(self.member, self._history, self._primary, self._surroundings)
         if self.serves:
             other._former, self._former = self._former, None
         return other
@@ -260,13 +268,18 @@ class PrimaryProbe(Probe):
 
     Args:
         member: Stands for the primary, which is in no pool.
+        surroundings: Returns the block to connect in.
 
     Attributes:
         answer: What the latest look has found.
     """
 
-    def __init__(self, member: Member[Engine]) -> None:
-        super().__init__(member)
+    def __init__(
+        self,
+        member: Member[Engine],
+        surroundings: Surroundings = contextlib.nullcontext,
+    ) -> None:
+        super().__init__(member, surroundings=surroundings)
         self.answer: Answer | None = None
 
     def _question(self, connection: Any, *, anew: bool) -> Observation:
@@ -285,7 +298,7 @@ class PrimaryProbe(Probe):
 
     def successor(self) -> Probe:
         """Return what looks in its place, while a look of its own does not end."""
-        return PrimaryProbe(self.member)
+        return PrimaryProbe(self.member, self._surroundings)
 
 
 def _answers(connection: Any) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import weakref
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
     from .kinship import Kinship
     from .primary_status import PrimaryStatus
+    from .unpooled import Surroundings
     from .waiting import Wait
 
 __all__ = ["CHANGED", "Replica"]
@@ -69,6 +71,7 @@ class Replica:
         shared: Whether its connection may be the primary's too, and so must be able
             to write.
         status: What is known of the primary; nothing by default.
+        surroundings: Returns the block in which to connect in the background.
 
     Attributes:
         outages: How often its breaker has opened, after failed trials too.
@@ -92,6 +95,7 @@ class Replica:
         kinship: Kinship | None = None,
         shared: bool = False,
         status: PrimaryStatus | None = None,
+        surroundings: Surroundings = nullcontext,
     ) -> None:
         self.history = History(status, kinship)
         self.admission = Admission(
@@ -104,7 +108,7 @@ class Replica:
             # The look in the background asks by itself.
             comparison=None
             if watched or primary is None
-            else Comparison(primary, engine),
+            else Comparison(primary, engine, surroundings=surroundings),
         )
         self.outages = 0
         self.ails = False

@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Any, cast
 import sqlalchemy as sa
 from flask_sqlalchemy.session import Session as FlaskSession
 from sqlalchemy import orm
-from sqlalchemy.exc import DBAPIError, PendingRollbackError, UnboundExecutionError
+from sqlalchemy.exc import (
+    DBAPIError,
+    PendingRollbackError,
+    TimeoutError,  # noqa: A004 - not the built-in one
+    UnboundExecutionError,
+)
 
 from .connections import PrimaryConnection
 from .engines import RoutedEngine
@@ -118,7 +123,7 @@ class RoutedSession(orm.Session):
                 )
                 and ways.state.app.classify(clause) is _READ
             ):
-                if (ways.state.settled or ways.state.decision.role) is _REPLICA:
+                if (ways.state.settled or ways.state.role_for(self)) is _REPLICA:
                     return ways.lane or ways.routed.replicas  # type: ignore[union-attr]  # set by serve()
                 return ways.routed.primary  # type: ignore[union-attr]  # the same
         return self._find_bind(ways, mapper, clause, kwargs)
@@ -158,7 +163,11 @@ class RoutedSession(orm.Session):
     def _lane_of(
         self, ways: Ways, routed: RoutedEngine, role: Role
     ) -> Engine | sa.Connection:
-        shape: Engine = routed.replicas if role is _REPLICA else routed.primary
+        shape: Engine = routed.primary
+        if role is _REPLICA:
+            shape, state = routed.replicas, routed.app.request_state()
+            if state is not None and state.settled is None:
+                state.note_early(self)
         return ways.lanes.get(shape, shape)
 
     def _role(self, ways: Ways, routed: RoutedEngine, mapper: Any, clause: Any) -> Role:
@@ -266,15 +275,15 @@ class RoutedSession(orm.Session):
                 try:
                     return run(statement, params, **options)
                 except Exception as error:
-                    again = self._again(ways, error, run)
-                    if again is None:
+                    run = self._again(ways, error, run)  # type: ignore[assignment]  # None is not run
+                    if run is None:
                         raise
                     if isinstance(_as_noted(ways, error), StaleReadError):
                         # Stronger than what a handler asks for.
                         options["_add_event"] = added
-                run = again
         finally:
             ways.wanted = outer
+            del run  # it may have an error, which has this frame
 
     def _prepare(
         self, statement: Any, options: dict[str, Any]
@@ -341,15 +350,48 @@ class RoutedSession(orm.Session):
         ``SET`` must get lost.
         """
         self._note_connections(ways)
-        error = _as_noted(ways, error)
-        lacking = next((r for r in ways.reads.values() if r.lacks is error), None)
+        noted = _as_noted(ways, error)
+        lacking = next((r for r in ways.reads.values() if r.lacks is noted), None)
         if lacking is None:
-            return run if self._recovers(ways, error) else None
+            return run if self._recovers(ways, noted) else None
+        lacking.lacks = None  # should it be raised again, that is the answer
         if _REPLICA in (active_role(), ways.wanted):
             return None
         if lacking.sent > 1 and not lacking.may_be_continued:
             return None
-        return functools.partial(_run_on_primary, ways, lacking, run)
+        if lacking.shape.primary_is_out:
+            return None
+        return functools.partial(self._run_on_primary, lacking, error, run)
+
+    def _run_on_primary(
+        self,
+        lacking: ReplicaConnection,
+        error: Exception,
+        run: Callable[..., Any],
+        statement: Any,
+        params: Any,
+        **options: Any,
+    ) -> Any:
+        """Run a statement on the primary that names what a replica does not have yet.
+
+        If the primary does not have it either, its error is raised, and all is as
+        before: whoever asks for it again and again must not move a request's other
+        reads there. If the primary cannot be reached, *error* is raised, the replica's.
+        """
+        app = lacking.shape.routed.app
+        app.latch(LACKING)
+        try:
+            found = run(statement, params, **options)
+        except BaseException as failure:
+            app.unlatch()
+            if not _is_out_of_reach(failure):
+                raise
+            if not isinstance(failure, TimeoutError):  # load, not death
+                lacking.shape.primary_failed()
+        else:
+            _continue_on_primary(cast("Ways", self._ways), lacking, LACKING)
+            return found
+        raise error  # not above, where it would get another context
 
     def _recovers(self, ways: Ways, error: Exception) -> bool:
         """Turn away from a replica that cannot answer; whether another server may."""
@@ -403,28 +445,11 @@ class RoutedSession(orm.Session):
         return True
 
 
-def _run_on_primary(
-    ways: Ways,
-    lacking: ReplicaConnection,
-    run: Callable[..., Any],
-    statement: Any,
-    params: Any,
-    **options: Any,
-) -> Any:
-    """Run a statement on the primary that names what a replica does not have yet.
-
-    If the primary does not have it either, its error is raised, and all is as before:
-    whoever asks for it again and again must not move a request's other reads there.
-    """
-    app = lacking.shape.routed.app
-    app.latch(LACKING)
-    try:
-        found = run(statement, params, **options)
-    except BaseException:
-        app.unlatch()
-        raise
-    _continue_on_primary(ways, lacking, LACKING)
-    return found
+def _is_out_of_reach(failure: BaseException) -> bool:
+    """Whether a server was not reached, or lost before it answered."""
+    if isinstance(failure, DBAPIError):
+        return failure.statement is None or failure.connection_invalidated
+    return isinstance(failure, (TimeoutError, OSError))
 
 
 def _as_noted(ways: Ways, error: Exception) -> Exception:

@@ -80,10 +80,19 @@ def _judge(sql: str) -> tuple[bool | str | int, ...]:
     flags: list[bool | str | int] = []
     for statement in statements(tokens):
         if is_word(statement[0], "set"):
-            local = len(statement) > 1 and is_word(statement[1], "local", "transaction")
-            flags.append(local)
+            flags.append(_ends(statement))
         flags += _calls(statement)
     return tuple(flags)
+
+
+def _ends(statement: Sequence[Token]) -> bool:
+    """Whether it is a SET LOCAL or SET TRANSACTION, and no setting of such a name."""
+    return (
+        len(statement) > 2  # noqa: PLR2004 - a word must follow those two
+        and is_word(statement[1], "local", "transaction")
+        and statement[2].kind in {"word", "name"}
+        and not is_word(statement[2], "to", "from")
+    )
 
 
 _remembered = lru_cache(maxsize=256)(_judge)

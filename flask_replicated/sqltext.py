@@ -45,7 +45,8 @@ _HIDDEN = r"""
     | {strings}
     | `(?:[^`]|``)*`
     """
-_DOLLARS = r"| (?<![\w$])\$(?P<tag>[A-Za-z_]\w*)?\$.*?\$(?(tag)(?P=tag))\$"
+_TAG = r"[A-Za-z_\x80-\U0010ffff][\w\x80-\U0010ffff]*"
+_DOLLARS = rf"| (?<![\w$\x80-\U0010ffff])\$(?P<tag>{_TAG})?\$.*?\$(?(tag)(?P=tag))\$"
 _FLAGS = re.VERBOSE | re.DOTALL | re.MULTILINE
 _STRINGS = r"""'(?:[^']|'')*' | "(?:[^"]|"")*" """
 _STANDARD = re.compile(
@@ -53,9 +54,9 @@ _STANDARD = re.compile(
     + _DOLLARS,
     _FLAGS,
 )
-# As PostgreSQL reads: # is an operator there.
+# As PostgreSQL reads: # is an operator there, and a carriage return ends a line.
 _OPERATOR = re.compile(
-    _HIDDEN.format(comment=r"--[^\n]*", strings=_STRINGS) + _DOLLARS, _FLAGS
+    _HIDDEN.format(comment=r"--[^\r\n]*", strings=_STRINGS) + _DOLLARS, _FLAGS
 )
 # As MySQL reads: a backslash escapes a quote, every # begins a comment, -- only where
 # a blank follows; and a dollar is a letter.
@@ -65,7 +66,8 @@ _AS_MYSQL = _HIDDEN.format(
 )
 _MYSQL = re.compile(_AS_MYSQL + _DOLLARS, _FLAGS)
 _DOLLAR_NAMES = re.compile(_AS_MYSQL, _FLAGS)
-_READ_DIFFERENTLY = re.compile(r"[\\#]|--(?!\s|$)|\$\w*\$")
+_RETURN = re.compile(r"--[^\n]*\r(?!\n)")
+_READ_DIFFERENTLY = re.compile(rf"[\\#]|--(?!\s|$)|\$(?:{_TAG})?\$|{_RETURN.pattern}")
 _FIRST_WORD = re.compile(r"[\s(]*([A-Za-z]+)")
 _EXPLAIN = re.compile(
     r"[\s(]*(?:EXPLAIN|DESCRIBE|DESC)\b(?P<options>\s*\([^)]*\)|(?:\s+(?:ANALYZE|ANALYSE|VERBOSE|EXTENDED"
@@ -154,9 +156,9 @@ _SET_STATEMENT = re.compile(
     r"\s*SET\s+STATEMENT\b.*?\bFOR\b", re.IGNORECASE | re.DOTALL
 )
 # What may stand between a quoted name and the parenthesis that makes it a call.
-_CALLED = re.compile(
-    r"(?:\s|--[^\n]*(?:\n|$)|\#[^\n]*(?:\n|$)|/\*(?:[^*]|\*(?!/))*\*/)*\("
-)
+_BETWEEN = r"(?:\s|--{line}*(?:{end}|$)|\#[^\n]*(?:\n|$)|/\*(?:[^*]|\*(?!/))*\*/)*\("
+_CALLED = re.compile(_BETWEEN.format(line=r"[^\n]", end=r"\n"))
+_CALLED_THERE = re.compile(_BETWEEN.format(line=r"[^\r\n]", end=r"[\r\n]"))
 # The moment at which a transaction began, also as a literal; a false alarm is cheap.
 _OF_TRANSACTION = re.compile(
     rf"\b(?:{'|'.join(sorted(OF_TRANSACTION))})\b", re.IGNORECASE
@@ -276,6 +278,8 @@ class TextClassifier:
             # plain string is taken apart: the server refuses the rest.
             calls = self._judge_calls(_bare(sql, _DOLLAR_NAMES))
             kind = max(kind, calls, self._judge_called(_bare(sql, _OPERATOR)))
+        if _RETURN.search(sql):
+            kind = max(kind, self._judge_bare(_bare(sql, _OPERATOR)))
         if kind is Kind.SETTING and _UNLOCKS.search(sql):
             return Kind.WRITE
         return kind
@@ -378,7 +382,8 @@ def _replacement(found: re.Match[str]) -> str:
         return " /*! " if "/*" in text[2:] else " "
     if text[0] in "-#":
         return " "
-    if text[0] in '"`' and _CALLED.match(found.string, found.end()):
+    sql, end = found.string, found.end()
+    if text[0] in '"`' and (_CALLED.match(sql, end) or _CALLED_THERE.match(sql, end)):
         if found.string[max(found.start() - 2, 0) : found.start()].upper() == "U&":
             return " /*! "  # a name in escapes, which nobody needs for a read
         return " " + re.sub(r"\W", "_", text[1:-1])  # the name of what is called

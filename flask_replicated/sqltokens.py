@@ -41,7 +41,7 @@ class Token(NamedTuple):
 
 
 _COMMON = r"""
-    (?P<blank>\s+|/\*(?!M?!)(?:[^*/]|\*(?!/)|/(?!\*))*\*/|{comment})
+    (?P<blank>(?a:\s)+|/\*(?!M?!)(?:[^*/]|\*(?!/)|/(?!\*))*\*/|{comment})
   | (?P<unsure>/\*|{unsure})
   | (?P<bind>%\([^)]*\)s|%s|__\[POSTCOMPILE_[^\]]*\]|{bind})
   | (?P<schema>__\[SCHEMA_[^\]]+\])
@@ -55,9 +55,11 @@ _QUOTED = r'"(?:[^"]|"")+"'
 _TICKED = r"`(?:[^`]|``)+`"
 _PARTS = {
     "postgresql": {
-        "comment": r"--[^\n]*",
-        # What a backslash means in a plain string is a setting.
-        "unsure": r"'(?:[^'\\]|'')*\\|[uU]&['\"]",
+        "comment": r"--[^\r\n]*",
+        # What a backslash means in a plain string is a setting. What is no ASCII may
+        # be a letter there, also of a dollar quote's tag, and none here.
+        "unsure": r"'(?:[^'\\]|'')*\\|[uU]&['\"]|(?![^\W\d])[^\x00-\x7f]"
+        r"|\$\w*[^\x00-\x7f][\w\x80-\U0010ffff]*\$",
         "bind": r"\$\d+",
         "string": r"[eE]'(?:[^'\\]|\\.|'')*'|[bBxXnN]?'(?:[^']|'')*'"
         r"|\$(?P<tag>[A-Za-z_]\w*)?\$.*?\$(?(tag)(?P=tag))\$",

@@ -44,20 +44,17 @@ def least_stale(
     return [member for *_, member in found]
 
 
-class Notices:
-    """What was said of an outage, so that each thing is said once, by any thread."""
+class Notices(dict[str, object]):
+    """What was said of an outage, so that each thing is said once, by any thread.
 
-    def __init__(self) -> None:
-        self._said: dict[str, object] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._said)
+    A dictionary, because it is asked at each connect whether there is anything.
+    """
 
     def begin(self, what: str) -> bool:
         """Whether this is to be said: it is so, and was not until now."""
         mine = object()
-        return self._said.setdefault(what, mine) is mine
+        return self.setdefault(what, mine) is mine
 
     def end(self, what: str) -> bool:
         """Whether it was so until now."""
-        return self._said.pop(what, None) is not None
+        return self.pop(what, None) is not None

@@ -11,7 +11,7 @@ import logging
 import os
 import weakref
 from collections import Counter
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from threading import Lock, get_ident
 from typing import TYPE_CHECKING, Any
@@ -19,9 +19,11 @@ from weakref import WeakSet
 
 from flask import Flask, Request, current_app, has_app_context, has_request_context
 from flask.globals import request, request_ctx
+from flask.signals import request_started
 
 from .forks import UNTOLD
 from .habits import Habits
+from .identities import expire_unmodified
 from .pinning import (
     CURRENT,
     NO_RESPONSE,
@@ -35,12 +37,13 @@ from .statements import Classifier
 from .unpinned import Unpinned
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
     from _typeshed.wsgi import WSGIEnvironment
     from flask.ctx import RequestContext
     from sqlalchemy import Dialect, Engine, MetaData
+    from sqlalchemy.orm import Session
 
     from balancers import Member
 
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
     from .errors import WriteOnReplicaError
     from .habits import Sent
     from .pinning import Lost, PinStore
+    from .unpooled import Surroundings
 
 __all__ = [
     "NO_ENDPOINT",
@@ -138,6 +142,7 @@ class AppState:
         self._not_told: set[str] = set()
         self.process = os.getpid()
         self._renewing = Lock()
+        self._heeds_matches = False
         _states.add(self)
 
     def request_state(self) -> RequestState | None:
@@ -193,6 +198,18 @@ class AppState:
         state = self.request_state()
         if state is not None:
             state.given_out()
+
+    def heed_matches(self) -> None:
+        """Hear from now on of each request that begins, once its URL is matched."""
+        app = self._app()
+        if not self._heeds_matches and app is not None:
+            self._heeds_matches = True
+            request_started.connect(self._matched, app)
+
+    def _matched(self, _app: Flask) -> None:
+        state = self.request_state()
+        if state is not None and state.early:
+            state.matched()
 
     def known(self, current: Request) -> Decision | None:
         """Return the decision on a request that has done nothing yet, if it is known.
@@ -385,6 +402,13 @@ class AppState:
             return nullcontext()
         return app.app_context()
 
+    def surroundings(self) -> Surroundings:
+        """Return what gives a background thread the application's context.
+
+        It keeps neither this nor the application alive: the thread ends with them.
+        """
+        return partial(_in_context, self._app)
+
     def after_fork(self) -> None:
         """Forget, in a child process, the connections that are the parent's."""
         for routed in self.routes.values():
@@ -399,6 +423,24 @@ class AppState:
             if self.process != os.getpid():  # unless another thread has done it
                 logger.warning(UNTOLD)
                 _after_fork()
+
+
+@contextmanager
+def _in_context(find: Callable[[], Flask | None]) -> Iterator[None]:
+    app = find()
+    if app is None:
+        yield
+        return
+    context = app.app_context()
+    context.push()
+    try:
+        yield
+    finally:
+        try:
+            context.pop()
+        except Exception:
+            # It says nothing of the server.
+            logger.debug("a teardown function failed in the background", exc_info=True)
 
 
 # For the hook below, which can never be taken back: one for all applications,
@@ -429,6 +471,7 @@ class RequestState:
         marked: The role that a view decorator asked for, or None.
         settled: The role of ``decision``, or None while there is none that lasts.
         kept: The replica that serves this request, for each pool.
+        early: Sessions that have read from a replica before the URL was matched.
         writes: What it has committed, if it was only to read.
     """
 
@@ -438,6 +481,7 @@ class RequestState:
         "_decision",
         "_early",
         "app",
+        "early",
         "kept",
         "latched",
         "marked",
@@ -455,6 +499,7 @@ class RequestState:
         self.latched: str | None = None
         self.marked: Role | None = None
         self.kept: dict[ReplicaEngine, Member[Engine]] = {}
+        self.early: WeakSet[Session] | None = None
         self.writes: tuple[Sent, ...] = ()
 
     @property
@@ -483,11 +528,46 @@ class RequestState:
                 self._early = decision
             else:
                 self._decision, self.settled = decision, decision.role
+                if self.early:
+                    self._leave_early(decision.role)
             if asked != (self.latched, self.marked):
                 # Another thread of this request has written meanwhile.
                 decision = None
                 self._forget()
         return decision
+
+    def role_for(self, session: Session) -> Role:
+        """Return where a session's read goes now, and note one that is early."""
+        role = self.decision.role
+        if role is Role.REPLICA and self.settled is None:
+            self.note_early(session)
+        return role
+
+    def note_early(self, session: Session) -> None:
+        """Note that a session reads from a replica, if the URL is not matched yet."""
+        if not _is_matched(this_request()):
+            if self.early is None:
+                self.early = WeakSet()
+            self.early.add(session)
+            self.app.heed_matches()
+
+    def matched(self) -> None:
+        """Let a view for the primary find nothing that a replica gave before the match.
+
+        It may change what it finds without reading anything first.
+        """
+        if self.app.settings.is_read is None:
+            self._decision or self._decide(this_request())
+        else:
+            # It may want what before_request functions find out, and is asked by the
+            # first read.
+            self._leave_early(Role.PRIMARY)
+
+    def _leave_early(self, role: Role) -> None:
+        sessions, self.early = self.early, None
+        if role is Role.PRIMARY:
+            for session in sessions or ():
+                expire_unmodified(session)
 
     def _forget(self) -> None:
         self._decision = self._early = self.settled = None

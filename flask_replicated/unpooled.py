@@ -6,6 +6,7 @@ They are made and prepared as those of the engine's pool are. Pool events such a
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.pool.base import _ConnectionRecord
@@ -13,18 +14,25 @@ from sqlalchemy.pool.base import _ConnectionRecord
 from .connecting import unlimited
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
     from sqlalchemy import Engine
+
+    Surroundings = Callable[[], AbstractContextManager[object]]
 
 __all__ = ["connect_unpooled", "prepare_unpooled"]
 
 
-def connect_unpooled(engine: Engine) -> Any:
+def connect_unpooled(engine: Engine, surroundings: Surroundings = nullcontext) -> Any:
     """Open a DBAPI connection as the engine's pool does, and keep it out of the pool.
 
     The engine's creator, or its ``do_connect`` listeners, get a record of its own.
 
     Args:
         engine: Whose server to connect to.
+        surroundings: Returns the block to connect in: the application's context, in
+            which a creator may read ``current_app``.
 
     Returns:
         The connection. The caller closes it, and calls :func:`prepare_unpooled`
@@ -36,7 +44,7 @@ def connect_unpooled(engine: Engine) -> Any:
     pool: Any = engine.pool  # read each time: dispose() replaces it
     # What the pool itself passes. The public base class of it keeps no info.
     record = _ConnectionRecord(pool, connect=False)
-    with unlimited():
+    with unlimited(), surroundings():
         return pool._invoke_creator(record)  # noqa: SLF001 - calls creator() and creator(record) alike
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from .activity import Backend
     from .replicas import Replica
+    from .unpooled import Surroundings
     from .waiting import Wait
 
 __all__ = ["Suspect", "Watch"]
@@ -62,6 +63,7 @@ class Watch:
         done: Gets something when an inquiry is done.
         unfit: Told which replica must not be used for a while, and why, before who
             waits there goes elsewhere.
+        surroundings: Returns the block to connect in.
     """
 
     def __init__(
@@ -70,11 +72,13 @@ class Watch:
         timeout: float,
         done: SimpleQueue[Any],
         unfit: Callable[[Member[Engine], UnansweredError], None],
+        surroundings: Surroundings,
     ) -> None:
         self._bound = bound
         self._timeout = timeout
         self._done = done
         self._unfit = unfit
+        self._surroundings = surroundings
         self._suspects: dict[Member[Engine], dict[tuple[int, int], Suspect]] = {}
         self._inquiries: dict[Inquiry, tuple[Member[Engine], list[Suspect]]] = {}
 
@@ -141,7 +145,8 @@ class Watch:
         if not well:
             self._condemn(left, now)
             return
-        inquiry = Inquiry(member.target, now + self._timeout)
+        until = now + self._timeout
+        inquiry = Inquiry(member.target, until, self._surroundings)
         self._inquiries[inquiry] = member, left
         inquiry.begin(self._done)
 

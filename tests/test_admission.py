@@ -15,13 +15,14 @@ from flask_replicated.positions import Observation
 from tests.balancers.support import FakeClock
 
 UNKNOWN = RuntimeError("no such function")
-# Timelines, when it was started, and subscriptions.
-MORE = (1, 1, 7.0, None)
+# Timelines, and when it was started.
+MORE = (1, 1, 7.0)
 IN_STEP = (True, 100, 100, True, 500, *MORE)
 BEHIND = (True, 200, 100, True, 500, *MORE)
 CAUGHT_UP = (True, 250, 200, True, 500, *MORE)
 CUT_OFF = (True, 100, 100, False, 500, *MORE)
 PRIMARY = (False, None, None, False, None, *MORE)
+NO_SLOTS = (None,)
 
 
 class Server:
@@ -82,7 +83,7 @@ class TestPostgreSQL:
     def test_no_replica(self) -> None:
         """A primary is refused."""
         with pytest.raises(WrongRoleError, match="slave_1"):
-            admission().ask(Server(PRIMARY))
+            admission().ask(Server(PRIMARY, NO_SLOTS))
 
     def test_any_lag(self) -> None:
         """Where any lag will do, the role and the timeline matter still."""
@@ -90,11 +91,11 @@ class TestPostgreSQL:
         admission(max_lag=None).ask(server)
         assert len(server.asked) == 1
         with pytest.raises(WrongRoleError):
-            admission(max_lag=None).ask(Server(PRIMARY))
+            admission(max_lag=None).ask(Server(PRIMARY, NO_SLOTS))
 
     def test_lag_alone(self) -> None:
         """A server that replicates logically is neither a replica nor behind."""
-        admission(role_check=False).ask(Server(PRIMARY))
+        admission(role_check=False).ask(Server(PRIMARY, NO_SLOTS))
         admission(role_check=False).ask(Server(UNKNOWN, UNKNOWN))
         with pytest.raises(ReplicaLagsError):
             admission(role_check=False).ask(Server(*[BEHIND] * 4))
@@ -147,7 +148,7 @@ class TestPostgreSQL:
         try:
             admission(history=history).ask(Server(*[BEHIND] * 4))
             with pytest.raises(WrongRoleError):
-                admission().ask(Server(PRIMARY))
+                admission().ask(Server(PRIMARY, NO_SLOTS))
         finally:
             any_lag_will_do.reset(token)
         assert history.lags
@@ -183,7 +184,7 @@ class TestPostgreSQL:
     def test_promoted_meanwhile(self) -> None:
         """It is found out while it is waited for."""
         with pytest.raises(WrongRoleError):
-            admission().ask(Server(BEHIND, PRIMARY))
+            admission().ask(Server(BEHIND, PRIMARY, NO_SLOTS))
 
 
 class TestMariaDB:

@@ -9,6 +9,8 @@ import socket
 import threading
 import time
 import weakref
+from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -188,6 +190,24 @@ class TestAddresses:
         name, url = found.db.made[0]
         assert name.startswith("slave_10.0.0.")
         assert (url.username, url.password, url.port) == ("shop", "hunter2", 6432)
+
+    def test_are_heard(self, build: Build, server: Server) -> None:
+        """What is listened to on ``db.engine`` is heard for those that DNS names."""
+        server.records[HOST, "A"] = ["10.0.0.1"]
+        found = Found(build, by_host())
+        heard: list[str] = []
+
+        def listen(connection: sa.Connection, *_: Any) -> None:
+            heard.append(Path(connection.engine.url.database or "").stem)
+
+        with found.site.app.app_context():
+            sa.event.listen(found.db.engine, "before_cursor_execute", listen)
+        found.soon("slave_10.0.0.1:6432")
+        server.records[HOST, "A"] = ["10.0.0.1", "10.0.0.2"]
+        found.soon("slave_10.0.0.1:6432", "slave_10.0.0.2:6432")
+        heard.clear()
+        assert found.site.count(4) == Counter(heard)
+        assert set(heard) == {"10.0.0.1-6432", "10.0.0.2-6432"}
 
     def test_of_the_sixth_version(self, build: Build, server: Server) -> None:
         """Where there is no A record, AAAA ones count; a port may be left out."""

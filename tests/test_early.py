@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from flask import Blueprint, g
+from flask import Blueprint, g, request
 from flask.sessions import SecureCookieSessionInterface
 from flask.views import MethodView
+from sqlalchemy import event
 from werkzeug.routing import BaseConverter
 
-from flask_replicated import changes_database, use_master_database, use_slave_database
+from flask_replicated import (
+    changes_database,
+    use_master_database,
+    use_slave_database,
+    using_slave,
+)
 from flask_replicated.state import STATE, current_request_state
 from tests.operations.hidden import hidden_write
 from tests.support import (
@@ -233,6 +241,154 @@ class TestDecision:
 
         early.view(view)
         assert early.ask() == "master"
+
+
+def make_site(build: Build, **config: Any) -> Site:
+    """Make a site whose converter loads an entry, which its replica shows late."""
+    site = build(["slave_1"], **config)
+    for name, shown in (("master", "new"), ("slave_1", "old")):
+        with closing(sqlite3.connect(site.folder / f"{name}.db")) as file, file:
+            file.execute("INSERT INTO entry (id, text) VALUES (1, ?)", [shown])
+    convert(site, lambda key: site.db.session.get(site.entry, key))
+    return site
+
+
+def convert(site: Site, find: Callable[[int], Any]) -> None:
+    """Let a converter find the ``<entry:entry>`` of a URL."""
+
+    class Entry(BaseConverter):
+        def to_python(self, value: str) -> Any:
+            return find(int(value))
+
+    site.app.url_map.converters["entry"] = Entry
+
+
+def heard(site: Site) -> list[str]:
+    """Return the list of what any server is sent from here on."""
+    sent: list[str] = []
+    with site.app.app_context():
+        event.listen(
+            site.db.engine,
+            "before_cursor_execute",
+            lambda *arguments: sent.append(arguments[2]),
+        )
+    return sent
+
+
+class TestObjects:
+    """What was loaded before the match, where the view reads from the primary."""
+
+    RULE = "/page/<entry:entry>"
+
+    @pytest.fixture
+    def site(self, build: Build) -> Site:
+        """Give a site whose converter loads an entry."""
+        return make_site(build)
+
+    @pytest.mark.parametrize("mark", [changes_database, use_master_database])
+    def test_changed(self, site: Site, mark: Callable[..., Any]) -> None:
+        """A view that reads nothing itself changes what is there, not what was."""
+
+        def view(entry: Any) -> str:
+            entry.text += "+"
+            site.db.session.commit()
+            return str(entry.text)
+
+        site.app.add_url_rule(self.RULE, "page", mark(view))
+        assert [site.get("/page/1") for _ in range(2)] == ["new+", "new++"]
+        assert site.entries() == ["new++"]
+
+    def test_selected(self, site: Site) -> None:
+        """A select in the view fills in what the primary has."""
+
+        @site.app.get(self.RULE)
+        @use_master_database
+        def page(entry: Any) -> str:
+            found = site.db.session.scalars(site.db.select(site.entry)).one()
+            return f"{found.text} {found is entry}"
+
+        assert site.get("/page/1") == "new True"
+
+    def test_block(self, site: Site) -> None:
+        """So is what a converter has asked a replica for in so many words."""
+
+        def find(key: int) -> Any:
+            with using_slave():
+                return site.db.session.get(site.entry, key)
+
+        convert(site, find)
+        site.app.add_url_rule(
+            self.RULE, "page", lambda entry: entry.text, methods=["POST"]
+        )
+        assert site.client().post("/page/1").text == "new"
+
+    def test_replica(self, site: Site) -> None:
+        """Where the view reads from the replica, nothing is loaded twice."""
+        sent = heard(site)
+        site.app.add_url_rule(self.RULE, "page", lambda entry: entry.text)
+        assert site.get("/page/1") == "old"
+        assert len(sent) == 1
+
+    def test_modified(self, site: Site) -> None:
+        """What was changed or added before the match stays so."""
+
+        def find(key: int) -> Any:
+            entry: Any = site.db.session.get(site.entry, key)
+            entry.text = "mine"
+            site.db.session.add(site.entry(text="added"))
+            return entry
+
+        convert(site, find)
+
+        @site.app.get(self.RULE)
+        @changes_database
+        def page(entry: Any) -> str:
+            site.db.session.commit()
+            return str(entry.text)
+
+        assert site.get("/page/1") == "mine"
+        assert site.entries() == ["mine", "added"]
+
+    def test_turned_later(self, site: Site) -> None:
+        """A view that begins on the replica and then writes keeps what it has."""
+
+        @site.app.get(self.RULE)
+        def page(entry: Any) -> str:
+            site.db.session.add(site.entry(text="x"))
+            site.db.session.flush()
+            return f"{site.who()} {entry.text}"
+
+        assert site.get("/page/1") == "master old"
+
+    def test_is_read(self, build: Build) -> None:
+        """REPLICATED_IS_READ is not asked before its time, and heeded all the same."""
+        asked: list[bool] = []
+
+        def is_read(request: Request) -> bool | None:
+            if request.endpoint is None:
+                return None
+            asked.append(g.known)
+            return False
+
+        site = make_site(build, REPLICATED_IS_READ=is_read)
+        site.app.before_request(lambda: setattr(g, "known", True))
+
+        @site.app.get(self.RULE)
+        def page(entry: Any) -> str:
+            entry.text += "+"
+            site.db.session.commit()
+            return "done"
+
+        assert site.get("/page/1") == "done"
+        assert asked == [True]
+        assert site.entries() == ["new+"]
+
+    def test_pushed(self, site: Site) -> None:
+        """A request context that is pushed by hand loads again after its first read."""
+        site.app.add_url_rule(self.RULE, "page", changes_database(lambda entry: ""))
+        with site.app.test_request_context("/page/1"):
+            assert site.who() == "master"
+            assert (request.view_args or {})["entry"].text == "new"
 
 
 class TestUnknownUrl:

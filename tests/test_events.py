@@ -31,6 +31,7 @@ from tests.support import (
     REPLICAS,
     Build,
     Site,
+    break_file,
     build_fixture,
     core,
     make_file,
@@ -130,9 +131,9 @@ class TestHeard:
         assert ear.counted() == once_each()
 
     @pytest.mark.parametrize("target", ["engine", "dialect"])
-    def test_of_dialects(self, site: Site, target: str) -> None:
+    def test_of_dialects(self, build: Build, target: str) -> None:
         """So is an event of a dialect, on the engine or on its dialect."""
-        heard: list[str] = []
+        site, heard = build(REPLICATED_PROBE_INTERVAL=0), []
 
         def connect(_dialect: Any, _record: Any, cargs: Any, _cparams: Any) -> None:
             heard.append(Path(cargs[0]).stem)
@@ -156,6 +157,22 @@ class TestHeard:
                 site.db.session.execute(text("SELECT no_such_function()"))
         assert ear.heard.count("master") >= 1
         assert set(ear.heard) == set(EVERYBODY)
+
+    def test_of_a_failed_connect(self, build: Build) -> None:
+        """So is a replica that cannot be connected to, before another one serves."""
+        site = build(REPLICATED_PROBE_INTERVAL=0)
+        site.dispose()  # nothing is connected yet, or it would be used
+        heard = []
+        for name in REPLICAS[:2]:
+            break_file(site.folder, name)
+
+        @event.listens_for(engine_of(site), "handle_error")
+        def handle(context: Any) -> None:
+            assert context.connection is None
+            heard.append(Path(context.engine.url.database).stem)
+
+        assert site.count(6) == Counter(slave_3=6)
+        assert set(heard) == set(REPLICAS[:2])
 
     def test_of_an_error_that_is_replaced(self, site: Site) -> None:
         """An error that a listener returns is the one that is raised."""
@@ -445,6 +462,25 @@ class TestRemoved:
         del listen
         gc.collect()
         assert [ref() for ref in gone] == [None] * 15
+
+
+def test_another_engine_for_the_same_servers(tmp_path: Path) -> None:
+    """Who makes another engine of the same servers listens to it anew."""
+    primary, replica = two_engines(tmp_path)
+    ear = Ear()
+    for _ in range(50):
+        routed = replicated_engine(primary, {"slave_1": replica})
+        event.listen(routed, "begin", ear.connection)
+        assert event.contains(routed, "begin", ear.connection)
+        reads(routed, 1)
+        assert set(ear.counted()) == {"master", "slave_1"}
+        event.remove(routed, "begin", ear.connection)
+        del routed
+        gc.collect()
+    reads(replicated_engine(primary, {"slave_1": replica}), 1)
+    assert not ear.heard
+    primary.dispose()
+    replica.dispose()
 
 
 class TestAlone:
@@ -741,7 +777,7 @@ class TestBefore:
     @pytest.mark.parametrize("target", ["engine", "dialect"])
     def test_dialects(self, plain: Callable[..., Site], target: str) -> None:
         """The same for dialects."""
-        site, heard = plain(), []
+        site, heard = plain(REPLICATED_PROBE_INTERVAL=0), []
 
         def connect(_dialect: Any, _record: Any, cargs: Any, _cparams: Any) -> None:
             heard.append(Path(cargs[0]).stem)
@@ -862,6 +898,15 @@ class TestBefore:
         visit(site)
         assert heard == once_each()
         assert alone == once_each("slave_1")
+
+    def test_engine_of_then(self, plain: Callable[..., Site]) -> None:
+        """What is put on the engine of then, later on, hears the primary alone."""
+        site, ear = plain(), Ear()
+        engine = engine_of(site)
+        FlaskReplicated(site.app)
+        event.listen(engine, "begin", ear.connection)
+        visit(site)
+        assert ear.counted() == once_each("master")
 
     def test_recorded_queries(self, plain: Callable[..., Site]) -> None:
         """``SQLALCHEMY_RECORD_QUERIES`` records each statement once."""

@@ -79,6 +79,8 @@ def test_the_line_helps(
     (line,) = LINE.findall(said)
     rules = ast.literal_eval(line)
     assert rules == {"entry": ["text"]}
+    assert "holds for writes to these tables in every endpoint, POST included" in said
+    assert said.index("REPLICATED_UNPINNED") < said.index("using_master(pin=False)")
 
     caplog.clear()
     other = build(REPLICATED_UNPINNED=rules)
@@ -219,6 +221,44 @@ def test_all_that_is_written(build: Build, caplog: pytest.LogCaptureFixture) -> 
     (line,) = LINE.findall(warnings(caplog)[0])
     expected = {"visit": "*", "entry": ["id", "text"], "marker": "*"}
     assert ast.literal_eval(line) == expected
+    # For whole tables the narrower way out comes first.
+    (said,) = warnings(caplog)
+    assert said.index("using_master(pin=False)") < said.index("REPLICATED_UNPINNED")
+
+
+@pytest.mark.parametrize("order", ["before", "after", "apart"])
+def test_what_may_write(
+    site: Site, caplog: pytest.LogCaptureFixture, order: str
+) -> None:
+    """A function that may write is named, and no line hides it."""
+
+    def charge() -> None:
+        with using_master():
+            site.db.session.scalar(sa.text("SELECT charge_guest(7)"))
+
+    def view() -> None:
+        if order == "before":
+            charge()
+        site.db.session.execute(sa.update(site.entry).values(text="x"))
+        if order == "apart":
+            site.db.session.commit()
+        if order != "before":
+            charge()
+        site.db.session.commit()
+
+    with site.app.app_context():
+
+        @sa.event.listens_for(site.db.engine, "connect")
+        def prepare(connection: Any, _record: Any) -> None:
+            connection.create_function("charge_guest", 1, lambda _: 1)
+
+        site.db.engine.dispose()
+
+    ask(site, add(site, view))
+    (said,) = warnings(caplog)
+    assert "entry (text)" in said
+    assert "SELECT charge_guest(7)" in said
+    assert LINE.findall(said) == []
 
 
 def test_what_cannot_be_told(site: Site, caplog: pytest.LogCaptureFixture) -> None:

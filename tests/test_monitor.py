@@ -276,12 +276,12 @@ UNKNOWN = RuntimeError("no such statement")
         ("mariadb", [UNKNOWN, UNKNOWN, [("wsrep_on", "ON")]], Observation()),
         (
             "postgresql",
-            [[(True, None, None, False, None, None, 3, 1.5, None)]],
+            [[(True, None, None, False, None, None, 3, 1.5)]],
             Observation(False, None, True, timeline=3, started=1.5),
         ),
         (
             "postgresql",
-            [[(True, 5, 4, False, 9, None, 3, 1.5, None)]],
+            [[(True, 5, 4, False, 9, None, 3, 1.5)]],
             Observation(
                 primary=False,
                 lag=9.0,
@@ -295,7 +295,7 @@ UNKNOWN = RuntimeError("no such statement")
         ),
         (
             "postgresql",
-            [[(True, 5, 4, True, 9, 4, 3, 1.5, None)]],
+            [[(True, 5, 4, True, 9, 4, 3, 1.5)]],
             Observation(
                 primary=False,
                 lag=9.0,
@@ -311,18 +311,18 @@ UNKNOWN = RuntimeError("no such statement")
         ),
         (
             "postgresql",
-            [[(True, 5, 5, True, 9, None, 3, 1.5, None)]],
+            [[(True, 5, 5, True, 9, None, 3, 1.5)]],
             Observation(False, 0.0, True, 5, 5, age=9.0, timeline=3, started=1.5),
         ),
         # It is connected, and sent nothing: its log has forked from its source's.
         (
             "postgresql",
-            [[(True, 4, 5, True, 9, 3, 3, 1.5, None)]],
+            [[(True, 4, 5, True, 9, 3, 3, 1.5)]],
             Observation(False, 9.0, True, None, 5, age=9.0, timeline=3, started=1.5),
         ),
         (
             "postgresql",
-            [[(False, None, None, False, None, None, 3, 1.5, "shop,x")]],
+            [[(False, None, None, False, None, None, 3, 1.5)], [("shop,x",)]],
             Observation(primary=True, doubtful=True, started=1.5, slots=("shop", "x")),
         ),
         ("sqlite", [[(1,)]], Observation()),

@@ -145,6 +145,67 @@ def savepoint(site: Site) -> None:
         site.db.session.execute(insert(site))
 
 
+def defaulted(site: Site) -> sa.Insert:
+    """Return an insert whose default asks the database first."""
+
+    def ask(context: Any) -> Any:
+        return context.connection.scalar(sa.text("SELECT 'asked'"))
+
+    id_ = sa.Column("id", sa.Integer, primary_key=True)
+    text = sa.Column("text", sa.String, default=ask)
+    return sa.insert(sa.Table("entry", sa.MetaData(), id_, text))
+
+
+def ask_before(site: Site, name: str) -> None:
+    """Have a listener ask the primary something before each statement."""
+
+    def ask(connection: sa.Connection, *_: Any) -> None:
+        if not connection.info.get("asks"):
+            connection.info["asks"] = True
+            connection.execute(sa.text("SELECT 1"))
+            del connection.info["asks"]
+
+    with site.app.app_context():
+        sa.event.listen(site.db.engine, name, ask)
+
+
+class TestOthersBefore:
+    """What runs on the same connection before a statement is sent hides nothing."""
+
+    @pytest.mark.parametrize("how", ["before_execute", "before_cursor_execute", ""])
+    def test_a_write(self, site: Site, how: str) -> None:
+        """The request is latched, and a pin begins or is renewed."""
+        if how:
+            ask_before(site, how)
+
+        def view() -> str:
+            site.db.session.execute(insert(site) if how else defaulted(site))
+            site.db.session.commit()
+            return str(site.who())
+
+        site.app.add_url_rule("/view", "view", view)
+        client = site.client()
+        for _ in range(2):
+            answer = client.get("/view")
+            assert answer.text == "master"
+            assert pin_of(answer) is not None
+
+    @pytest.mark.parametrize("how", ["before_execute", "before_cursor_execute"])
+    def test_housekeeping(self, build: Build, how: str) -> None:
+        """Nor is the other taken for the write, where that leaves no trace."""
+        site = build(REPLICATED_UNPINNED={"entry": "*"})
+        ask_before(site, how)
+
+        def view() -> str:
+            with using_master():
+                site.who()
+            site.db.session.execute(insert(site))
+            site.db.session.commit()
+            return "done"
+
+        assert pin_of(request(site, view)) is None
+
+
 WRITES: dict[str, Callable[[Site], Any]] = {
     "orm": flush,
     "core": lambda s: s.db.session.execute(insert(s)),

@@ -137,6 +137,30 @@ class TestLag:
         status.heard(Answer(facts, 10, 10, anew=True))
         assert lag(status, standby(120, 120), now=10.5) == 0.5
 
+    def test_successor(self) -> None:
+        """An old connection that leads to a former primary is not believed."""
+        status = heard((0, 100))
+        assert status.accepts(says(130, timeline=2))
+        seen: list[tuple[int, bool]] = []
+        for position, timeline, anew in (
+            (110, 1, False),
+            (130, 2, True),
+            # A new connection is, even if it leads back.
+            (140, 1, True),
+        ):
+            now = 5.0 + len(seen)
+            facts = says(position, timeline=timeline)
+            assert status.heard(Answer(facts, now, now, anew))
+            seen.append((status.timeline, status.wants_look))
+        assert seen == [(2, True), (2, False), (1, False)]
+        assert lag(status, standby(120, 120), now=7.5) == 1.5
+
+    def test_tells_no_more(self) -> None:
+        """Positions that grow old without others are not kept."""
+        status = heard((0, 100))
+        status.heard(Answer(says(None, timeline=1), 5, 5, anew=False))
+        assert lag(status, standby(100, age=70), now=6) == 70
+
     def test_is_bounded(self) -> None:
         """Old positions are thinned out, and the lag is never more than it is."""
         status = heard(*((now, 10 * now) for now in range(5000)))

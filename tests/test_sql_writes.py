@@ -62,6 +62,7 @@ POSTGRESQL: dict[str, list[str]] = {
         "t: a b c d"
     ],
     "UPDATE t * u SET a = $1::INTEGER": ["t: a"],
+    "UPDATE t SET a = 1 -- why\r, b = 2 -- c\r\n, d = 'ü' WHERE ö = 1": ["t: a b d"],
     "DELETE FROM ONLY t USING u WHERE t.a = u.a RETURNING lower(t.b)": ["t"],
     "INSERT INTO t AS x (a) VALUES (%(a)s) ON CONFLICT (a) DO UPDATE SET b = x.b": [
         "t"
@@ -131,6 +132,9 @@ UNSURE = [
     ("postgresql", "CALL count_visits()"),
     ("postgresql", "EXPLAIN ANALYZE UPDATE t SET a = 1"),
     ("postgresql", "INSERT t VALUES (1)"),
+    ("postgresql", "UPDATE t SET a = $ü$ ' $ü$; DELETE FROM u; SELECT ' '"),
+    ("postgresql", "UPDATE t SET a = \u20ac$x$, b = 2 -- $x$"),
+    ("postgresql", "UPDATE t SET a = 1 -- x\r; DELETE FROM u"),
     ("postgresql", "UPDATE t SET"),
     ("postgresql", "WITH x AS ("),
     ("postgresql", ""),

@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
+from flask import current_app, has_app_context, has_request_context
 
 from examples.cluster import wait_until
 from flask_replicated import replicated_engine
+from flask_replicated.config import read_settings
 from flask_replicated.probes import Probe
+from flask_replicated.state import AppState
 from flask_replicated.unpooled import connect_unpooled, prepare_unpooled
 from tests.pools import live, read
-from tests.support import make_file, sqlite_url
+from tests.support import Build, build_fixture, make_file, sqlite_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
 
     from flask_replicated.engines import RoutedEngine
     from flask_replicated.positions import Observation
+
+
+site_build = build_fixture
 
 
 class Replica:
@@ -177,3 +183,67 @@ def test_prepared(replica: Replica) -> None:
     assert connection.execute("SELECT 'ab' REGEXP 'a.'").fetchone() == (1,)
     assert connection.execute("PRAGMA read_uncommitted").fetchone() == (1,)
     connection.close()
+
+
+class TestInContext:
+    """A creator, or a listener, that reads the application's configuration."""
+
+    @pytest.mark.parametrize("broken", [False, True], ids=["well", "teardown_fails"])
+    def test_looks(
+        self,
+        site_build: Build,
+        tmp_path: Path,
+        looks: list[object],
+        *,
+        broken: bool,
+    ) -> None:
+        """The look connects in the application's context, and in no request."""
+        requests: list[bool] = []
+
+        def creator() -> sqlite3.Connection:
+            requests.append(has_request_context())
+            return sqlite3.connect(
+                current_app.config["REPLICA"], check_same_thread=False
+            )
+
+        file = make_file(tmp_path, "slave_1")
+        site = site_build(
+            [],
+            binds={"slave_1": {"url": sqlite_url(file), "creator": creator}},
+            REPLICATED_PROBE_INTERVAL=0.05,
+            REPLICA=str(file),
+        )
+
+        def fail(_error: BaseException | None) -> None:
+            if broken and not requests[-1]:
+                raise LookupError("only a request has this")
+
+        site.get()
+        site.app.teardown_appcontext_funcs.append(fail)
+        wait_until(lambda: len(looks) > 3, "some looks")
+        site.app.teardown_appcontext_funcs.remove(fail)
+        assert not [one for one in looks if isinstance(one, Exception)]
+        assert requests[0]
+        assert not any(requests[-2:])
+
+    def test_left_again(self, site_build: Build) -> None:
+        """The context ends when the connection is made."""
+        site = site_build(["slave_1"])
+        state = site.app.extensions["replicated"].state(site.app)
+        seen: list[object] = []
+
+        def note(*_: object) -> None:
+            seen.append(current_app.name)
+
+        engine = sa.create_engine("sqlite://")
+        sa.event.listen(engine, "do_connect", note)
+        connect_unpooled(engine, state.surroundings()).close()
+        assert seen == [site.app.name]
+        assert not has_app_context()
+
+    def test_without_an_application(self, replica: Replica) -> None:
+        """Where there is none, nothing is pushed."""
+        state = AppState(read_settings({}, ("GET",), {}))
+        engine = sa.create_engine("sqlite://", creator=replica.without)
+        connect_unpooled(engine, state.surroundings()).close()
+        assert replica.records == [None]

@@ -6,10 +6,10 @@ import gc
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import event, select, text
 
 from examples.cluster import wait_until
 from flask_replicated import AllReplicasOutError
@@ -139,6 +139,28 @@ def test_killed_in_a_statement(
         victim.kill()
         servers = answer.result(30).servers
     assert servers == ["standby_1"] * reads_before + ["primary", "primary"]
+
+
+def test_ended_where_a_listener_prepares(
+    build: Build, healthy_cluster: Cluster
+) -> None:
+    """What after_begin has set for a transaction is set where the read goes on."""
+    site = build()
+
+    def set_tenant(_session: object, _transaction: object, connection: Any) -> None:
+        connection.execute(text("set local app.tenant = '7'"))
+
+    event.listen(site.db.session, "after_begin", set_tenant)
+    tenant = text("select current_setting('app.tenant')")
+
+    def view() -> dict[str, list[str]]:
+        first = site.db.session.scalar(tenant)
+        for standby in healthy_cluster.standbys:
+            end_backends(standby)
+        return {"servers": [first, site.db.session.scalar(tenant)], "texts": []}
+
+    site.app.add_url_rule("/ended", "ended", view)
+    assert site.get(path="/ended").servers == ["7", "7"]
 
 
 def test_restarted_between_requests(build: Build, healthy_cluster: Cluster) -> None:

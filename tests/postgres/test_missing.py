@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import event, select, text
+from sqlalchemy import event, func, make_url, select, text
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 from sqlalchemy.orm import selectinload
 
 from flask_replicated import using_slave
 from tests.postgres.support import bind
+from tests.postgres.support import make_site as application
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -241,6 +243,26 @@ def test_after_a_setting(site: Site) -> None:
     assert not asked
 
 
+@pytest.mark.parametrize("level", [None, "REPEATABLE READ"])
+def test_prepared_by_a_listener(
+    late: Standby, build: Build, driver: str, level: str | None
+) -> None:
+    """What after_begin sets is set on the primary, too: row-level security holds."""
+    options = {} if level is None else {"isolation_level": level}
+    site = make_site(late, build, driver, **options)
+
+    def set_tenant(_session: object, _transaction: object, connection: Any) -> None:
+        connection.execute(select(func.set_config("app.tenant", "7", True)))
+
+    event.listen(site.db.session, "after_begin", set_tenant)
+    query = "select count(*) || current_setting('app.tenant') from label"
+
+    def view() -> list[object]:
+        return [site.db.session.scalar(text(query)), site.who().server]
+
+    assert ask(site, view) == ["17", "primary"]
+
+
 def test_wrong_values(site: Site) -> None:
     """A value that is wrong everywhere is the replica's to refuse."""
     asked = count_on_primary(site)
@@ -248,6 +270,61 @@ def test_wrong_values(site: Site) -> None:
     def view() -> str:
         with pytest.raises(DBAPIError, match="integer"):
             site.db.session.scalar(text("select count(*) from item where id = 'x'"))
+        return "raised"
+
+    assert ask(site, view) == "raised"
+    assert not asked
+
+
+@pytest.mark.parametrize("silent", [False, True], ids=["refused", "silent"])
+def test_primary_out_of_reach(late: Standby, driver: str, *, silent: bool) -> None:
+    """The replica's own error is raised; a primary that is out is not tried again."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if silent:
+            server.listen()
+        url = make_url(bind(late, driver)).set(port=server.getsockname()[1])
+        site = application(
+            url.render_as_string(hide_password=False),
+            {"slave_1": bind(late, driver)},
+            REPLICATED_CONNECT_TIMEOUT=1,
+            REPLICATED_BREAKER_RESET=60,
+            REPLICATED_BREAKER_MAX_RESET=60,
+            REPLICATED_PROBE_INTERVAL=0,
+        )
+        tried: list[object] = []
+        with site.app.app_context():
+            primary: Any = site.db.engine
+            event.listen(primary.real, "do_connect", lambda *_: tried.append(1))
+
+        def view() -> str:
+            with pytest.raises(ProgrammingError, match="nowhere") as caught:
+                site.db.session.scalar(text("select count(*) from nowhere"))
+            assert caught.value.orig is caught.value.__context__
+            site.db.session.rollback()
+            return site.who().server
+
+        site.app.add_url_rule("/view", "view", view)
+        try:
+            assert site.client().get("/view").text == "standby_1"
+            once = len(tried)
+            assert once
+            assert site.client().get("/view").text == "standby_1"
+            assert len(tried) == once
+        finally:
+            site.dispose()
+
+
+def test_primary_known_to_be_out(site: Site) -> None:
+    """What the background look has found spares a statement its try."""
+    asked = count_on_primary(site)
+    routed = site.app.extensions["replicated"].state(site.app).routes[None]
+
+    def view() -> str:
+        site.who()
+        routed.status.lost()
+        with pytest.raises(ProgrammingError, match="label"):
+            site.db.session.scalar(text(NEW["table"]))
         return "raised"
 
     assert ask(site, view) == "raised"
