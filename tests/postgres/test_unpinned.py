@@ -56,16 +56,16 @@ def _tables(cluster: Cluster) -> Iterator[None]:
     engine = sa.create_engine(cluster.primary.url())
     with engine.begin() as connection:
         connection.execute(sa.text("create schema forum"))
-        connection.execute(sa.text("create schema tenant"))
+        connection.execute(sa.text("create schema annex"))
         META.create_all(connection)
-        connection.execute(sa.text("create table tenant.visit (id int, at text)"))
+        connection.execute(sa.text("create table annex.visit (id int, at text)"))
         connection.execute(sa.insert(TOPIC).values(id=1, views=0))
         connection.execute(sa.insert(GUEST).values({"id": 1, "Last Seen": 0}))
     cluster.wait_replicated()
     yield
     with engine.begin() as connection:
         META.drop_all(connection)
-        connection.execute(sa.text("drop schema tenant, forum cascade"))
+        connection.execute(sa.text("drop schema annex, forum cascade"))
     engine.dispose()
 
 
@@ -110,7 +110,7 @@ NO_TRACE: dict[str, Act] = {
         sa.update(TOPIC).values(views=GUEST.c.id).where(GUEST.c.id == TOPIC.c.id)
     ),
     "another schema at run time": execute(
-        sa.insert(VISIT).values(id=1, at="x"), schema_translate_map={None: "tenant"}
+        sa.insert(VISIT).values(id=1, at="x"), schema_translate_map={None: "annex"}
     ),
     "text with a schema": text("update forum.topic set views = views + 1"),
     "text with the default schema": text("delete from public.visit"),
@@ -133,7 +133,7 @@ TRACE: dict[str, Act] = {
     "a CTE": execute(sa.select(renamed.c.id)),
     "one CTE of two": execute(sa.select(sa.literal(1)).add_cte(deleted, renamed)),
     "text without the schema": text("update topic set views = 1"),
-    "text with another": text("delete from tenant.visit"),
+    "text with another": text("delete from annex.visit"),
     "text with another case": text('insert into "VISIT" values (1)'),
     "text without its quotes": text("update guest set last_seen = 1"),
     "two statements": text("delete from visit; update forum.topic set title = 'x'"),
