@@ -97,7 +97,7 @@ class Gate:
             return
         if context._is_server_side:  # type: ignore[attr-defined]  # noqa: SLF001 - its cursor, which has no public name
             begin_block(connection)
-        if not connection.sent and connection.in_transaction():
+        if not connection.sent and connection._transaction is not None:  # noqa: SLF001 - in_transaction(), at no call's price
             connection.shape.reads.on_replica(connection.member)
         connection.sent += 1
 

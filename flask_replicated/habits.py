@@ -7,9 +7,8 @@ by the primary and pins each client, and nothing else tells.
 from __future__ import annotations
 
 import logging
+import re
 from typing import TYPE_CHECKING, NamedTuple
-
-from balancers import redact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
@@ -29,6 +28,7 @@ _SHARE = 0.8
 _MANY = 1000  # endpoints
 _FEW = 20  # tables, columns of a table, statements
 _SHOWN, _LENGTH = 3, 100  # statements that do not tell, and their characters
+_BEFORE_LITERALS = re.compile(r"""[^'"$]*""")
 
 _Rules = dict[str, set[str] | None]
 
@@ -167,8 +167,14 @@ class Habits:
 
 
 def _beginning(sql: str) -> str:
-    """Return the beginning of a statement on one line, without passwords."""
-    return redact(" ".join(sql.split()))[:_LENGTH]
+    """Return the beginning of a statement on one line, up to the first literal.
+
+    A literal may be a password, and no two servers quote it alike.
+    """
+    plain = _BEFORE_LITERALS.match(sql)
+    shown = " ".join(plain[0].split()) if plain else ""
+    whole = plain is not None and plain.end() == len(sql) and len(shown) <= _LENGTH
+    return shown if whole else f"{shown[:_LENGTH]}…"
 
 
 def _named(name: Name, sent: Sent) -> str:
