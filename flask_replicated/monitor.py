@@ -370,7 +370,9 @@ class _Round:
         member = look.member
         silence = ReplicaSilentError(member.name, self._policy.timeout)
         if member is self._primary:
-            self._lose_primary(silence)
+            # A pooler lets wait whom it has no connection for.
+            pooled = isinstance(look.probe, PrimaryProbe) and look.probe.pooled
+            self._lose_primary(silence, lives=pooled)
         else:
             self._unfit(member, silence)
         look.given_up += 1
@@ -485,10 +487,10 @@ class _Round:
             self._primary_lost = False
             logger.warning("the primary answers again")
 
-    def _lose_primary(self, error: Exception) -> None:
+    def _lose_primary(self, error: Exception, *, lives: bool = False) -> None:
         """Note that the primary cannot be asked, and say so once."""
         # One that is busy lives; so does one that does not know the account.
-        lives = judge_connect(error) is not Verdict.DOWN
+        lives = lives or judge_connect(error) is not Verdict.DOWN
         self._status.lost(lives=lives)
         if not lives and not self._primary_lost:
             self._primary_lost = True

@@ -116,7 +116,8 @@ class PrimaryStatus:
         out: Whether it did not answer the latest look, or a standby did.
         doubted: Whether the next look should be over a new connection: one that is
             kept may lead to a server that is the primary no more.
-        confirmed: When it was last asked over a new connection.
+        asked: When it was last asked, and has answered; by the clock of the looks.
+        confirmed: The same, over a new connection.
     """
 
     _MOST = 1000  # positions; beyond it older ones are thinned out
@@ -128,7 +129,7 @@ class PrimaryStatus:
         self._answers = False
         # By the look: others ask for less.
         self._looked = Facts()
-        self._asked = -math.inf
+        self.asked = -math.inf
         self._runs: tuple[_Run, ...] = ()
         self._from: Position | None = None
         self._followed = 0
@@ -163,7 +164,7 @@ class PrimaryStatus:
             self._from = facts.position
         self._note(facts.position, answer)
         self.out, self._answers, self._followed = False, True, 0
-        self._asked = answer.asked
+        self.asked = answer.asked
         if answer.anew:
             self.confirmed, self.doubted = answer.asked, False
         return True
@@ -223,7 +224,7 @@ class PrimaryStatus:
 
     def was_behind(self, position: Position, when: float) -> bool:
         """Whether the primary had not written yet what was shown already at a time."""
-        if not self._runs or self._asked <= when:
+        if not self._runs or self.asked <= when:
             return False
         return covers(self._runs[-1].position, position) is False
 
@@ -243,7 +244,7 @@ class PrimaryStatus:
             now: When it was seen, by the clock of the looks.
         """
         frozen = self.out and not found.pending
-        bounds = self._bounds(found.position, now, self._asked if frozen else now)
+        bounds = self._bounds(found.position, now, self.asked if frozen else now)
         if bounds is None:
             return own, found.measured
         if found.pending or not found.cut_off:
@@ -267,7 +268,7 @@ class PrimaryStatus:
         known = [confirmed[slot] for slot in slots if slot in confirmed]
         # As of when the primary was asked for both.
         shown = {"": min(known)} if known else None
-        bounds = self._bounds(shown, self._asked, self._asked)
+        bounds = self._bounds(shown, self.asked, self.asked)
         return None if bounds is None else bounds.least
 
     def _bounds(

@@ -11,7 +11,7 @@ from .comparing import Comparison
 from .histories import History
 from .poolers import backend_pid
 from .positions import Observation, observe, observers_of, sees_it_answer
-from .primary_status import Answer, Facts, ask_primary
+from .primary_status import Answer, ask_primary
 from .sockets import hang_up, leave_to_parent
 from .unpooled import connect_unpooled, prepare_unpooled
 
@@ -272,6 +272,7 @@ class PrimaryProbe(Probe):
 
     Attributes:
         answer: What the latest look has found.
+        pooled: Whether it was reached through a connection pooler.
     """
 
     def __init__(
@@ -281,24 +282,25 @@ class PrimaryProbe(Probe):
     ) -> None:
         super().__init__(member, surroundings=surroundings)
         self.answer: Answer | None = None
+        self.pooled = False
 
     def _question(self, connection: Any, *, anew: bool) -> Observation:
         asked = time.monotonic()
-        dialect = self.member.target.dialect.name
-        facts = ask_primary(connection, dialect, whole=True)
+        dialect = self.member.target.dialect
+        facts = ask_primary(connection, dialect.name, whole=True)
         self.answer = Answer(facts, asked, time.monotonic(), anew)
+        told = backend_pid(dialect.driver, connection)
+        self.pooled = bool(told) and facts.backend not in {None, told}
         # By its name the primary may be found next time; and a pooler might set aside
         # one of its few connections for one that is kept.
-        self._keep = not (facts.standby or self._is_pooled(facts, connection))
+        self._keep = not (facts.standby or self.pooled)
         return Observation()
-
-    def _is_pooled(self, facts: Facts, connection: Any) -> bool:
-        told = backend_pid(self.member.target.dialect.driver, connection)
-        return bool(told) and facts.backend not in {None, told}
 
     def successor(self) -> Probe:
         """Return what looks in its place, while a look of its own does not end."""
-        return PrimaryProbe(self.member, self._surroundings)
+        other = PrimaryProbe(self.member, self._surroundings)
+        other.pooled = self.pooled
+        return other
 
 
 def _answers(connection: Any) -> bool:

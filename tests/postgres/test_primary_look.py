@@ -148,8 +148,8 @@ class TestLag:
         wait_until(lambda: primary.execute(clients) == [(0,)], "older ones to end")
         site = build(**OFTEN)
         wait_known(site)
-        asked = status(site)._asked
-        wait_until(lambda: status(site)._asked > asked + 1, "some more looks")
+        asked = status(site).asked
+        wait_until(lambda: status(site).asked > asked + 1, "some more looks")
         assert primary.execute(clients) == [(1,)]
         site.dispose()
         wait_until(lambda: primary.execute(clients) == [(0,)], "it to end")
@@ -166,8 +166,8 @@ class TestLag:
                 SQLALCHEMY_ENGINE_OPTIONS=dict(options),
             )
             wait_known(site)
-            asked = status(site)._asked
-            wait_until(lambda: status(site)._asked > asked, "another look")
+            asked = status(site).asked
+            wait_until(lambda: status(site).asked > asked, "another look")
             assert site.post("written").texts == ["written"]
 
     def test_primary_is_full(
@@ -218,8 +218,13 @@ class TestPrimaryIsOut:
         assert len([one for one in said if "primary does not answer" in one]) == 1
         assert len([one for one in said if "primary answers again" in one]) == 1
 
+    @pytest.mark.parametrize("frozen", [False, True])
     def test_least_stale(
-        self, build: Build, healthy_cluster: Cluster, caplog: pytest.LogCaptureFixture
+        self,
+        build: Build,
+        healthy_cluster: Cluster,
+        caplog: pytest.LogCaptureFixture,
+        frozen: bool,
     ) -> None:
         """Where all lag, the one that shows most serves; that is said once."""
         primary, standbys = healthy_cluster.primary, healthy_cluster.standbys
@@ -235,7 +240,9 @@ class TestPrimaryIsOut:
                     other.wait_replayed()
         settle(site)
         assert site.get().servers[0] == "primary"
-        primary.kill()
+        (primary.freeze if frozen else primary.kill)()
+        if frozen:  # no read on an open connection would ever end
+            wait_until(lambda: "does not answer" in caplog.text, "that to be known", 20)
         for _ in range(6):
             answer = site.get()
             assert answer.servers == ["standby_3", "standby_3"]
@@ -244,7 +251,7 @@ class TestPrimaryIsOut:
         (said,) = [one for one in errors if "the primary does not connect" in one]
         assert "'slave_3'" in said
         assert not site.live()
-        primary.start()
+        (primary.thaw if frozen else primary.start)()
         wait_until(lambda: site.get().servers[0] == "primary", "the way back", 20)
         assert "the primary connects again" in caplog.text
         for standby in standbys:
