@@ -9,13 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import ReplicaLagsError
 from .histories import fault_of
-from .positions import (
-    Observation,
-    observe,
-    observers_of,
-    role_observer,
-    wait_a_moment,
-)
+from .positions import Observation, observers_of, role_observer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,8 +25,6 @@ any_lag_will_do: ContextVar[bool] = ContextVar(
 )
 """Whether whoever connects takes a replica that is too far behind, as none is not."""
 
-_MOMENTS = 3
-"""How often a server is asked again that may only just have something to replay."""
 _AGAIN = 5.0
 """Seconds after which one is asked again where no look in the background does it."""
 _COMPARED = 60.0
@@ -106,10 +98,13 @@ class Admission:
         self._asked = self._clock()
         if self._history.kinship is not None:
             self._history.kinship.ask(connection)
-        found = observe(connection, *self._observers)
+        history = self._history
+        progress = history.progress.copy()
+        found = history.settle(connection, self._observers, self._clock, progress)
+        history.progress = progress
         if found.doubtful:
             self._compare()
-        fault = self._fault(self._judged(connection, found))
+        fault = self._fault(found)
         # Not the error itself, which would keep alive who is waiting here.
         self._history.lags = lags = isinstance(fault, ReplicaLagsError)
         if fault is not None and not (lags and any_lag_will_do.get()):
@@ -121,26 +116,6 @@ class Admission:
         if self._comparison is not None and now >= self._compare_at:
             self._compare_at = now + _COMPARED
             self._comparison.begin(self._history.found_twin)
-
-    def _judged(self, connection: Any, found: Observation) -> Observation:
-        """Return what was seen, and how far it is behind at most by all that is known.
-
-        Behind a primary that was idle the last transaction is old, and what is not
-        replayed may have only just come. Nobody knows until it is replayed; so it has
-        a few moments for that.
-        """
-        history = self._history
-        progress = history.progress.copy()
-        judged = history.judge(found, self._clock(), progress)
-        for _ in range(_MOMENTS):
-            waits = isinstance(self._fault(judged), ReplicaLagsError)
-            if judged.received is None or not waits:
-                break
-            observe(connection, wait_a_moment)
-            found = observe(connection, *self._observers)
-            judged = history.judge(found, self._clock(), progress)
-        history.progress = progress
-        return judged
 
 
 def _observers(

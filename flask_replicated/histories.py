@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import (
     DivergedReplicaError,
@@ -11,13 +11,19 @@ from .errors import (
     WrongRoleError,
 )
 from .lineage import Lineage
-from .positions import Observation, Progress
+from .positions import Observation, Progress, observe, wait_a_moment
 from .primary_status import PrimaryStatus
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from .kinship import Kinship
+    from .positions import Observer
 
 __all__ = ["History", "fault_of"]
+
+_MOMENTS = 3
+"""How often a server is asked again that may only just have something to replay."""
 
 
 class History:
@@ -27,6 +33,7 @@ class History:
         status: What is known of the primary; nothing by default.
         kinship: Compares what it says of itself with what its primary says, if it is to
             be compared.
+        max_lag: Seconds that it may be behind; None for any.
 
     Attributes:
         progress: How far it had got at each look.
@@ -38,7 +45,10 @@ class History:
     """
 
     def __init__(
-        self, status: PrimaryStatus | None = None, kinship: Kinship | None = None
+        self,
+        status: PrimaryStatus | None = None,
+        kinship: Kinship | None = None,
+        max_lag: float | None = None,
     ) -> None:
         self.kinship = kinship
         self.progress = Progress()
@@ -48,12 +58,43 @@ class History:
         self.lags = False
         self._status = PrimaryStatus() if status is None else status
         self._lineage = Lineage(self._status)
+        self._max_lag = max_lag
         self._replicated = False
         self._started: float | None = None
 
     def found_twin(self, twin: bool) -> None:
         """Note whether its server was found to be the primary's own."""
         self.twin = self.own = twin
+
+    def settle(
+        self,
+        connection: Any,
+        observers: Iterable[Observer],
+        clock: Callable[[], float],
+        progress: Progress | None = None,
+    ) -> Observation:
+        """Ask a server what it is; give it a few moments before it is too far behind.
+
+        Behind a primary that was idle, or out, the last transaction is old, and what is
+        not replayed may have only just come. Nobody knows until it is replayed.
+
+        Args:
+            connection: A DBAPI connection.
+            observers: What to ask, each for when the one before fails.
+            clock: Returns seconds that never go backwards.
+            progress: As for :meth:`judge`.
+
+        Raises:
+            Exception: The driver's, if it does not answer.
+        """
+        found = self.judge(observe(connection, *observers), clock(), progress)
+        for _ in range(_MOMENTS):
+            replays = found.pending and found.received is not None
+            if not replays or not _too_far(found, self._max_lag):
+                break
+            observe(connection, wait_a_moment)
+            found = self.judge(observe(connection, *observers), clock(), progress)
+        return found
 
     def judge(
         self, found: Observation, now: float, progress: Progress | None = None
@@ -75,13 +116,12 @@ class History:
         self._started = found.started
         if (found.alone and self._replicated) or (found.doubtful and self.twin):
             found = found._replace(primary=True)
+        own = (progress or self.progress).lag(found, now)
         if found.primary:
             self._lineage.found_primary()
-            self.progress = Progress()
             lag = self._status.subscribed(found.slots) if found.slots else None
             found = found._replace(lag=lag, measured=lag is not None, own=self.own)
         else:
-            own = (progress or self.progress).lag(found, now)
             lag, measured = self._status.lag(found, own, now)
             apart = self._lineage.judge(found, now)
             found = found._replace(lag=lag, measured=measured, apart=apart)
@@ -104,8 +144,12 @@ def fault_of(
         return WrongRoleError(name, found.own)
     if role_check and found.apart is not None:
         return DivergedReplicaError(name, found.apart)
-    if max_lag is None or not found.measured:
-        return None
-    if found.lag is None or found.lag > max_lag:
+    if max_lag is not None and _too_far(found, max_lag):
         return ReplicaLagsError(name, found.lag, max_lag)
     return None
+
+
+def _too_far(found: Observation, max_lag: float | None) -> bool:
+    if max_lag is None or not found.measured:
+        return False
+    return found.lag is None or found.lag > max_lag

@@ -185,13 +185,14 @@ class Probe:
         kinship = self._history.kinship
         if kinship is not None:
             kinship.look(connection, anew=anew)
-        found = observe(connection, *self._observers, sees_it_answer)
+        found = self._history.settle(
+            connection, (*self._observers, sees_it_answer), time.monotonic
+        )
         connection.rollback()  # or it would stay idle in a transaction
-        judged = self._history.judge(found, time.monotonic())
         # It says when it was started, and so whether it is the one that was compared.
-        settled = judged.own is not None and found.started is not None
-        self._wonders = self._wonders and found.doubtful and not settled
-        return judged
+        compared = found.own is not None and found.started is not None
+        self._wonders = self._wonders and found.doubtful and not compared
+        return found
 
     def list_backends(self) -> list[Backend] | None:
         """Ask the server what it does for its clients; None if it cannot be asked."""

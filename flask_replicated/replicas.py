@@ -97,7 +97,7 @@ class Replica:
         status: PrimaryStatus | None = None,
         surroundings: Surroundings = nullcontext,
     ) -> None:
-        self.history = History(status, kinship)
+        self.history = History(status, kinship, max_lag)
         self.admission = Admission(
             name,
             engine.dialect.name,

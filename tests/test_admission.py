@@ -67,7 +67,7 @@ class Server:
 def admission(dialect: str = "postgresql", **options: Any) -> Admission:
     """Return one as it is by default."""
     given = {"role_check": True, "max_lag": 30.0, "watched": True, **options}
-    history = given.pop("history", None) or History()
+    history = given.pop("history", None) or History(max_lag=given["max_lag"])
     return Admission("slave_1", dialect, history, **given)
 
 

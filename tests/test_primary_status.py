@@ -10,8 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flask_replicated.histories import History, fault_of
-from flask_replicated.positions import Observation, covers, read_gtids
+from flask_replicated.positions import (
+    Observation,
+    covers,
+    observers_of,
+    read_gtids,
+)
 from flask_replicated.primary_status import Answer, Facts, PrimaryStatus
+from tests.balancers.support import FakeClock
 from tests.support import unhurried
 
 UNKNOWN = RuntimeError("no such variable")
@@ -198,6 +204,63 @@ class TestLag:
             if bounds is not None:
                 assert bounds.least <= age
                 assert bounds.most is None or bounds.most >= age
+
+
+class Standby:
+    """A connection, and its cursor, to a standby that replays while it is asked."""
+
+    def __init__(self, *rows: tuple[int, int]) -> None:
+        self._rows = list(rows)
+        self.waited = 0
+        self._answer: tuple[Any, ...] = ()
+
+    def cursor(self) -> Standby:
+        """Return itself."""
+        return self
+
+    def execute(self, sql: str) -> None:
+        """Answer with what was received and replayed by now."""
+        if "pg_sleep" in sql:
+            self.waited += 1
+            return
+        received, replayed = self._rows.pop(0)
+        self._answer = (True, received, replayed, True, 600, 1, 1, 7.0)
+
+    def fetchone(self) -> tuple[Any, ...]:
+        """Return it."""
+        return self._answer
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class TestMoments:
+    """What has only just come is no lag, in the look either."""
+
+    def test_primary_is_back(self) -> None:
+        """A standby that is seen before it has replayed the first of it stays."""
+        status, clock = heard((0, 100)), FakeClock()
+        history = History(status, max_lag=30)
+        clock.now = 1.0
+        observers = observers_of("postgresql")
+        history.settle(Standby((100, 100)), observers, clock)
+        status.lost()
+        clock.now = 600.0
+        server = Standby((180, 100), (250, 180))
+        found = history.settle(server, observers, clock)
+        assert server.waited == 1
+        assert found.lag == 0
+
+    def test_replays_nothing(self) -> None:
+        """One that goes on to show nothing of it is behind after a few of them."""
+        status, clock = heard((0, 100)), FakeClock()
+        clock.now = 600.0
+        server = Standby(*[(180, 100)] * 4)
+        found = History(status, max_lag=30).settle(
+            server, observers_of("postgresql"), clock
+        )
+        assert server.waited == 3
+        assert found.lag == 600
 
 
 class TestStandby:

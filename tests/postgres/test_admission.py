@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from examples.cluster import wait_until
-from flask_replicated import admission
+from flask_replicated import admission, histories
 from flask_replicated.positions import wait_a_moment
 from tests.postgres.support import bind
 
@@ -89,7 +89,7 @@ def test_primary_that_was_idle(
         wait_a_moment(cursor)
         moments.append(None)
 
-    monkeypatch.setattr(admission, "wait_a_moment", replayed_meanwhile)
+    monkeypatch.setattr(histories, "wait_a_moment", replayed_meanwhile)
     site = build(**STRICT)
     assert site.count(6).keys() == {"standby_1", "standby_2", "standby_3"}
     assert len(moments) == 2

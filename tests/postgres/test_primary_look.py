@@ -128,6 +128,8 @@ class TestLag:
     def test_cut_off_while_idle(self, build: Build, healthy_cluster: Cluster) -> None:
         """One that receives nothing lacks nothing while nothing is written."""
         primary, (standby, *_) = healthy_cluster.primary, healthy_cluster.standbys
+        primary.execute("checkpoint")  # or it logs its state a while later
+        healthy_cluster.wait_replicated()
         with following(standby, 0, primary.port):
             site = build(**OFTEN)
             wait_known(site)
