@@ -31,6 +31,7 @@ from .errors import (
 )
 from .events import Listeners, raised_by_listener
 from .failures import Verdict, judge_connect
+from .room import Room, in_use, is_full
 from .routing import ALL_BUSY, ALL_OUT, SPENT, Role
 from .scopes import active_role, leaves_no_trace
 from .shapes import Alias, EngineShape, shown_by
@@ -148,6 +149,15 @@ class ReplicaEngine(EngineShape):
         self.reads = routed.reads
         self.routed = routed
         self._replicas = replicas
+        settings = routed.app.settings
+        self._room = Room(
+            replica_pool,
+            replicas,
+            settings.balancer,
+            bearable=settings.connect_timeout,
+            longest=settings.breaker_max_reset,
+            bind=routed.outages.setting,
+        )
         self._told = Notices()
         self._primary_failed = -math.inf
         self._load_from = 0.0  # when load is told of again
@@ -183,6 +193,8 @@ class ReplicaEngine(EngineShape):
                     state.kept[self] = member
         except NoMemberAvailable:
             return self._without_replicas({}, set(), state)
+        if member is not kept and in_use(member.target):
+            member = self._where_room_is(member, state)
         permit = pool.permit(member)
         try:
             connection = (self._picked.get(member) or self._note(member)).connect()
@@ -194,9 +206,18 @@ class ReplicaEngine(EngineShape):
             return self._elsewhere(
                 member, causes, set() if lost else set(causes), state
             )
-        if not permit.quiet or self._told:
+        if not permit.quiet or self._told or self._room.exhausted:
             self._welcome(member, permit)
         return connection
+
+    def _where_room_is(
+        self, picked: Member[Engine], state: RequestState | None
+    ) -> Member[Engine]:
+        """Return the replica that was picked, unless others have more room."""
+        member = self._room.choose(picked)
+        if member is not picked and state is not None:
+            state.kept[self] = member
+        return member
 
     def _elsewhere(
         self,
@@ -216,7 +237,8 @@ class ReplicaEngine(EngineShape):
             state: Of the running request, or None.
         """
         until = time.monotonic() + self.routed.app.settings.failover_timeout
-        for member in self.replica_pool.others(failed):
+        # Whoever has waited already waits no more.
+        for member in self._others(failed, causes, busy, wait=not busy):
             permit = self.replica_pool.permit(member)
             try:
                 connection = (self._picked.get(member) or self._note(member)).connect()
@@ -233,6 +255,27 @@ class ReplicaEngine(EngineShape):
             return connection
         return self._without_replicas(causes, busy, state)
 
+    def _others(
+        self,
+        failed: Member[Engine],
+        causes: dict[str, str],
+        busy: set[str],
+        *,
+        wait: bool,
+    ) -> Iterator[Member[Engine]]:
+        """Return whom to try: those with room; at last one that is to be waited for."""
+        full = []
+        for member in self.replica_pool.others(failed):
+            if is_full(member.target):
+                self._room.found_full(member, self.replica_pool.permit(member))
+                causes[member.name] = "it has no connection to spare"
+                busy.add(member.name)
+                full.append(member)
+            else:
+                yield member
+        if wait:
+            yield from full[:1]
+
     def _stand_in(self, state: RequestState) -> Connection:
         """Connect to the primary: the request's replica lives, and has no time for it.
 
@@ -244,6 +287,7 @@ class ReplicaEngine(EngineShape):
     def _welcome(self, member: Member[Engine], permit: Permit) -> None:
         """Tell the breaker that a connect succeeded, and the operator."""
         self.replica_pool.succeeded(member, permit)
+        self._room.relieved(member)
         stale, all_out = self._told.end(_STALE), self._told.end(_ALL_OUT)
         if stale or all_out:
             logger.warning("replicas serve reads again")
@@ -263,8 +307,10 @@ class ReplicaEngine(EngineShape):
             self._welcome(member, permit)
             raise error
         cause = error_text(error)
-        if isinstance(error, TimeoutError):
-            return cause, False  # its connection pool is exhausted: load, not death
+        if isinstance(error, TimeoutError):  # load, not death
+            if is_full(member.target):
+                self._room.found_full(member, permit)
+            return cause, False
         verdict = judge_connect(error)
         # A silence may be that of one server of several: it counts as a failure.
         unfit = isinstance(error, UnfitReplicaError)

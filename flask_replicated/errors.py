@@ -21,6 +21,7 @@ __all__ = [
     "AllReplicasOutError",
     "ConfigurationError",
     "DivergedReplicaError",
+    "ExhaustedError",
     "MisconfiguredReplicaError",
     "PrimaryUnavailableError",
     "ReplicaLagsError",
@@ -173,6 +174,30 @@ class UnansweredError(UnfitReplicaError):
             "were ended, and their reads go on elsewhere where that is safe. Something "
             "between here and there has lost them: a firewall, a balancer, a pooler, "
             "or one of several servers behind the address"
+        )
+
+
+class ExhaustedError(UnfitReplicaError):
+    """A replica's connection pool has had no connection to spare for long.
+
+    Attributes:
+        connections: How many are in use.
+        seconds: For how long at least none was given back.
+        bind: Where more can be allowed, in Python syntax.
+    """
+
+    def __init__(self, name: str, connections: int, seconds: float, bind: str) -> None:
+        self.connections = connections
+        self.seconds = seconds
+        self.bind = bind
+        super().__init__(name, connections, seconds, bind)
+
+    def __str__(self) -> str:
+        return (
+            f"all {self.connections} connections that its pool may have are in use, "
+            f"and none was given back for {self.seconds:g} s. Find out what its reads "
+            "wait for, or who keeps a connection without using it; or let more be open "
+            f"at a time (pool_size and max_overflow in {self.bind})"
         )
 
 

@@ -153,7 +153,7 @@ class PoolListener:
         outage.verdicts.add(verdict)
         outage.told = True
         if verdict is Verdict.MISCONFIGURED:
-            remedy = remedy_for(error, self._setting(name))
+            remedy = remedy_for(error, self.setting(name))
             logger.error(
                 "replica %r is not configured right, and serves no reads until it is: "
                 "%s%s",
@@ -203,10 +203,10 @@ class PoolListener:
                 "reads. Where every node is a bind, that is as it should be; else name "
                 "a standby in %s",
                 name,
-                self._setting(name),
+                self.setting(name),
             )
 
-    def _setting(self, name: str) -> str:
+    def setting(self, name: str) -> str:
         """Return what has a replica's URL, in Python syntax."""
         found = None if REPLICA_NAME.fullmatch(name) else _DISCOVERED.fullmatch(name)
         if found is not None:
@@ -221,4 +221,4 @@ class PoolListener:
         )
         replica = self._replicas.get(name)
         if replica is not None:
-            replica.ails = False
+            replica.ails = replica.crowded = False

@@ -468,7 +468,7 @@ class _Round:
     def _ails(self, member: Member[Engine]) -> bool:
         """Whether it takes more than an answer to say that a replica is well."""
         replica = self._cared.get(member)
-        return replica is not None and replica.ails
+        return replica is not None and (replica.ails or replica.crowded)
 
     def _hear_primary(self, look: Look) -> None:
         """Keep what the primary has said of itself."""

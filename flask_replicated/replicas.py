@@ -77,6 +77,9 @@ class Replica:
         outages: How often its breaker has opened, after failed trials too.
         ails: Whether it is out because its storage fails reads, which only a read
             can find to be over.
+        crowded: Whether it is out because its connection pool was exhausted for long,
+            of which no look knows either.
+        slow_until: The clock's reading up to which its answers are taken to be slow.
         history: What was seen of its server.
         admission: Asks the server whether it may be used.
     """
@@ -111,7 +114,8 @@ class Replica:
             else Comparison(primary, engine, surroundings=surroundings),
         )
         self.outages = 0
-        self.ails = False
+        self.ails = self.crowded = False
+        self.slow_until = -math.inf
         self._name = name
         self._engine = weakref.ref(engine)
         self._driver = engine.dialect.driver
@@ -144,6 +148,7 @@ class Replica:
         Returns:
             How many were ended that had not been ended before.
         """
+        self.crowded = False
         return sum(map(_end, self._known()))
 
     def waits(self) -> list[Wait]:
@@ -165,7 +170,10 @@ class Replica:
         now = wait_over(self._driver, wait.record)
         if now is None or now.connection is not wait.connection:
             return False
-        return now.received == wait.received and _end(wait.record)
+        if now.received != wait.received:
+            return False
+        self.crowded = False  # there is room again
+        return _end(wait.record)
 
     @property
     def in_use(self) -> bool:

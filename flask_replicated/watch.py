@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Suspect", "Watch"]
 
+_SLOW = 0.2
+"""Seconds without a word after which an answer is slow."""
+_MEMORY = 5.0
+"""Seconds for which a replica that was slow is taken to be slow."""
 _GRACE = 0.25
 """Seconds for an answer that may be under way when its server has done its work."""
 
@@ -95,6 +99,8 @@ class Watch:
             found[key] = one
         if not found or replica is None:
             return []
+        if any(now - one.since >= _SLOW for one in found.values()):
+            replica.slow_until = now + _MEMORY
         self._suspects[member] = found
         ended = [one for one in found.values() if now >= one.end]
         if ended:

@@ -93,7 +93,7 @@ def test_misconfigured(watched: Watched) -> None:
 )
 def test_setting(name: str, setting: str) -> None:
     """What is to be corrected is called what it is called in the configuration."""
-    assert PoolListener({}, "SQLALCHEMY_BINDS")._setting(name) == setting
+    assert PoolListener({}, "SQLALCHEMY_BINDS").setting(name) == setting
 
 
 def test_another_cause(watched: Watched) -> None:
