@@ -169,7 +169,7 @@ class UnansweredError(UnfitReplicaError):
 
     def __str__(self) -> str:
         return (
-            f"{self.statements} of its connections have been silent for "
+            f"{self.statements} of its connections have said nothing for "
             f"{self.seconds:g} s, though no server works on what they wait for. They "
             "were ended, and their reads go on elsewhere where that is safe. Something "
             "between here and there has lost them: a firewall, a balancer, a pooler, "

@@ -42,9 +42,10 @@ def in_use(engine: Engine) -> int:
     pool: Any = engine.pool
     try:
         free = pool._pool  # noqa: SLF001 - as said
-        return int(free.maxsize + pool._overflow - len(free.queue))  # noqa: SLF001 - the same
+        used: int = free.maxsize + pool._overflow - len(free.queue)  # noqa: SLF001 - the same
     except AttributeError:  # of asyncio, or of another kind
         return pool.checkedout() if isinstance(pool, QueuePool) else 0
+    return used
 
 
 def is_full(engine: Engine) -> bool:
