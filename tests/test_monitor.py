@@ -37,8 +37,20 @@ build = build_fixture
 
 
 def monitors() -> list[threading.Thread]:
-    """Return the threads of this package."""
+    """Return the threads of this package that other tests did not leave behind."""
+    return [t for t in _threads() if t not in _left_behind]
+
+
+def _threads() -> list[threading.Thread]:
     return [t for t in threading.enumerate() if t.name.startswith("flask_replicated")]
+
+
+_left_behind: list[threading.Thread] = []
+
+
+@pytest.fixture(autouse=True)
+def _leave_others_alone() -> None:
+    _left_behind[:] = _threads()
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from flask_replicated import (
     use_master_database,
     use_slave_database,
 )
-from tests.operations.hidden import hidden_write
+from tests.operations.hidden import do_hidden_writes, hidden_write
 from tests.operations.models import Country, db
 
 if TYPE_CHECKING:
@@ -199,6 +199,7 @@ class World:
                     found[member.target] = (bind, "replica")
             found[db.engines["drafts"]] = ("drafts", "other")
         for engine, (bind, role) in found.items():
+            do_hidden_writes(engine)
             self._listen_to(engine, bind, role)
 
     def _listen_to(self, engine: Engine, bind: str | None, role: str) -> None:
