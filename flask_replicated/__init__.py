@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from . import connecting, connections, engines, events, session, transactions
-from .counting import ReplicaPool, ReplicaPoolSnapshot, ReplicaSnapshot
+from .engine import connections, engines, events, session, transactions
+from .engine.session import RoutedSession
 from .errors import (
     AllReplicasOutError,
     ConfigurationError,
@@ -13,15 +13,16 @@ from .errors import (
     WriteOnReplicaError,
 )
 from .extension import FlaskReplicated
-from .pools import replicated_engine
-from .scopes import (
+from .fleet.build import replicated_engine
+from .replica import throttle
+from .routing.counts import ReplicaPool, ReplicaPoolSnapshot, ReplicaSnapshot
+from .routing.overrides import (
     changes_database,
     use_master_database,
     use_slave_database,
     using_master,
     using_slave,
 )
-from .session import RoutedSession
 
 __all__ = [
     "AllReplicasOutError",
@@ -46,6 +47,6 @@ __all__ = [
 # SQLAlchemy's warnings name the line that has called it: the first one outside its own
 # modules, which it knows by their names. What is called through these is called by the
 # program, and so the warning is to name its line.
-for _between in (connecting, connections, engines, events, session, transactions):
+for _between in (connections, engines, events, session, throttle, transactions):
     _between.__name__ = f"sqlalchemy.ext.{_between.__name__}"
 del _between

@@ -8,25 +8,25 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flask import Flask, has_app_context
 
-from .binds import Binds, read_binds, replicated_bind, same_database
-from .checks import share
-from .config import Source, read_settings
-from .discovery import Discovery
+from .adapters import Front, fronts_of
 from .errors import ConfigurationError
-from .fronts import Front, fronts_of
-from .misnamed import nearly_primary, say_misnamed
-from .pinning import pin_responses
-from .pools import routed_engine
+from .fleet.build import routed_engine
+from .fleet.discovery import Discovery
 from .redaction import safe
-from .state import STATE, AppState, current_app_state
+from .routing.pins import pin_responses
+from .routing.state import STATE, AppState, current_app_state
+from .settings.bind_names import nearly_primary, say_misnamed
+from .settings.binds import Binds, read_binds, replicated_bind, same_database
+from .settings.config import Source, read_settings
+from .settings.validators import share
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from sqlalchemy import URL, Engine
 
-    from .counting import ReplicaPool
-    from .engines import RoutedEngine
+    from .engine.engines import RoutedEngine
+    from .routing.counts import ReplicaPool
 
     Engines = dict[str | None, Engine]
 

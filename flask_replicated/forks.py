@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import event
 from sqlalchemy.exc import DisconnectionError
 
-from .sockets import leave_to_parent
+from .replica.sockets import leave_to_parent
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

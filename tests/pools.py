@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from flask_replicated import using_slave
 
 if TYPE_CHECKING:
-    from flask_replicated.engines import RoutedEngine
+    from flask_replicated.engine.engines import RoutedEngine
 
 __all__ = ["live", "read"]
 

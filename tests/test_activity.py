@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from flask_replicated.activity import Backend, works_on
-from flask_replicated.poolers import POOLED
-from flask_replicated.waiting import Wait
+from flask_replicated.replica.activity import Backend, works_on
+from flask_replicated.replica.in_flight import Wait
+from flask_replicated.replica.poolers import POOLED
 
 PID, PORT, SENT = 7, 40_000, 100.0
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from flask_replicated.admission import Admission, any_lag_will_do
 from flask_replicated.errors import ReplicaLagsError, WrongRoleError
-from flask_replicated.histories import History
-from flask_replicated.positions import Observation
+from flask_replicated.replica.admission import Admission, any_lag_will_do
+from flask_replicated.replica.lag import History
+from flask_replicated.replica.status import Observation
 from tests.balancers.support import FakeClock
 
 UNKNOWN = RuntimeError("no such function")

@@ -11,16 +11,16 @@ import sqlalchemy as sa
 from balancers import Pool
 from examples.cluster import wait_until
 from flask_replicated import replicated_engine, using_slave
-from flask_replicated.ailing import Ailing
-from flask_replicated.failures import ails, unanswerable
-from flask_replicated.probes import Probe
+from flask_replicated.fleet.probe import Probe
+from flask_replicated.replica.ailing import Ailing
+from flask_replicated.replica.failures import ails, unanswerable
 from tests.balancers.support import FakeClock
 from tests.support import REPLICAS, Build, build_fixture, make_file, sqlite_url
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from flask_replicated.positions import Observation
+    from flask_replicated.replica.status import Observation
 
 build = build_fixture
 

@@ -16,7 +16,7 @@ from flask_replicated import (
     use_slave_database,
     using_slave,
 )
-from flask_replicated.state import STATE
+from flask_replicated.routing.state import STATE
 from tests.support import (
     REPLICAS,
     Build,

@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from flask_replicated import using_master, using_slave
-from flask_replicated.scopes import current_block
+from flask_replicated.routing.overrides import current_block
 from tests.support import REPLICAS, Build, Site, build_fixture
 
 if TYPE_CHECKING:

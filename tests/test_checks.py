@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from flask_replicated import ConfigurationError
-from flask_replicated.binds import read_binds
-from flask_replicated.config import read_settings
-from flask_replicated.misnamed import misnamed
+from flask_replicated.settings.bind_names import misnamed
+from flask_replicated.settings.binds import read_binds
+from flask_replicated.settings.config import read_settings
 from tests.support import Build, build_fixture
 
 build = build_fixture

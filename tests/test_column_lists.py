@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flask_replicated.statements import Classifier
+from flask_replicated.sql.constructs import Classifier
 from tests.support import unhurried
 from tests.test_statements import hidden
 

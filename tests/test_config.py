@@ -16,7 +16,7 @@ from tests.support import REPLICAS, Build, build_fixture, make_file, sqlite_url
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from flask_replicated.config import Settings
+    from flask_replicated.settings.config import Settings
 
 build = build_fixture
 

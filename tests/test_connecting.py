@@ -21,7 +21,7 @@ from flask_replicated import (
     replicated_engine,
     using_slave,
 )
-from flask_replicated.connecting import limit_connecting, limit_waiting, unlimited
+from flask_replicated.replica.throttle import limit_connecting, limit_waiting, unlimited
 from tests.support import Build, build_fixture, make_file, sqlite_url, unpooled
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from tests.support import Build, build_fixture, make_file, sqlite_url
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from flask_replicated.engines import RoutedEngine
+    from flask_replicated.engine.engines import RoutedEngine
 
 build = build_fixture
 

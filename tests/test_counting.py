@@ -24,7 +24,7 @@ from flask_replicated import (
     using_master,
     using_slave,
 )
-from flask_replicated.routing import Reason
+from flask_replicated.routing.decision import Reason
 from tests.support import Build, Site, break_file, build_fixture, unpooled
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 
 from flask_replicated import ConfigurationError, FlaskReplicated
-from flask_replicated.config import Source
-from flask_replicated.discovery import Answer, Discovery, Place
+from flask_replicated.fleet.discovery import Answer, Discovery, Place
+from flask_replicated.settings.config import Source
 from tests.support import Build, Site, build_fixture, make_file, sqlite_url
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from flask_replicated import (
     use_slave_database,
     using_slave,
 )
-from flask_replicated.state import STATE, current_request_state
+from flask_replicated.routing.state import STATE, current_request_state
 from tests.operations.hidden import hidden_write
 from tests.support import (
     REPLICAS,

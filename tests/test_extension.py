@@ -16,7 +16,7 @@ from sqlalchemy import orm
 
 from examples.cluster import wait_until
 from flask_replicated import ConfigurationError, FlaskReplicated
-from flask_replicated.state import RequestState
+from flask_replicated.routing.state import RequestState
 from tests.support import (
     REPLICAS,
     Build,

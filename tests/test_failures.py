@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from flask_replicated.failures import Verdict, judge_connect, refused_as_write
+from flask_replicated.replica.failures import Verdict, judge_connect, refused_as_write
 
 
 def error(*arguments: object) -> OperationalError:

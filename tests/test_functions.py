@@ -9,8 +9,8 @@ from contextlib import closing
 import pytest
 import sqlalchemy as sa
 
-from flask_replicated.functions import LOCKING, PURE, WRITING
-from flask_replicated.statements import Classifier
+from flask_replicated.sql.constructs import Classifier
+from flask_replicated.sql.function_names import LOCKING, PURE, WRITING
 
 may_write = Classifier().text.may_write
 

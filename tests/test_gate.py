@@ -10,16 +10,16 @@ import sqlalchemy as sa
 from sqlalchemy import event, func, select, text
 
 from flask_replicated import StaleReadError, using_slave
-from flask_replicated.gate import Gate
-from flask_replicated.options import _PrimaryTables, named_table
-from flask_replicated.sqltext import Kind
-from flask_replicated.statements import Classifier
+from flask_replicated.engine.gate import Gate
+from flask_replicated.routing.hints import _PrimaryTables, named_table
+from flask_replicated.sql.constructs import Classifier
+from flask_replicated.sql.text import Kind
 from tests.support import Build, Site, answer, build_fixture
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from flask_replicated.replicas import Replica
+    from flask_replicated.replica.care import Replica
 
 build = build_fixture
 
@@ -172,7 +172,7 @@ def test_texts_are_bounded(
         guard(gate, engine, replica)
 
     monkeypatch.setattr(Gate, "guard", caught)
-    monkeypatch.setattr("flask_replicated.gate._MANY", 10)
+    monkeypatch.setattr("flask_replicated.engine.gate._MANY", 10)
     site = build()
 
     def view() -> str:

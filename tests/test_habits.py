@@ -13,8 +13,8 @@ import sqlalchemy as sa
 from flask.sessions import SessionInterface
 
 from flask_replicated import changes_database, using_master
-from flask_replicated.habits import Habits, Sent
-from flask_replicated.statements import Classifier
+from flask_replicated.routing.housekeeping import Habits, Sent
+from flask_replicated.sql.constructs import Classifier
 from tests.support import REPLICAS, Build, Site, build_fixture, pin_of
 
 if TYPE_CHECKING:

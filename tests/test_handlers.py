@@ -19,7 +19,7 @@ from flask_replicated import (
     replicated_engine,
     using_slave,
 )
-from flask_replicated.options import note_primary_models
+from flask_replicated.routing.hints import note_primary_models
 from tests.operations.hidden import hidden_write
 from tests.support import REPLICAS, Build, Site, answer, build_fixture
 

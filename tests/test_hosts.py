@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from flask_replicated.replicas import Replica
+from flask_replicated.replica.care import Replica
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from flask_replicated.histories import History
-from flask_replicated.positions import Observation
-from flask_replicated.primary_status import Answer, Facts, PrimaryStatus
+from flask_replicated.replica.lag import History
+from flask_replicated.replica.primary_status import Answer, Facts, PrimaryStatus
+from flask_replicated.replica.status import Observation
 
 
 class Scene:

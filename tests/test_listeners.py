@@ -9,8 +9,8 @@ import pytest
 
 from balancers import Pool
 from flask_replicated.errors import DivergedReplicaError, WrongRoleError
-from flask_replicated.failures import Verdict
-from flask_replicated.listeners import PoolListener
+from flask_replicated.fleet.listeners import PoolListener
+from flask_replicated.replica.failures import Verdict
 from tests.balancers.support import FakeClock
 
 if TYPE_CHECKING:

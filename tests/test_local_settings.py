@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flask_replicated.sqlsettings import is_local
+from flask_replicated.sql.session_settings import is_local
 from tests.support import unhurried
 
 LOCAL: list[tuple[str, Any]] = [

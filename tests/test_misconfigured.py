@@ -17,8 +17,8 @@ from sqlalchemy.exc import (
 )
 
 from flask_replicated.errors import MisconfiguredReplicaError, ReplicaSilentError
-from flask_replicated.failures import Verdict, judge_connect
-from flask_replicated.misconfigured import remedy_for
+from flask_replicated.replica.failures import Verdict, judge_connect
+from flask_replicated.replica.misconfigured import remedy_for
 
 PLACE = 'connection to server at "10.0.0.7", port 5432 failed: '
 FATAL = f"{PLACE}FATAL:  "

@@ -10,7 +10,7 @@ from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 
 from flask_replicated import ConfigurationError, FlaskReplicated
-from flask_replicated.config import read_settings
+from flask_replicated.settings.config import read_settings
 from tests.support import Build, build_fixture, make_file, sqlite_url
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import OperationalError
 
 from flask_replicated import using_slave
-from flask_replicated.failures import names_missing
+from flask_replicated.replica.failures import names_missing
 from tests.support import Build, Site, answer, build_fixture, pin_of
 
 build = build_fixture

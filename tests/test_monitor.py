@@ -19,11 +19,11 @@ from flask_sqlalchemy import SQLAlchemy
 from balancers import Permit, Pool
 from examples.cluster import wait_until
 from flask_replicated import FlaskReplicated, replicated_engine
-from flask_replicated.listeners import PoolListener
-from flask_replicated.monitor import Monitor, Policy
-from flask_replicated.positions import Observation, observers_of
-from flask_replicated.probes import Look, Probe
-from flask_replicated.sockets import leave_to_parent
+from flask_replicated.fleet.listeners import PoolListener
+from flask_replicated.fleet.monitor import Monitor, Policy
+from flask_replicated.fleet.probe import Look, Probe
+from flask_replicated.replica.sockets import leave_to_parent
+from flask_replicated.replica.status import Observation, observers_of
 from tests.pools import live, read
 from tests.support import Build, break_file, build_fixture, make_file, sqlite_url
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from flask_replicated.engines import RoutedEngine
+    from flask_replicated.engine.engines import RoutedEngine
 
 build = build_fixture
 

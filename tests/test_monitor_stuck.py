@@ -10,8 +10,8 @@ import sqlalchemy as sa
 
 from examples.cluster import wait_until
 from flask_replicated import replicated_engine
-from flask_replicated.probes import Probe
-from flask_replicated.replicas import Replica
+from flask_replicated.fleet.probe import Probe
+from flask_replicated.replica.care import Replica
 from tests.pools import live, read
 from tests.support import make_file, sqlite_url
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from flask_replicated.engines import RoutedEngine
-    from flask_replicated.positions import Observation
+    from flask_replicated.engine.engines import RoutedEngine
+    from flask_replicated.replica.status import Observation
 
 NAMES = ("slave_1", "slave_2")
 

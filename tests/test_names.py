@@ -14,8 +14,8 @@ import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError
 
 from examples.cluster import wait_until
-from flask_replicated.connecting import limit_connecting
-from flask_replicated.names import Names
+from flask_replicated.replica.host_lookup import Names
+from flask_replicated.replica.throttle import limit_connecting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -240,7 +240,7 @@ class TestLatest:
         names, psycopg = Names(), dialect("postgresql+psycopg")
         names.look_up(psycopg, {"host": "two.test"}, time.monotonic() + LONG)
         resolver.silent.add("two.test")
-        monkeypatch.setattr("flask_replicated.names._OLDEST", 0)
+        monkeypatch.setattr("flask_replicated.replica.host_lookup._OLDEST", 0)
         with pytest.raises(psycopg.loaded_dbapi.OperationalError, match="in time"):
             names.look_up(psycopg, {"host": "two.test"}, time.monotonic() + SHORT)
 

@@ -25,8 +25,8 @@ from werkzeug.test import Client, EnvironBuilder
 from werkzeug.wrappers import Response as Plain
 
 from flask_replicated import use_master_database
-from flask_replicated.pinning import OVER_A_SOCKET, pin_responses
-from flask_replicated.state import STATE
+from flask_replicated.routing.pins import OVER_A_SOCKET, pin_responses
+from flask_replicated.routing.state import STATE
 from tests.balancers.support import FakeClock
 from tests.support import (
     COOKIE,
@@ -60,7 +60,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     """Give the clock that pins go by."""
     clock = FakeClock(1_700_000_000.0)
     clocks = SimpleNamespace(time=clock, monotonic=clock)
-    monkeypatch.setattr("flask_replicated.pinning.time", clocks)
+    monkeypatch.setattr("flask_replicated.routing.pins.time", clocks)
     return clock
 
 

@@ -16,7 +16,7 @@ from flask_replicated import (
     use_slave_database,
     using_master,
 )
-from flask_replicated.pinning import CookiePins
+from flask_replicated.routing.pins import CookiePins
 from tests.balancers.support import FakeClock
 from tests.support import (
     COOKIE,

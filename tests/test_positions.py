@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flask_replicated.histories import History
-from flask_replicated.positions import Observation, Progress
+from flask_replicated.replica.lag import History
+from flask_replicated.replica.status import Observation, Progress
 from tests.support import unhurried
 
 

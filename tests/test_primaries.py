@@ -11,9 +11,9 @@ from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
 from flask_replicated import PrimaryUnavailableError, ReplicatedError
-from flask_replicated.primaries import Primary
-from flask_replicated.primary_status import Facts, PrimaryStatus, ask_primary
-from flask_replicated.timeouts import _TIMEOUT_ARGUMENT
+from flask_replicated.engine.primary import Primary
+from flask_replicated.replica.primary_status import Facts, PrimaryStatus, ask_primary
+from flask_replicated.replica.timeouts import _TIMEOUT_ARGUMENT
 from tests.support import Build, build_fixture
 
 build = build_fixture

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flask_replicated.histories import History, fault_of
-from flask_replicated.positions import (
+from flask_replicated.replica.lag import History, fault_of
+from flask_replicated.replica.primary_status import Answer, Facts, PrimaryStatus
+from flask_replicated.replica.status import (
     Observation,
     covers,
     observers_of,
     read_gtids,
 )
-from flask_replicated.primary_status import Answer, Facts, PrimaryStatus
 from tests.balancers.support import FakeClock
 from tests.support import unhurried
 

@@ -12,8 +12,9 @@ from flask import stream_with_context as streamed
 from flask.views import MethodView, View
 from werkzeug.utils import cached_property, import_string
 
-from flask_replicated import changes_database, state, using_master
-from flask_replicated.state import RequestState
+from flask_replicated import changes_database, using_master
+from flask_replicated.routing import state
+from flask_replicated.routing.state import RequestState
 from tests.support import REPLICAS, Build, Site, answer, build_fixture, core, pin_of
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
     from flask.typing import ResponseReturnValue
 
-    from flask_replicated.routing import Decision
-    from flask_replicated.state import AppState
+    from flask_replicated.routing.decision import Decision
+    from flask_replicated.routing.state import AppState
 
 build = build_fixture
 

@@ -17,7 +17,7 @@ from sqlalchemy.pool import NullPool, StaticPool
 from balancers import Member, Pool, RoundRobin
 from examples.cluster import wait_until
 from flask_replicated import using_slave
-from flask_replicated.room import Room, in_use, is_full
+from flask_replicated.engine.capacity import Room, in_use, is_full
 from tests.support import Build, Site, build_fixture, make_file, sqlite_url
 
 if TYPE_CHECKING:

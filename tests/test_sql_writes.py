@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flask_replicated.statements import Classifier
+from flask_replicated.sql.constructs import Classifier
 from tests.support import unhurried
 
 if TYPE_CHECKING:
-    from flask_replicated.sqlwrites import Name, Write
+    from flask_replicated.sql.writes import Name, Write
 
 classifier = Classifier(["touch_all"]).text
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.orm import DeclarativeBase, Mapped, aliased, mapped_column
 
-from flask_replicated.statements import Classifier, Kind
+from flask_replicated.sql.constructs import Classifier, Kind
 from tests.support import unhurried
 
 READ, SETTING, LOCK, WRITE = Kind.READ, Kind.SETTING, Kind.LOCK, Kind.WRITE

@@ -17,7 +17,7 @@ from flask_replicated import (
     using_master,
     using_slave,
 )
-from flask_replicated.state import current_request_state
+from flask_replicated.routing.state import current_request_state
 from tests.support import REPLICAS, Build, Site, build_fixture, pin_of
 
 if TYPE_CHECKING:

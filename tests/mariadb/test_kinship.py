@@ -10,14 +10,14 @@ import sqlalchemy as sa
 
 from examples.cluster import wait_until
 from flask_replicated import replicated_engine, using_slave
-from flask_replicated.kinship import Acquaintance, Kinship
-from flask_replicated.primary_status import Facts, PrimaryStatus
+from flask_replicated.replica.primary_status import Facts, PrimaryStatus
+from flask_replicated.replica.same_database import Acquaintance, Kinship
 from tests.pools import live
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from flask_replicated.engines import RoutedEngine
+    from flask_replicated.engine.engines import RoutedEngine
     from tests.mariadb.conftest import Servers
 
 pytestmark = pytest.mark.mariadb

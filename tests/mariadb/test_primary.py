@@ -14,7 +14,7 @@ from tests.chaos.proxy import Proxy
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from flask_replicated.engines import RoutedEngine
+    from flask_replicated.engine.engines import RoutedEngine
     from tests.mariadb.conftest import Servers
     from tests.mariadb.servers import Server
 

@@ -16,7 +16,7 @@ from tests.pools import live, read
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from flask_replicated.engines import RoutedEngine
+    from flask_replicated.engine.engines import RoutedEngine
 
     Build = Callable[..., RoutedEngine]
 

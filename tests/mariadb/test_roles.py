@@ -10,14 +10,14 @@ import sqlalchemy as sa
 
 from examples.cluster import wait_until
 from flask_replicated import replicated_engine
-from flask_replicated.comparing import Comparison
-from flask_replicated.probes import Probe
+from flask_replicated.fleet.probe import Probe
+from flask_replicated.replica.same_server import Comparison
 from tests.pools import live, read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from flask_replicated.engines import RoutedEngine
+    from flask_replicated.engine.engines import RoutedEngine
     from tests.mariadb.conftest import Servers
     from tests.mariadb.servers import Server
 

@@ -12,13 +12,13 @@ from sqlalchemy.orm import sessionmaker
 
 from examples.cluster import wait_until
 from flask_replicated import RoutedSession, replicated_engine, using_slave
-from flask_replicated.sockets import shown
+from flask_replicated.replica.sockets import shown
 from tests.chaos.proxy import Proxy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from flask_replicated.engines import RoutedEngine
+    from flask_replicated.engine.engines import RoutedEngine
     from tests.mariadb.conftest import Servers
 
 pytestmark = pytest.mark.mariadb

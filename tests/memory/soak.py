@@ -113,9 +113,9 @@ def small_caches() -> Iterator[None]:
         return functools.lru_cache(maxsize=maxsize // 50)
 
     with (
-        patch("flask_replicated.gate._MANY", 20),
-        patch("flask_replicated.ways._MANY", 20),
-        patch("flask_replicated.sqltext.lru_cache", few),
+        patch("flask_replicated.engine.gate._MANY", 20),
+        patch("flask_replicated.engine.ways._MANY", 20),
+        patch("flask_replicated.sql.text.lru_cache", few),
     ):
         yield
 

@@ -9,7 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 
 from flask_replicated import StaleReadError, WriteOnReplicaError
-from flask_replicated.failures import refused_as_write
+from flask_replicated.replica.failures import refused_as_write
 from tests.operations.models import Author
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.orm import scoped_session
 
-    from flask_replicated.state import AppState
+    from flask_replicated.routing.state import AppState
 
 METHODS = ("GET", "HEAD", "POST")
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from examples.cluster import wait_until
-from flask_replicated import admission, histories
-from flask_replicated.positions import wait_a_moment
+from flask_replicated.replica import admission
+from flask_replicated.replica import lag as histories
+from flask_replicated.replica.status import wait_a_moment
 from tests.postgres.support import bind
 
 if TYPE_CHECKING:

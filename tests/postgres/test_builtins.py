@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 import sqlalchemy as sa
 
-from flask_replicated.functions import LOCKING, PURE, WRITING
-from flask_replicated.postgresql_functions import STABLE
-from flask_replicated.statements import Classifier
+from flask_replicated.sql.constructs import Classifier
+from flask_replicated.sql.function_names import LOCKING, PURE, WRITING
+from flask_replicated.sql.postgresql_functions import STABLE
 from tests.builtins.__main__ import TARGET
 from tests.builtins.catalogue import Catalogue, ask, module
 

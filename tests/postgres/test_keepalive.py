@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import text
 
-from flask_replicated.sockets import shown
+from flask_replicated.replica.sockets import shown
 from tests.postgres.support import bind
 
 if TYPE_CHECKING:

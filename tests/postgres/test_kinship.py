@@ -12,7 +12,8 @@ from flask import Flask
 from sqlalchemy import make_url, text
 
 from examples.cluster import Cluster, wait_until
-from flask_replicated import FlaskReplicated, kinship, using_slave
+from flask_replicated import FlaskReplicated, using_slave
+from flask_replicated.replica import same_database as kinship
 from tests.chaos.proxy import Proxy
 from tests.pgbouncer import DRIVER_OPTIONS, PROGRAM, pgbouncer
 from tests.postgres.support import bind, make_site, named

@@ -14,7 +14,7 @@ from sqlalchemy.exc import OperationalError
 
 from examples.cluster import wait_until
 from flask_replicated import PrimaryUnavailableError
-from flask_replicated.primary_status import Facts
+from flask_replicated.replica.primary_status import Facts
 from tests.chaos.proxy import Proxy
 from tests.postgres.support import bind, make_site, named
 

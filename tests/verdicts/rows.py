@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from examples.cluster import Cluster
-    from flask_replicated.engines import RoutedEngine
+    from flask_replicated.engine.engines import RoutedEngine
 
 DRIVERS = ("psycopg", "psycopg2", "pymysql", "sqlite3")
 POSTGRESQL = ("psycopg", "psycopg2")

@@ -1,0 +1,261 @@
+"""The extensions that own the engines and sessions of an application.
+
+One adapter each for Flask-SQLAlchemy and Flask-SQLAlchemy-Lite. They know where
+engines and session factories are kept, and nothing about routing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from flask_sqlalchemy import SQLAlchemy, record_queries
+from sqlalchemy import URL, engine_from_config
+
+from .engine.session import routed_session_class
+from .errors import ConfigurationError
+from .routing.hints import note_primary_models
+from .settings.eligible import Original
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from flask import Flask
+    from sqlalchemy import Engine, MetaData
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from .engine.engines import RoutedEngine
+    from .settings.binds import Binds
+
+__all__ = ["Front", "fronts_of"]
+
+
+class Front:
+    """Where one application's engines and sessions are.
+
+    Attributes:
+        setting: The key of ``app.config`` that names the binds.
+        default: The key of the default engine.
+        primary: The setting that names the default engine.
+        without: What the setting is like without any replica.
+        prefix: What tells this front's routes from another's.
+        engines: The engines by key.
+        grows: Whether :meth:`make_engine` can make more of them.
+        makes_own: Whether they are made by code of the application's, so that a URL
+            alone does not tell what they will be.
+    """
+
+    setting: str
+    default: str | None
+    primary: str
+    without: str
+    prefix = ""
+    engines: dict[str | None, Engine]
+    grows = True
+    makes_own = False
+
+    def original(self, owner: str | None) -> Original:
+        """Return the primary of a bind; None is the default one."""
+        without = f"AUTO_READ_ON_SLAVE = False, or no replicas: {self.without}"
+        if owner is None:
+            return Original(self.engines[self.default], self.primary, without)
+        setting = f"{self.setting}[{owner!r}]"
+        return Original(self.engines[owner], setting, without)
+
+    def make_engine(self, name: str, bind: str | URL | Mapping[str, Any]) -> Engine:
+        """Make an engine as the extension makes those of its setting."""
+        raise NotImplementedError
+
+    def metadatas(self) -> Collection[MetaData] | None:
+        """Return where the tables are; None if it is not known here."""
+        return None
+
+    def owns_tables(self, name: str) -> bool:  # noqa: ARG002 - where it is not known
+        """Whether models are known to be on this bind."""
+        return False
+
+    def hide(self, binds: Binds) -> None:
+        """Take the replicas out of what migrations and metadata walk through."""
+
+    def route(self, routes: Mapping[str | None, RoutedEngine]) -> None:
+        """Let the application use the routed engines, by key."""
+        raise NotImplementedError
+
+
+class _FlaskSQLAlchemy(Front):
+    setting = "SQLALCHEMY_BINDS"
+    default = None
+    primary = "SQLALCHEMY_DATABASE_URI"
+    without = "SQLALCHEMY_BINDS = {}"
+
+    def __init__(self, app: Flask, db: Any) -> None:
+        self._app = app
+        self._db = db
+        self.makes_own = type(db)._make_engine is not SQLAlchemy._make_engine  # noqa: SLF001 - it is there to be overridden
+        with app.app_context():
+            self.engines: dict[str | None, Engine] = db.engines
+        note_primary_models(db.Model.registry.mappers)
+
+    def metadatas(self) -> Collection[MetaData]:
+        return list(self._db.metadatas.values())
+
+    def owns_tables(self, name: str) -> bool:
+        metadata = self._db.metadatas.get(name)
+        return metadata is not None and bool(metadata.tables)
+
+    def make_engine(self, name: str, bind: str | URL | Mapping[str, Any]) -> Engine:
+        # As init_app() does for a bind; what it calls is there to be overridden.
+        app, db = self._app, self._db
+        given = {"url": bind} if isinstance(bind, str | URL) else bind
+        options = {**db._engine_options, **given}  # noqa: SLF001 - as said
+        options.setdefault("echo", app.config["SQLALCHEMY_ECHO"])
+        options.setdefault("echo_pool", app.config["SQLALCHEMY_ECHO"])
+        db._apply_driver_defaults(options, app)  # noqa: SLF001 - the same
+        engine: Engine = db._make_engine(name, options, app)  # noqa: SLF001 - the same
+        if app.config["SQLALCHEMY_RECORD_QUERIES"]:
+            record_queries._listen(engine)  # noqa: SLF001 - the same
+        return engine
+
+    def hide(self, binds: Binds) -> None:
+        hidden = binds.hidden()
+        self._app.config[self.setting] = {
+            name: value
+            for name, value in self._app.config[self.setting].items()
+            if name not in hidden
+        }
+        metadatas = self._db.metadatas
+        for name in hidden & metadatas.keys():
+            # Models may call the primary by its bind name; those tables are real.
+            if not (name == binds.primary and metadatas[name].tables):
+                del metadatas[name]
+
+    def route(self, routes: Mapping[str | None, RoutedEngine]) -> None:
+        _put_last(self.engines, routes)
+        factory = self._db.session.session_factory
+        factory.class_ = routed_session_class(factory.class_)
+
+
+class _Lite(Front):
+    """Flask-SQLAlchemy-Lite's engines and sessions."""
+
+    setting = "SQLALCHEMY_ENGINES"
+    default = "default"
+    primary = "SQLALCHEMY_ENGINES['default']"
+    without = "SQLALCHEMY_ENGINES = {'default': ...}"
+
+    def __init__(self, app: Flask, db: Any) -> None:
+        self._app = app
+        self._db = db
+        with app.app_context():
+            self.engines: dict[str | None, Engine] = db.engines
+            self._factory = db.sessionmaker
+
+    def make_engine(self, name: str, bind: str | URL | Mapping[str, Any]) -> Engine:
+        # Only here, as not everybody has it.
+        from flask_sqlalchemy_lite import _make  # noqa: PLC0415
+
+        options = _make._prepare_engine_options(  # noqa: SLF001 - it is how they are made
+            self._app,
+            f'{self.setting}["{name}"]',
+            self._db._engine_options,  # noqa: SLF001 - the same
+            bind if isinstance(bind, str | URL) else {**bind},
+        )
+        return engine_from_config(options, prefix="")
+
+    def route(self, routes: Mapping[str | None, RoutedEngine]) -> None:
+        _put_last(self.engines, routes)
+        _rebind(self._factory, {routed.real: routed for routed in routes.values()})
+        self._factory.class_ = routed_session_class(self._factory.class_)
+
+
+class _AsyncLite(Front):
+    """Flask-SQLAlchemy-Lite's async engines and sessions."""
+
+    setting = "SQLALCHEMY_ASYNC_ENGINES"
+    default = "default"
+    primary = "SQLALCHEMY_ASYNC_ENGINES['default']"
+    without = "SQLALCHEMY_ASYNC_ENGINES = {'default': ...}"
+    prefix = "async "
+    # Their connections can be closed in the loop that opened them alone.
+    grows = False
+
+    def __init__(self, app: Flask, db: Any) -> None:
+        with app.app_context():
+            self._async_engines: dict[str | None, AsyncEngine] = db.async_engines
+            self._factory = db.async_sessionmaker
+        self.engines: dict[str | None, Engine] = {
+            name: engine.sync_engine for name, engine in self._async_engines.items()
+        }
+
+    def route(self, routes: Mapping[str | None, RoutedEngine]) -> None:
+        # Only here: without async engines nobody need have greenlet.
+        from sqlalchemy.ext.asyncio import AsyncEngine  # noqa: PLC0415
+
+        shown = {name: AsyncEngine(routed) for name, routed in routes.items()}
+        by_real = {self._async_engines[name]: engine for name, engine in shown.items()}
+        _put_last(self._async_engines, shown)
+        _rebind(self._factory, by_real)
+        inner = self._factory.kw.get("sync_session_class")
+        inner = inner or self._factory.class_.sync_session_class
+        self._factory.configure(sync_session_class=routed_session_class(inner))
+
+
+def _put_last(engines: dict[Any, Any], routed: Mapping[Any, Any]) -> None:
+    """Put engines that stand for several in, behind the others.
+
+    So a listener that is put on each of them in turn is on the replicas already.
+    """
+    for name, engine in routed.items():
+        engines.pop(name, None)
+        engines[name] = engine
+
+
+def _rebind(factory: Any, routed: Mapping[Any, Any]) -> None:
+    """Exchange the engines in a session factory's options."""
+    bind, binds = factory.kw.get("bind"), factory.kw.get("binds")
+    factory.configure(bind=routed.get(bind, bind))
+    if binds:
+        factory.configure(binds={k: routed.get(e, e) for k, e in binds.items()})
+
+
+_SETTINGS = tuple(kind.setting for kind in (_FlaskSQLAlchemy, _Lite, _AsyncLite))
+
+
+def _refuse_lists(setting: str, binds: object) -> None:
+    """Refuse several servers under one name.
+
+    The extensions that own the engines do, too, in words that do not help; they can be
+    forestalled where this one is registered first, which is a mistake by itself.
+    """
+    for name, value in binds.items() if isinstance(binds, Mapping) else ():
+        # A URL is a tuple, too.
+        if isinstance(value, list | tuple | set) and not isinstance(value, URL):
+            several = re.sub(r"_\d+$", "", f"{name}")
+            raise ConfigurationError(
+                f"{setting}[{name!r}]",
+                value,
+                "a bind is one server. Give each a name of its own: "
+                f"{{'{several}_1': ..., '{several}_2': ...}}.",
+            )
+
+
+def fronts_of(app: Flask) -> list[Front]:
+    """Return what owns the engines of an application.
+
+    Raises:
+        ConfigurationError: Nothing does yet, or a bind is a list.
+    """
+    for setting in _SETTINGS:
+        _refuse_lists(setting, app.config.get(setting))
+    db = app.extensions.get("sqlalchemy")
+    if isinstance(db, SQLAlchemy):
+        return [_FlaskSQLAlchemy(app, db)]
+    if hasattr(type(db), "async_engines"):  # Lite, which need not be installed
+        fronts = [_Lite(app, db), _AsyncLite(app, db)]
+        return [front for front in fronts if front.engines]
+    raise ConfigurationError(
+        "app.extensions['sqlalchemy']",
+        db,
+        "register Flask-SQLAlchemy first: db.init_app(app), then FlaskReplicated(app).",
+    )

@@ -1,0 +1,315 @@
+"""Listeners on an engine that stands for several: each engine behind it hears them.
+
+SQLAlchemy keeps listeners with an engine, its connection pool or its dialect, whichever
+an event is about. What a routed engine shows for these three looks like the primary's,
+and puts every listener on all of its servers, as one registration: so
+``event.remove()`` removes it from all, and ``event.contains()`` knows of it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import suppress
+from functools import partial
+from operator import attrgetter
+from traceback import walk_tb
+from types import FunctionType, MethodType
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError
+
+from flask_replicated.errors import UnfitReplicaError
+
+from .shapes import Likeness, Twin
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sqlalchemy import Engine
+
+    from .engines import RoutedEngine
+
+    Part = Callable[[Engine], Any]
+
+__all__ = ["Listeners", "raised_by_listener"]
+
+_Key = event._EventKey  # noqa: SLF001 - what event.listen() makes of its arguments
+
+_ANYWAY = ("sqlalchemy.", "flask_replicated.")
+"""Modules whose listeners every engine has anyway."""
+_CALLS = "sqlalchemy.event.attr"
+"""The module that calls listeners."""
+_WRAPPERS = ("sqlalchemy.event.", "sqlalchemy.util.")
+"""Where SQLAlchemy has what it wraps listeners in."""
+_RETURN = frozenset({"before_execute", "before_cursor_execute"})
+"""Events whose listeners SQLAlchemy wraps, unless they return a value themselves."""
+
+
+def _itself(engine: Engine) -> Engine:
+    return engine
+
+
+_PARTS: tuple[Part, ...] = (_itself, attrgetter("pool"), attrgetter("dialect"))
+"""What of an engine is listened to."""
+
+
+class Listeners:
+    """The listeners of a routed engine.
+
+    Args:
+        routed: The engine, with its primary and its replicas.
+
+    Attributes:
+        dispatch: Takes the listeners to its connections.
+    """
+
+    def __init__(self, routed: RoutedEngine) -> None:
+        self._routed = routed
+        self._primary = routed.real
+        self._known: list[_Listener] = []
+        self.dispatch = self._dispatch_of(_itself)
+        self._pool, self._dialect = (
+            Twin(partial(part, self._primary), dispatch=self._dispatch_of(part))
+            for part in _PARTS[1:]
+        )
+        self._inherit()
+        for engine in routed.engines():
+            self.share(engine)
+
+    @property
+    def pool(self) -> Any:
+        """What looks like the primary's connection pool, and takes listeners to it."""
+        return self._pool.get()
+
+    @property
+    def dialect(self) -> Any:
+        """What looks like the primary's dialect, and takes listeners to it."""
+        return self._dialect.get()
+
+    def _dispatch_of(self, part: Part) -> Any:
+        primary, listen = self._primary, partial(self._listen, part)
+        return Likeness(lambda: part(primary).dispatch, _listen=listen)
+
+    def _listen(self, part: Part, key: _Key[Any], **options: Any) -> None:
+        """Take a listener, as SQLAlchemy gives it to what is listened to."""
+        if self._knows(key):  # SQLAlchemy, too, takes it only once
+            return
+        listener = _Listener(key, part, options)
+        self._put(listener, self._primary)  # first: it may be refused
+        listener.keep_in(self._known)
+        # Later, or a replica that is being added might miss it.
+        for engine in self._routed.engines():
+            self._put(listener, engine)
+
+    def _knows(self, key: _Key[Any]) -> bool:
+        return any(listener.is_of(key) for listener in list(self._known))
+
+    def share(self, engine: Engine) -> None:
+        """Let an engine hear what is listened to on all: a new replica's."""
+        for listener in list(self._known):
+            self._put(listener, engine, made_with=self._primary)
+
+    def _put(
+        self, listener: _Listener, engine: Engine, made_with: Engine | None = None
+    ) -> None:
+        if engine is not self._primary and (
+            listener.part(engine) is listener.part(self._primary)
+        ):
+            return
+        # An engine with options hears what the one that it was made from hears.
+        parents = _lineage(engine)[1:] if listener.part is _itself else ()
+        if not any(parent in self._routed.engines() for parent in parents):
+            listener.put_on(engine, made_with)
+
+    def _inherit(self) -> None:
+        """Share what was listened to while the primary's engine was the only one."""
+        instead = (self._routed, self.pool, self.dialect)
+        for part, new in zip(_PARTS, instead, strict=True):
+            for engine in _lineage(self._primary):
+                for name, wrapped in _all_listeners_of(part(engine)):
+                    self._take_over(engine, part, new, name, wrapped)
+
+    def _take_over(
+        self, engine: Engine, part: Part, new: Any, name: str, wrapped: Any
+    ) -> None:
+        """Share one listener, if it is the program's."""
+        function = _unwrapped(wrapped)
+        if str(getattr(function, "__module__", "")).startswith(_ANYWAY):
+            return
+        old, options = part(engine), {"retval": True} if name in _RETURN else {}
+        for was, now in ((engine, self._routed), (old, new)):
+            before = _Key(was, name, function, old, wrapped)
+            key = _Key(now, name, function, old, wrapped)
+            if before.contains() and not self._knows(key):
+                _Listener(key, part, options, before).keep_in(self._known)
+
+
+class _Registered(event.RefCollection[Any]):
+    """Is told by SQLAlchemy when a listener is removed.
+
+    Args:
+        key: How the listener is registered.
+        removed: Called then.
+    """
+
+    def __init__(self, key: _Key[Any], removed: Callable[[], None]) -> None:
+        self._functions: deque[Any] = deque()
+        self._removed = removed
+        key.append_to_list(self, self._functions)
+
+    def remove(self, key: _Key[Any]) -> None:
+        """Receive the news."""
+        key.remove_from_list(self, self._functions)
+        self._removed()
+
+
+class _Listener:
+    """One function that is listened to on all servers of a bind.
+
+    Args:
+        key: How it is registered on what stands for them.
+        part: Which part of an engine it is put on.
+        options: How it is listened to.
+        before: How it is registered on the primary's engine, if it was when there were
+            no others. Whoever removes it may use either name.
+    """
+
+    def __init__(
+        self,
+        key: _Key[Any],
+        part: Part,
+        options: dict[str, Any],
+        before: _Key[Any] | None = None,
+    ) -> None:
+        self._key = key
+        self.part = part
+        self._options = options
+        self._before = before
+
+    def is_of(self, key: _Key[Any]) -> bool:
+        """Whether it is registered in this way."""
+        mine = self._key
+        same = mine.target is key.target and mine.identifier == key.identifier
+        return same and bool(mine.fn == key.fn)
+
+    def keep_in(self, known: list[_Listener]) -> None:
+        """Be in a list until it is removed."""
+        known.append(self)
+        before, again = self._before, partial(_remove, self._key)
+
+        def forget() -> None:
+            known.remove(self)
+            if before is not None:
+                _remove(before)
+
+        self._registered = [_Registered(self._key, forget)]
+        if before is not None:
+            self._registered.append(_Registered(before, again))
+
+    def put_on(self, engine: Engine, made_with: Engine | None) -> None:
+        """Let an engine hear it, unless it does so by itself.
+
+        Args:
+            engine: The engine.
+            made_with: The primary's, where what makes engines may have given each a
+                listener of its own: ``SQLALCHEMY_RECORD_QUERIES``, OpenTelemetry.
+        """
+        target, key = self.part(engine), self._key
+        found = [key.fn]
+        if made_with is not None:
+            essence = _essence(key.fn, made_with)
+            others = map(_unwrapped, _listeners_of(target, key.identifier))
+            found += [one for one in others if _essence(one, engine) == essence]
+        if not any(_listens(engine, target, key.identifier, one) for one in found):
+            target.dispatch._listen(  # noqa: SLF001 - as event.listen() does
+                key.with_dispatch_target(target), **self._options
+            )
+
+
+def _remove(key: _Key[Any]) -> None:
+    if key.contains():
+        key.remove()
+
+
+def _listens(engine: Engine, target: Any, name: str, function: Any) -> bool:
+    """Whether a function was listened to on this engine itself."""
+    keys = (_Key(one, name, function, target) for one in (engine, target))
+    return any(key.contains() for key in keys)
+
+
+def _lineage(engine: Engine) -> list[Engine]:
+    """Return an engine, and those that it is a view of, with options of its own."""
+    found = [engine]
+    while (parent := getattr(found[-1], "_proxied", None)) is not None:
+        found.append(parent)
+    return found
+
+
+def _listeners_of(target: Any, name: str) -> list[Any]:
+    """Return who listens to it, and not to its class: as SQLAlchemy calls them."""
+    found = getattr(target.dispatch, name)
+    return list(getattr(found, "local", found).listeners)
+
+
+def _all_listeners_of(target: Any) -> Iterator[tuple[str, Any]]:
+    """Return the same for each event, with its name."""
+    events = target.dispatch._events  # noqa: SLF001 - they are listed nowhere else
+    for name in events.dispatch._event_names:  # noqa: SLF001 - the same
+        for function in _listeners_of(target, name):
+            yield name, function
+
+
+def _unwrapped(function: Any) -> Any:
+    """Return what was listened with, behind what SQLAlchemy has made of it."""
+    while str(getattr(function, "__module__", "")).startswith("sqlalchemy."):
+        inner = _cells(function)
+        behind = inner.get("orig_fn", inner.get("fn"))
+        if behind is None:
+            break
+        function = behind
+    return function
+
+
+def _essence(function: Any, engine: Engine) -> Any:
+    """Return what functions have in common that do the same, each for its engine."""
+    if isinstance(function, MethodType):
+        return function.__func__
+    if not isinstance(function, FunctionType):
+        return id(function)
+    bound = [*_cells(function).values(), *(function.__defaults__ or ())]
+    return function.__code__, [None if one is engine else id(one) for one in bound]
+
+
+def _cells(function: Any) -> dict[str, Any]:
+    """Return the variables around a function that it uses, by name."""
+    code, found = getattr(function, "__code__", None), {}
+    cells = getattr(function, "__closure__", None) or ()
+    for name, cell in zip(getattr(code, "co_freevars", ()), cells, strict=False):
+        with suppress(ValueError):  # nothing is in it yet
+            found[name] = cell.cell_contents
+    return found
+
+
+def raised_by_listener(error: Exception, engine: Engine) -> bool:
+    """Whether it is a listener of the program that has failed, and not a server.
+
+    Args:
+        error: What connecting has raised.
+        engine: The engine that was to connect.
+    """
+    if isinstance(error, DBAPIError | UnfitReplicaError):
+        return False
+    trace = walk_tb(error.__traceback__)
+    names = [str(frame.f_globals.get("__name__")) for frame, _ in trace]
+    if _CALLS not in names:
+        return False
+    called = names[names.index(_CALLS) :]
+    others = [name for name in called if not name.startswith(_WRAPPERS)]
+    # Some drivers let an error of their own code through; and SQLAlchemy asks a server
+    # for its version in a listener, too.
+    driver = str(getattr(engine.dialect.dbapi, "__name__", "")).partition(".")[0]
+    drivers = {driver, engine.driver}
+    ours = {"flask_replicated", "sqlalchemy", *drivers}
+    packages = [name.partition(".")[0] for name in others]
+    return bool(packages) and packages[0] not in ours and drivers.isdisjoint(packages)

@@ -1,0 +1,236 @@
+"""The last look at a statement before it is sent to a replica.
+
+What is sent is text, whatever it was built from. So everything shows here: a lock
+taken by a function in a ``WHERE``, a write in a nested CTE, a table that must never
+be read stale. Routing cannot look so deep at each statement; here each text is judged
+once and remembered, and one that is known costs a look into a set.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError
+
+from flask_replicated.errors import StaleReadError
+from flask_replicated.refusals import shown, view_name, write_refused
+from flask_replicated.replica.ailing import Ailing
+from flask_replicated.replica.care import CHANGED
+from flask_replicated.replica.failures import (
+    ails,
+    names_missing,
+    refused_as_write,
+    unanswerable,
+)
+from flask_replicated.routing.decision import Role
+from flask_replicated.routing.hints import named_table, primary_tables, wanted_role
+from flask_replicated.routing.overrides import active_role
+from flask_replicated.sql.session_settings import is_local
+from flask_replicated.sql.text import Kind, unlocks
+
+from .connections import ReplicaConnection
+from .lazy_begin import begin_block, begin_block_late
+
+if TYPE_CHECKING:
+    import re
+
+    from sqlalchemy import Engine
+    from sqlalchemy.engine import ExceptionContext, ExecutionContext
+
+    from flask_replicated.replica.care import Replica
+    from flask_replicated.routing.state import AppState
+
+__all__ = ["Gate"]
+
+_MANY = 2000  # texts that are remembered
+_LONG = 20_000  # characters; longer texts are rare, and judged each time
+
+
+class Gate:
+    """Lets reads pass to the replicas of one bind, and nothing else.
+
+    Args:
+        app: The application's state.
+    """
+
+    def __init__(self, app: AppState) -> None:
+        # The monitor's thread keeps engines alive, and so would keep the application.
+        self._app = weakref.ref(app)
+        self._classify = app.classifier.sent
+        self._stands_alone = app.classifier.text.stands_alone
+        # Those that need no block, and those that begin one.
+        self._known_reads: set[str] = set()
+        self._known_in_blocks: set[str] = set()
+        self._pattern: re.Pattern[str] | None = None
+        self._version = 0  # of the tables
+        self._ailing = Ailing()
+
+    def guard(self, engine: Engine, replica: Replica) -> None:
+        """Look at each statement that is sent to a replica's engine from here on.
+
+        The dialect's own events: those of the engine's would make every statement
+        dearer by a third, and these by a hundredth.
+
+        Args:
+            engine: The replica's engine.
+            replica: What takes care of its connections.
+        """
+
+        def notice(context: ExceptionContext) -> Exception | None:
+            return self._notice_error(context, replica)
+
+        event.listen(engine, "do_execute", self._before)
+        event.listen(engine, "do_executemany", self._before)
+        event.listen(engine, "do_execute_no_params", self._before_bare)
+        event.listen(engine, "handle_error", notice)
+
+    def _before(
+        self, _cursor: Any, statement: str, _parameters: Any, context: ExecutionContext
+    ) -> None:
+        connection = context.root_connection
+        if not isinstance(connection, ReplicaConnection):
+            return
+        if connection._has_events or connection.engine._has_events:  # noqa: SLF001 - as Connection's own way asks
+            begin_block_late(connection)
+        # A compiled statement is the same string each time, and knows its hash.
+        compiled = context.compiled
+        sql = statement if compiled is None else compiled.string
+        if (
+            sql not in self._known_reads or self._version != primary_tables.version
+        ) and not self._judge(sql, connection, context):
+            return
+        if context._is_server_side:  # type: ignore[attr-defined]  # noqa: SLF001 - its cursor, which has no public name
+            begin_block(connection)
+        if not connection.sent and connection._transaction is not None:  # noqa: SLF001 - in_transaction(), at no call's price
+            connection.shape.reads.on_replica(connection.member)
+        connection.sent += 1
+
+    def _before_bare(
+        self, cursor: Any, statement: str, context: ExecutionContext
+    ) -> None:
+        self._before(cursor, statement, None, context)
+
+    def _judge(
+        self, sql: str, connection: ReplicaConnection, context: ExecutionContext
+    ) -> bool:
+        """Let a statement pass or raise; return whether it counts as one that reads."""
+        if not connection.in_transaction():
+            self._let_begin(sql, connection, context)
+            return True
+        if self._version != primary_tables.version:
+            self._look_for_tables()
+        # Of one version: another thread may replace them meanwhile.
+        alone, in_blocks, pattern = (
+            self._known_reads,
+            self._known_in_blocks,
+            self._pattern,
+        )
+        if sql in in_blocks:
+            begin_block(connection)
+            return True
+        if self._passed(sql, connection, context) is Kind.SETTING:
+            begin_block(connection)
+            _note_setting(sql, connection, context.parameters)
+            # Unless code has asked for it here, it is a listener's to after_begin, say:
+            # whoever goes on in this transaction's place has it as well.
+            connection.bound = connection.bound or _asks_for_replica(context)
+            return connection.bound
+        known = alone
+        if not self._stands_alone(sql):
+            begin_block(connection)
+            known = in_blocks
+        table = named_table(pattern, sql)
+        if table is not None:
+            if not _asks_for_replica(context):
+                raise StaleReadError(table, shown(sql), view_name())
+        elif len(sql) <= _LONG:
+            if len(known) >= _MANY:
+                known.clear()  # a program that writes SQL as it runs
+            known.add(sql)
+        return True
+
+    def _let_begin(
+        self, sql: str, connection: ReplicaConnection, context: ExecutionContext
+    ) -> None:
+        """Let a listener begin the transaction in its own way: all of it is one."""
+        begin_block(connection)
+        if self._classify(sql, None) is Kind.SETTING:
+            _note_setting(sql, connection, context.parameters)
+
+    def _passed(
+        self, sql: str, connection: ReplicaConnection, context: ExecutionContext
+    ) -> Kind:
+        """Return what a statement does, which is no more than it may."""
+        kind = self._classify(sql, getattr(context.compiled, "statement", None))
+        # A setting may be named by a parameter of set_config().
+        if kind is Kind.SETTING and unlocks(str(context.parameters)):
+            kind = Kind.WRITE
+        if kind >= Kind.LOCK:
+            connection.refused = True
+            block = " inside using_slave()" if active_role() is Role.REPLICA else ""
+            raise write_refused(sql, f"connected to {connection.member.name!r}{block}")
+        return kind
+
+    def _look_for_tables(self) -> None:
+        app = self._app()
+        self._version = primary_tables.version
+        self._pattern = primary_tables.pattern(app.metadatas() if app else ())
+        # New sets: what another thread has just judged by the old ones is lost.
+        self._known_reads, self._known_in_blocks = set(), set()
+
+    def _notice_error(
+        self, context: ExceptionContext, replica: Replica
+    ) -> Exception | None:
+        """Note what an error says of its connection; name a refused write as one."""
+        connection, error = context.connection, context.sqlalchemy_exception
+        if not isinstance(connection, ReplicaConnection):
+            return None
+        if not isinstance(error, DBAPIError):
+            return None
+        connection.failure = context.original_exception, error
+        if unanswerable(error):
+            context.is_disconnect, context.invalidate_pool_on_disconnect = True, False
+        connection.loss = error  # or it is none: a later listener may know better
+        if ails(error):
+            self._note_ailing(connection, error, replica)
+        elif names_missing(error):
+            connection.lacks = error
+        if context.statement is None or not refused_as_write(error):
+            return None
+        connection.refused = connection.aborted = True
+        refusal = write_refused(
+            context.statement,
+            f"{connection.member.name!r} refused it; REPLICATED_WRITE_FUNCTIONS may "
+            "name the function that writes",
+        )
+        connection.failure = context.original_exception, refusal
+        connection.shape.routed.app.learn_writer(refusal)
+        return refusal
+
+    def _note_ailing(
+        self, connection: ReplicaConnection, error: DBAPIError, replica: Replica
+    ) -> None:
+        shape = connection.shape
+        seconds = shape.routed.app.settings.breaker_reset
+        cause = error.orig or error  # without the statement
+        if self._ailing.note(connection.member, cause, shape.replica_pool, seconds):
+            replica.ails = True
+
+
+def _note_setting(sql: str, connection: ReplicaConnection, parameters: Any) -> None:
+    """Leave the connection to nobody else, if what was set outlives its transaction."""
+    connection.changed = True
+    if connection.preparing:  # its next user has it set again
+        return
+    if not (connection.dialect.name == "postgresql" and is_local(sql, parameters)):
+        connection.info[CHANGED] = True
+
+
+def _asks_for_replica(context: ExecutionContext) -> bool:
+    """Whether code has asked for a replica, table or not."""
+    if active_role() is Role.REPLICA:
+        return True
+    statement = getattr(context.compiled, "statement", None)
+    return wanted_role(statement, context.execution_options) is Role.REPLICA

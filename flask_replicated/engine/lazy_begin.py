@@ -1,0 +1,195 @@
+"""Reads without a transaction block around them, where a block changes nothing.
+
+Under ``READ COMMITTED`` each statement sees the newest data, in a block or not. Yet
+drivers of PostgreSQL begin a block before the first statement, and end it: two round
+trips of three, for one read. So a connection that was picked is in the driver's own
+autocommit, and leaves it when a statement comes along for which it is not the same.
+Whoever takes one from a replica's own engine has it as the driver makes it: nobody
+would see what they do with it.
+
+A listener that is given the driver's connection or its cursor could send anything, past
+what looks at statements. While a program has one, blocks are kept.
+
+Nothing here is remembered beside the driver: it knows whether it is in autocommit, and
+whether its server is in a block.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from operator import attrgetter, methodcaller
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import event
+
+from flask_replicated.replica.care import CHANGED
+from flask_replicated.replica.poolers import POOLED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sqlalchemy import Connection, Engine
+    from sqlalchemy.pool import ConnectionPoolEntry
+
+__all__ = [
+    "PICKED",
+    "WITH_BLOCKS",
+    "begin_block",
+    "begin_block_late",
+    "has_block",
+    "leave_out_block",
+    "leave_out_blocks",
+]
+
+WITH_BLOCKS = "postgresql"
+"""The dialect whose drivers put a block around a read that needs none."""
+
+PICKED: ContextVar[bool] = ContextVar("flask_replicated_picked", default=False)
+"""Whether what is being taken from a pool is for somebody who begins blocks late."""
+
+_MARK = "flask_replicated.engine.lazy_begin"
+_LATER = "flask_replicated.autocommit_later"
+_OURS = "flask_replicated."
+_SENDING = ("do_execute", "do_executemany", "do_execute_no_params")
+"""Events of a dialect whose listeners are given a cursor."""
+
+# Of a driver's connection, what is true where its server is in a block: without asking
+# the server, and in C. (libpq's number for an idle connection is 0.)
+_HAS_BLOCK: dict[str, Callable[[Any], object]] = {
+    "psycopg": attrgetter("pgconn.transaction_status"),
+    "psycopg2": methodcaller("get_transaction_status"),
+    "pysqlite": attrgetter("in_transaction"),
+}
+
+
+def has_block(connection: Connection) -> bool:
+    """Whether there may be a block to end, as far as its driver knows."""
+    asks = _HAS_BLOCK.get(connection.dialect.driver)
+    fairy = connection._dbapi_connection  # noqa: SLF001 - the public one begins a block
+    if asks is None or fairy is None:
+        return True
+    try:
+        return bool(asks(fairy.dbapi_connection))
+    except Exception:  # noqa: BLE001 - closed; drivers differ in how they say so
+        return True
+
+
+def leave_out_blocks(engine: Engine) -> None:
+    """Let the connections of a replica's engine leave out blocks that change nothing.
+
+    Not where each cursor is the server's own, and so needs one.
+    """
+    dialect = engine.dialect
+    asks = _HAS_BLOCK.get(dialect.driver)
+    if (
+        dialect.name != WITH_BLOCKS
+        or dialect.is_async
+        or asks is None
+        or getattr(dialect, "server_side_cursors", False)
+    ):
+        return
+
+    others = _Others(engine)
+
+    @event.listens_for(engine, "connect")
+    def start(driver: Any, record: ConnectionPoolEntry) -> None:
+        # Whoever has chosen a level has chosen its blocks, too.
+        chosen = driver.autocommit or driver.isolation_level is not None
+        if POOLED in record.info:  # its transactions are what is read-only
+            return
+        if dialect.default_isolation_level == "READ COMMITTED" and not chosen:
+            record.info[_MARK] = True
+
+    @event.listens_for(engine, "checkout")
+    def hand_out(driver: Any, record: ConnectionPoolEntry, _proxy: Any) -> None:
+        listened, late = others.listen()
+        picked = PICKED.get()
+        record.info[_LATER] = late and picked
+        picked = picked and not listened
+        # Another who listens may have begun a block already.
+        if (
+            driver.autocommit is not picked
+            and _MARK in record.info
+            and not asks(driver)
+        ):
+            driver.autocommit = picked
+            if (
+                listened and not late
+            ):  # and may have been called before: what it set would stay set
+                record.info[CHANGED] = True
+
+
+class _Others:
+    """Knows whether a program's listeners get hold of a driver's connection or cursor.
+
+    Args:
+        engine: The engine that may be listened to.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._ours = -1  # how many listeners there are if all are this package's
+
+    def listen(self) -> tuple[bool, bool]:
+        """Whether there is one now; and whether all only follow this one's checkout."""
+        found = 0
+        for heard in self._heard():
+            found += len(heard.listeners) + len(heard.parent_listeners)
+        if found == self._ours:  # none of which is ever removed
+            return False, False
+        taken, *sent = ([_is_ours(one) for one in heard] for heard in self._heard())
+        alone = all(map(all, sent))
+        if alone and all(taken):
+            self._ours = found
+            return False, False
+        return True, alone and taken == sorted(taken, reverse=True)
+
+    def _heard(self) -> Iterator[Any]:
+        dispatch: Any = self._engine.dialect.dispatch
+        yield self._engine.pool.dispatch.checkout
+        for name in _SENDING:
+            yield getattr(dispatch, name)
+
+
+def _is_ours(listener: Any) -> bool:
+    return str(getattr(listener, "__module__", "")).startswith(_OURS)
+
+
+def leave_out_block(connection: Connection) -> None:
+    """Leave out the block, now that the pool's listeners have not begun one."""
+    fairy = connection._dbapi_connection  # noqa: SLF001 - the same
+    if fairy is None or not fairy.info.get(_LATER) or _MARK not in fairy.info:
+        return
+    if "isolation_level" in connection.get_execution_options():
+        return
+    if connection._transaction is None and not has_block(connection):  # noqa: SLF001 - the same
+        driver: Any = fairy.dbapi_connection
+        driver.autocommit = True
+
+
+def begin_block(connection: Connection) -> None:
+    """Let a block begin with what is sent next, unless the connection is in one."""
+    fairy = connection._dbapi_connection  # noqa: SLF001 - the same
+    if fairy is None or _MARK not in fairy.info:
+        return
+    # The caller has chosen a level, and SQLAlchemy has set the driver to it.
+    if "isolation_level" in connection.get_execution_options():
+        return
+    driver: Any = fairy.dbapi_connection
+    # One that is lost takes no setting; the next statement says so better.
+    if driver.autocommit and not has_block(connection):
+        driver.autocommit = False
+
+
+def begin_block_late(connection: Connection) -> None:
+    """Let a block begin if a listener is given cursors that came after the transaction.
+
+    What it has set already would stay set: the connection is left to nobody else.
+    """
+    fairy = connection._dbapi_connection  # noqa: SLF001 - the same
+    if fairy is None or _MARK not in fairy.info:
+        return
+    driver: Any = fairy.dbapi_connection
+    if driver.autocommit and connection.dispatch.before_cursor_execute:
+        begin_block(connection)
+        fairy.info[CHANGED] = True

@@ -1,0 +1,206 @@
+"""What is asked of the primary's engine.
+
+Its connections have the care that those of replicas have: a limit on the time to
+connect, a look at a pooled one before it is used again. Besides, to notice that a
+server is the primary no more.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError, DisconnectionError
+
+from flask_replicated.errors import PrimaryUnavailableError
+from flask_replicated.forks import refuse_inherited
+from flask_replicated.replica.failures import refused_as_write
+from flask_replicated.replica.first_words import FirstWords
+from flask_replicated.replica.hosts import NAME_A_LIMIT, warn_of_hosts
+from flask_replicated.replica.keepalive import limit_silence
+from flask_replicated.replica.primary_status import Facts, PrimaryStatus, ask_primary
+from flask_replicated.replica.refusing import closed_if_refused
+from flask_replicated.replica.sockets import watch_socket
+from flask_replicated.replica.throttle import limit_connecting
+from flask_replicated.replica.timeouts import limit_connect, limit_of
+
+from .connections import PrimaryConnection, ReplicaConnection
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy import Engine
+    from sqlalchemy.engine import ExceptionContext
+    from sqlalchemy.pool import ConnectionPoolEntry
+
+    from flask_replicated.sql.constructs import Classifier
+
+__all__ = ["Primary", "watch_primary", "watch_statements"]
+
+logger = logging.getLogger("flask_replicated")
+
+_REFUSALS = "flask_replicated.refusals"
+_PAUSE = 1.0  # seconds; a program may make transactions read only on purpose
+
+
+def watch_statements(engine: Engine, classifier: Classifier) -> None:
+    """Judge the text that is sent to the primary and is no plain read.
+
+    A construct is judged by its outer parts. Its text shows the rest: which table is
+    written; and a write in a nested CTE, or a function that nobody knows, which ties no
+    request to the primary, but if it is committed, the client should see it.
+
+    Args:
+        engine: The primary's engine.
+        classifier: Tells what a text does.
+    """
+    may_write, dialect = classifier.text.may_write, engine.dialect.name
+
+    def note(_cursor: Any, sql: str, _parameters: Any, context: Any) -> None:
+        connection = context.root_connection
+        if not isinstance(connection, PrimaryConnection):
+            return
+        if context.compiled is not None:
+            sql = context.compiled.string  # the same each time
+        if connection.undecided is not None or may_write(sql, dialect):
+            connection.judge(sql, context)
+
+    def note_bare(cursor: Any, sql: str, context: Any) -> None:
+        note(cursor, sql, None, context)
+
+    event.listen(engine, "do_execute", note)
+    event.listen(engine, "do_executemany", note)
+    event.listen(engine, "do_execute_no_params", note_bare)
+
+
+class Primary:
+    """A primary's engine, with what is asked of its connections.
+
+    Args:
+        engine: Its engine, before the first connection.
+        setting: The setting or bind that names it, in Python syntax.
+        connect_timeout: Seconds to connect in; whole ones, rounded up. Its URL's own
+            and ``connect_args`` are stronger; several hosts share them.
+        role_check: Whether each new connection asks its server what it is, and a
+            standby is refused.
+
+    Attributes:
+        status: What its servers have said of themselves.
+    """
+
+    def __init__(
+        self, engine: Engine, setting: str, connect_timeout: float, *, role_check: bool
+    ) -> None:
+        self.status = PrimaryStatus()
+        self._setting = setting
+        self._dialect = engine.dialect.name
+        self._role_check = role_check
+        self._seconds = math.ceil(connect_timeout)
+        if engine.dialect.name == "sqlite":  # a file has nobody to wait for
+            return
+        warn_of_hosts(setting, engine, self._seconds, NAME_A_LIMIT)
+        lift = limit_connect(engine, self._seconds, None)
+        limit_silence(engine)
+        own = limit_of(engine.driver)
+        limit_connecting(engine, None, self._seconds, own_limit=own)
+        self._first_words = FirstWords(engine, self._seconds)
+        event.listen(engine, "connect", self._prepare)
+        if lift is not None:  # no sooner: a server may be silent after the log-in too
+            event.listen(engine, "connect", lift)
+        event.listen(engine, "checkout", self._refuse_stale)
+
+    def _prepare(self, connection: Any, record: ConnectionPoolEntry) -> None:
+        with closed_if_refused(connection, record):
+            self._ask(connection, record)
+        record.info[self] = watch_socket(connection)
+
+    def _ask(self, connection: Any, record: ConnectionPoolEntry) -> None:
+        facts = Facts()
+        try:
+            if self._role_check:
+                facts = ask_primary(connection, self._dialect)
+        except Exception as error:
+            if self._first_words.end(record):
+                raise self._unavailable(_SILENT) from error
+            raise
+        if self._first_words.end(record):
+            raise self._unavailable(_SILENT)
+        if not self.status.accepts(facts):
+            raise self._unavailable(_STANDBY, standby=True)
+
+    def _unavailable(
+        self, why: str, *, standby: bool = False
+    ) -> PrimaryUnavailableError:
+        told = why.format(seconds=self._seconds)
+        return PrimaryUnavailableError(self._setting, told, standby=standby)
+
+    def _refuse_stale(
+        self, _connection: Any, record: ConnectionPoolEntry, _proxy: Any
+    ) -> None:
+        """Replace a pooled connection that the server has ended meanwhile."""
+        readable = record.info.get(self)
+        if readable is not None and readable():
+            raise DisconnectionError("the server has closed this idle connection")
+
+
+_SILENT = (
+    "the server that it leads to took a connection, and then said nothing for "
+    "{seconds} s (REPLICATED_CONNECT_TIMEOUT). It hangs, or a pooler's server is down."
+)
+_STANDBY = (
+    "the server that it leads to is a standby: it takes no writes, and may be behind. "
+    "While a failover goes on, try again when it is over. Else name the primary; or "
+    "let what stands before the servers find it: HAProxy by checks that ask for the "
+    "role, PostgreSQL's drivers by target_session_attrs=read-write in the URL. "
+    "REPLICATED_ROLE_CHECK = False takes any server."
+)
+
+
+def watch_primary(engine: Engine, clock: Callable[[], float] = time.monotonic) -> None:
+    """Connect anew after the primary has refused a write.
+
+    A primary that was demoted keeps its connections open and refuses to write, for
+    as long as they are used. Whoever took its place is found under its name by new
+    connections only. The write that was refused is the application's to repeat.
+
+    Args:
+        engine: The primary's engine.
+        clock: Returns seconds that never go backwards.
+    """
+    if engine.dialect.name == "sqlite":  # a file has one place
+        return
+    refuse_inherited(engine)
+    last, refusals = -_PAUSE, 0
+
+    @event.listens_for(engine, "connect")
+    def stamp(_connection: Any, record: ConnectionPoolEntry) -> None:
+        record.info[_REFUSALS] = refusals
+
+    @event.listens_for(engine, "checkout")
+    def renew(_connection: Any, record: ConnectionPoolEntry, _proxy: Any) -> None:
+        if record.info.get(_REFUSALS, 0) != refusals:
+            raise DisconnectionError("opened before the primary refused a write")
+
+    @event.listens_for(engine, "handle_error")
+    def notice(context: ExceptionContext) -> None:
+        nonlocal last, refusals
+        error = context.sqlalchemy_exception
+        # A replica may be the same engine, where a bind names the primary.
+        if isinstance(context.connection, ReplicaConnection):
+            return
+        if not isinstance(error, DBAPIError) or not refused_as_write(error):
+            return
+        now = clock()
+        if now - last < _PAUSE:
+            return
+        # Each that is older than now goes when it is next used. The one in use may be
+        # a program's that has made its transaction read only itself.
+        last, refusals = now, refusals + 1
+        logger.error(
+            "the primary has refused a write as read only: %s. If it was demoted, the "
+            "next connections find its successor under its name.",
+            error.orig,
+        )

@@ -1,0 +1,203 @@
+"""Transactions that report their commit, and transactions that cannot fail one.
+
+``SessionTransaction.commit()`` commits the connections of a session in no
+particular order. A replica that was lost must not stop it between two of them,
+or the primary's commit would happen by chance.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, cast
+
+from sqlalchemy import (
+    NestedTransaction,
+    RootTransaction,
+    Transaction,
+    TwoPhaseTransaction,
+)
+from sqlalchemy.engine.default import DefaultDialect
+
+from .lazy_begin import begin_block, has_block
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from .connections import PrimaryConnection, ReplicaConnection
+
+logger = logging.getLogger("flask_replicated")
+
+__all__ = [
+    "ReadSavepoint",
+    "ReadTransaction",
+    "ReadTwoPhase",
+    "ReportedTransaction",
+    "ReportedTwoPhase",
+]
+
+
+class _Reported(Transaction):
+    """A transaction that tells its connection when its commit may have happened."""
+
+    __slots__ = ()
+
+    def commit(self) -> None:
+        connection = cast("PrimaryConnection", self.connection)
+        try:
+            super().commit()
+        except BaseException:
+            # Lost or interrupted while committing: it may have happened, so the
+            # client must be able to see it.
+            if connection.invalidated:
+                connection.committed()
+            raise
+        connection.committed()
+
+
+class ReportedTransaction(_Reported, RootTransaction):
+    """The primary's transaction."""
+
+    __slots__ = ()
+
+
+class ReportedTwoPhase(_Reported, TwoPhaseTransaction):
+    """The primary's transaction in two phases."""
+
+    __slots__ = ()
+
+
+class _Harmless(Transaction):
+    """A read's transaction: its end gives the connection back, whatever happens.
+
+    The loss of a replica reaches the breaker through the next connect, and the
+    user through the statement that it interrupts; never through the end of a
+    transaction that has nothing to lose.
+    """
+
+    __slots__ = ()
+
+    def commit(self) -> None:
+        self.rollback()
+
+    def rollback(self) -> None:
+        try:
+            super().rollback()
+        except Exception:
+            logger.debug("a read did not end well", exc_info=True)
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except Exception:
+            logger.debug("a read did not end well", exc_info=True)
+            _give_up(self.connection)
+
+
+def _give_up(connection: Connection) -> None:
+    """Let nobody have a connection whose transaction may not have ended.
+
+    Its pool takes a transaction that was closed for one that has ended.
+    """
+    if not connection.closed:
+        connection.invalidate()
+
+
+class ReadTransaction(_Harmless, RootTransaction):
+    """A replica's transaction.
+
+    A session that is done closes its transaction and then its connection. To close the
+    connection ends both at once, and spares the pool a second rollback; so the first
+    of the two does nothing yet.
+    """
+
+    __slots__ = ()
+    connection: ReplicaConnection
+
+    def commit(self) -> None:
+        """End it; what it has set stays set while the connection is in use."""
+        if self.connection.changed:
+            try:
+                RootTransaction.commit(self)
+            except Exception:
+                logger.debug("a read did not end well", exc_info=True)
+            else:
+                return
+        self.rollback()
+
+    def close(self) -> None:
+        """End it, now or with the session's connection."""
+        connection = self.connection
+        if connection.of_session:
+            return
+        if (
+            self.is_active
+            and connection._nested_transaction is None  # noqa: SLF001 - as Connection's own way asks
+            and not has_block(connection)
+            and not connection._has_events  # noqa: SLF001 - the same
+            and not connection.engine._has_events  # noqa: SLF001 - the same
+            and not connection._echo  # noqa: SLF001 - the same
+        ):
+            # Most reads have begun no block, and to ask the driver whether there is one
+            # costs less than a rollback. But whoever listens, or logs, is told.
+            self.is_active = False
+            connection._transaction = None  # noqa: SLF001 - the same
+        else:
+            try:
+                RootTransaction.close(self)
+            except Exception:
+                logger.debug("a read did not end well", exc_info=True)
+                _give_up(connection)
+
+    def _connection_begin_impl(self) -> None:
+        connection = self.connection
+        if (
+            type(connection.dialect).do_begin is not DefaultDialect.do_begin
+            or connection._has_events  # noqa: SLF001 - the same
+            or connection.engine._has_events  # noqa: SLF001 - the same
+            or connection._echo  # noqa: SLF001 - the same
+        ):
+            _begin(self)
+
+
+def _begin(transaction: ReadTransaction | ReadTwoPhase) -> None:
+    """Tell the dialect, and who listens, that a transaction begins.
+
+    The dialect looks at the driver's connection then, which is no reason for a block.
+    """
+    connection = transaction.connection
+    if connection.dispatch.before_cursor_execute:  # it may send anything
+        begin_block(connection)
+    connection.begins = not connection.dispatch.begin
+    try:
+        RootTransaction._connection_begin_impl(transaction)  # noqa: SLF001 - past the reads' own
+    finally:
+        connection.begins = False
+
+
+class ReadTwoPhase(_Harmless, TwoPhaseTransaction):
+    """A replica's part in two phases: a plain transaction, with nothing to prepare."""
+
+    __slots__ = ()
+    connection: ReplicaConnection
+
+    def prepare(self) -> None:
+        """Do nothing: there is nothing to prepare."""
+
+    def _connection_begin_impl(self) -> None:
+        _begin(self)  # plain BEGIN
+
+    def _connection_rollback_impl(self) -> None:
+        RootTransaction._connection_rollback_impl(self)  # noqa: SLF001 - the same
+
+
+class ReadSavepoint(_Harmless, NestedTransaction):
+    """A savepoint on a replica."""
+
+    __slots__ = ()
+
+    def commit(self) -> None:
+        """Release the savepoint, if the connection is still there."""
+        try:
+            NestedTransaction.commit(self)
+        except Exception:
+            logger.debug("a savepoint of reads did not end well", exc_info=True)

@@ -1,0 +1,1 @@
+"""Many replicas in the background: probed, discovered, coming and going."""

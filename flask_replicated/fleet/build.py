@@ -1,0 +1,229 @@
+"""From a primary and its replicas to one routed engine."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from balancers.errors import error_text
+from flask_replicated.engine.engines import RoutedEngine
+from flask_replicated.engine.gate import Gate
+from flask_replicated.engine.lazy_begin import leave_out_blocks
+from flask_replicated.engine.primary import Primary, watch_primary, watch_statements
+from flask_replicated.errors import ConfigurationError
+from flask_replicated.replica.care import Replica
+from flask_replicated.replica.primary_status import can_be_asked
+from flask_replicated.replica.same_database import Acquaintance, Kinship
+from flask_replicated.replica.same_server import can_compare
+from flask_replicated.replica.throttle import limit_connecting, limit_waiting
+from flask_replicated.routing.counts import Reads, ReplicaPool
+from flask_replicated.routing.state import AppState
+from flask_replicated.settings.config import read_settings
+from flask_replicated.settings.eligible import Original
+from flask_replicated.settings.sqlite_files import open_existing, shares_connection
+
+from .fleet import Fleet
+from .listeners import PoolListener
+from .monitor import Monitor, Policy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from sqlalchemy import Engine
+
+    from balancers import Listener
+    from flask_replicated.settings.config import Settings
+
+__all__ = ["replicated_engine", "routed_engine"]
+
+logger = logging.getLogger("flask_replicated")
+
+
+_LONG = 5.0  # seconds
+
+
+def routed_engine(
+    app: AppState,
+    primary: Engine,
+    replicas: Mapping[str, Engine],
+    setting: str = "primary",
+    binds: str = "replicas",
+) -> RoutedEngine:
+    """Put replicas into a pool and return it with its primary as one engine.
+
+    Args:
+        app: The application's state.
+        primary: The engine that writes.
+        replicas: The engines that read, by name.
+        setting: The setting or bind that names the primary, in Python syntax.
+        binds: What has the replicas' binds by name, in Python syntax.
+    """
+    settings = app.settings
+    watch_primary(primary)
+    status = Primary(
+        primary, setting, settings.connect_timeout, role_check=settings.role_check
+    ).status
+    watch_statements(primary, app.classifier)
+    surroundings = app.surroundings()
+    met = Acquaintance(primary, status, settings.connect_timeout, surroundings)
+    care = partial(_take_care, settings, Gate(app), met)
+    prepared: dict[str, Replica] = {}
+    fleet = Fleet(care, prepared, limited=settings.max_pools is not None)
+    for name, engine in replicas.items():
+        prepared[name] = fleet.care(name, engine)
+    outages = PoolListener(prepared, binds)
+    reads = Reads()
+    writers = app.writers if settings.learn_writers else ()
+    make = partial(ReplicaPool, replicas, reads, writers)
+    pool = _make_pool(settings, make, replicas, [outages, fleet.listener()])
+    policy = Policy(
+        interval=settings.probe_interval,
+        timeout=settings.connect_timeout,
+        max_lag=settings.max_lag,
+        role_check=settings.role_check,
+        primary=_compared(settings, primary),
+        watched=_watched(settings, primary),
+        status=status,
+        bound=_bound(settings),
+        surroundings=surroundings,
+    )
+    monitor = Monitor(pool, prepared, policy, outages)
+    fleet.routed = RoutedEngine(
+        app,
+        primary,
+        pool,
+        reads=reads,
+        monitor=monitor,
+        status=status,
+        outages=outages,
+        cared=prepared,
+    )
+    fleet.routed.fleet = fleet
+    fleet.look_for_spares()
+    return fleet.routed
+
+
+def _take_care(
+    settings: Settings, gate: Gate, met: Acquaintance, name: str, engine: Engine
+) -> Replica:
+    """Give a replica's new engine what every replica's engine has."""
+    primary = met.engine
+    replica = Replica(
+        name,
+        engine,
+        settings.connect_timeout,
+        settings.read_timeout,
+        role_check=settings.role_check,
+        max_lag=settings.max_lag,
+        watched=settings.probe_interval > 0 and not engine.dialect.is_async,
+        primary=_compared(settings, primary),
+        kinship=Kinship(name, engine.dialect.name, met)
+        if settings.role_check
+        else None,
+        shared=shares_connection(engine, primary),
+        status=met.status,
+        surroundings=met.surroundings,
+    )
+    limit_connecting(
+        engine,
+        settings.max_connecting,
+        # Who has waited for as long as a connect may take would double it;
+        # and what is left of whole seconds can be told to no driver.
+        settings.connect_timeout / 2,
+        lambda: replica.outages,
+    )
+    if engine.pool is not primary.pool:
+        limit_waiting(engine, settings.connect_timeout)
+        open_existing(name, engine)
+    if settings.lazy_begin:
+        leave_out_blocks(engine)
+    gate.guard(engine, replica)
+    return replica
+
+
+def _bound(settings: Settings) -> float:
+    """Return for how long a statement may wait before its server is asked about it.
+
+    With the time that is needed to ask, no longer than a look takes by default to find
+    a server silent. Where the server itself ends a statement sooner, a second more than
+    that.
+    """
+    bound = min(max(1.0, settings.probe_interval), _LONG)
+    return min(bound, (settings.read_timeout or bound) + 1)
+
+
+def _compared(settings: Settings, primary: Engine) -> Engine | None:
+    """Return the primary, if its replicas have to be compared with it."""
+    return primary if settings.role_check and can_compare(primary) else None
+
+
+def _watched(settings: Settings, primary: Engine) -> Engine | None:
+    """Return the primary, if it is looked at, too."""
+    matters = settings.role_check or settings.max_lag is not None
+    return primary if matters and can_be_asked(primary) else None
+
+
+def _make_pool(
+    settings: Settings,
+    make: Callable[..., ReplicaPool],
+    replicas: Mapping[str, Engine],
+    listeners: list[Listener],
+) -> ReplicaPool:
+    try:
+        return make(
+            balancer=settings.balancer,
+            weights={n: w for n, w in settings.weights.items() if n in replicas},
+            threshold=settings.breaker_threshold,
+            reset=settings.breaker_reset,
+            max_reset=settings.breaker_max_reset,
+            slow_start=settings.slow_start,
+            # A trial that is still connecting must not be taken for lost.
+            lease=max(10.0, 3 * settings.connect_timeout),
+            listeners=listeners,
+            limit=settings.max_pools,
+            weights_unread=_say_unread,
+        )
+    except ConfigurationError:
+        raise  # says more already
+    except Exception as error:  # somebody's own balancer may raise anything
+        raise ConfigurationError(
+            "REPLICATED_BALANCER",
+            settings.balancer,
+            "must turn a tuple of live replicas into a function without arguments that "
+            f"returns one of them ({error_text(error)}).",
+        ) from error
+
+
+def _say_unread() -> None:
+    logger.warning(
+        "REPLICATED_BALANCER = 'round_robin' reads no weights, neither those of "
+        "REPLICATED_WEIGHTS nor one that add() is given; set it to 'weighted' or "
+        "'random', or leave it out beside REPLICATED_WEIGHTS."
+    )
+
+
+def replicated_engine(
+    primary: Engine, replicas: Mapping[str, Engine], **settings: Any
+) -> RoutedEngine:
+    """Return one engine for a primary and its replicas, without any application.
+
+    For ``sessionmaker(engine, class_=RoutedSession)``: such sessions read from
+    the primary, and from a replica inside ``using_slave()``.
+
+    Args:
+        primary: The engine that writes.
+        replicas: The engines that read, by name.
+        settings: The settings of ``app.config``, as ``REPLICATED_WEIGHTS={...}``.
+
+    Raises:
+        ConfigurationError: A setting cannot be right, there is no replica, or one
+            that cannot be a copy of the primary's database.
+    """
+    if not replicas:
+        raise ConfigurationError("replicas", {}, "name at least one engine that reads.")
+    original = Original(primary, "primary", "use the primary's engine alone")
+    for name, engine in replicas.items():
+        original.require_copy(f"replicas[{name!r}]", engine)
+    read = read_settings(settings, ("GET", "HEAD"), replicas)
+    return routed_engine(AppState(read), primary, replicas)

@@ -1,0 +1,280 @@
+"""Replicas that DNS names: looked up again and again in the background.
+
+An answer with servers in it is believed. No answer, or an empty one, says nothing
+about the servers: those known stay, for an outage of DNS must not become one of the
+database.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import logging
+import os
+import random
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakSet
+
+from balancers.errors import error_text
+from flask_replicated.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from flask_replicated.engine.engines import RoutedEngine
+    from flask_replicated.settings.config import Source
+
+    from .fleet import Fleet
+
+__all__ = ["Discovery"]
+
+logger = logging.getLogger("flask_replicated")
+
+_LOOKUP_SECONDS = 5.0
+"""Seconds that DNS may take to answer."""
+_MISSES = 3
+"""In how many answers in a row a server must be missing before it is let go."""
+_OLDEST = 60.0
+"""Seconds for which one answer counts once at the most, as long as it may be kept."""
+
+
+class Place(NamedTuple):
+    """Where a server is.
+
+    Attributes:
+        host: Its name or address.
+        port: Its port, or None for the driver's own.
+        weight: Its share relative to the others.
+    """
+
+    host: str
+    port: int | None
+    weight: int
+
+
+class Answer(NamedTuple):
+    """What DNS has said.
+
+    Attributes:
+        places: The servers.
+        ttl: Seconds for which a cache may go on to say the same.
+    """
+
+    places: list[Place]
+    ttl: float = 0.0
+
+
+class Discovery:
+    """Keeps a fleet's replicas as DNS has them.
+
+    Its thread begins with the first routed read of a process, or of a forked child.
+
+    Args:
+        name: What the names of its replicas begin with, such as ``'slave'``.
+        source: Where to look.
+
+    Attributes:
+        idle: Whether it should be started.
+
+    Raises:
+        ConfigurationError: dnspython is not installed.
+    """
+
+    def __init__(self, name: str, source: Source) -> None:
+        try:
+            importlib.import_module("dns.resolver")
+        except ImportError:
+            raise ConfigurationError(
+                f"REPLICATED_DISCOVERY[{name!r}]",
+                source.url,
+                "needs dnspython: pip install flask-replicated[dns]",
+            ) from None
+        self.idle = True
+        self._name = name
+        self._source = source
+        self._lock = threading.Lock()
+        self._stop: threading.Event | None = None
+        self._known: dict[str, int] = {}
+        self._misses: dict[str, int] = {}
+        self._counts_from = 0.0
+        self._failing = False
+        _all.add(self)
+
+    def start(self, routed: RoutedEngine) -> None:
+        """Begin, unless it has begun already; it ends when nobody keeps *routed*."""
+        with self._lock:
+            if not self.idle:
+                return
+            self.idle, stop = False, threading.Event()
+            self._stop = stop
+        owner = weakref.ref(routed, lambda _: stop.set())
+        thread = threading.Thread(
+            target=_run,
+            args=(weakref.ref(self), owner, stop, self._source),
+            name=f"flask_replicated discovery of {self._name}",
+            daemon=True,
+        )
+        try:
+            thread.start()
+        except RuntimeError:  # the interpreter is shutting down, or out of threads
+            logger.warning("%r is not discovered: no thread could start", self._name)
+
+    def stop(self) -> None:
+        """End, and begin again with the next routed read."""
+        with self._lock:
+            stop, self._stop, self.idle = self._stop, None, True
+        if stop is not None:
+            stop.set()
+
+    def after_fork(self) -> None:
+        """Forget, in a child process, its parent's thread."""
+        self._lock = threading.Lock()
+        self._stop = None
+        self.idle = True
+
+    def failed(self, error: Exception) -> None:
+        """Say once that DNS does not answer."""
+        if not self._failing:
+            self._failing = True
+            logger.warning(
+                "REPLICATED_DISCOVERY[%r]: %s cannot be looked up, and the %d replicas "
+                "that it named before stay: %s",
+                self._name,
+                self._source.url.host,
+                len(self._known),
+                error_text(error),
+            )
+
+    def found(self, fleet: Fleet, answer: Answer) -> None:
+        """Add the servers that are new, and remove those that have gone.
+
+        One that is missing is removed when it is missing for the third time in a row:
+        some DNS servers name a part of what they know each time.
+        """
+        if self._failing:
+            self._failing = False
+            logger.warning("REPLICATED_DISCOVERY[%r]: DNS answers again", self._name)
+        named = {self._name_of(place): place for place in answer.places}
+        for name in self._missed_too_often(named, answer.ttl):
+            self._remove(fleet, name)
+        for name, place in named.items():
+            if self._known.get(name, place.weight) != place.weight:
+                self._remove(fleet, name)
+            if name not in self._known:
+                self._add(fleet, name, place)
+
+    def _missed_too_often(self, named: Iterable[str], ttl: float) -> list[str]:
+        """Count who is missing; return those who have been missing for long enough."""
+        missing = self._known.keys() - set(named)
+        now = time.monotonic()
+        # What a cache says again is no answer more.
+        again = now < self._counts_from
+        if not again:
+            self._counts_from = now + min(ttl, _OLDEST)
+        counted = {name: self._misses.get(name, 0) + (not again) for name in missing}
+        self._misses = {n: times for n, times in counted.items() if times < _MISSES}
+        return [name for name in counted if name not in self._misses]
+
+    def _name_of(self, place: Place) -> str:
+        host = f"[{place.host}]" if ":" in place.host else place.host
+        port = "" if place.port is None else f":{place.port}"
+        return f"{self._name}_{host}{port}"
+
+    def _add(self, fleet: Fleet, name: str, place: Place) -> None:
+        url = self._source.url.set(host=place.host, port=place.port)
+        try:
+            fleet.discovered(name, {**self._source.options, "url": url}, place.weight)
+        except ConfigurationError as error:
+            logger.error("REPLICATED_DISCOVERY[%r]: %s", self._name, error)  # noqa: TRY400 - it says all
+        self._known[name] = place.weight
+
+    def _remove(self, fleet: Fleet, name: str) -> None:
+        del self._known[name]
+        try:
+            fleet.remove(name)
+        except ConfigurationError:
+            pass  # somebody has removed it by hand
+
+
+# For the hook below, which can never be taken back.
+_all: WeakSet[Discovery] = WeakSet()
+
+
+@atexit.register
+def _stop_all() -> None:
+    for discovery in list(_all):
+        discovery.stop()
+
+
+def _run(
+    discovery: Callable[[], Discovery | None],
+    owner: Callable[[], RoutedEngine | None],
+    stop: threading.Event,
+    source: Source,
+) -> None:
+    """Look and tell until nobody wants it; keep nobody alive while it waits."""
+    process = os.getpid()  # a greenlet goes on in a forked child, which has its own
+    while not stop.is_set() and os.getpid() == process:
+        found: Answer | Exception
+        try:
+            found = _look(source)
+        except Exception as error:  # noqa: BLE001 - whatever it is, go on
+            found = error
+        told, routed = discovery(), owner()
+        if told is None or routed is None or stop.is_set():
+            return
+        if os.getpid() != process:
+            return
+        try:
+            if isinstance(found, Exception):
+                told.failed(found)
+            else:
+                told.found(routed.fleet, found)
+        except Exception:
+            logger.exception("the discovery of replicas has failed and goes on")
+        del told, routed
+        # Spread, as many workers begin in one moment.
+        stop.wait(source.every * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
+
+
+def _look(source: Source) -> Answer:
+    """Ask DNS.
+
+    Raises:
+        Exception: There is no answer, or nobody in it.
+    """
+    # Only here: not everybody has dnspython. (Nor has every checker of types.)
+    dns: Any = importlib.import_module("dns.resolver")
+    host = str(source.url.host)
+
+    def ask(kind: str) -> Any:
+        resolver = dns.get_default_resolver()
+        return resolver.resolve(host, kind, search=True, lifetime=_LOOKUP_SECONDS)
+
+    if host.startswith("_"):
+        records = ask("SRV")
+        return Answer(_of_services(list(records)), records.rrset.ttl)
+    try:
+        records = ask("A")
+    except dns.NoAnswer:
+        records = ask("AAAA")
+    places = [Place(record.address, source.url.port, 1) for record in records]
+    return Answer(places, records.rrset.ttl)
+
+
+def _of_services(records: list[Any]) -> list[Place]:
+    """Return the servers of the first priority; the others are for when it is gone."""
+    able = [record for record in records if record.target.to_text() != "."]
+    if not able:
+        raise LookupError("the service is said to be not available")
+    first = min(record.priority for record in able)
+    return [
+        Place(
+            record.target.to_text(omit_final_dot=True), record.port, record.weight or 1
+        )
+        for record in able
+        if record.priority == first
+    ]

@@ -1,0 +1,222 @@
+"""What an operator is told when a replica leaves or joins, and a clean slate."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from typing import TYPE_CHECKING
+
+from balancers import MemberAdded, MemberClosed, MemberOpened, MemberRemoved
+from balancers.errors import error_text
+from flask_replicated.errors import DivergedReplicaError, WrongRoleError
+from flask_replicated.replica.failures import Verdict, judge_connect
+from flask_replicated.replica.misconfigured import remedy_for
+from flask_replicated.settings.binds import REPLICA_NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from balancers import Event
+    from flask_replicated.replica.care import Replica
+
+__all__ = ["PoolListener"]
+
+logger = logging.getLogger("flask_replicated")
+
+_PAUSE = 60.0
+"""Seconds in which load is told of once: it comes and goes with each second."""
+_PATIENCE = 30.0
+"""Seconds for which nothing is said of a primary while nobody knows whether it is the
+one that writes go to: in a failover, those may not have found it yet."""
+
+
+_SETTLES = 15.0
+"""Seconds in which a node may take on its new role after a switchover."""
+# One that DNS has named, behind the key under which it was looked up.
+_DISCOVERED = re.compile(r"(?P<key>(?:.+?_)?(?:slave|replica))_.+")
+
+
+class _Outage:
+    """Why one replica is out, and whether anybody was told.
+
+    Attributes:
+        verdicts: All that was wrong since it was last in rotation.
+        told: Whether its return is news.
+        primary_since: When it was first found to be a primary, or None.
+        unsettled_since: When it was first found to be what only a switchover explains,
+            or None.
+    """
+
+    def __init__(self) -> None:
+        self.verdicts: set[Verdict] = set()
+        self.told = False
+        self.primary_since: float | None = None
+        self.unsettled_since: float | None = None
+
+
+class PoolListener:
+    """Tells the operator of each outage: once for each kind of cause, and of its end.
+
+    It also retires the open connections of a replica that is out: the trial
+    that lets it in again must be a new one, or an old one that nobody has used
+    since would vouch for a server that no longer answers. (Not of one that only
+    rests: it has no connection to spare for new ones.)
+
+    Args:
+        replicas: The replicas, by name; whoever changes them keeps it up to date.
+        binds: What has the replicas' binds by name, in Python syntax.
+        clock: Returns seconds that never go backwards.
+    """
+
+    def __init__(
+        self,
+        replicas: Mapping[str, Replica],
+        binds: str = "replicas",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._replicas = replicas
+        self._binds = binds
+        self._clock = clock
+        self._out: dict[str, _Outage] = {}
+        self._busy_from: dict[str, float] = {}
+        self._said_own = False
+
+    def __call__(self, happened: Event) -> None:
+        """Receive one event of the pool."""
+        if isinstance(happened, MemberOpened):
+            self._opened(happened)
+        elif isinstance(happened, MemberClosed):
+            self._closed(happened.name)
+        elif isinstance(happened, MemberAdded):
+            self._out.pop(happened.name, None)
+            logger.info("replica %r is added", happened.name)
+        elif isinstance(happened, MemberRemoved):
+            self._out.pop(happened.name, None)
+            self._busy_from.pop(happened.name, None)
+            logger.info("replica %r is removed", happened.name)
+
+    def still_out(self, name: str, error: BaseException) -> None:
+        """Hear why a replica is out that is out already: it may be another cause."""
+        outage = self._out.get(name)
+        if outage is not None:
+            self._tell(name, outage, error)
+
+    def is_load(self, exhausted: set[str]) -> bool:
+        """Whether nothing but load keeps any replica from serving.
+
+        Args:
+            exhausted: Those that had no connection to spare, whoever is out.
+        """
+        seen = [outage.verdicts for outage in list(self._out.values())]
+        busy = bool(exhausted) or any(seen)
+        # Nothing is wrong with one that is the primary itself at the moment.
+        return busy and all(verdicts <= {Verdict.BUSY} for verdicts in seen)
+
+    def all_misconfigured(self) -> bool:
+        """Whether every replica is out for what the operator was told to mend."""
+        found = [self._out.get(name) for name in list(self._replicas)]
+        wanted = {Verdict.MISCONFIGURED}
+        return all(one is not None and one.verdicts == wanted for one in found)
+
+    def _opened(self, happened: MemberOpened) -> None:
+        outage = self._out.setdefault(happened.name, _Outage())
+        if not happened.failures:
+            self._rests(outage, happened)
+            return
+        if happened.cause is not None:
+            self._tell(happened.name, outage, happened.cause)
+        replica = self._replicas.get(happened.name)
+        if replica is not None:  # not removed at this moment
+            replica.retire_connections()
+
+    def _rests(self, outage: _Outage, happened: MemberOpened) -> None:
+        outage.verdicts.add(Verdict.BUSY)
+        now = self._clock()
+        if now >= self._busy_from.get(happened.name, now):
+            self._busy_from[happened.name] = now + _PAUSE
+            logger.warning(
+                "replica %r is busy, and rests for %.1f s: %s",
+                happened.name,
+                happened.retry_in,
+                happened.error,
+            )
+
+    def _tell(self, name: str, outage: _Outage, error: BaseException) -> None:
+        """Say why a replica is out, unless that was said of this outage."""
+        verdict, cause = judge_connect(error), error_text(error)
+        if verdict in outage.verdicts or self._is_usual(name, outage, error):
+            logger.debug("replica %r is still out: %s", name, cause)
+            return
+        outage.verdicts.add(verdict)
+        outage.told = True
+        if verdict is Verdict.MISCONFIGURED:
+            remedy = remedy_for(error, self.setting(name))
+            logger.error(
+                "replica %r is not configured right, and serves no reads until it is: "
+                "%s%s",
+                name,
+                cause,
+                f". {remedy}" if remedy else "",
+            )
+        else:
+            logger.warning("replica %r is out: %s", name, cause)
+
+    def _is_usual(self, name: str, outage: _Outage, error: BaseException) -> bool:
+        """Whether this is what a switchover looks like where every node is a bind.
+
+        One of them is the primary then, and no outage while others serve. One that was
+        it restarts, and is a standby when it is up again; standbys look for their new
+        source.
+        """
+        if isinstance(error, WrongRoleError):
+            outage.primary_since = outage.primary_since or self._clock()
+            usual = self._is_the_one(name, outage.primary_since, error)
+        elif (
+            outage.primary_since
+            or outage.unsettled_since
+            or isinstance(error, DivergedReplicaError)
+        ):
+            outage.unsettled_since = outage.unsettled_since or self._clock()
+            usual = self._clock() - outage.unsettled_since < _SETTLES
+        else:
+            usual = False
+        return usual and len(self._replicas) != 1
+
+    def _is_the_one(self, name: str, since: float, error: WrongRoleError) -> bool:
+        """Whether a primary is, or may yet turn out to be, the one writes go to."""
+        if error.own is None:
+            return self._clock() - since < _PATIENCE
+        if error.own:
+            self._say_own(name)
+        return error.own
+
+    def _say_own(self, name: str) -> None:
+        """Say once in the life of a process that a bind names the primary itself."""
+        others = [one for one in list(self._replicas) if one not in self._out]
+        if others and not self._said_own:
+            self._said_own = True
+            logger.info(
+                "replica %r is the primary itself at the moment, and others serve "
+                "reads. Where every node is a bind, that is as it should be; else name "
+                "a standby in %s",
+                name,
+                self.setting(name),
+            )
+
+    def setting(self, name: str) -> str:
+        """Return what has a replica's URL, in Python syntax."""
+        found = None if REPLICA_NAME.fullmatch(name) else _DISCOVERED.fullmatch(name)
+        if found is not None:
+            return f"REPLICATED_DISCOVERY[{found['key']!r}]"
+        return f"{self._binds}[{name!r}]"
+
+    def _closed(self, name: str) -> None:
+        outage = self._out.pop(name, None)
+        told = outage is not None and outage.told
+        logger.log(
+            logging.WARNING if told else logging.DEBUG, "replica %r is back", name
+        )
+        replica = self._replicas.get(name)
+        if replica is not None:
+            replica.ails = replica.crowded = False

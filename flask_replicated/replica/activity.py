@@ -1,0 +1,159 @@
+"""Whether a server works on what somebody waits for.
+
+It is asked over another connection. Who waits for a long statement that runs must be
+left alone; who waits for one that the server has never heard of, or has answered long
+ago, waits for ever.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .poolers import POOLED, backend_pid
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .in_flight import Wait
+
+__all__ = ["Backend", "can_ask", "list_backends", "works_on"]
+
+
+class Backend(NamedTuple):
+    """What a server does for one of its clients.
+
+    Attributes:
+        pid: The id by which its driver knows it.
+        port: The client's TCP port, as the server sees it; None for other sockets.
+        works: Whether a statement runs, and neither side waits for the other.
+        began: When the statement did, by this process's monotonic clock; None if the
+            server does not tell.
+        spread: Seconds that this may be wrong.
+    """
+
+    pid: int
+    port: int | None
+    works: bool
+    began: float | None
+    spread: float
+
+    def may_have_begun(self, sent: float, later: float) -> bool:
+        """Whether its statement may be what was sent then, if it came *later* at most.
+
+        All in seconds.
+        """
+        if self.began is None:
+            return True
+        return -self.spread <= self.began - sent <= later + self.spread
+
+
+# Where a statement's text cannot be seen, neither can the rest; but one's own can.
+_POSTGRESQL = """
+SELECT pid, client_port,
+       state NOT LIKE 'idle%' AND wait_event_type IS DISTINCT FROM 'Client',
+       EXTRACT(EPOCH FROM clock_timestamp() - query_start)
+  FROM pg_stat_activity
+ WHERE datname = current_database() AND state IS NOT NULL AND pid <> pg_backend_pid()
+"""
+
+
+def _postgresql(cursor: Any) -> list[Backend]:
+    cursor.execute(_POSTGRESQL)
+    rows, now = cursor.fetchall(), time.monotonic()
+    found = []
+    for row in rows:
+        pid, port, works, age = row.values() if isinstance(row, dict) else row
+        began = None if age is None else now - float(age)
+        found.append(Backend(pid, port, bool(works), began, 0.5))
+    return found
+
+
+_COMMANDS = frozenset({"Query", "Execute"})
+_WRITES = frozenset({"Writing to net", "Sending to client"})
+
+
+def _mysql(cursor: Any) -> list[Backend]:
+    """Ask for the threads of one's own account; it takes a privilege to see others."""
+    cursor.execute("SHOW PROCESSLIST")
+    now = time.monotonic()
+    names = [column[0] for column in cursor.description]
+    found = []
+    for values in cursor.fetchall():
+        row = values if isinstance(values, dict) else dict(zip(names, values))  # noqa: B905 - as many as there are names
+        port = str(row["Host"]).rpartition(":")[2]
+        works = row["Command"] in _COMMANDS and row["State"] not in _WRITES
+        # Whole seconds are told, rounded down.
+        began = None if row["Time"] is None else now - float(row["Time"]) - 0.5
+        number = int(port) if port.isdigit() else None
+        found.append(Backend(row["Id"], number, works, began, 1.0))
+    return found
+
+
+_QUESTIONS: dict[str, Callable[[Any], list[Backend]]] = {
+    "postgresql": _postgresql,
+    "mysql": _mysql,
+    "mariadb": _mysql,
+}
+
+
+def can_ask(dialect: str) -> bool:
+    """Whether a dialect's servers can be asked, by SQLAlchemy's name for it."""
+    return dialect in _QUESTIONS
+
+
+def list_backends(dialect: str, connection: Any) -> list[Backend]:
+    """Ask a server what it does for the clients of its database.
+
+    Args:
+        dialect: One that :func:`can_ask`.
+        connection: A DBAPI connection; its transaction is rolled back.
+
+    Raises:
+        Exception: The driver's.
+    """
+    cursor = connection.cursor()
+    try:
+        found = _QUESTIONS[dialect](cursor)
+    finally:
+        cursor.close()
+    connection.rollback()
+    return found
+
+
+def works_on(
+    wait: Wait, since: float, driver: str, backends: list[Backend]
+) -> bool | None:
+    """Whether a server works on what somebody waits for; None if it may be another's.
+
+    Where the server sees the client itself, the two ids tell. Behind a proxy only that
+    of the process is the same, and where an address stands for several servers, another
+    one may have it, too. Behind a pooler neither is; there a statement that began when
+    this one was sent is taken for it.
+
+    Args:
+        wait: The wait.
+        since: When the statement was sent, by this process's monotonic clock.
+        driver: The connection's.
+        backends: What the server does.
+    """
+    pid = _pid(driver, wait.connection)
+    own = [one for one in backends if one.pid == pid]
+    for one in own:
+        if one.port == wait.port:
+            return one.works
+    later, alike = math.inf, own
+    # MariaDB's and MySQL's poolers do not show.
+    if not own and (POOLED in wait.record.info or driver == "pymysql"):
+        later, alike = 0.0, backends
+    return any(one.works and one.may_have_begun(since, later) for one in alike) or None
+
+
+def _pid(driver: str, connection: Any) -> int:
+    try:
+        if driver == "pymysql":
+            return int(connection.thread_id())
+        return backend_pid(driver, connection)
+    except Exception:  # noqa: BLE001 - closed meanwhile
+        return 0

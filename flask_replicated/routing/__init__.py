@@ -1,0 +1,1 @@
+"""Where the reads of a request go, and why; what the request remembers for it."""

@@ -1,0 +1,205 @@
+"""What a statement or a model says about itself.
+
+``execution_options(replicated='master')`` or ``'slave'`` on a statement, and
+``__replicated__ = 'master'`` on a model.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+from sqlalchemy import Select, Table, event
+from sqlalchemy.orm import Mapper, UserDefinedOption
+from sqlalchemy.sql.cache_key import HasCacheKey
+from sqlalchemy.sql.visitors import InternalTraversal
+
+from flask_replicated.errors import ConfigurationError
+
+from .decision import MARK, ROLES, Role
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+
+    from sqlalchemy import MetaData
+
+__all__ = [
+    "ROLE_OPTION",
+    "asks_nothing",
+    "carrying",
+    "named_table",
+    "note_primary_models",
+    "primary_tables",
+    "reads_primary",
+    "wanted_role",
+]
+
+ROLE_OPTION = "replicated"
+"""The execution option by which a statement asks for a role."""
+
+
+class _Carried(HasCacheKey, UserDefinedOption):
+    """A statement's role, which the objects it loads keep for their own loads.
+
+    It is part of the statement's cache key: what is loaded along with the objects
+    is compiled once, options included.
+    """
+
+    propagate_to_loaders = True
+    _cache_key_traversal = [("payload", InternalTraversal.dp_plain_obj)]  # noqa: RUF012 - SQLAlchemy's own form
+
+
+def _role(key: str, value: object) -> Role:
+    try:
+        return ROLES[str(value)]
+    except KeyError:
+        raise ConfigurationError(key, value, "must be 'master' or 'slave'.") from None
+
+
+def asks_nothing(statement: Any, options: Mapping[str, Any] | None) -> bool:
+    """Whether a statement is a plain Select, and no option of its own names a role.
+
+    For such there is nothing that :func:`wanted_role` could find.
+    """
+    # What it was built from has no public name.
+    return (
+        type(statement) is Select
+        and not statement._with_options  # noqa: SLF001
+        and ROLE_OPTION not in statement._execution_options  # noqa: SLF001
+        and not (options and ROLE_OPTION in options)
+    )
+
+
+def wanted_role(
+    statement: Any,
+    options: Mapping[str, Any] | None,
+    defaults: Mapping[str, Any] | None = None,
+) -> Role | None:
+    """Return what the options of a statement ask for, or None.
+
+    Options given to ``execute()`` are stronger than the statement's own, those are
+    stronger than the defaults of its session, and those than what a loaded object
+    carries to its relationships.
+
+    Raises:
+        ConfigurationError: The option is no name of a role.
+    """
+    value = options.get(ROLE_OPTION) if options else None
+    if value is None:
+        own = getattr(statement, "_execution_options", None)
+        value = own.get(ROLE_OPTION) if own else None
+    if value is None and defaults:
+        value = defaults.get(ROLE_OPTION)
+    if value is not None:
+        return _role(f"execution_options[{ROLE_OPTION!r}]", value)
+    for option in getattr(statement, "_with_options", ()):
+        if type(option) is _Carried:
+            return option.payload
+    return None
+
+
+def carrying(statement: Any, role: Role) -> Any:
+    """Return the statement with its role passed on to relationship loads."""
+    if not isinstance(statement, Select):
+        return statement
+    carried = statement.options(_Carried(role))
+    # One alone: an object keeps those of its statement in no order.
+    carried._with_options = tuple(  # noqa: SLF001 - what .options() has made has no public name
+        option
+        for option in carried._with_options  # noqa: SLF001 - the same
+        if type(option) is not _Carried or option.payload is role
+    )
+    return carried
+
+
+class _PrimaryTables:
+    """The tables that must never be read stale, of all models of this process.
+
+    Attributes:
+        version: Another number whenever there is another table.
+    """
+
+    def __init__(self) -> None:
+        self._tables: WeakSet[Table] = WeakSet()
+        self.version = 0
+
+    def add(self, tables: Iterable[Table]) -> None:
+        """Add tables."""
+        self._tables.update(tables)
+        self.version += 1
+
+    def pattern(self, metadatas: Collection[MetaData] | None) -> re.Pattern[str] | None:
+        """Return what finds the name of one of them in SQL; None if there is none.
+
+        Args:
+            metadatas: Whose tables; None for all.
+        """
+        tables = [
+            table
+            for table in list(self._tables)
+            if metadatas is None or table.metadata in metadatas
+        ]
+        if not tables:
+            return None
+        names = "|".join({re.escape(table.name) for table in tables})
+        schemas = "|".join(
+            {re.escape(table.schema) for table in tables if table.schema}
+        )
+        # Not a column, a label or a parameter of that name, where that shows; but
+        # behind its schema, or any one behind FROM.
+        return re.compile(
+            rf"""(?<![\w.:])(?<!%\()(?<!\bAS\s)(?P<table>{names})(?!\w)
+            |\b(?:FROM|JOIN)\s+(?:["`]?\w+["`]?\.)+["`]?(?P<other>{names})(?!\w)
+            |(?<!\w)(?:{schemas or "(?!)"})["`]?\.["`]?(?P<own>{names})(?!\w)""",
+            re.IGNORECASE | re.VERBOSE,
+        )
+
+
+primary_tables = _PrimaryTables()
+
+# What hides nothing from a server may be left out: /*! is no comment to MySQL, and a
+# minus may stand before a negative number.
+_SILENT = re.compile(r"'(?:[^']|'')*'|--\s[^\n]*|/\*(?!M?!)(?:[^*]|\*(?!/))*\*/")
+
+
+def named_table(pattern: re.Pattern[str] | None, sql: str) -> str | None:
+    """Return the table of :meth:`primary_tables.pattern` that SQL names, or None."""
+    if pattern is None:
+        return None
+    # A backslash may escape a quote, or not.
+    said = sql if "\\" in sql else _SILENT.sub(" ", sql)
+    found = pattern.search(said)
+    return None if found is None else next(filter(None, found.groups()))
+
+
+@event.listens_for(Mapper, "after_mapper_constructed")
+def _note_model(mapper: Mapper[Any], model: type) -> None:
+    if ROLES.get(getattr(model, MARK, None) or "") is Role.PRIMARY:
+        own = mapper.local_table
+        tables = [own] if isinstance(own, Table) else mapper.tables
+        primary_tables.add(table for table in tables if isinstance(table, Table))
+
+
+def note_primary_models(mappers: Iterable[Mapper[Any]]) -> None:
+    """Learn of models that were there before this module was imported."""
+    for mapper in mappers:
+        _note_model(mapper, mapper.class_)
+
+
+def reads_primary(mapper: Any) -> bool:
+    """Whether a mapped class must never be read stale.
+
+    Raises:
+        ConfigurationError: ``__replicated__`` is neither ``'master'`` nor
+            ``'primary'``.
+    """
+    model = getattr(mapper, "class_", mapper)
+    value = getattr(model, MARK, None)
+    if value is None:
+        return False
+    if ROLES.get(value) is not Role.PRIMARY:
+        raise ConfigurationError(
+            f"{model.__name__}.{MARK}", value, "a model may only say 'master'."
+        )
+    return True

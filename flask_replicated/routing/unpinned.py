@@ -1,0 +1,91 @@
+"""``REPLICATED_UNPINNED``: which writes are housekeeping, and leave no trace."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from sqlalchemy import Dialect
+
+    from flask_replicated.sql.writes import Name, Write
+
+__all__ = ["Unpinned"]
+
+
+class Unpinned:
+    """Tells of a write whether it is housekeeping.
+
+    It is false where nothing is.
+
+    Args:
+        tables: The columns that an update may set, by table; None for every write.
+    """
+
+    def __init__(self, tables: Mapping[str, frozenset[str] | None]) -> None:
+        self._rules = [
+            (*_split(name), None if columns is None else tuple(columns))
+            for name, columns in tables.items()
+        ]
+
+    def __bool__(self) -> bool:
+        return bool(self._rules)
+
+    def covers(self, writes: Iterable[Write] | None, dialect: Dialect) -> bool:
+        """Whether a statement's writes are known, and each of them is housekeeping.
+
+        Args:
+            writes: What the statement does to each table; None where it is not sure.
+            dialect: The dialect of the engine that it is sent by.
+        """
+        listed = list(writes or ())
+        return bool(listed) and all(self._has(write, dialect) for write in listed)
+
+    def _has(self, write: Write, dialect: Dialect) -> bool:
+        allowed: set[str] = set()
+        for schema, table, columns in self._rules:
+            if not _is_table(write, schema, table, dialect):
+                continue
+            if columns is None:
+                return True
+            allowed.update(columns)
+        return bool(write.columns) and all(
+            any(_is_column(column, name, dialect) for name in allowed)
+            for column in write.columns or ()
+        )
+
+
+def _split(name: str) -> tuple[str | None, str]:
+    schema, dot, table = name.rpartition(".")
+    return (schema if dot else None), table
+
+
+def _is_table(write: Write, schema: str | None, table: str, dialect: Dialect) -> bool:
+    if not _is(write.table, table, dialect):
+        return False
+    if write.schema is None or schema is None:
+        default = dialect.default_schema_name
+        # As the connection begins with; a name without a schema means that one.
+        if write.schema is None:
+            return schema is None or schema == default
+        return default is not None and _is(write.schema, default, dialect)
+    return _is(write.schema, schema, dialect)
+
+
+def _is(name: Name, written: str, dialect: Dialect) -> bool:
+    """Whether a name in SQL is that of a table or schema."""
+    if dialect.name == "sqlite":
+        return name.text.lower() == written.lower()
+    if dialect.name == "postgresql":
+        # Without quotes it stands for the same in lower case.
+        text = name.text if name.quoted else name.text.lower()
+        return text in {written, written.lower()}
+    return name.text == written  # MySQL's are names of files, on most servers
+
+
+def _is_column(name: Name, written: str, dialect: Dialect) -> bool:
+    """Whether a name in SQL is that of a column, whose case counts on PostgreSQL."""
+    if dialect.name == "postgresql":
+        return _is(name, written, dialect)
+    return name.text.lower() == written.lower()

@@ -1,0 +1,1 @@
+"""From ``app.config`` to frozen settings; every configuration error is born here."""

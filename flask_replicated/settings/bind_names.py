@@ -1,0 +1,184 @@
+"""Binds that are meant as a replica, or as the primary, and are not called so."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+from itertools import takewhile
+from typing import TYPE_CHECKING, NamedTuple
+
+from .binds import PRIMARY_NAMES, REPLICA_NAME, same_database
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
+
+    from flask_replicated.adapters import Front
+
+__all__ = ["Misnamed", "misnamed", "nearly_primary", "say_misnamed"]
+
+logger = logging.getLogger("flask_replicated")
+
+# Nothing else is called so.
+_LOOKS_LIKE = re.compile(r"(?:slave|replica)s?[-_ ]?\w{0,3}", re.IGNORECASE)
+_NUMBERED = re.compile(r"(?P<word>[a-z]+)[-_. ]*(?P<number>\d*)", re.IGNORECASE)
+_A_WORD = "save"  # one letter short of 'slave'
+# What else a server that copies is called.
+_OTHER_WORDS = re.compile(
+    r"(?:db[-_])?(?:hot[-_]?)?(?:standby|reads?|reader|read[-_]?only|ro|follower"
+    r"|secondary|mirror)(?:[-_]?db)?[-_. ]?\d*",
+    re.IGNORECASE,
+)
+_RULE = (
+    "it stays an ordinary bind. Replicas are called 'slave', 'slave_1', 'slave_2' ..., "
+    "and 'x_slave_1' copies a bind 'x' that is there."
+)
+
+
+class Misnamed(NamedTuple):
+    """A bind that stays an ordinary one, and may be meant as a replica.
+
+    Attributes:
+        name: Its name.
+        owner: The bind that it would copy; None is the default one.
+        meant: What it should be called, if that can be told and is free.
+        sure: Whether its name looks so much like a replica's that nothing else is.
+        other: Whether its name is another word for a replica.
+    """
+
+    name: str
+    owner: str | None = None
+    meant: str | None = None
+    sure: bool = False
+    other: bool = False
+
+
+def misnamed(names: Collection[object]) -> Iterator[Misnamed]:
+    """Return the binds that may be meant as replicas, by their names alone.
+
+    Args:
+        names: The names of all binds.
+    """
+    texts = [name for name in names if isinstance(name, str)]
+    owners = [name for name in texts if not REPLICA_NAME.fullmatch(name)]
+    for name in texts:
+        found = _of_nobody(name, owners) or _slip(name, owners)
+        if found is not None:
+            yield found._replace(meant=None) if found.meant in texts else found
+
+
+def _of_nobody(name: str, owners: Collection[str]) -> Misnamed | None:
+    """Return what is a replica by its name, and of a bind that is not there."""
+    match = REPLICA_NAME.fullmatch(name)
+    owner = match["owner"] if match else None
+    if owner is None or owner in owners or owner in PRIMARY_NAMES:
+        return None
+    close = difflib.get_close_matches(owner, owners, n=1, cutoff=0.8)
+    meant = f"{close[0]}{name[len(owner) :]}" if close else None
+    return Misnamed(name, meant=meant, sure=True)
+
+
+def _slip(name: str, owners: Collection[str]) -> Misnamed | None:
+    """Return what is nearly called a replica, or by another word for it."""
+    if REPLICA_NAME.fullmatch(name):
+        return None
+    owner, rest = _split(name, owners)
+    meant = _nearest(rest, "slave", "replica")
+    if meant is not None and owner is not None:
+        meant = f"{owner}_{meant}"
+    sure = _LOOKS_LIKE.fullmatch(rest) is not None
+    if meant is not None or sure:
+        return Misnamed(name, owner, meant, sure=sure)
+    other = _OTHER_WORDS.fullmatch(rest) is not None
+    return Misnamed(name, owner, other=True) if other else None
+
+
+def _split(name: str, owners: Collection[str]) -> tuple[str | None, str]:
+    """Return the bind that stands before the rest of a name, if one does."""
+    for owner in sorted(owners, key=len, reverse=True):
+        rest = name.removeprefix(owner)
+        if rest[:1] in {"_", "-", "."} and rest != name:
+            return owner, rest[1:]
+    return None, name
+
+
+def _nearest(name: str, *words: str) -> str | None:
+    """Return which of *words* a name has one slip in, with its number.
+
+    One letter too many, too few or in its neighbour's place is a slip. One letter for
+    another makes a word of its own as often ('slate'), and so does another beginning
+    ('faster'): they are slips with a number alone.
+    """
+    match = _NUMBERED.fullmatch(name)
+    if match is None:
+        return None
+    given, number = match["word"].lower(), match["number"]
+    for word in words:
+        pairs = zip(given, word, strict=False)
+        same = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+        a, b = given[same:], word[same:]
+        moved = a[1:] == b or a == b[1:] or (a[:2] == b[1::-1] and a[2:] == b[2:])
+        alone = moved and same > 0 and given != _A_WORD
+        if a == b or alone or (number and (moved or a[1:] == b[1:])):
+            return f"{word}_{number}" if number else word
+    return None
+
+
+def nearly_primary(front: Front) -> str:
+    """Say which bind is nearly called as the primary is; empty if none is.
+
+    One that is another database than the primary is an ordinary bind.
+    """
+    default = front.engines.get(front.default)
+    for name, engine in front.engines.items():
+        meant = _nearest(name, *PRIMARY_NAMES) if isinstance(name, str) else None
+        if meant and (default is None or same_database(default, engine)):
+            return (
+                f"{front.setting}[{name!r}] is not taken for the primary and stays an "
+                f"ordinary bind. Did you mean {meant!r}?"
+            )
+    return ""
+
+
+def say_misnamed(app: str, fronts: Iterable[Front], *, served: bool) -> None:
+    """Say which binds are not taken for replicas though they may be meant so.
+
+    Each developer's machine has no replica at all, which is no fault. One that has none
+    but for its name is.
+
+    Args:
+        app: The application's name.
+        fronts: Who owns its engines.
+        served: Whether there are replicas.
+    """
+    found = [(front, one) for front in fronts for one in misnamed(front.engines)]
+    shown = [
+        _shown(front, one)
+        for front, one in found
+        if not (served and one.other) and (one.sure or _may_be_meant(front, one))
+    ]
+    if served:
+        for bind in shown:
+            logger.warning("%s is not taken for a replica: %s", bind, _RULE)
+        return
+    settings = " and ".join(front.setting for front in fronts)
+    none = f"{app}: {settings} has no 'slave_1': every statement goes to the primary."
+    if shown:
+        listed = ", ".join(shown)
+        logger.warning("%s Not taken for a replica: %s; %s", none, listed, _RULE)
+    else:
+        logger.info("%s", none)
+
+
+def _may_be_meant(front: Front, one: Misnamed) -> bool:
+    if front.owns_tables(one.name):
+        return False
+    key = front.default if one.owner is None else one.owner
+    if key not in front.engines:
+        return True
+    return front.original(one.owner).resembles(front.engines[one.name])
+
+
+def _shown(front: Front, one: Misnamed) -> str:
+    meant = "" if one.meant is None else f" (did you mean {one.meant!r}?)"
+    return f"{front.setting}[{one.name!r}]{meant}"

@@ -1,0 +1,113 @@
+"""From the names of binds to servers: who is a replica, and of whom."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from flask_replicated.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from sqlalchemy import URL, Engine
+
+__all__ = [
+    "PRIMARY_NAMES",
+    "REPLICA_NAME",
+    "Binds",
+    "is_replica_of",
+    "read_binds",
+    "replicated_bind",
+    "same_database",
+]
+
+PRIMARY_NAMES = ("master", "primary")
+REPLICA_NAME = re.compile(r"(?:(?P<owner>.+)_)?(?:slave|replica)(?:_\d+)?")
+
+
+class Binds(NamedTuple):
+    """What ``SQLALCHEMY_BINDS`` says.
+
+    Attributes:
+        primary: The key that names the primary (``'master'``), or None.
+        replicas: Replica keys by the key of the bind that they copy, in the
+            order of the configuration; the default bind's under None.
+    """
+
+    primary: str | None
+    replicas: Mapping[str | None, tuple[str, ...]]
+
+    def replica_names(self) -> list[str]:
+        """Return the keys of all replicas."""
+        return [name for names in self.replicas.values() for name in names]
+
+    def hidden(self) -> frozenset[str]:
+        """Return the keys that name a copy, and so own no tables."""
+        primary = [self.primary] if self.primary else []
+        return frozenset([*self.replica_names(), *primary])
+
+
+def read_binds(binds: Collection[str | None], setting: str) -> Binds:
+    """Sort the keys of the engines into primary, replicas and others.
+
+    Args:
+        binds: The keys, in their order.
+        setting: What the keys are keys of, for errors.
+
+    Raises:
+        ConfigurationError: Both ``'master'`` and ``'primary'`` are there.
+    """
+    primaries = [name for name in PRIMARY_NAMES if name in binds]
+    if len(primaries) > 1:
+        raise ConfigurationError(
+            setting,
+            primaries,
+            "'master' and 'primary' are two names for one bind; keep one of them.",
+        )
+    replicas: dict[str | None, list[str]] = {}
+    for name in binds:
+        if not isinstance(name, str):
+            continue  # the default bind, or one that is called by no name
+        match = REPLICA_NAME.fullmatch(name)
+        owner = match["owner"] if match else None
+        if owner in PRIMARY_NAMES:
+            owner = None
+        if match and (owner is None or owner in binds):
+            replicas.setdefault(owner, []).append(name)
+    return Binds(
+        primary=primaries[0] if primaries else None,
+        replicas={owner: tuple(names) for owner, names in replicas.items()},
+    )
+
+
+def is_replica_of(name: object, owner: str | None) -> bool:
+    """Whether this is a name for a replica of the bind *owner*; None is the default."""
+    match = REPLICA_NAME.fullmatch(name) if isinstance(name, str) else None
+    if match is None:
+        return False
+    named = match["owner"]
+    return (None if named in PRIMARY_NAMES else named) == owner
+
+
+_PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
+
+
+def same_database(primary: Engine, master: Engine) -> bool:
+    """Whether two engines name one database; drivers and accounts may differ."""
+
+    def place(url: URL) -> tuple[object, ...]:
+        host = url.query.get("host") or url.host or "localhost"
+        host = "localhost" if host in {"127.0.0.1", "::1"} else host
+        backend = url.get_backend_name()
+        port = url.port or _PORTS.get(backend)
+        return backend, host, port, url.database or None
+
+    return place(primary.url) == place(master.url)
+
+
+def replicated_bind(name: str) -> str | None:
+    """Return the key of the bind that such replicas copy; None is the default."""
+    match = REPLICA_NAME.fullmatch(name)
+    owner = match["owner"] if match else None
+    return None if owner in PRIMARY_NAMES else owner

@@ -1,0 +1,133 @@
+"""SQLite's databases, by what a driver is told to open: files, and memory."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import parse_qsl, unquote
+
+from sqlalchemy import StaticPool, event
+
+from flask_replicated.errors import MisconfiguredReplicaError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from sqlalchemy import Engine
+
+__all__ = ["in_private_memory", "is_handed_one", "open_existing", "shares_connection"]
+
+_MEMORY = ":memory:"
+
+
+class _Name(NamedTuple):
+    """The name of a database, as SQLite understands it.
+
+    Attributes:
+        path: Its path; empty for a temporary database.
+        options: What a URI says besides, such as ``mode`` and ``cache``.
+    """
+
+    path: str
+    options: Mapping[str, str]
+
+    @property
+    def private(self) -> bool:
+        """Whether each connection has such a database of its own."""
+        if self.options.get("vfs") == "memdb":
+            return not self.path.startswith("/")
+        volatile = self.path in {"", _MEMORY} or self.options.get("mode") == "memory"
+        return volatile and self.options.get("cache") != "shared"
+
+    @property
+    def file(self) -> str | None:
+        """The file that it is kept in; None if there is none, or it is not known."""
+        elsewhere = self.path in {"", _MEMORY} or "vfs" in self.options
+        return None if elsewhere or self.options.get("mode") == "memory" else self.path
+
+
+def _name(arguments: Sequence[Any], options: Mapping[str, Any]) -> _Name | None:
+    """Return what a driver is told to open; None if that is no text."""
+    given = arguments[0] if arguments else options.get("database")
+    if not isinstance(given, str):
+        return None
+    if not (options.get("uri") and given.startswith("file:")):
+        return _Name(given, {})
+    path, _, query = given[len("file:") :].partition("#")[0].partition("?")
+    if path.startswith("//"):  # an authority, which is empty or localhost
+        path = "/" + path[2:].partition("/")[2]
+    path = unquote(path)
+    if os.name == "nt":  # file:///C:/shop.db
+        path = re.sub(r"^/(?=[A-Za-z]:)", "", path)
+    return _Name(path, dict(parse_qsl(query, keep_blank_values=True)))
+
+
+def _has_own_creator(engine: Engine) -> bool:
+    """Whether connections are made by a function of the user's, past the URL."""
+    # SQLAlchemy has no public name for it, and its own function is a closure.
+    creator: Any = engine.pool._creator  # noqa: SLF001 - as said
+    return getattr(creator, "__module__", None) != "sqlalchemy.engine.create"
+
+
+def in_private_memory(engine: Engine) -> bool:
+    """Whether an engine's database is in memory, and no other engine can see it."""
+    if engine.dialect.name != "sqlite" or _has_own_creator(engine):
+        return False
+    name = _name(*engine.dialect.create_connect_args(engine.url))
+    return name is not None and name.private
+
+
+def is_handed_one(engine: Engine) -> bool:
+    """Whether the user has given a SQLite engine its one connection.
+
+    It is in memory, very likely, and other engines have it too.
+    """
+    return (
+        engine.dialect.name == "sqlite"
+        and isinstance(engine.pool, StaticPool)
+        and _has_own_creator(engine)
+    )
+
+
+def shares_connection(engine: Engine, other: Engine) -> bool:
+    """Whether two SQLite engines may have one connection between them."""
+    same = engine.dialect.name == "sqlite" and engine.pool is other.pool
+    return same or is_handed_one(engine)
+
+
+def open_existing(name: str, engine: Engine) -> None:
+    """Let a replica's SQLite file be opened, and never be created.
+
+    SQLite makes an empty database of a file that is not there, and each read from it
+    would find no table.
+
+    Args:
+        name: The replica's bind name.
+        engine: Its engine.
+    """
+    if engine.dialect.name != "sqlite":
+        return
+
+    @event.listens_for(engine, "do_connect")
+    def look(_dialect: Any, _record: Any, cargs: Any, cparams: Any) -> None:
+        found = _name(cargs, cparams)
+        file = None if found is None else found.file
+        if file is not None and _is_missing(file):
+            raise MisconfiguredReplicaError(
+                name,
+                f"its file {str(Path(file).absolute())!r} does not exist",
+                "A replica's is never created: let {bind} name a copy of the primary's "
+                "file, or that file itself.",
+            )
+
+
+def _is_missing(file: str) -> bool:
+    try:
+        Path(file).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:  # SQLite will say what it is
+        return False
+    return False

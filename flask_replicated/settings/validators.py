@@ -1,0 +1,291 @@
+"""What the value of one setting must be, and what an error says otherwise."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from flask_replicated.errors import ConfigurationError
+from flask_replicated.redaction import safe
+
+if TYPE_CHECKING:
+    from flask import Request
+
+__all__ = [
+    "DAY",
+    "MOST",
+    "YEAR",
+    "boolean",
+    "choice",
+    "cookie_name",
+    "count",
+    "limit",
+    "names",
+    "pause",
+    "question",
+    "seconds",
+    "share",
+    "tables",
+]
+
+DAY = 24 * 3600
+"""The most that a setting in seconds may be.
+
+No request and no connection waits for so long: who writes more means milliseconds.
+Below it, each of those whom such a number is handed to can work with it: the Max-Age
+of a cookie (browsers keep none beyond 400 days), timeouts of locks and sockets (292
+years, or 49 days on Windows), and milliseconds in 32 bits at the servers (24 days).
+"""
+
+YEAR = 365 * DAY
+"""The same for what is only compared: a replica may be days behind on purpose."""
+
+MOST = 1_000_000
+"""The most of what is counted: no process has so many connections or failures."""
+
+_SHORTEST = 0.01
+"""The least that a pause may last: who writes less means milliseconds, or "at once".
+
+No server comes and goes within it, and a hundred times in a second is more than any
+question is worth; below, what looks again and again does nothing else.
+"""
+
+_HEAVIEST = 10**15
+"""The most that a weight may be: who weighs by bytes of memory is well below."""
+
+# Browsers keep no cookie of more than 4096 bytes, and its value comes on top.
+_TOKEN = re.compile(r"[A-Za-z0-9_!#$%&'*+.^`|~-]{1,100}")
+# Without quotes, dots and stars.
+_COLUMN = re.compile(r"""(?!\s)[^."`*]+(?<!\s)""")
+_TABLE = re.compile(rf"(?:{_COLUMN.pattern}\.)?{_COLUMN.pattern}")
+_COOKIES = {"SESSION_COOKIE_NAME": "session", "REMEMBER_COOKIE_NAME": "remember_token"}
+_PREFIXES = ("__host-", "__secure-")
+
+
+def seconds(
+    key: str,
+    value: Any,
+    *,
+    above: float | None = None,
+    most: float = DAY,
+    also: str = "",
+) -> float:
+    """Return a number of seconds, of at least 0 or above *above*.
+
+    *also* says what else would be right.
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    enough = number and (value > above if above is not None else value >= 0)
+    if not enough or value > most:
+        least = f"above {above}" if above is not None else "of at least 0"
+        raise ConfigurationError(
+            key,
+            value,
+            f"must be a number of seconds {least}, and at most {most} (a "
+            f"{'day' if most == DAY else 'year'}){also}.",
+        )
+    return float(value)
+
+
+def pause(key: str, value: Any, *, off: bool = False) -> float:
+    """Return the seconds between two looks; with *off*, 0 means none at all."""
+    if off and value == 0:
+        return seconds(key, value)
+    found = seconds(key, value, above=0)
+    if found < _SHORTEST:
+        never = ", or 0 for none at all" if off else ""
+        raise ConfigurationError(
+            key, value, f"must be at least {_SHORTEST} seconds{never}."
+        )
+    return found
+
+
+def count(key: str, value: Any, also: str = "") -> int:
+    """Return a whole number from 1 up; *also* says what else would be right."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or not 1 <= value <= MOST:
+        raise ConfigurationError(
+            key,
+            value,
+            f"must be a whole number of at least 1, and at most {MOST}{also}.",
+        )
+    return int(value)
+
+
+def limit(key: str, value: Any) -> int | None:
+    """Return the same, or None."""
+    return None if value is None else count(key, value, ", or None for no limit")
+
+
+def share(key: str, value: Any) -> int:
+    """Return a weight: a whole number from 0 up."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or not 0 <= value <= _HEAVIEST:
+        raise ConfigurationError(
+            key,
+            value,
+            "must be a whole number: 0 for no traffic, 1 or more for a share, at "
+            f"most {_HEAVIEST}.",
+        )
+    return int(value)
+
+
+def boolean(key: str, value: object) -> bool:
+    """Return True or False."""
+    if not isinstance(value, bool):
+        raise ConfigurationError(key, value, "must be True or False.")
+    return value
+
+
+def choice(key: str, value: object, *choices: str) -> str:
+    """Return one of *choices*."""
+    if value not in choices:
+        listed = " or ".join(map(repr, choices))
+        raise ConfigurationError(key, value, f"must be {listed}.")
+    return str(value)
+
+
+def names(key: str, value: Any, wanted: str) -> frozenset[str]:
+    """Return a set of names, which is *wanted*."""
+    named = isinstance(value, Collection) and not isinstance(value, str | bytes)
+    if not named or not all(isinstance(name, str) and name for name in value):
+        raise ConfigurationError(key, value, f"must be {wanted}.")
+    return frozenset(value)
+
+
+def tables(key: str, value: object) -> dict[str, frozenset[str] | None]:
+    """Return columns by table; None for a table as a whole."""
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(
+            key,
+            value,
+            "must be a mapping of tables, such as {'sessions': '*', 'users': "
+            "['last_seen']}.",
+        )
+    for name, columns in value.items():
+        if not isinstance(name, str) or not _TABLE.fullmatch(name):
+            raise ConfigurationError(
+                f"{key}[{safe(name)!r}]",
+                columns,
+                "its key must be the name of a table, without quotes: 'sessions', or "
+                "with its schema 'forum.topics'.",
+            )
+    return {
+        name: _columns(f"{key}[{name!r}]", columns) for name, columns in value.items()
+    }
+
+
+def _columns(item: str, value: Any) -> frozenset[str] | None:
+    if value == "*":
+        return None
+    listed = isinstance(value, Collection) and not isinstance(
+        value, str | bytes | Mapping
+    )
+    if not listed or not value or not all(map(_is_column, value)):
+        example = value if _is_column(value) else "last_seen"
+        raise ConfigurationError(
+            item,
+            value,
+            "must be '*' for whatever is written to the table, or a list of the "
+            f"columns that an update may set, such as [{example!r}].",
+        )
+    return frozenset(value)
+
+
+def _is_column(name: object) -> bool:
+    return isinstance(name, str) and _COLUMN.fullmatch(name) is not None
+
+
+def cookie_name(key: str, value: object, config: Mapping[str, Any]) -> str:
+    """Return a name that a cookie of this application may have beside its others."""
+    if not isinstance(value, str) or not _TOKEN.fullmatch(value):
+        raise ConfigurationError(
+            key,
+            value,
+            "must be a name that a cookie may have: letters, digits and _ - . alone, "
+            "at most 100 characters.",
+        )
+    for other, name in {**_COOKIES, **config}.items():
+        # Extensions call theirs so: JWT_ACCESS_COOKIE_NAME, SECURITY_CSRF_COOKIE_NAME.
+        if str(other).endswith("_COOKIE_NAME") and value == name:
+            raise ConfigurationError(
+                key,
+                value,
+                f"is {other} as well: each would overwrite the other and log people "
+                "out; take another name.",
+            )
+    if value.lower().startswith(_PREFIXES):
+        _refuse_unless_secure(key, value, config)
+    return value
+
+
+def _refuse_unless_secure(key: str, value: str, config: Mapping[str, Any]) -> None:
+    """Refuse a name that browsers only take from what keeps its promise."""
+    wanted = ["SESSION_COOKIE_SECURE = True"]
+    kept = bool(config.get("SESSION_COOKIE_SECURE"))
+    if value.lower().startswith("__host-"):
+        wanted += ["no SESSION_COOKIE_DOMAIN", "SESSION_COOKIE_PATH = '/'"]
+        root = config.get("APPLICATION_ROOT", "/")
+        kept = kept and not config.get("SESSION_COOKIE_DOMAIN")
+        kept = kept and (config.get("SESSION_COOKIE_PATH") or root) == "/"
+    if not kept:
+        raise ConfigurationError(
+            key,
+            value,
+            "browsers drop a cookie of this name unless the application has "
+            f"{', '.join(wanted)}; set that, or take another name.",
+        )
+
+
+def question(key: str, value: Any) -> Callable[[Request], bool | None] | None:
+    """Return a function of the request that says True, False or None, if any."""
+    if value is None:
+        return None
+    if not callable(value):
+        raise ConfigurationError(
+            key, value, "must be a function of the request: True, False or None."
+        )
+    try:
+        inspect.signature(value).bind(object())
+    except TypeError as error:
+        raise ConfigurationError(key, value, "must take the request.") from error
+    except ValueError:
+        pass  # a built-in that does not tell
+    if _is_async(value):
+        raise ConfigurationError(
+            key,
+            value,
+            "must not be async: the answer is needed inside of statements, where "
+            "nothing can be awaited. Write it as a plain function.",
+        )
+    return partial(_ask, key, value)
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    inner: Any = function
+    while isinstance(inner, partial):
+        inner = inner.func
+    call = getattr(type(inner), "__call__", None)  # noqa: B004 - not whether it is one
+    return any(
+        asks(one)
+        for one in (inner, call)
+        for asks in (inspect.iscoroutinefunction, inspect.isasyncgenfunction)
+    )
+
+
+def _ask(
+    key: str, function: Callable[[Request], object], request: Request
+) -> bool | None:
+    answer = function(request)
+    if answer is None or isinstance(answer, bool):
+        return answer
+    if inspect.iscoroutine(answer):
+        answer.close()  # or Python warns that nobody awaits it
+    # Nearly anything is true, a match as well as a coroutine; and None of re.match()
+    # is not meant to leave it to the method.
+    raise ConfigurationError(
+        f"{key}(request)", answer, "must be True, False or None; say bool(...)."
+    )

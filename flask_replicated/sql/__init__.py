@@ -1,0 +1,1 @@
+"""What a statement does: read, lock, write or set. No Flask here."""

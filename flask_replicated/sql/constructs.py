@@ -1,0 +1,218 @@
+"""What a statement does, given as a SQLAlchemy construct: read, set, lock or write.
+
+Whatever cannot be shown to be a read counts as a write. The one exception is
+depth: a ``Select`` is judged by its outer parts (locking clause, CTEs, columns,
+``FROM`` and joins), because walking the whole tree costs more than the routing
+that it serves. A write hidden deeper, or behind a function that is not known
+here, meets a read-only connection on the replica.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import (
+    CTE,
+    CompoundSelect,
+    Select,
+    Sequence,
+    TextClause,
+    UpdateBase,
+)
+from sqlalchemy.orm import FromStatement
+from sqlalchemy.sql import visitors
+from sqlalchemy.sql.elements import (
+    ReleaseSavepointClause,
+    RollbackToSavepointClause,
+    SavepointClause,
+)
+from sqlalchemy.sql.expression import FunctionElement, TextualSelect
+from sqlalchemy.sql.lambdas import StatementLambdaElement
+from sqlalchemy.sql.selectable import FromClause, GenerativeSelect
+
+from .text import Kind, TextClassifier
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+__all__ = ["Classifier", "Kind"]
+
+_READ = Kind.READ  # an enum's attribute costs as much as the rest of a verdict
+
+
+class Classifier:
+    """Judges statements, constructs and text alike.
+
+    Args:
+        write_functions: Names of SQL functions that write, beyond the well-known
+            ones; case does not matter.
+    """
+
+    def __init__(self, write_functions: Iterable[str] = ()) -> None:
+        self.text = TextClassifier(write_functions)
+        self._rules: tuple[tuple[type, Callable[[Any], Kind]], ...] = (
+            (UpdateBase, self._write),
+            (StatementLambdaElement, self._lambda),
+            (Select, self._select),
+            (CompoundSelect, self._compound),
+            (TextClause, self._text),
+            (TextualSelect, self._element),
+            (FromStatement, self._element),
+            (FunctionElement, self._function),
+            (str, self.text.statement),
+            (SavepointClause, self._read),
+            (RollbackToSavepointClause, self._read),
+            (ReleaseSavepointClause, self._read),
+        )
+        # The classes of a program are few.
+        self._rule_for = lru_cache(maxsize=512)(self._find_rule)
+
+    def kind(self, statement: Any) -> Kind:
+        """Return what a statement does.
+
+        ``None`` (a connection is wanted, the statement unknown) is a write, and
+        so is anything that is not recognised, data definition included.
+        """
+        if type(statement) is Select:  # nine in ten, at a third of the price
+            # What _select() would find, for those of one or more whole tables. Asked
+            # of the object's own dictionary: a default of the class is dearer.
+            own = statement.__dict__
+            for column in own["_raw_columns"]:
+                if column.__visit_name__ != "table":
+                    break
+            else:
+                if (
+                    "_setup_joins" not in own
+                    and "_from_obj" not in own
+                    and "_independent_ctes" not in own
+                    and own.get("_for_update_arg") is None
+                ):
+                    return _READ
+            return self._select(statement)
+        if type(statement) is TextClause:
+            return self.text.statement(statement.text)
+        cls: Any = type(statement)
+        return self._rule_for(cls)(statement)
+
+    def sent(self, sql: str, statement: Any) -> Kind:
+        """Return what SQL does that is about to be sent.
+
+        Args:
+            sql: The text.
+            statement: The construct that it was compiled from, or None.
+        """
+        kind = self.text.statement(sql)
+        if kind is Kind.WRITE and _is_query(statement):
+            return self.text.called(sql)  # it is a name that looks like a write
+        return kind
+
+    def _find_rule(self, cls: type) -> Callable[[Any], Kind]:
+        for base, rule in self._rules:
+            if issubclass(cls, base):
+                return rule
+        return self._write
+
+    def _write(self, _: object) -> Kind:
+        return Kind.WRITE
+
+    def _read(self, _: object) -> Kind:
+        return _READ
+
+    def _text(self, statement: TextClause) -> Kind:
+        return self.text.statement(statement.text)
+
+    def _element(self, statement: Any) -> Kind:
+        return self.kind(statement.element)
+
+    def _lambda(self, statement: StatementLambdaElement) -> Kind:
+        # What the lambda has built has no public name.
+        return self.kind(statement._resolved)  # noqa: SLF001
+
+    def _function(self, statement: FunctionElement[Any]) -> Kind:
+        return self._parts([statement])
+
+    def _generative(self, statement: GenerativeSelect) -> Kind:
+        # SQLAlchemy has no public name for the locking clause or added CTEs.
+        kind = self._parts(statement._independent_ctes)  # noqa: SLF001
+        locks = statement._for_update_arg is not None  # noqa: SLF001
+        return max(kind, Kind.LOCK) if locks else kind
+
+    def _compound(self, statement: CompoundSelect[Any]) -> Kind:
+        return max(self._generative(statement), *map(self.kind, statement.selects))
+
+    def _select(self, statement: Select[Any]) -> Kind:
+        # The private attributes are what Select was built from; its public
+        # accessors compute the final FROM list, for ten times this one's cost.
+        kind = _READ
+        for column in statement._raw_columns:  # noqa: SLF001
+            if column.__visit_name__ != "table":
+                kind = max(kind, self._column(column))
+        if (
+            statement._setup_joins  # noqa: SLF001
+            or statement._from_obj  # noqa: SLF001
+            or statement._independent_ctes  # noqa: SLF001
+            or statement._for_update_arg is not None  # noqa: SLF001
+        ):
+            joined = (target for target, *_ in statement._setup_joins)  # noqa: SLF001
+            kind = max(
+                kind,
+                self._generative(statement),
+                # A relationship or mapped class has no clause of its own to judge.
+                self._parts(f for f in joined if isinstance(f, FromClause)),
+                self._parts(statement._from_obj),  # noqa: SLF001
+            )
+        return kind
+
+    def _column(self, column: Any) -> Kind:
+        if column.__visit_name__ != "column":
+            return self._parts([column])
+        return self._parts([column if column.table is None else column.table])
+
+    def _parts(self, elements: Iterable[Any]) -> Kind:
+        """Judge clause elements by walking them: the rare, dear case."""
+        return max(
+            (
+                self._part(part)
+                for element in elements
+                if element.__visit_name__ != "table"
+                for part in visitors.iterate(element)
+            ),
+            default=_READ,
+        )
+
+    def _part(self, part: Any) -> Kind:  # noqa: PLR0911 - one return for each rule
+        if isinstance(part, UpdateBase | Sequence):
+            return Kind.WRITE
+        if isinstance(part, CTE) and isinstance(part.element, UpdateBase):
+            return Kind.WRITE
+        if isinstance(part, FunctionElement):
+            return self.text.function(str(getattr(part, "name", "")))
+        if isinstance(part, GenerativeSelect):
+            locks = part._for_update_arg is not None  # noqa: SLF001
+            return Kind.LOCK if locks else _READ
+        if isinstance(part, TextClause):
+            return self.text.fragment(part.text)
+        if getattr(part, "is_literal", False):  # literal_column()
+            return self.text.fragment(part.name)
+        return _READ
+
+
+def _is_query(statement: Any) -> bool:
+    """Whether a construct surely is a query with nothing but queries in it."""
+    if not isinstance(statement, GenerativeSelect):
+        return False
+    return all(map(_is_plain, visitors.iterate(statement)))
+
+
+def _is_plain(part: Any) -> bool:
+    """Whether SQLAlchemy itself has written what a part is compiled to."""
+    return not (
+        isinstance(part, UpdateBase | TextClause | Sequence)
+        or (isinstance(part, CTE) and isinstance(part.element, UpdateBase))
+        or getattr(part, "is_literal", False)
+        or getattr(part, "_hints", None)
+        or getattr(part, "_statement_hints", None)
+        # Somebody's own construct may be compiled to anything.
+        or not type(part).__module__.startswith("sqlalchemy.")
+    )

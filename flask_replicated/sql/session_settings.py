@@ -1,0 +1,175 @@
+"""Whether what a statement sets ends with its transaction, as PostgreSQL reads it.
+
+``SET LOCAL`` does, and so does ``set_config(name, value, true)``: the same in the only
+form that takes a parameter. A connection that has seen no other setting is as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from .tokens import (
+    Token,
+    closing,
+    is_mark,
+    is_word,
+    separated,
+    statements,
+    tokenized,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+__all__ = ["is_local"]
+
+_LONG = 20_000  # characters; longer texts are rare, and read each time
+_TRUE = frozenset(
+    word[:length]
+    for word in ("true", "yes", "on", "1")
+    for length in range(2 if word == "on" else 1, len(word) + 1)
+)
+"""What PostgreSQL takes for true, unique beginnings included."""
+_CASTS = ("bool", "boolean", "text", "varchar")
+"""Types that leave true what is true. SQLAlchemy casts its parameters, too."""
+
+
+def is_local(sql: str, parameters: Iterable[Any]) -> bool:
+    """Whether everything that PostgreSQL text sets ends with its transaction.
+
+    Args:
+        sql: The text; it sets something.
+        parameters: What it is sent with: a mapping or a sequence for each execution.
+    """
+    read = _judge if len(sql) > _LONG else _remembered
+    flags = read(sql)
+    if not flags:
+        return False
+    sets = list(parameters) or [()]
+    return all(
+        flag is True or (flag is not False and all(_is_true(one, flag) for one in sets))
+        for flag in flags
+    )
+
+
+def _is_true(parameters: Any, key: str | int) -> bool:
+    """Whether a parameter is visibly true."""
+    try:
+        if isinstance(key, int) is isinstance(parameters, Mapping):
+            return False
+        value = parameters[key]
+    except (KeyError, IndexError, TypeError):
+        return False
+    if isinstance(value, str):
+        return value.strip().lower() in _TRUE
+    return value is True
+
+
+def _judge(sql: str) -> tuple[bool | str | int, ...]:
+    """Return of each setting in SQL whether it is local, or which parameter says so.
+
+    Parameters go by their name, or by their place. Nothing at all where it cannot be
+    told.
+    """
+    tokens = tokenized(sql, "postgresql")
+    if tokens is None:
+        return ()
+    tokens = _with_places(tokens)
+    flags: list[bool | str | int] = []
+    for statement in statements(tokens):
+        if is_word(statement[0], "set"):
+            flags.append(_ends(statement))
+        flags += _calls(statement)
+    return tuple(flags)
+
+
+def _ends(statement: Sequence[Token]) -> bool:
+    """Whether it is a SET LOCAL or SET TRANSACTION, and no setting of such a name."""
+    return (
+        len(statement) > 2  # noqa: PLR2004 - a word must follow those two
+        and is_word(statement[1], "local", "transaction")
+        and statement[2].kind in {"word", "name"}
+        and not is_word(statement[2], "to", "from")
+    )
+
+
+_remembered = lru_cache(maxsize=256)(_judge)
+
+
+def _with_places(tokens: Iterable[Token]) -> tuple[Token, ...]:
+    """Give each placeholder that is known by its place the number of it."""
+    found, place = [], 0
+    for token in tokens:
+        if token == ("bind", "%s"):
+            found.append(Token("bind", str(place)))
+            place += 1
+        elif token.kind == "bind" and token.text.startswith("$"):
+            found.append(Token("bind", str(int(token.text[1:]) - 1)))
+        else:
+            found.append(token)
+    return tuple(found)
+
+
+def _calls(statement: Sequence[Token]) -> Iterator[bool | str | int]:
+    """Return the flag of each call of set_config()."""
+    for index, token in enumerate(statement[:-1]):
+        if _named(token).lower() != "set_config":
+            continue
+        if not is_mark(statement[index + 1], "("):
+            continue
+        schema = ""
+        if index and is_mark(statement[index - 1], "."):
+            schema = _named(statement[index - 2]) if index > 1 else "?"
+        end = closing(statement, index + 1)
+        # A user's own function of this name does what it likes.
+        known = _named(token) == "set_config" and schema in {"", "pg_catalog"}
+        yield known and end is not None and _flag(statement[index + 2 : end])
+
+
+def _named(token: Token) -> str:
+    """Return the name that a token stands for; one without quotes in lower case."""
+    if token.kind == "word":
+        return token.text.lower()
+    return token.text if token.kind == "name" else ""
+
+
+def _flag(arguments: Sequence[Token]) -> bool | str | int:
+    """Return what the third argument of a call says."""
+    parts = separated(arguments)
+    named = [part for part in parts if len(part) > 1 and is_mark(part[1], "=>", ":=")]
+    for part in named:
+        if is_word(part[0], "is_local"):
+            return _value(part[2:])
+    return False if named or len(parts) != 3 else _value(parts[2])  # noqa: PLR2004 - name, value and this
+
+
+def _value(tokens: Sequence[Token]) -> bool | str | int:
+    """Return what a boolean expression surely is, or which parameter it is."""
+    while len(tokens) > 1:
+        inner = _without_cast(tokens)
+        if inner is None:
+            return False
+        tokens = inner
+    if not tokens:
+        return False
+    kind, text = tokens[0]
+    if kind == "bind":
+        return int(text) if text.isdigit() else text.removeprefix("%(")[:-2]
+    return (kind == "word" and text.lower() == "true") or (
+        kind in {"string", "number"} and text.strip().lower() in _TRUE
+    )
+
+
+def _without_cast(tokens: Sequence[Token]) -> Sequence[Token] | None:
+    """Return what stands in parentheses, or is cast; None if neither does."""
+    if is_mark(tokens[0], "(") and closing(tokens, 0) == len(tokens) - 1:
+        return tokens[1:-1]
+    if is_word(tokens[0], "bool", "boolean") and tokens[1].kind == "string":
+        return tokens[1:]
+    inner, sign = tokens, is_mark(tokens[-2], "::")
+    if is_word(tokens[0], "cast") and closing(tokens, 1) == len(tokens) - 1:
+        inner = tokens[2:-1]
+        sign = len(inner) > 1 and is_word(inner[-2], "as")
+    return inner[:-2] if sign and is_word(inner[-1], *_CASTS) else None

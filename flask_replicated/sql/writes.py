@@ -1,0 +1,409 @@
+"""Which tables and columns a statement surely writes.
+
+For what leaves no trace: a write that is not understood in full counts as any other, so
+everything that is not plain is given up on. What is read is what is sent, whatever it
+was built from: a flush, a construct, a text.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+from .tokens import (
+    Token,
+    closing,
+    is_mark,
+    is_word,
+    separated,
+    statements,
+    tokenized,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = ["Name", "Write", "find_writes"]
+
+
+class Name(NamedTuple):
+    """A name in SQL.
+
+    Attributes:
+        text: What it says, without quotes.
+        quoted: Whether it has some.
+    """
+
+    text: str
+    quoted: bool
+
+
+class Write(NamedTuple):
+    """What a statement does to one table.
+
+    Attributes:
+        schema: Its schema, if it is named.
+        table: Its name.
+        columns: The columns that an update sets; None if rows come or go.
+    """
+
+    schema: Name | None
+    table: Name
+    columns: tuple[Name, ...] | None
+
+
+class _UnsureError(Exception):
+    """A statement is not plain enough."""
+
+
+def find_writes(
+    sql: str, dialect: str, computes: Callable[[str], bool]
+) -> tuple[Write, ...] | None:
+    """Return what a statement writes; None where that is not sure.
+
+    Args:
+        sql: The text.
+        dialect: SQLAlchemy's name for the server's dialect.
+        computes: Tells of a word before a parenthesis whether it surely writes nothing
+            else.
+    """
+    tokens = tokenized(sql, dialect)
+    if tokens is None:
+        return None
+    found = list(statements(tokens))
+    if len(found) != 1:
+        return None
+    try:
+        return tuple(_Reader(dialect, computes).statement(found[0]))
+    except (_UnsureError, IndexError):  # the latter of a statement that is cut off
+        return None
+
+
+# What may not stand in the rest of a statement: it would write, or lock, as well.
+_VERBS = frozenset(
+    [
+        "call",
+        "delete",
+        "insert",
+        "into",
+        "lock",
+        "merge",
+        "replace",
+        "share",
+        "truncate",
+        "update",
+    ]
+)
+_MODIFIERS = frozenset(
+    ["delayed", "high_priority", "ignore", "low_priority", "only", "quick"]
+)
+_CONFLICTS = frozenset(["abort", "fail", "ignore", "replace", "rollback"])
+_CLAUSES = frozenset(["from", "limit", "order", "returning", "where"])
+_JOINS = frozenset({"join", "straight_join"})
+# What may stand behind a table's name and is not its alias.
+_NO_ALIAS = _JOINS.union(
+    [
+        "cross",
+        "force",
+        "ignore",
+        "inner",
+        "left",
+        "natural",
+        "on",
+        "partition",
+        "right",
+        "use",
+        "using",
+    ]
+)
+
+
+class _Reader:
+    """Reads statements of one dialect.
+
+    Args:
+        dialect: SQLAlchemy's name for it.
+        computes: See :func:`find_writes`.
+    """
+
+    def __init__(self, dialect: str, computes: Callable[[str], bool]) -> None:
+        self._computes = computes
+        self._joins = dialect in {"mysql", "mariadb"}  # writes may have several tables
+
+    def statement(self, tokens: Sequence[Token]) -> list[Write]:
+        """Return what one statement writes."""
+        writes: list[Write] = []
+        if is_word(tokens[0], "with"):
+            tokens = self._with(tokens[1:], writes)
+        head, rest = tokens[0], _without_modifiers(tokens[1:])
+        if is_word(head, "select", "values", "table"):
+            self._read(tokens)
+        elif is_word(head, "insert", "replace"):
+            writes.append(self._insert(rest))
+        elif is_word(head, "update"):
+            writes += self._update(rest)
+        elif is_word(head, "delete"):
+            writes += self._delete(rest)
+        else:
+            raise _UnsureError
+        return writes
+
+    def _with(self, tokens: Sequence[Token], writes: list[Write]) -> Sequence[Token]:
+        """Add what CTEs write; return the statement that they belong to."""
+        if is_word(tokens[0], "recursive"):
+            tokens = tokens[1:]
+        while True:
+            _, tokens = _name(tokens)
+            if is_mark(tokens[0], "("):
+                tokens = tokens[_end(tokens) + 1 :]
+            if not is_word(tokens[0], "as"):
+                raise _UnsureError
+            tokens = tokens[1:]
+            while is_word(tokens[0], "not", "materialized"):
+                tokens = tokens[1:]
+            end = _end(tokens)
+            writes += self.statement(tokens[1:end])
+            if not is_mark(tokens[end + 1], ","):
+                return tokens[end + 1 :]
+            tokens = tokens[end + 2 :]
+
+    def _insert(self, tokens: Sequence[Token]) -> Write:
+        if is_word(tokens[0], "into"):
+            tokens = tokens[1:]
+        elif not self._joins:
+            raise _UnsureError
+        schema, table, rest = _table(tokens)
+        # What it does to rows that are there already is a part of it.
+        rest = [
+            token
+            for before, token in zip((None, *rest), rest, strict=False)
+            if not (is_word(token, "update") and is_word(before, "do", "key"))
+        ]
+        self._read(rest)
+        return Write(schema, table, None)
+
+    def _update(self, tokens: Sequence[Token]) -> list[Write]:
+        to = _find(tokens, "set")
+        if to is None:
+            raise _UnsureError
+        named, rest = tokens[:to], tokens[to + 1 :]
+        until = _find(rest, *_CLAUSES)
+        assigned = separated(rest[:until])
+        self._read(named)
+        self._read(rest[len(rest) if until is None else until :])
+        if not self._joins:
+            schema, table, more = _table(named)
+            _alias(more[1:] if more and is_mark(more[0], "*") else more)
+            columns = [one for part in assigned for one in self._assigned(part)]
+            return [Write(schema, table, tuple(columns))]
+        return self._update_joined(_references(named), assigned)
+
+    def _update_joined(
+        self, known: _Known, assigned: Sequence[Sequence[Token]]
+    ) -> list[Write]:
+        """Return what an update sets, by columns that may name their table."""
+        columns: dict[_Table, list[Name]] = {}
+        for part in assigned:
+            *qualifiers, column = self._left_side(part)
+            if not qualifiers and len(known) != 1:
+                raise _UnsureError
+            alias = qualifiers[-1].text.lower() if qualifiers else next(iter(known))
+            columns.setdefault(_known(known, alias), []).append(column)
+        return [Write(*table, tuple(names)) for table, names in columns.items()]
+
+    def _assigned(self, part: Sequence[Token]) -> list[Name]:
+        """Return the columns of an assignment, where no table is named."""
+        if is_mark(part[0], "("):
+            end = _end(part)
+            self._read(part[end + 1 :])
+            return [_only_name(one) for one in separated(part[1:end])]
+        # Behind it may stand an element, or a part, of what the column holds.
+        return self._left_side(part)[:1]
+
+    def _left_side(self, part: Sequence[Token]) -> list[Name]:
+        """Return the names before the sign of an assignment, which are one column."""
+        sign = next(
+            (n for n, token in enumerate(part) if is_mark(token, "=", ":=", "[")), None
+        )
+        if sign is None:
+            raise _UnsureError
+        self._read(part[sign:])
+        return [_only_name(one) for one in separated(part[:sign], ".")]
+
+    def _delete(self, tokens: Sequence[Token]) -> list[Write]:
+        start = _find(tokens, "from")
+        if start is None:
+            raise _UnsureError
+        using = _find(tokens, "using") if self._joins else None
+        if not start and using is None:
+            schema, table, rest = _table(_without_modifiers(tokens[1:]))
+            self._read(rest)
+            return [Write(schema, table, None)]
+        if not self._joins:
+            raise _UnsureError
+        # Rows of those tables go that are named first, by the names that follow.
+        named, rest = tokens[:start], tokens[start + 1 :]
+        if not start and using is not None:
+            named, rest = tokens[1:using], tokens[using + 1 :]
+        self._read(rest)
+        known = _references(rest[: _find(rest, *_CLAUSES)])
+        return [
+            Write(*_known(known, _target(one).text.lower()), None)
+            for one in separated(named)
+        ]
+
+    def _read(self, tokens: Sequence[Token]) -> None:
+        """See that a part of a statement does nothing but read.
+
+        Raises:
+            _UnsureError: It calls what is not known, or may do more.
+        """
+        for index, token in enumerate(tokens):
+            if token.kind not in {"word", "name"}:
+                continue
+            before = tokens[index - 1] if index else None
+            after = tokens[index + 1] if index + 1 < len(tokens) else None
+            if is_mark(after, "("):
+                # An alias may have a list of columns.
+                if not (is_word(before, "as") or self._is_harmless(tokens, index)):
+                    raise _UnsureError
+            elif is_word(token, *_VERBS) and not is_mark(before, "."):
+                raise _UnsureError
+
+    def _is_harmless(self, tokens: Sequence[Token], index: int) -> bool:
+        """Whether what stands before a parenthesis calls nothing that may write."""
+        token = tokens[index]
+        if index and is_mark(tokens[index - 1], "."):
+            if index < 2 or not is_word(tokens[index - 2], "pg_catalog"):  # noqa: PLR2004 - a name and a dot
+                return False
+        elif is_word(token, "conflict", "set"):
+            return True
+        name = token.text.lower()
+        return (token.kind == "word" or token.text == name) and self._computes(name)
+
+
+_Table: TypeAlias = "tuple[Name | None, Name]"
+_Known: TypeAlias = "dict[str, _Table | None]"
+
+
+def _known(known: _Known, alias: str) -> _Table:
+    table = known.get(alias)
+    if table is None:
+        raise _UnsureError
+    return table
+
+
+def _without_modifiers(tokens: Sequence[Token]) -> Sequence[Token]:
+    while True:
+        if is_word(tokens[0], *_MODIFIERS):
+            tokens = tokens[1:]
+        elif is_word(tokens[0], "or") and is_word(tokens[1], *_CONFLICTS):
+            tokens = tokens[2:]
+        else:
+            return tokens
+
+
+def _find(tokens: Sequence[Token], *words: str) -> int | None:
+    """Return where the first of these keywords is that no parentheses enclose."""
+    depth = 0
+    for index, token in enumerate(tokens):
+        if is_mark(token, "(", "["):
+            depth += 1
+        elif is_mark(token, ")", "]"):
+            depth -= 1
+        elif not depth and is_word(token, *words):
+            before = tokens[index - 1] if index else None
+            # IS DISTINCT FROM is an operator; what follows a dot is a name.
+            if not (is_word(before, "distinct") or is_mark(before, ".")):
+                return index
+    return None
+
+
+def _end(tokens: Sequence[Token]) -> int:
+    """Return where the parenthesis closes that these begin with."""
+    end = closing(tokens, 0) if is_mark(tokens[0], "(") else None
+    if end is None:
+        raise _UnsureError
+    return end
+
+
+def _name(tokens: Sequence[Token]) -> tuple[Name, Sequence[Token]]:
+    kind, text = tokens[0]
+    if kind not in {"word", "name"}:
+        raise _UnsureError
+    return Name(text, kind == "name"), tokens[1:]
+
+
+def _only_name(tokens: Sequence[Token]) -> Name:
+    name, rest = _name(tokens)
+    if rest:
+        raise _UnsureError
+    return name
+
+
+def _table(
+    tokens: Sequence[Token],
+) -> tuple[Name | None, Name, Sequence[Token]]:
+    """Return the schema and the name of a table, and what follows."""
+    if tokens[0].kind == "schema":
+        # What schema_translate_map stands for, under the name that the model has.
+        text = tokens[0].text
+        name, rest = _name(tokens[2:])
+        return (Name(text, quoted=True) if text else None), name, rest
+    name, rest = _name(tokens)
+    if not (rest and is_mark(rest[0], ".")):
+        return None, name, rest
+    table, rest = _name(rest[1:])
+    if rest and is_mark(rest[0], "."):
+        raise _UnsureError
+    return name, table, rest
+
+
+def _alias(tokens: Sequence[Token]) -> Name | None:
+    """Return the alias that is all that there is, if there is any."""
+    if tokens and is_word(tokens[0], "as"):
+        tokens = tokens[1:]
+    return _only_name(tokens) if tokens else None
+
+
+def _references(tokens: Sequence[Token]) -> _Known:
+    """Return tables by what columns may call them; None of what is no table."""
+    known: _Known = {}
+    for part in separated(tokens):
+        rest = part
+        while True:
+            alias, table, rest = _reference(rest)
+            known[alias.text.lower()] = table
+            join = _find(rest, *_JOINS)
+            if join is None:
+                break
+            rest = rest[join + 1 :]
+    return known
+
+
+def _reference(
+    tokens: Sequence[Token],
+) -> tuple[Name, _Table | None, Sequence[Token]]:
+    """Return what a table is called, which it is, and what follows."""
+    table = None
+    if is_mark(tokens[0], "("):
+        end = _end(tokens)
+        if not is_word(tokens[1], "select", "values", "with"):
+            raise _UnsureError
+        alias, rest = None, tokens[end + 1 :]
+    else:
+        schema, alias, rest = _table(tokens)
+        table = schema, alias
+    if rest and is_word(rest[0], "as"):
+        alias, rest = _name(rest[1:])
+    elif rest and not is_word(rest[0], *_NO_ALIAS):
+        alias, rest = _name(rest)
+    if alias is None:
+        raise _UnsureError
+    return alias, table, rest
+
+
+def _target(tokens: Sequence[Token]) -> Name:
+    """Return the last name of a table whose rows go."""
+    if len(tokens) > 1 and is_mark(tokens[-1], "*") and is_mark(tokens[-2], "."):
+        tokens = tokens[:-2]
+    return [_only_name(one) for one in separated(tokens, ".")][-1]
