@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from .engine.engines import RoutedEngine
     from .settings.binds import Binds
 
-__all__ = ["Front", "fronts_of"]
+__all__ = ["Adapter", "fronts_of"]
 
 
-class Front:
+class Adapter:
     """Where one application's engines and sessions are.
 
     Attributes:
@@ -39,7 +39,7 @@ class Front:
         default: The key of the default engine.
         primary: The setting that names the default engine.
         without: What the setting is like without any replica.
-        prefix: What tells this front's routes from another's.
+        prefix: What tells this adapter's routes from another's.
         engines: The engines by key.
         grows: Whether :meth:`make_engine` can make more of them.
         makes_own: Whether they are made by code of the application's, so that a URL
@@ -83,7 +83,7 @@ class Front:
         raise NotImplementedError
 
 
-class _FlaskSQLAlchemy(Front):
+class _FlaskSQLAlchemy(Adapter):
     setting = "SQLALCHEMY_BINDS"
     default = None
     primary = "SQLALCHEMY_DATABASE_URI"
@@ -136,7 +136,7 @@ class _FlaskSQLAlchemy(Front):
         factory.class_ = routed_session_class(factory.class_)
 
 
-class _Lite(Front):
+class _Lite(Adapter):
     """Flask-SQLAlchemy-Lite's engines and sessions."""
 
     setting = "SQLALCHEMY_ENGINES"
@@ -169,7 +169,7 @@ class _Lite(Front):
         self._factory.class_ = routed_session_class(self._factory.class_)
 
 
-class _AsyncLite(Front):
+class _AsyncLite(Adapter):
     """Flask-SQLAlchemy-Lite's async engines and sessions."""
 
     setting = "SQLALCHEMY_ASYNC_ENGINES"
@@ -240,7 +240,7 @@ def _refuse_lists(setting: str, binds: object) -> None:
             )
 
 
-def fronts_of(app: Flask) -> list[Front]:
+def fronts_of(app: Flask) -> list[Adapter]:
     """Return what owns the engines of an application.
 
     Raises:
@@ -252,8 +252,8 @@ def fronts_of(app: Flask) -> list[Front]:
     if isinstance(db, SQLAlchemy):
         return [_FlaskSQLAlchemy(app, db)]
     if hasattr(type(db), "async_engines"):  # Lite, which need not be installed
-        fronts = [_Lite(app, db), _AsyncLite(app, db)]
-        return [front for front in fronts if front.engines]
+        adapters = [_Lite(app, db), _AsyncLite(app, db)]
+        return [adapter for adapter in adapters if adapter.engines]
     raise ConfigurationError(
         "app.extensions['sqlalchemy']",
         db,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flask import Flask, has_app_context
 
-from .adapters import Front, fronts_of
+from .adapters import Adapter, fronts_of
 from .errors import ConfigurationError
 from .fleet.build import routed_engine
 from .fleet.discovery import Discovery
@@ -80,20 +80,20 @@ class FlaskReplicated:
                 app.extensions["replicated"],
                 "FlaskReplicated is already registered on this app; register it once.",
             )
-        fronts = fronts_of(app)
-        binds = [read_binds(front.engines, front.setting) for front in fronts]
+        adapters = fronts_of(app)
+        binds = [read_binds(adapter.engines, adapter.setting) for adapter in adapters]
         names = [name for found in binds for name in found.replica_names()]
         settings = read_settings(app.config, self.READONLY_METHODS, names)
         state = AppState(settings, app)
         plans = [
-            _plan(front, found, state)
-            for front, found in zip(fronts, binds, strict=True)
+            _plan(adapter, found, state)
+            for adapter, found in zip(adapters, binds, strict=True)
         ]
         for plan in plans:  # each of them can be right
             _route(plan, state)
         if state.routes:
             app.wsgi_app = pin_responses(app.wsgi_app, state)  # type: ignore[assignment,method-assign]  # Flask's documented way
-        say_misnamed(app.name, fronts, served=bool(names or state.routes))
+        say_misnamed(app.name, adapters, served=bool(names or state.routes))
         app.extensions["replicated"] = self
         app.extensions[STATE] = state
 
@@ -184,52 +184,54 @@ class _Plan(NamedTuple):
     """What is to be routed.
 
     Attributes:
-        front: Who owns the engines.
+        adapter: Who owns the engines.
         binds: What their names say.
         copies: The replicas by the key of the bind that they copy.
         sources: Where DNS names more of them.
     """
 
-    front: Front
+    adapter: Adapter
     binds: Binds
     copies: Mapping[str | None, Mapping[str, Engine]]
     sources: Mapping[str, Source]
 
 
-def _plan(front: Front, binds: Binds, state: AppState) -> _Plan:
+def _plan(adapter: Adapter, binds: Binds, state: AppState) -> _Plan:
     """Find out what is to be routed, and whether it can be right."""
-    _settle_primary(front, binds)
-    return _Plan(front, binds, _copies(front, binds, state), _sources(front, state))
+    _settle_primary(adapter, binds)
+    return _Plan(
+        adapter, binds, _copies(adapter, binds, state), _sources(adapter, state)
+    )
 
 
 def _route(plan: _Plan, state: AppState) -> None:
-    front, binds, copies, sources = plan
+    adapter, binds, copies, sources = plan
     routes: dict[str | None, RoutedEngine] = {}
     for owner in dict.fromkeys([*copies, *map(replicated_bind, sources)]):
-        key = front.default if owner is None else owner
+        key = adapter.default if owner is None else owner
         targets = copies.get(owner, {})
-        setting = front.original(owner).setting
+        setting = adapter.original(owner).setting
         routes[key] = routed_engine(
-            state, front.engines[key], targets, setting, front.setting
+            state, adapter.engines[key], targets, setting, adapter.setting
         )
-        routes[key].fleet.front, routes[key].fleet.owner = front, owner
+        routes[key].fleet.adapter, routes[key].fleet.owner = adapter, owner
     for name, source in sources.items():
         owner = replicated_bind(name)
-        routes[front.default if owner is None else owner].fleet.watch(
+        routes[adapter.default if owner is None else owner].fleet.watch(
             Discovery(name, source)
         )
-    front.hide(binds)
+    adapter.hide(binds)
     if routes:
-        front.route(routes)
-    if front.default is None:
-        state.engines, state.metadatas = front.engines, front.metadatas
+        adapter.route(routes)
+    if adapter.default is None:
+        state.engines, state.metadatas = adapter.engines, adapter.metadatas
     for key, routed in routes.items():
-        plain = key == front.default and not front.prefix
-        state.routes[None if plain else f"{front.prefix}{key}"] = routed
+        plain = key == adapter.default and not adapter.prefix
+        state.routes[None if plain else f"{adapter.prefix}{key}"] = routed
 
 
 def _copies(
-    front: Front, binds: Binds, state: AppState
+    adapter: Adapter, binds: Binds, state: AppState
 ) -> dict[str | None, dict[str, Engine]]:
     """Return the replicas that can be copies of their primaries, by owner.
 
@@ -238,9 +240,9 @@ def _copies(
     """
     copies: dict[str | None, dict[str, Engine]] = {}
     for owner, names in binds.replicas.items():
-        original = front.original(owner)
+        original = adapter.original(owner)
         for name in names:
-            key, engine = f"{front.setting}[{name!r}]", front.engines[name]
+            key, engine = f"{adapter.setting}[{name!r}]", adapter.engines[name]
             if _is_fit(state, partial(original.require_copy, key, engine)):
                 copies.setdefault(owner, {})[name] = engine
     return copies
@@ -266,51 +268,51 @@ def _is_fit(state: AppState, require: Callable[[], None]) -> bool:
     return True
 
 
-def _sources(front: Front, state: AppState) -> Mapping[str, Source]:
+def _sources(adapter: Adapter, state: AppState) -> Mapping[str, Source]:
     """Return where DNS names replicas of an application's engines.
 
     Raises:
         ConfigurationError: They cannot be copies, and would be read from.
     """
-    if not front.grows:
+    if not adapter.grows:
         return {}
     found = {}
     for name, source in state.settings.discovery.items():
         owner, item = replicated_bind(name), f"REPLICATED_DISCOVERY[{name!r}]"
-        key = front.default if owner is None else owner
-        if key not in front.engines:
+        key = adapter.default if owner is None else owner
+        if key not in adapter.engines:
             raise ConfigurationError(
                 item, None, f"there is no bind {key!r} that its replicas could copy."
             )
-        original = front.original(owner)._replace(
+        original = adapter.original(owner)._replace(
             without="AUTO_READ_ON_SLAVE = False, or REPLICATED_DISCOVERY = {}"
         )
         require = partial(original.require_source, item, source.url)
-        if front.makes_own or _is_fit(state, require):
+        if adapter.makes_own or _is_fit(state, require):
             found[name] = source
     return found
 
 
-def _settle_primary(front: Front, binds: Binds) -> None:
+def _settle_primary(adapter: Adapter, binds: Binds) -> None:
     """Let the bind ``'master'`` and the default bind be one engine."""
-    engines, name = front.engines, binds.primary
-    slip = nearly_primary(front) if name is None else ""
+    engines, name = adapter.engines, binds.primary
+    slip = nearly_primary(adapter) if name is None else ""
     if name is not None:
-        default = engines.setdefault(front.default, engines[name])
+        default = engines.setdefault(adapter.default, engines[name])
         if not same_database(default, engines[name]):
             raise ConfigurationError(
-                f"{front.setting}[{name!r}]",
+                f"{adapter.setting}[{name!r}]",
                 engines[name].url,
-                f"must name the database of {front.primary} = {safe(default.url)!r}; "
+                f"must name the database of {adapter.primary} = {safe(default.url)!r}; "
                 "remove one of the two.",
             )
         engines[name] = default
-    if None in binds.replicas and front.default not in engines:
+    if None in binds.replicas and adapter.default not in engines:
         raise ConfigurationError(
-            front.primary,
+            adapter.primary,
             None,
             f"{', '.join(binds.replicas[None])} need a primary to replicate; set "
-            f"it, or {front.setting}['master']. {slip}".rstrip(),
+            f"it, or {adapter.setting}['master']. {slip}".rstrip(),
         )
     if slip:
         logger.warning("%s", slip)

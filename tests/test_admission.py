@@ -10,7 +10,7 @@ import pytest
 
 from flask_replicated.errors import ReplicaLagsError, WrongRoleError
 from flask_replicated.replica.admission import Admission, any_lag_will_do
-from flask_replicated.replica.lag import History
+from flask_replicated.replica.lag import LagHistory
 from flask_replicated.replica.status import Observation
 from tests.balancers.support import FakeClock
 
@@ -67,7 +67,7 @@ class Server:
 def admission(dialect: str = "postgresql", **options: Any) -> Admission:
     """Return one as it is by default."""
     given = {"role_check": True, "max_lag": 30.0, "watched": True, **options}
-    history = given.pop("history", None) or History(max_lag=given["max_lag"])
+    history = given.pop("history", None) or LagHistory(max_lag=given["max_lag"])
     return Admission("slave_1", dialect, history, **given)
 
 
@@ -143,7 +143,7 @@ class TestPostgreSQL:
 
     def test_any_lag_will_do(self) -> None:
         """Where none is fresher, one that is far behind is taken, and known as such."""
-        history = History()
+        history = LagHistory()
         token = any_lag_will_do.set(True)
         try:
             admission(history=history).ask(Server(*[BEHIND] * 4))
@@ -161,7 +161,7 @@ class TestPostgreSQL:
 
     def test_seen_before(self) -> None:
         """What the look has seen a while ago spares the moments."""
-        history, clock = History(), FakeClock()
+        history, clock = LagHistory(), FakeClock()
         seen = Observation(False, 0.0, True, 100, 100)
         history.progress.lag(seen, now=clock.now - 10)
         server = Server(BEHIND)
@@ -170,7 +170,7 @@ class TestPostgreSQL:
 
     def test_receives_nothing(self) -> None:
         """A primary that restarts takes nobody out; one that stays away does."""
-        history, clock = History(), FakeClock()
+        history, clock = LagHistory(), FakeClock()
         asks = admission(history=history, clock=clock).ask
         with pytest.raises(ReplicaLagsError):
             asks(Server(CUT_OFF))

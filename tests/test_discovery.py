@@ -19,7 +19,7 @@ from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 
 from flask_replicated import ConfigurationError, FlaskReplicated
-from flask_replicated.fleet.discovery import Answer, Discovery, Place
+from flask_replicated.fleet.discovery import Address, Answer, Discovery
 from flask_replicated.settings.config import Source
 from tests.support import Build, Site, build_fixture, make_file, sqlite_url
 
@@ -309,7 +309,7 @@ class TestMissing:
         source = Source(sa.make_url("postgresql://replicas.internal"), {}, 30)
         fleet: Any = Taken()
         discovery = Discovery("slave", source)
-        one, two = Place("one", None, 1), Place("two", None, 1)
+        one, two = Address("one", None, 1), Address("two", None, 1)
         discovery.found(fleet, Answer([one, two], ttl))
         there = []
         for number in range(1, 12):
@@ -338,7 +338,7 @@ class TestMissing:
         source = Source(sa.make_url("postgresql://replicas.internal"), {}, 30)
         fleet: Any = Taken()
         discovery = Discovery("slave", source)
-        one, two = Place("one", None, 1), Place("two", None, 1)
+        one, two = Address("one", None, 1), Address("two", None, 1)
         for places in ([one, two], [one], [one], [two], [one], [one], [two]):
             discovery.found(fleet, Answer(places))
         assert fleet.names == {"slave_one", "slave_two"}

@@ -559,4 +559,4 @@ def test_own_context(build: Build) -> None:
         assert site.who() == "master"
         state = current_request_state()
         assert state is not None
-        assert state.settled is state.decision.role
+        assert state.decided is state.decision.role

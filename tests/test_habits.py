@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from flask.sessions import SessionInterface
 
 from flask_replicated import changes_database, using_master
-from flask_replicated.routing.housekeeping import Habits, Sent
+from flask_replicated.routing.housekeeping import HousekeepingAdvice, Sent
 from flask_replicated.sql.constructs import Classifier
 from tests.support import REPLICAS, Build, Site, build_fixture, pin_of
 
@@ -299,7 +299,7 @@ def test_sessions_in_the_database(site: Site, caplog: pytest.LogCaptureFixture) 
 
 def test_memory_is_bounded() -> None:
     """It keeps no more than so many endpoints, tables, columns and statements."""
-    habits = Habits(Classifier().text.writes, {})
+    habits = HousekeepingAdvice(Classifier().text.writes, {})
     many = [Sent(f"UPDATE t{n} SET c{n} = 1", "sqlite") for n in range(300)]
     same = [Sent(f"UPDATE t SET c{n} = 1", "sqlite") for n in range(300)]
     odd = [Sent(f"UPDATE t SET c = f{n}()", "sqlite") for n in range(300)]
@@ -325,7 +325,7 @@ def test_names(
     caplog: pytest.LogCaptureFixture, dialect: str, sql: str, rules: Any
 ) -> None:
     """Names are shown as the setting has to have them."""
-    habits = Habits(Classifier().text.writes, {})
+    habits = HousekeepingAdvice(Classifier().text.writes, {})
     writes: Iterable[Sent] = [Sent(sql, dialect)]
     for _ in range(8):
         habits.note("page", list(writes))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flask_replicated.replica.lag import History
+from flask_replicated.replica.lag import LagHistory
 from flask_replicated.replica.primary_status import Answer, Facts, PrimaryStatus
 from flask_replicated.replica.status import Observation
 
@@ -18,7 +18,7 @@ class Scene:
     def __init__(self) -> None:
         self.status = PrimaryStatus()
         self.now = 0.0
-        self._history = History(self.status)
+        self._history = LagHistory(self.status)
 
     def primary(self, position: int, timeline: int = 1, *, anew: bool = False) -> None:
         """Look at the primary, over a new connection where that is wanted."""
@@ -121,7 +121,7 @@ class TestOlder:
         scene = Scene()
         scene.primary(100)
         scene.status.lost()
-        other = History(scene.status)
+        other = LagHistory(scene.status)
         found = Observation(False, 0.0, True, 120, 120, timeline=2, exact=True)
         assert other.judge(found, scene.now).apart is None
         assert scene.replica(110, cut_off=True) is not None

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError
 
 from examples.cluster import wait_until
-from flask_replicated.replica.host_lookup import Names
+from flask_replicated.replica.host_lookup import HostLookup
 from flask_replicated.replica.throttle import limit_connecting
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def dialect(driver: str) -> Any:
 
 def look_up(driver: str, seconds: float = LONG, **arguments: Any) -> dict[str, Any]:
     """Return what a driver is told."""
-    Names().look_up(dialect(driver), arguments, time.monotonic() + seconds)
+    HostLookup().look_up(dialect(driver), arguments, time.monotonic() + seconds)
     return arguments
 
 
@@ -169,7 +169,7 @@ def test_no_host_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_one_thread_for_a_name(resolver: Resolver) -> None:
     """Many who wait for one name are one question; when it is over there is another."""
-    names, psycopg = Names(), dialect("postgresql+psycopg")
+    names, psycopg = HostLookup(), dialect("postgresql+psycopg")
 
     def ask(_: int) -> type[BaseException] | None:
         try:
@@ -196,7 +196,7 @@ class TestLatest:
     @pytest.mark.parametrize("driver", ["postgresql+psycopg", "postgresql+psycopg2"])
     def test_stands_in(self, resolver: Resolver, driver: str) -> None:
         """Whoever takes addresses connects by those that were told last."""
-        names, libpq = Names(), dialect(driver)
+        names, libpq = HostLookup(), dialect(driver)
         names.look_up(libpq, {"host": "two.test"}, time.monotonic() + LONG)
         resolver.silent.add("two.test")
         for _ in range(2):
@@ -207,7 +207,7 @@ class TestLatest:
 
     def test_resolver_gives_up(self, resolver: Resolver) -> None:
         """So where the system says that nobody has answered."""
-        names, psycopg = Names(), dialect("postgresql+psycopg")
+        names, psycopg = HostLookup(), dialect("postgresql+psycopg")
         names.look_up(psycopg, {"host": "two.test"}, time.monotonic() + LONG)
         resolver.gives_up.add("two.test")
         told = {"host": "two.test"}
@@ -216,7 +216,7 @@ class TestLatest:
 
     def test_late_answer(self, resolver: Resolver) -> None:
         """An answer that comes when nobody waits any more serves the next."""
-        names, psycopg = Names(), dialect("postgresql+psycopg")
+        names, psycopg = HostLookup(), dialect("postgresql+psycopg")
         resolver.silent.add("two.test")
         with pytest.raises(psycopg.loaded_dbapi.OperationalError):
             names.look_up(psycopg, {"host": "two.test"}, time.monotonic() + SHORT)
@@ -229,7 +229,7 @@ class TestLatest:
 
     def test_gone(self, resolver: Resolver) -> None:
         """A name that its server does not know any more is no name."""
-        names, psycopg = Names(), dialect("postgresql+psycopg")
+        names, psycopg = HostLookup(), dialect("postgresql+psycopg")
         names.look_up(psycopg, {"host": "two.test"}, time.monotonic() + LONG)
         del resolver.known["two.test"]
         with pytest.raises(psycopg.loaded_dbapi.OperationalError, match="not known"):
@@ -237,7 +237,7 @@ class TestLatest:
 
     def test_old(self, resolver: Resolver, monkeypatch: pytest.MonkeyPatch) -> None:
         """What was told too long ago is not believed."""
-        names, psycopg = Names(), dialect("postgresql+psycopg")
+        names, psycopg = HostLookup(), dialect("postgresql+psycopg")
         names.look_up(psycopg, {"host": "two.test"}, time.monotonic() + LONG)
         resolver.silent.add("two.test")
         monkeypatch.setattr("flask_replicated.replica.host_lookup._OLDEST", 0)
@@ -246,7 +246,7 @@ class TestLatest:
 
     def test_other_drivers(self, resolver: Resolver) -> None:
         """Who would ask again by itself is not let near a silent name server."""
-        names, pymysql = Names(), dialect("mysql+pymysql")
+        names, pymysql = HostLookup(), dialect("mysql+pymysql")
         names.look_up(pymysql, {"host": "two.test"}, time.monotonic() + LONG)
         resolver.silent.add("two.test")
         with pytest.raises(pymysql.loaded_dbapi.OperationalError, match="in time"):
@@ -254,7 +254,7 @@ class TestLatest:
 
     def test_bounded(self, resolver: Resolver) -> None:
         """A program that makes names as it runs does not fill the memory."""
-        names, psycopg = Names(), dialect("postgresql+psycopg")
+        names, psycopg = HostLookup(), dialect("postgresql+psycopg")
         resolver.known = {f"n{number}.test": ["10.0.0.1"] for number in range(250)}
         for name in resolver.known:
             names.look_up(psycopg, {"host": name}, time.monotonic() + LONG)
@@ -263,7 +263,7 @@ class TestLatest:
 
 def test_in_a_forked_child(resolver: Resolver) -> None:
     """What a parent's thread was looking up is looked up anew."""
-    names, psycopg = Names(), dialect("postgresql+psycopg")
+    names, psycopg = HostLookup(), dialect("postgresql+psycopg")
     with pytest.raises(psycopg.loaded_dbapi.OperationalError):
         names.look_up(psycopg, {"host": "silent.test"}, time.monotonic() + SHORT)
     names._pending["silent.test"].process -= 1
@@ -281,7 +281,7 @@ def test_without_threads(resolver: Resolver, monkeypatch: pytest.MonkeyPatch) ->
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    names, told = Names(), {"host": "db.test"}
+    names, told = HostLookup(), {"host": "db.test"}
     names.look_up(dialect("postgresql+psycopg"), told, time.monotonic() + LONG)
     assert told == {"host": "db.test"}
     assert not names._pending
@@ -304,7 +304,7 @@ def test_in_a_loop(resolver: Resolver) -> None:
         ticking = asyncio.create_task(tick())
         until = time.monotonic() + 0.1
         await greenlet_spawn(
-            Names().look_up, asynchronous, {"host": "silent.test"}, until
+            HostLookup().look_up, asynchronous, {"host": "silent.test"}, until
         )
         ticking.cancel()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flask_replicated.replica.lag import History
+from flask_replicated.replica.lag import LagHistory
 from flask_replicated.replica.status import Observation, Progress
 from tests.support import unhurried
 
@@ -80,7 +80,7 @@ CLUSTERED = Observation()
 
 def test_role_by_what_was_seen() -> None:
     """A server without a source is a primary if it has had one, and else perhaps."""
-    history = History()
+    history = LagHistory()
     assert history.judge(ALONE, 0) == ALONE
     assert history.judge(REPLICATES, 0) == REPLICATES
     assert history.judge(ALONE, 0).primary
@@ -92,7 +92,7 @@ def test_role_by_what_was_seen() -> None:
 
 def test_role_of_a_twin() -> None:
     """Who is the primary's own server is one, unless it says that it replicates."""
-    history = History()
+    history = LagHistory()
     history.twin = True
     assert history.judge(ALONE, 0).primary
     assert history.judge(UNTOLD, 0).primary

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flask_replicated.replica.lag import History, fault_of
+from flask_replicated.replica.lag import LagHistory, fault_of
 from flask_replicated.replica.primary_status import Answer, Facts, PrimaryStatus
 from flask_replicated.replica.status import (
     Observation,
@@ -49,7 +49,7 @@ def standby(
 
 def lag(status: PrimaryStatus, found: Observation, now: float) -> float | None:
     """Return the lag of a replica that is seen for the first time."""
-    return History(status).judge(found, now).lag
+    return LagHistory(status).judge(found, now).lag
 
 
 class TestLag:
@@ -92,7 +92,7 @@ class TestLag:
         assert lag(status, standby(80), now=500) == 900
         has_more = standby(200)._replace(pending=True)
         for found in (standby(200, 250), has_more):
-            history = History(status)
+            history = LagHistory(status)
             for now in range(6, 60, 5):
                 judged = history.judge(found, now)
             assert judged.lag == 51
@@ -240,7 +240,7 @@ class TestMoments:
     def test_primary_is_back(self) -> None:
         """A standby that is seen before it has replayed the first of it stays."""
         status, clock = heard((0, 100)), FakeClock()
-        history = History(status, max_lag=30)
+        history = LagHistory(status, max_lag=30)
         clock.now = 1.0
         observers = observers_of("postgresql")
         history.settle(Standby((100, 100)), observers, clock)
@@ -256,7 +256,7 @@ class TestMoments:
         status, clock = heard((0, 100)), FakeClock()
         clock.now = 600.0
         server = Standby(*[(180, 100)] * 4)
-        found = History(status, max_lag=30).settle(
+        found = LagHistory(status, max_lag=30).settle(
             server, observers_of("postgresql"), clock
         )
         assert server.waited == 3
@@ -285,11 +285,11 @@ class TestSubscriptions:
             facts = says(position, slots={"one": confirmed, "two": position})
             status.heard(Answer(facts, now, now, anew=False))
         seen = Observation(primary=True, slots=("one",))
-        found = History(status).judge(seen, now=12)
+        found = LagHistory(status).judge(seen, now=12)
         assert (found.lag, found.measured) == (5, True)
-        found = History(status).judge(seen._replace(slots=("two",)), now=12)
+        found = LagHistory(status).judge(seen._replace(slots=("two",)), now=12)
         assert (found.lag, found.measured) == (0, True)
-        both = History(status).judge(seen._replace(slots=("one", "two")), now=12)
+        both = LagHistory(status).judge(seen._replace(slots=("one", "two")), now=12)
         assert both.lag == 5
 
     def test_of_another_publisher(self) -> None:
@@ -297,7 +297,7 @@ class TestSubscriptions:
         status = heard((0, 100))
         for slots in ((), ("elsewhere",)):
             seen = Observation(primary=True, slots=slots)
-            found = History(status).judge(seen, now=1)
+            found = LagHistory(status).judge(seen, now=1)
             assert (found.lag, found.measured) == (None, False)
 
 
@@ -342,11 +342,15 @@ class TestNumbers:
 
     def test_account_may_not_ask(self, status: PrimaryStatus) -> None:
         """Numbers tell where the server does not, and nothing else is assumed."""
-        found = History(status).judge(replica(None, measured=False, a=8, b=4), now=12)
+        found = LagHistory(status).judge(
+            replica(None, measured=False, a=8, b=4), now=12
+        )
         assert (found.lag, found.measured) == (7, True)
-        found = History(status).judge(replica(None, measured=False, c=8), now=12)
+        found = LagHistory(status).judge(replica(None, measured=False, c=8), now=12)
         assert (found.lag, found.measured) == (None, False)
-        found = History(status).judge(replica(None, measured=False, a=1, b=1), now=12)
+        found = LagHistory(status).judge(
+            replica(None, measured=False, a=1, b=1), now=12
+        )
         assert (found.lag, found.measured) == (12, True)
 
     def test_primary_is_out(self, status: PrimaryStatus) -> None:

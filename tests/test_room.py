@@ -17,7 +17,7 @@ from sqlalchemy.pool import NullPool, StaticPool
 from balancers import Member, Pool, RoundRobin
 from examples.cluster import wait_until
 from flask_replicated import using_slave
-from flask_replicated.engine.capacity import Room, in_use, is_full
+from flask_replicated.engine.capacity import Capacity, in_use, is_full
 from tests.support import Build, Site, build_fixture, make_file, sqlite_url
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ class Rooms:
         self.first, self.second = self.pool.members
         slow: Any = SimpleNamespace(crowded=False, slow_until=self.clock.now + 60)
         self.replicas = dict.fromkeys(NAMES, slow)
-        self.room = Room(
+        self.room = Capacity(
             self.pool,
             self.replicas,
             RoundRobin() if balancer is None else balancer,
@@ -296,7 +296,7 @@ class TestQueues:
             {m.name: m.target for m in rooms.pool.members}, weights={"slave_1": 3}
         )
         heavy, light = pool.members
-        room = Room(pool, rooms.replicas, RoundRobin(), bearable=2, longest=4)
+        room = Capacity(pool, rooms.replicas, RoundRobin(), bearable=2, longest=4)
         rooms.replicas["slave_1"].slow_until = time.monotonic() + 60
         with rooms.using(heavy, 4), rooms.using(light):
             assert room.choose(heavy) is heavy

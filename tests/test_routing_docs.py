@@ -102,7 +102,7 @@ engine.dispose()
 def test_code_runs_as_printed(tmp_path: Path) -> None:
     """All of the text's code runs, and its statements go where the text says."""
     pytest.importorskip("flask_sqlalchemy_lite")
-    # One folder for all fronts: each of them has its own idea of a relative path.
+    # One folder for all adapters: each of them has its own idea of a relative path.
     blocks = [
         block.replace(":///", f":///{tmp_path}/")
         for block in BLOCK.findall(DOCUMENT.read_text())

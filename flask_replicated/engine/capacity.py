@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from balancers import Member, Permit, Pool
     from flask_replicated.replica.care import Replica
 
-__all__ = ["Room", "in_use", "is_full"]
+__all__ = ["Capacity", "in_use", "is_full"]
 
 _REST = 1.0
 """Seconds of the first rest of a replica whose connection pool is exhausted."""
@@ -55,7 +55,7 @@ def is_full(engine: Engine) -> bool:
     return most > -1 and in_use(engine) >= pool.size() + most
 
 
-class Room:
+class Capacity:
     """Finds a replica with room, and lets those rest that give no connection back.
 
     Args:

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from balancers import Member
 
-    from .engines import PrimaryEngine, ReplicaEngine
+    from .engines import PrimaryEngine, ReplicaPoolEngine
 
 __all__ = ["PrimaryConnection", "ReplicaConnection"]
 
@@ -85,7 +85,7 @@ class PrimaryConnection(_LateJoined):
     """A connection to the primary that reports committed writes.
 
     Attributes:
-        shape: The Engine-shaped object whose ``connect()`` made it; ``engine`` is the
+        facade: The Engine-shaped object whose ``connect()`` made it; ``engine`` is the
             real engine.
         wrote: Whether the transaction in progress has written, housekeeping aside.
         suspected: Whether it may have, by what its text calls or by who has the
@@ -111,8 +111,10 @@ class PrimaryConnection(_LateJoined):
     writes: tuple[str, ...] = ()
     guesses: tuple[str, ...] = ()
 
-    def __init__(self, engine: Engine, shape: PrimaryEngine | ReplicaEngine) -> None:
-        self.shape = shape  # first: listeners may execute something
+    def __init__(
+        self, engine: Engine, facade: PrimaryEngine | ReplicaPoolEngine
+    ) -> None:
+        self.facade = facade  # first: listeners may execute something
         self.preparing = True
         super().__init__(engine)
         self.preparing = False
@@ -130,7 +132,7 @@ class PrimaryConnection(_LateJoined):
             self.unshared = True
             if not leaves_no_trace(self):
                 self.suspected = True
-                self.shape.routed.app.given_out()
+                self.facade.routed.app.given_out()
         return super().connection
 
     # The overloads of Connection differ in the type of their result alone.
@@ -177,13 +179,13 @@ class PrimaryConnection(_LateJoined):
 
     def _shown(self, statement: Any) -> Kind | None:
         """Return what a statement does as far as it shows; None if that is no news."""
-        kind = self.shape.routed.app.classify(statement)
+        kind = self.facade.routed.app.classify(statement)
         if kind is Kind.READ:
             if self.read and self._transaction is not None:
                 return None  # the first read of a transaction says why it is here
             if self.preparing or isinstance(statement, SavepointClause):
                 return None
-        stands_in = self.shape is not self.shape.routed.primary
+        stands_in = self.facade is not self.facade.routed.primary
         if stands_in and kind >= Kind.LOCK and active_role() is Role.REPLICA:
             raise write_refused(statement, "inside using_slave()")
         return kind
@@ -198,7 +200,7 @@ class PrimaryConnection(_LateJoined):
         kind, self.undecided = self.undecided, None
         if kind is Kind.SETTING and self.preparing:
             return  # listeners set the same on each server
-        routed, forgotten = self.shape.routed, leaves_no_trace(self)
+        routed, forgotten = self.facade.routed, leaves_no_trace(self)
         app = routed.app
         if kind is Kind.READ and not self.begun:
             routed.reads.on_primary(self._why(context))
@@ -221,14 +223,14 @@ class PrimaryConnection(_LateJoined):
         """Return what has brought a read here."""
         if self.announced:
             return "bind"
-        if self.shape is not self.shape.routed.primary:
+        if self.facade is not self.facade.routed.primary:
             return "fallback"
         if active_role() is not None:
             return "block"
         statement = getattr(context, "invoked_statement", None)
         if wanted_role(statement, context.execution_options) is not None:
             return "option"
-        state = self.shape.routed.app.request_state()
+        state = self.facade.routed.app.request_state()
         if state is None:
             return "outside"
         # Its decision is on all reads; only what a model says is stronger.
@@ -246,11 +248,11 @@ class PrimaryConnection(_LateJoined):
         )
         self.unshared = True
         if not (prepares or forgotten):
-            self.shape.routed.app.latch(WROTE)
+            self.facade.routed.app.latch(WROTE)
 
     def _note_write(self, sql: str, context: ExecutionContext, *, sure: bool) -> None:
         """Note what writes, or may: the request, and its client, must see it."""
-        app = self.shape.routed.app
+        app = self.facade.routed.app
         if app.is_unpinned(sql, self.dialect):
             self.unshared = True
             return
@@ -300,7 +302,7 @@ class PrimaryConnection(_LateJoined):
 
     def committed(self) -> None:
         """Report that what this transaction wrote is, or may be, visible now."""
-        app = self.shape.routed.app
+        app = self.facade.routed.app
         wrote = (
             self.wrote
             or self.suspected
@@ -346,7 +348,7 @@ class ReplicaConnection(_LateJoined):
     A :class:`.gate.Gate` looks at what it sends, and notes here what came of it.
 
     Attributes:
-        shape: The Engine-shaped object whose ``connect()`` made it; ``engine`` is the
+        facade: The Engine-shaped object whose ``connect()`` made it; ``engine`` is the
             real engine.
         member: The replica.
         sent: How many statements of this transaction have been sent.
@@ -374,10 +376,10 @@ class ReplicaConnection(_LateJoined):
     of_session = True
 
     def __init__(
-        self, engine: Engine, shape: ReplicaEngine, member: Member[Engine]
+        self, engine: Engine, facade: ReplicaPoolEngine, member: Member[Engine]
     ) -> None:
         # First: listeners may execute something.
-        self.shape, self.member, self.preparing = shape, member, True
+        self.facade, self.member, self.preparing = facade, member, True
         # Past the class between, which would only add a call.
         try:
             if engine.dialect.name != WITH_BLOCKS:  # there is nothing to tell its pool

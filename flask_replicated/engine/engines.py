@@ -31,11 +31,11 @@ from flask_replicated.replica.failures import Verdict, judge_connect
 from flask_replicated.routing.decision import ALL_BUSY, ALL_OUT, SPENT, Role
 from flask_replicated.routing.overrides import active_role, leaves_no_trace
 
-from .capacity import Room, in_use, is_full
+from .capacity import Capacity, in_use, is_full
 from .connections import PrimaryConnection, ReplicaConnection
 from .events import Listeners, raised_by_listener
+from .facade import Alias, EngineFacade, shown_by
 from .least_stale import Notices, least_stale
-from .shapes import Alias, EngineShape, shown_by
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from flask_replicated.routing.counts import Reads, ReplicaPool
     from flask_replicated.routing.state import AppState, RequestState
 
-__all__ = ["PrimaryEngine", "ReplicaEngine", "RoutedEngine"]
+__all__ = ["PrimaryEngine", "ReplicaPoolEngine", "RoutedEngine"]
 
 logger = logging.getLogger("flask_replicated")
 
@@ -64,7 +64,7 @@ _ALL_OUT, _STALE = "every replica is out", "the least stale serves"
 """What a log line says once."""
 
 
-class PrimaryEngine(EngineShape):
+class PrimaryEngine(EngineFacade):
     """The primary; its connections report committed writes.
 
     It equals the real engine: a session, whoever made it, keeps its connections by
@@ -80,10 +80,10 @@ class PrimaryEngine(EngineShape):
         self,
         real: Engine,
         routed: RoutedEngine,
-        stands_in_for: ReplicaEngine | None = None,
+        stands_in_for: ReplicaPoolEngine | None = None,
     ) -> None:
         self.routed = routed
-        self._shape = stands_in_for or self
+        self._facade = stands_in_for or self
         super().__init__(real)
 
     def __eq__(self, other: object) -> bool:
@@ -107,7 +107,7 @@ class PrimaryEngine(EngineShape):
         return super().connect()
 
     def _connection_cls(self, _engine: Engine) -> PrimaryConnection:  # type: ignore[override]  # called like the class that it is in Engine
-        return PrimaryConnection(self.real, self._shape)
+        return PrimaryConnection(self.real, self._facade)
 
     def raw_connection(self) -> PoolProxiedConnection:
         """Return a DBAPI connection to the primary.
@@ -123,19 +123,19 @@ class PrimaryEngine(EngineShape):
         return connection
 
 
-class _PickedEngine(EngineShape):
+class _PickedEngine(EngineFacade):
     """One replica's engine, whose connections know that it was picked."""
 
-    def __init__(self, member: Member[Engine], shape: ReplicaEngine) -> None:
+    def __init__(self, member: Member[Engine], facade: ReplicaPoolEngine) -> None:
         self._member = member
-        self._shape = shape
+        self._facade = facade
         super().__init__(member.target)
 
     def _connection_cls(self, _engine: Engine) -> ReplicaConnection:  # type: ignore[override]  # the same
-        return ReplicaConnection(self.real, self._shape, self._member)
+        return ReplicaConnection(self.real, self._facade, self._member)
 
 
-class ReplicaEngine(EngineShape):
+class ReplicaPoolEngine(EngineFacade):
     """The pool of replicas as one engine: ``connect()`` picks and fails over."""
 
     def __init__(
@@ -149,7 +149,7 @@ class ReplicaEngine(EngineShape):
         self.routed = routed
         self._replicas = replicas
         settings = routed.app.settings
-        self._room = Room(
+        self._room = Capacity(
             replica_pool,
             replicas,
             settings.balancer,
@@ -447,7 +447,7 @@ class _PrimaryWithOptions(PrimaryEngine):
         return connection
 
 
-class RoutedEngine(EngineShape):
+class RoutedEngine(EngineFacade):
     """What stands in ``db.engines`` for a bind that has replicas.
 
     ``connect()`` goes where a read of the running request would go, and to the
@@ -492,7 +492,7 @@ class RoutedEngine(EngineShape):
         self.status = status
         self.outages = outages
         self.primary = PrimaryEngine(real, self)
-        self.replicas = ReplicaEngine(replicas, self, cared)
+        self.replicas = ReplicaPoolEngine(replicas, self, cared)
         self._aliases: dict[Engine, Alias] = {}
         self._shared_options: dict[str, Any] = {}
         self._listeners = Listeners(self)
@@ -537,8 +537,8 @@ class RoutedEngine(EngineShape):
         Inside ``using_slave()`` it is a replica's, and cannot write.
         """
         reads = active_role() is Role.REPLICA
-        shape: Engine = self.replicas if reads else self.primary
-        with shape.connect() as connection:
+        facade: Engine = self.replicas if reads else self.primary
+        with facade.connect() as connection:
             if isinstance(connection, ReplicaConnection):
                 connection.of_session = False
             elif isinstance(connection, PrimaryConnection):

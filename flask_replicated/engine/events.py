@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError
 
 from flask_replicated.errors import UnfitReplicaError
 
-from .shapes import Likeness, Twin
+from .facade import ObjectFacade, SubclassFacade
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -70,7 +70,9 @@ class Listeners:
         self._known: list[_Listener] = []
         self.dispatch = self._dispatch_of(_itself)
         self._pool, self._dialect = (
-            Twin(partial(part, self._primary), dispatch=self._dispatch_of(part))
+            SubclassFacade(
+                partial(part, self._primary), dispatch=self._dispatch_of(part)
+            )
             for part in _PARTS[1:]
         )
         self._inherit()
@@ -89,7 +91,7 @@ class Listeners:
 
     def _dispatch_of(self, part: Part) -> Any:
         primary, listen = self._primary, partial(self._listen, part)
-        return Likeness(lambda: part(primary).dispatch, _listen=listen)
+        return ObjectFacade(lambda: part(primary).dispatch, _listen=listen)
 
     def _listen(self, part: Part, key: _Key[Any], **options: Any) -> None:
         """Take a listener, as SQLAlchemy gives it to what is listened to."""

@@ -16,7 +16,6 @@ from sqlalchemy.exc import DBAPIError
 
 from flask_replicated.errors import StaleReadError
 from flask_replicated.refusals import shown, view_name, write_refused
-from flask_replicated.replica.ailing import Ailing
 from flask_replicated.replica.care import CHANGED
 from flask_replicated.replica.failures import (
     ails,
@@ -24,6 +23,7 @@ from flask_replicated.replica.failures import (
     refused_as_write,
     unanswerable,
 )
+from flask_replicated.replica.storage_failures import StorageFailures
 from flask_replicated.routing.decision import Role
 from flask_replicated.routing.hints import named_table, primary_tables, wanted_role
 from flask_replicated.routing.overrides import active_role
@@ -65,7 +65,7 @@ class Gate:
         self._known_in_blocks: set[str] = set()
         self._pattern: re.Pattern[str] | None = None
         self._version = 0  # of the tables
-        self._ailing = Ailing()
+        self._storage_failures = StorageFailures()
 
     def guard(self, engine: Engine, replica: Replica) -> None:
         """Look at each statement that is sent to a replica's engine from here on.
@@ -104,7 +104,7 @@ class Gate:
         if context._is_server_side:  # type: ignore[attr-defined]  # noqa: SLF001 - its cursor, which has no public name
             begin_block(connection)
         if not connection.sent and connection._transaction is not None:  # noqa: SLF001 - in_transaction(), at no call's price
-            connection.shape.reads.on_replica(connection.member)
+            connection.facade.reads.on_replica(connection.member)
         connection.sent += 1
 
     def _before_bare(
@@ -206,16 +206,18 @@ class Gate:
             "name the function that writes",
         )
         connection.failure = context.original_exception, refusal
-        connection.shape.routed.app.learn_writer(refusal)
+        connection.facade.routed.app.learn_writer(refusal)
         return refusal
 
     def _note_ailing(
         self, connection: ReplicaConnection, error: DBAPIError, replica: Replica
     ) -> None:
-        shape = connection.shape
-        seconds = shape.routed.app.settings.breaker_reset
+        facade = connection.facade
+        seconds = facade.routed.app.settings.breaker_reset
         cause = error.orig or error  # without the statement
-        if self._ailing.note(connection.member, cause, shape.replica_pool, seconds):
+        if self._storage_failures.note(
+            connection.member, cause, facade.replica_pool, seconds
+        ):
             replica.ails = True
 
 

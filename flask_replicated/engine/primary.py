@@ -18,11 +18,11 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError
 from flask_replicated.errors import PrimaryUnavailableError
 from flask_replicated.forks import refuse_inherited
 from flask_replicated.replica.failures import refused_as_write
-from flask_replicated.replica.first_words import FirstWords
 from flask_replicated.replica.hosts import NAME_A_LIMIT, warn_of_hosts
 from flask_replicated.replica.keepalive import limit_silence
 from flask_replicated.replica.primary_status import Facts, PrimaryStatus, ask_primary
-from flask_replicated.replica.refusing import closed_if_refused
+from flask_replicated.replica.rejection import closed_if_refused
+from flask_replicated.replica.setup_timeout import SetupTimeout
 from flask_replicated.replica.sockets import watch_socket
 from flask_replicated.replica.throttle import limit_connecting
 from flask_replicated.replica.timeouts import limit_connect, limit_of
@@ -106,7 +106,7 @@ class Primary:
         limit_silence(engine)
         own = limit_of(engine.driver)
         limit_connecting(engine, None, self._seconds, own_limit=own)
-        self._first_words = FirstWords(engine, self._seconds)
+        self._first_words = SetupTimeout(engine, self._seconds)
         event.listen(engine, "connect", self._prepare)
         if lift is not None:  # no sooner: a server may be silent after the log-in too
             event.listen(engine, "connect", lift)

@@ -1,6 +1,6 @@
 """``Session.get_bind``: asks routing, then hands out an Engine-shaped object.
 
-The shapes pick a server when the session connects. From then until the end of
+The facades pick a server when the session connects. From then until the end of
 the session's transaction ``get_bind`` returns the real engine behind that
 connection, so the session finds the connection that it already has.
 """
@@ -40,7 +40,7 @@ from flask_replicated.sql.text import Kind
 
 from .connections import PrimaryConnection
 from .engines import RoutedEngine
-from .ways import EMPTY, Ways
+from .session_state import EMPTY, SessionState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,7 +64,7 @@ class RoutedSession(orm.Session):
     a bind that has replicas; see :func:`routed_session_class`.
     """
 
-    _ways: Ways | None = None
+    _known: SessionState | None = None
 
     if not hasattr(orm.Session, "execution_options"):  # in SQLAlchemy 2.0
         execution_options: Any = EMPTY
@@ -87,19 +87,19 @@ class RoutedSession(orm.Session):
                 option asks for a replica.
             ConfigurationError: A model's ``__replicated__`` is no name of the primary.
         """
-        ways = self._ways
-        if ways is None:
-            ways = self._ways = Ways()
+        known = self._known
+        if known is None:
+            known = self._known = SessionState()
         if self._transaction is None:
-            if ways.connections is not None:
-                ways.forget()
+            if known.connections is not None:
+                known.forget()
         elif (
-            self._transaction._connections is not ways.connections  # noqa: SLF001
-            or len(ways.connections) != ways.noted
+            self._transaction._connections is not known.connections  # noqa: SLF001
+            or len(known.connections) != known.noted
         ):
-            self._note_connections(ways)
+            self._note_connections(known)
         if bind is not None:
-            return self._given(ways, bind, mapper, clause)
+            return self._given(known, bind, mapper, clause)
         # Every statement comes through here, and nearly every one is a read of
         # the default bind in a request. Its way is laid out flat, cheapest
         # questions first: calls would double the price. (Without a mapper, what
@@ -107,33 +107,33 @@ class RoutedSession(orm.Session):
         if (
             clause is not None
             and not self._flushing
-            and ways.wanted is None
-            and not ways.primaries
+            and known.wanted is None
+            and not known.primaries
             and current_block.get() is None
         ):
             try:
                 goes_on = (
-                    ways.request is not None
-                    and this_request() is ways.request
-                    and this_app() is ways.app
+                    known.request is not None
+                    and this_request() is known.request
+                    and this_app() is known.app
                 )
             except RuntimeError:  # the request is over
                 goes_on = False
             if (
-                (goes_on or (self._reads_bind_keys and ways.serve()))
+                (goes_on or (self._reads_bind_keys and known.serve()))
                 and (
                     mapper is None
-                    or mapper in ways.state.app.plain_mappers
-                    or ways.finds_plain(mapper)
+                    or mapper in known.state.app.plain_mappers
+                    or known.finds_plain(mapper)
                 )
-                and ways.state.app.classify(clause) is _READ
+                and known.state.app.classify(clause) is _READ
             ):
-                if (ways.state.settled or ways.state.role_for(self)) is _REPLICA:
-                    return ways.lane or ways.routed.replicas  # type: ignore[union-attr]  # set by serve()
-                return ways.routed.primary  # type: ignore[union-attr]  # the same
-        return self._find_bind(ways, mapper, clause, kwargs)
+                if (known.state.decided or known.state.role_for(self)) is _REPLICA:
+                    return known.target or known.routed.replicas  # type: ignore[union-attr]  # set by serve()
+                return known.routed.primary  # type: ignore[union-attr]  # the same
+        return self._find_bind(known, mapper, clause, kwargs)
 
-    def _note_connections(self, ways: Ways) -> None:
+    def _note_connections(self, known: SessionState) -> None:
         """Note what the transaction in progress, savepoints aside, has opened.
 
         Not by an event: most sessions close after their first statement, and to ask
@@ -141,60 +141,66 @@ class RoutedSession(orm.Session):
         """
         root = self.get_transaction()
         if root is not None:
-            ways.note(root._connections)  # noqa: SLF001
+            known.note(root._connections)  # noqa: SLF001
 
     def _given(
-        self, ways: Ways, bind: Engine | sa.Connection, mapper: Any, clause: Any
+        self,
+        known: SessionState,
+        bind: Engine | sa.Connection,
+        mapper: Any,
+        clause: Any,
     ) -> Engine | sa.Connection:
         if isinstance(bind, RoutedEngine):
-            return self._lane_of(ways, bind, self._role(ways, bind, mapper, clause))
-        return ways.lanes.get(bind, bind) if isinstance(bind, sa.Engine) else bind
+            return self._target(known, bind, self._role(known, bind, mapper, clause))
+        return known.targets.get(bind, bind) if isinstance(bind, sa.Engine) else bind
 
     def _find_bind(
-        self, ways: Ways, mapper: Any, clause: Any, kwargs: dict[str, Any]
+        self, known: SessionState, mapper: Any, clause: Any, kwargs: dict[str, Any]
     ) -> Engine | sa.Connection:
         routed = super().get_bind(mapper=mapper, clause=clause, **kwargs)
         if not isinstance(routed, RoutedEngine):
             return routed
-        if clause is None and not ways.connecting and not self._flushing:
+        if clause is None and not known.connecting and not self._flushing:
             # Somebody asks, for a use that nobody knows; or, with a mapper and within
             # a transaction, a bulk operation.
             if self._transaction is None and routed.app.role() is not _REPLICA:
                 return routed  # which leads to the primary, and is db.engine
             if mapper is None:
                 return routed if active_role() is _REPLICA else routed.primary
-        return self._lane_of(ways, routed, self._role(ways, routed, mapper, clause))
+        return self._target(known, routed, self._role(known, routed, mapper, clause))
 
-    def _lane_of(
-        self, ways: Ways, routed: RoutedEngine, role: Role
+    def _target(
+        self, known: SessionState, routed: RoutedEngine, role: Role
     ) -> Engine | sa.Connection:
-        shape: Engine = routed.primary
+        facade: Engine = routed.primary
         if role is _REPLICA:
-            shape, state = routed.replicas, routed.app.request_state()
-            if state is not None and state.settled is None:
+            facade, state = routed.replicas, routed.app.request_state()
+            if state is not None and state.decided is None:
                 state.note_early(self)
-        return ways.lanes.get(shape, shape)
+        return known.targets.get(facade, facade)
 
-    def _role(self, ways: Ways, routed: RoutedEngine, mapper: Any, clause: Any) -> Role:
+    def _role(
+        self, known: SessionState, routed: RoutedEngine, mapper: Any, clause: Any
+    ) -> Role:
         if clause is not None and not self._flushing:
             kind = routed.app.classify(clause)
         else:
             # A flush, a bulk operation's second call, or connection(): what
             # will run is not known.
             kind = Kind.WRITE
-        asked, why = ways.wanted, "execution_options(replicated=...)"
+        asked, why = known.wanted, "execution_options(replicated=...)"
         if asked is None or self._flushing:
             asked, why = active_role(), "inside using_slave()"
         if kind is Kind.SETTING and asked is not _REPLICA and not leaves_no_trace():
             routed.app.latch(WROTE)
         if asked is not None:
             # connection(): nothing is sent yet; the gate looks at what it sends.
-            if asked is _REPLICA and kind >= Kind.LOCK and not ways.connecting:
+            if asked is _REPLICA and kind >= Kind.LOCK and not known.connecting:
                 raise write_refused("a flush" if clause is None else clause, why)
             return asked
         if kind is not _READ:
             return Role.PRIMARY
-        primary = ways.primaries.get(routed.real)
+        primary = known.primaries.get(routed.real)
         if primary is not None and primary.unshared:
             return Role.PRIMARY  # its own rows are nowhere else yet
         if mapper is not None and reads_primary(mapper):
@@ -207,16 +213,16 @@ class RoutedSession(orm.Session):
         Without a bind or a using_slave() that says otherwise it is the primary's,
         because nobody knows what it is for; the request's reads then stay there.
         """
-        ways = self._ways
-        if ways is None:
-            ways = self._ways = Ways()
-        ways.connecting = True
+        known = self._known
+        if known is None:
+            known = self._known = SessionState()
+        known.connecting = True
         try:
             connection = super().connection(*args, **kwargs)
         finally:
-            ways.connecting = False
+            known.connecting = False
         if isinstance(connection, PrimaryConnection) and active_role() is None:
-            state = connection.shape.routed.app.request_state()
+            state = connection.facade.routed.app.request_state()
             if state is not None and (
                 state.decision.role is _REPLICA or state.decision is PINNED
             ):
@@ -260,9 +266,9 @@ class RoutedSession(orm.Session):
             params: Its parameters.
             options: The other arguments of *run*.
         """
-        ways = self._ways
-        if ways is None:
-            ways = self._ways = Ways()
+        known = self._known
+        if known is None:
+            known = self._known = SessionState()
         wanted = None
         # Nearly every statement is a plain one, and to see that costs least.
         if (
@@ -274,20 +280,20 @@ class RoutedSession(orm.Session):
         if self.dispatch.do_orm_execute:
             # Ours is the last of its handlers: it sees what the others have made of it.
             options["_add_event"] = functools.partial(self._heed, added)
-        outer, ways.wanted = ways.wanted, wanted
+        outer, known.wanted = known.wanted, wanted
         try:
             while True:
                 try:
                     return run(statement, params, **options)
                 except Exception as error:
-                    run = self._again(ways, error, run)  # type: ignore[assignment]  # None is not run
+                    run = self._again(known, error, run)  # type: ignore[assignment]  # None is not run
                     if run is None:
                         raise
-                    if isinstance(_as_noted(ways, error), StaleReadError):
+                    if isinstance(_as_noted(known, error), StaleReadError):
                         # Stronger than what a handler asks for.
                         options["_add_event"] = added
         finally:
-            ways.wanted = outer
+            known.wanted = outer
             del run  # it may have an error, which has this frame
 
     def _prepare(
@@ -320,12 +326,12 @@ class RoutedSession(orm.Session):
         result = added(state) if added is not None else None
         if result:
             return result
-        statement, ways = state.statement, cast("Ways", self._ways)
+        statement, known = state.statement, cast("SessionState", self._known)
         if type(statement) is sa.CompoundSelect:
             state.bind_arguments.setdefault("clause", statement)
-        ways.wanted = wanted_role(statement, state.local_execution_options)
-        if ways.wanted is not None:
-            state.statement = carrying(statement, ways.wanted)
+        known.wanted = wanted_role(statement, state.local_execution_options)
+        if known.wanted is not None:
+            state.statement = carrying(statement, known.wanted)
         return None
 
     def _latch_early(self, write: sa.UpdateBase, options: dict[str, Any]) -> None:
@@ -346,7 +352,7 @@ class RoutedSession(orm.Session):
             routed.app.latch(WROTE)
 
     def _again(
-        self, ways: Ways, error: Exception, run: Callable[..., Any]
+        self, known: SessionState, error: Exception, run: Callable[..., Any]
     ) -> Callable[..., Any] | None:
         """Return what runs a statement once more that has failed; None if nothing may.
 
@@ -354,17 +360,17 @@ class RoutedSession(orm.Session):
         after a loss: what was read before must have promised no fixed snapshot, and no
         ``SET`` must get lost.
         """
-        self._note_connections(ways)
-        noted = _as_noted(ways, error)
-        lacking = next((r for r in ways.reads.values() if r.lacks is noted), None)
+        self._note_connections(known)
+        noted = _as_noted(known, error)
+        lacking = next((r for r in known.reads.values() if r.lacks is noted), None)
         if lacking is None:
-            return run if self._recovers(ways, noted) else None
+            return run if self._recovers(known, noted) else None
         lacking.lacks = None  # should it be raised again, that is the answer
-        if _REPLICA in (active_role(), ways.wanted):
+        if _REPLICA in (active_role(), known.wanted):
             return None
         if lacking.sent > 1 and not lacking.may_be_continued:
             return None
-        if lacking.shape.primary_is_out:
+        if lacking.facade.primary_is_out:
             return None
         return functools.partial(self._run_on_primary, lacking, error, run)
 
@@ -383,7 +389,7 @@ class RoutedSession(orm.Session):
         before: whoever asks for it again and again must not move a request's other
         reads there. If the primary cannot be reached, *error* is raised, the replica's.
         """
-        app = lacking.shape.routed.app
+        app = lacking.facade.routed.app
         app.latch(LACKING)
         try:
             found = run(statement, params, **options)
@@ -392,61 +398,63 @@ class RoutedSession(orm.Session):
             if not _is_out_of_reach(failure):
                 raise
             if not isinstance(failure, TimeoutError):  # load, not death
-                lacking.shape.primary_failed()
+                lacking.facade.primary_failed()
         else:
-            _continue_on_primary(cast("Ways", self._ways), lacking, LACKING)
+            _continue_on_primary(cast("SessionState", self._known), lacking, LACKING)
             return found
         raise error  # not above, where it would get another context
 
-    def _recovers(self, ways: Ways, error: Exception) -> bool:
+    def _recovers(self, known: SessionState, error: Exception) -> bool:
         """Turn away from a replica that cannot answer; whether another server may."""
         if isinstance(error, StaleReadError):
-            again, ways.wanted = ways.wanted is not Role.PRIMARY, Role.PRIMARY
+            again, known.wanted = known.wanted is not Role.PRIMARY, Role.PRIMARY
             return again
         if isinstance(error, WriteOnReplicaError):
-            return self._repair(ways)
+            return self._repair(known)
         # A primary that is lost may have done what it was asked.
-        for read in ways.reads.values():
+        for read in known.reads.values():
             if not read.invalidated:
                 continue
             if read.loss is error:
-                return self._leave(ways, read, answered=read.sent > 1)
+                return self._leave(known, read, answered=read.sent > 1)
             if isinstance(error, PendingRollbackError):
                 # The end of a savepoint kept quiet that a read was lost.
-                return self._leave(ways, read, answered=read.sent > 0)
+                return self._leave(known, read, answered=read.sent > 0)
         return False
 
-    def _repair(self, ways: Ways) -> bool:
+    def _repair(self, known: SessionState) -> bool:
         """Turn to the primary after a write that only showed on the replica.
 
         Where the server had to refuse it, only as the first statement there:
         nothing was seen yet, and the transaction takes no more.
         """
-        read = next((r for r in ways.reads.values() if r.refused), None)
-        if read is None or _REPLICA in (active_role(), ways.wanted):
+        read = next((r for r in known.reads.values() if r.refused), None)
+        if read is None or _REPLICA in (active_role(), known.wanted):
             return False
         if read.aborted and read.sent > 1:
             return False
         reason = WROTE if not read.aborted else "a replica has refused its write"
-        _continue_on_primary(ways, read, reason)
+        _continue_on_primary(known, read, reason)
         return True
 
-    def _leave(self, ways: Ways, lost: ReplicaConnection, *, answered: bool) -> bool:
+    def _leave(
+        self, known: SessionState, lost: ReplicaConnection, *, answered: bool
+    ) -> bool:
         """Turn away from a lost replica; return whether reads may go on elsewhere.
 
         If it had answered nothing yet, any replica may answer instead, and each
         is tried once. If it had, only the primary is sure to know all that was
         seen, and only where the transaction promised no fixed snapshot.
         """
-        replica_pool = lost.shape.replica_pool
-        if not answered and ways.losses < len(replica_pool.members):
-            ways.losses += 1
-            ways.leave(lost)
-            lost.shape.lost(lost.member)
+        replica_pool = lost.facade.replica_pool
+        if not answered and known.losses < len(replica_pool.members):
+            known.losses += 1
+            known.leave(lost)
+            lost.facade.lost(lost.member)
             return True
         if answered and not lost.may_be_continued:
             return False
-        _continue_on_primary(ways, lost, LOST)
+        _continue_on_primary(known, lost, LOST)
         return True
 
 
@@ -457,23 +465,25 @@ def _is_out_of_reach(failure: BaseException) -> bool:
     return isinstance(failure, (TimeoutError, OSError))
 
 
-def _as_noted(ways: Ways, error: Exception) -> Exception:
+def _as_noted(known: SessionState, error: Exception) -> Exception:
     """Return what a replica has failed with, whatever a listener has made of it."""
     if isinstance(error, _MAY_RECOVER):
         return error
     cause = error.__cause__
     if isinstance(cause, _MAY_RECOVER):
         return cause
-    for read in ways.reads.values():
+    for read in known.reads.values():
         if read.failure is not None and read.failure[0] is cause:
             return read.failure[1]
     return error
 
 
-def _continue_on_primary(ways: Ways, read: ReplicaConnection, reason: str) -> None:
-    routed = read.shape.routed
-    ways.leave(read)
-    ways.lanes[read.shape] = ways.lanes.get(routed.primary, routed.primary)
+def _continue_on_primary(
+    known: SessionState, read: ReplicaConnection, reason: str
+) -> None:
+    routed = read.facade.routed
+    known.leave(read)
+    known.targets[read.facade] = known.targets.get(routed.primary, routed.primary)
     routed.app.latch(reason)
 
 

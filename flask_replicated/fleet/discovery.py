@@ -41,7 +41,7 @@ _OLDEST = 60.0
 """Seconds for which one answer counts once at the most, as long as it may be kept."""
 
 
-class Place(NamedTuple):
+class Address(NamedTuple):
     """Where a server is.
 
     Attributes:
@@ -63,7 +63,7 @@ class Answer(NamedTuple):
         ttl: Seconds for which a cache may go on to say the same.
     """
 
-    places: list[Place]
+    places: list[Address]
     ttl: float = 0.0
 
 
@@ -178,12 +178,12 @@ class Discovery:
         self._misses = {n: times for n, times in counted.items() if times < _MISSES}
         return [name for name in counted if name not in self._misses]
 
-    def _name_of(self, place: Place) -> str:
+    def _name_of(self, place: Address) -> str:
         host = f"[{place.host}]" if ":" in place.host else place.host
         port = "" if place.port is None else f":{place.port}"
         return f"{self._name}_{host}{port}"
 
-    def _add(self, fleet: Fleet, name: str, place: Place) -> None:
+    def _add(self, fleet: Fleet, name: str, place: Address) -> None:
         url = self._source.url.set(host=place.host, port=place.port)
         try:
             fleet.discovered(name, {**self._source.options, "url": url}, place.weight)
@@ -261,18 +261,18 @@ def _look(source: Source) -> Answer:
         records = ask("A")
     except dns.NoAnswer:
         records = ask("AAAA")
-    places = [Place(record.address, source.url.port, 1) for record in records]
+    places = [Address(record.address, source.url.port, 1) for record in records]
     return Answer(places, records.rrset.ttl)
 
 
-def _of_services(records: list[Any]) -> list[Place]:
+def _of_services(records: list[Any]) -> list[Address]:
     """Return the servers of the first priority; the others are for when it is gone."""
     able = [record for record in records if record.target.to_text() != "."]
     if not able:
         raise LookupError("the service is said to be not available")
     first = min(record.priority for record in able)
     return [
-        Place(
+        Address(
             record.target.to_text(omit_final_dot=True), record.port, record.weight or 1
         )
         for record in able

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sqlalchemy.pool import ConnectionPoolEntry
 
     from balancers import Event, Member
-    from flask_replicated.adapters import Front
+    from flask_replicated.adapters import Adapter
     from flask_replicated.engine.engines import RoutedEngine
     from flask_replicated.replica.care import Replica
 
@@ -48,13 +48,13 @@ class Fleet:
 
     Attributes:
         routed: The engine that they are part of.
-        front: Who owns the engines, or None outside an application.
+        adapter: Who owns the engines, or None outside an application.
         owner: The key of the bind that they copy, as their names have it.
         idle: Whether :meth:`discover` should be called: at the next routed read.
     """
 
     routed: RoutedEngine
-    front: Front | None = None
+    adapter: Adapter | None = None
     owner: str | None = None
 
     def __init__(
@@ -119,7 +119,7 @@ class Fleet:
         Raises:
             ConfigurationError: The name, the bind or the weight cannot be right.
         """
-        front = self._owned("add", name)
+        adapter = self._owned("add", name)
         if not is_replica_of(name, self.owner):
             prefix = "" if self.owner is None else f"{self.owner}_"
             raise ConfigurationError(
@@ -128,7 +128,7 @@ class Fleet:
                 f"replicas of this bind are called '{prefix}slave', "
                 f"'{prefix}slave_1', '{prefix}slave_2' ...",
             )
-        self._take_copy(front, name, bind, weight)
+        self._take_copy(adapter, name, bind, weight)
 
     def watch(self, discovery: Discovery) -> None:
         """Let DNS name replicas, from the first routed read on."""
@@ -156,12 +156,16 @@ class Fleet:
         self._take_copy(self._owned("add", name), name, bind, weight)
 
     def _take_copy(
-        self, front: Front, name: str, bind: str | URL | Mapping[str, Any], weight: int
+        self,
+        adapter: Adapter,
+        name: str,
+        bind: str | URL | Mapping[str, Any],
+        weight: int,
     ) -> None:
-        engine = _make_engine(front, name, bind)
-        if name not in front.engines:  # or it is refused for that
-            key = f"{front.setting}[{name!r}]"
-            original = front.original(self.owner)._replace(without="do not add it")
+        engine = _make_engine(adapter, name, bind)
+        if name not in adapter.engines:  # or it is refused for that
+            key = f"{adapter.setting}[{name!r}]"
+            original = adapter.original(self.owner)._replace(without="do not add it")
             original.require_copy(key, engine)
         self.take_in(name, engine, weight)
 
@@ -241,18 +245,18 @@ class Fleet:
         self.routed.forget_removed()
 
     def _engines(self) -> dict[str | None, Engine]:
-        return {} if self.front is None else self.front.engines
+        return {} if self.adapter is None else self.adapter.engines
 
-    def _owned(self, action: str, name: str) -> Front:
-        front = self.front
-        if front is None or not front.grows:
+    def _owned(self, action: str, name: str) -> Adapter:
+        adapter = self.adapter
+        if adapter is None or not adapter.grows:
             raise ConfigurationError(
                 f"{action}({name!r})",
-                None if front is None else front.setting,
+                None if adapter is None else adapter.setting,
                 "the replicas of these engines are fixed when the process starts; "
                 "change them there and restart.",
             )
-        return front
+        return adapter
 
 
 def _is_spare(shown: Any) -> bool:
@@ -268,14 +272,14 @@ def _taken(name: str, known: Any) -> ConfigurationError:
 
 
 def _make_engine(
-    front: Front, name: str, bind: str | URL | Mapping[str, Any]
+    adapter: Adapter, name: str, bind: str | URL | Mapping[str, Any]
 ) -> Engine:
     """Make an engine as it would have been made at start."""
     given: object = bind
     if isinstance(bind, Mapping):
         given = bind.get("url")  # the rest may hold a password too
     try:
-        return front.make_engine(name, bind)
+        return adapter.make_engine(name, bind)
     # A driver that is not known or not installed, an option that no engine knows.
     except (NoSuchModuleError, ImportError, TypeError, KeyError) as error:
         why = error_text(error)
@@ -285,7 +289,7 @@ def _make_engine(
         why = type(error).__name__
     # Out here, so that a report has no error that quotes it behind this one.
     raise ConfigurationError(
-        f"{front.setting}[{name!r}]",
+        f"{adapter.setting}[{name!r}]",
         given,
         f"must be a database's URL, or a dict of engine options with a 'url' ({why}).",
     )

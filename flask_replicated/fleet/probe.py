@@ -7,10 +7,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from flask_replicated.replica.activity import list_backends
-from flask_replicated.replica.lag import History
+from flask_replicated.replica.lag import LagHistory
 from flask_replicated.replica.poolers import backend_pid
 from flask_replicated.replica.primary_status import Answer, ask_primary
-from flask_replicated.replica.same_server import Comparison
+from flask_replicated.replica.same_server import SameServerCheck
 from flask_replicated.replica.sockets import hang_up, leave_to_parent
 from flask_replicated.replica.status import (
     Observation,
@@ -117,7 +117,7 @@ class Probe:
     def __init__(
         self,
         member: Member[Engine],
-        history: History | None = None,
+        history: LagHistory | None = None,
         primary: Engine | None = None,
         surroundings: Surroundings = contextlib.nullcontext,
     ) -> None:
@@ -128,13 +128,13 @@ class Probe:
         self._connection: Any = None
         # Opened before an outage, and kept while it tells how others of its age fare.
         self._former: Any = None
-        self._history = history or History()
+        self._history = history or LagHistory()
         self._primary = primary
         self._surroundings = surroundings
         self._comparison = (
             None
             if primary is None
-            else Comparison(primary, engine, surroundings=surroundings)
+            else SameServerCheck(primary, engine, surroundings=surroundings)
         )
         # Once for each connection: by its name another server may be found next time.
         self._wonders = False

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from flask_replicated.errors import UnansweredError
 from flask_replicated.replica.activity import works_on
-from flask_replicated.replica.role import Inquiry
+from flask_replicated.replica.role import RoleQuery
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,7 +83,7 @@ class Watch:
         self._unfit = unfit
         self._surroundings = surroundings
         self._suspects: dict[Member[Engine], dict[tuple[int, int], Suspect]] = {}
-        self._inquiries: dict[Inquiry, tuple[Member[Engine], list[Suspect]]] = {}
+        self._inquiries: dict[RoleQuery, tuple[Member[Engine], list[Suspect]]] = {}
 
     def see(
         self, member: Member[Engine], replica: Replica | None, now: float
@@ -151,7 +151,7 @@ class Watch:
             self._condemn(left, now)
             return
         until = now + self._timeout
-        inquiry = Inquiry(member.target, until, self._surroundings)
+        inquiry = RoleQuery(member.target, until, self._surroundings)
         self._inquiries[inquiry] = member, left
         inquiry.begin(self._done)
 

@@ -15,8 +15,8 @@ from .status import Observation, observers_of, role_observer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .lag import History
-    from .same_server import Comparison
+    from .lag import LagHistory
+    from .same_server import SameServerCheck
     from .status import Observer
 
 __all__ = ["Admission", "any_lag_will_do"]
@@ -54,12 +54,12 @@ class Admission:
         self,
         name: str,
         dialect: str,
-        history: History,
+        history: LagHistory,
         *,
         role_check: bool,
         max_lag: float | None,
         watched: bool,
-        comparison: Comparison | None = None,
+        comparison: SameServerCheck | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._history = history

@@ -22,14 +22,14 @@ from flask_replicated.forks import refuse_inherited
 
 from .activity import can_ask
 from .admission import Admission
-from .first_words import FirstWords
 from .hosts import ONE_BIND_EACH, warn_of_hosts
 from .in_flight import can_tell, wait_over
 from .keepalive import limit_silence
-from .lag import History
+from .lag import LagHistory
 from .read_only import prepare_sessions
-from .refusing import closed_if_refused
-from .same_server import Comparison
+from .rejection import closed_if_refused
+from .same_server import SameServerCheck
+from .setup_timeout import SetupTimeout
 from .sockets import hang_up, watch_socket
 from .timeouts import limit_connect
 
@@ -101,7 +101,7 @@ class Replica:
         status: PrimaryStatus | None = None,
         surroundings: Surroundings = nullcontext,
     ) -> None:
-        self.history = History(status, kinship, max_lag)
+        self.history = LagHistory(status, kinship, max_lag)
         self.admission = Admission(
             name,
             engine.dialect.name,
@@ -112,7 +112,7 @@ class Replica:
             # The look in the background asks by itself.
             comparison=None
             if watched or primary is None
-            else Comparison(primary, engine, surroundings=surroundings),
+            else SameServerCheck(primary, engine, surroundings=surroundings),
         )
         self.outages = 0
         self.ails = self.crowded = False
@@ -132,11 +132,11 @@ class Replica:
             )
         if lift is not None:  # no sooner: a server may be silent after the log-in too
             event.listen(engine, "connect", lift)
-        self._first_words: FirstWords | None = None
+        self._first_words: SetupTimeout | None = None
         if engine.dialect.name != "sqlite":  # a file is always there or never
             # Before anything is asked of it, so that who waits can be released.
             event.listen(engine, "connect", self._stamp, insert=True)
-            self._first_words = FirstWords(engine, seconds)
+            self._first_words = SetupTimeout(engine, seconds)
             event.listen(engine, "connect", self._finish)
             event.listen(engine, "checkout", self._refuse_stale)
             refuse_inherited(engine)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Dialect
 
-__all__ = ["Names"]
+__all__ = ["HostLookup"]
 
 _LIBPQ = frozenset({"psycopg", "psycopg_async", "psycopg2"})
 _UNKNOWN_HOST = 2005  # what MySQL's drivers call it
@@ -104,7 +104,7 @@ class _Host(NamedTuple):
     port: str
 
 
-class Names:
+class HostLookup:
     """Looks up the names of one engine's hosts."""
 
     def __init__(self) -> None:

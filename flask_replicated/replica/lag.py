@@ -13,7 +13,7 @@ from flask_replicated.errors import (
 
 from .primary_status import PrimaryStatus
 from .status import Observation, Progress, observe, wait_a_moment
-from .timeline import Lineage
+from .timeline import Timeline
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from .same_database import Kinship
     from .status import Observer
 
-__all__ = ["History", "fault_of"]
+__all__ = ["LagHistory", "fault_of"]
 
 _MOMENTS = 3
 """How often a server is asked again that may only just have something to replay."""
 
 
-class History:
+class LagHistory:
     """What was seen of one server, by whoever looked, while this process lives.
 
     Args:
@@ -58,7 +58,7 @@ class History:
         self.latest = Observation()
         self.lags = False
         self._status = PrimaryStatus() if status is None else status
-        self._lineage = Lineage(self._status)
+        self._lineage = Timeline(self._status)
         self._max_lag = max_lag
         self._replicated = False
         self._started: float | None = None

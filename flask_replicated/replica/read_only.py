@@ -14,7 +14,7 @@ from sqlalchemy import event
 from sqlalchemy.engine.characteristics import ConnectionCharacteristic
 
 from .poolers import Sessions
-from .refusing import closed_if_refused
+from .rejection import closed_if_refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

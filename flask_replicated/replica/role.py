@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from .activity import Backend
     from .unpooled import Surroundings
 
-__all__ = ["Inquiry"]
+__all__ = ["RoleQuery"]
 
 _TRIES = 3
 
 
-class Inquiry:
+class RoleQuery:
     """One inquiry, in threads of its own.
 
     Args:

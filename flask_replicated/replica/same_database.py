@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flask_replicated.errors import MisconfiguredReplicaError
 
-from .first_words import TimeLimit
 from .primary_status import ask_primary
+from .setup_timeout import TimeLimit
 from .status import observe, replication_status
 from .unpooled import connect_unpooled, prepare_unpooled
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from .unpooled import Surroundings
 
-__all__ = ["Comparison", "can_compare"]
+__all__ = ["SameServerCheck", "can_compare"]
 
 
 def can_compare(engine: Engine) -> bool:
@@ -26,7 +26,7 @@ def can_compare(engine: Engine) -> bool:
     return engine.dialect.name in _WAYS and not engine.dialect.is_async
 
 
-class Comparison:
+class SameServerCheck:
     """Asks two servers whether they are one.
 
     Names, ids and folders are the same in clones of a container, and an address may

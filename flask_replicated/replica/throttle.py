@@ -21,7 +21,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import TimeoutError  # noqa: A004 - not the built-in one
 from sqlalchemy.pool import QueuePool
 
-from .host_lookup import Names
+from .host_lookup import HostLookup
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -133,7 +133,7 @@ def limit_connecting(
             holds for a name as well.
     """
     places = None if many is None else _Places(many, seconds, outages)
-    names = Names()
+    names = HostLookup()
 
     # No event comes after a failure of every kind. So it connects by itself, once
     # those who listen after it have had their say, as SQLAlchemy would have.

@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from .primary_status import PrimaryStatus
     from .status import Observation
 
-__all__ = ["Lineage"]
+__all__ = ["Timeline"]
 
 _COMES_BACK = "It is used again once it follows; if it cannot, rebuild it (pg_rewind)."
 
 
-class Lineage:
+class Timeline:
     """What is known of one standby's history, beside its primary's.
 
     Args:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from flask_replicated.sql.writes import Name, Write
 
-__all__ = ["Habits", "Sent"]
+__all__ = ["HousekeepingAdvice", "Sent"]
 
 logger = logging.getLogger("flask_replicated")
 
@@ -77,7 +77,7 @@ class _Sample:
                 _add(self.tables, table, None if write.columns is None else names)
 
 
-class Habits:
+class HousekeepingAdvice:
     """Looks at endpoints that have written in a request that only reads.
 
     Args:

@@ -22,7 +22,7 @@ __all__ = [
     "NO_RESPONSE",
     "OVER_A_SOCKET",
     "CookiePins",
-    "Lost",
+    "NoPin",
     "Outgoing",
     "PinStore",
     "pin_responses",
@@ -32,7 +32,7 @@ __all__ = [
 logger = logging.getLogger("flask_replicated")
 
 
-class Lost(NamedTuple):
+class NoPin(NamedTuple):
     """Why no response tells its client of a write.
 
     Attributes:
@@ -48,16 +48,16 @@ _READ = (
     "read from the primary what must be seen: @use_master_database, or 'with "
     "using_master():'."
 )
-_LEFT = Lost(
+_LEFT = NoPin(
     "after its response had left",
     "Write before the response is returned. Where that cannot be, as in an event of a "
     f"socket, {_READ}",
 )
-OVER_A_SOCKET = Lost(
+OVER_A_SOCKET = NoPin(
     "over a WebSocket, which has no response",
     f"What comes over the same connection sees it; elsewhere, {_READ}",
 )
-NO_RESPONSE = Lost(
+NO_RESPONSE = NoPin(
     "in a request that no server waits for, such as an event of a socket",
     f"What comes over the same connection sees it; elsewhere, {_READ}",
 )
@@ -187,7 +187,7 @@ class Outgoing:
 
     __slots__ = ("app", "lost", "state", "wrote_at")
 
-    def __init__(self, app: AppState, lost: Lost | None = None) -> None:
+    def __init__(self, app: AppState, lost: NoPin | None = None) -> None:
         self.app = app
         self.lost = lost
         self.state: RequestState | None = None

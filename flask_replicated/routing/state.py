@@ -26,7 +26,7 @@ from flask_replicated.forks import UNTOLD
 from flask_replicated.sql.constructs import Classifier
 
 from .decision import LACKING, PINNED, Decision, Role, decide, marked_role
-from .housekeeping import Habits
+from .housekeeping import HousekeepingAdvice
 from .pins import (
     CURRENT,
     NO_RESPONSE,
@@ -47,13 +47,13 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from balancers import Member
-    from flask_replicated.engine.engines import ReplicaEngine, RoutedEngine
+    from flask_replicated.engine.engines import ReplicaPoolEngine, RoutedEngine
     from flask_replicated.errors import WriteOnReplicaError
     from flask_replicated.replica.unpooled import Surroundings
     from flask_replicated.settings.config import Settings
 
     from .housekeeping import Sent
-    from .pins import Lost, PinStore
+    from .pins import NoPin, PinStore
 
 __all__ = [
     "NO_ENDPOINT",
@@ -134,7 +134,7 @@ class AppState:
         self.classifier = Classifier(settings.write_functions)
         self.classify = self.classifier.kind
         self.unpinned = Unpinned(settings.unpinned)
-        self.habits = Habits(self.classifier.text.writes, settings.unpinned)
+        self.habits = HousekeepingAdvice(self.classifier.text.writes, settings.unpinned)
         self.plain_mappers: set[Any] = set()
         self.writers: Counter[str] = Counter()
         self._decisions: dict[tuple[str, str], Decision] = {}
@@ -375,7 +375,7 @@ class AppState:
         settings = self.settings
         return settings.read_on_replica and current.method in settings.readonly_methods
 
-    def note_lost(self, lost: Lost | None, endpoint: str) -> None:
+    def note_lost(self, lost: NoPin | None, endpoint: str) -> None:
         """Say once for an endpoint that no response tells its client of a write.
 
         Args:
@@ -470,7 +470,7 @@ class RequestState:
         app: The application's state.
         latched: What tied the request to the primary, or None.
         marked: The role that a view decorator asked for, or None.
-        settled: The role of ``decision``, or None while there is none that lasts.
+        decided: The role of ``decision``, or None while there is none that lasts.
         kept: The replica that serves this request, for each pool.
         early: Sessions that have read from a replica before the URL was matched.
         writes: What it has committed, if it was only to read.
@@ -482,11 +482,11 @@ class RequestState:
         "_decision",
         "_early",
         "app",
+        "decided",
         "early",
         "kept",
         "latched",
         "marked",
-        "settled",
         "writes",
     )
 
@@ -496,10 +496,10 @@ class RequestState:
         self._early: Decision | None = None
         self._asked: tuple[float | None] | None = None
         self._deciding: int | None = None
-        self.settled = None if known is None else known.role
+        self.decided = None if known is None else known.role
         self.latched: str | None = None
         self.marked: Role | None = None
-        self.kept: dict[ReplicaEngine, Member[Engine]] = {}
+        self.kept: dict[ReplicaPoolEngine, Member[Engine]] = {}
         self.early: WeakSet[Session] | None = None
         self.writes: tuple[Sent, ...] = ()
 
@@ -528,7 +528,7 @@ class RequestState:
             if early:
                 self._early = decision
             else:
-                self._decision, self.settled = decision, decision.role
+                self._decision, self.decided = decision, decision.role
                 if self.early:
                     self._leave_early(decision.role)
             if asked != (self.latched, self.marked):
@@ -540,7 +540,7 @@ class RequestState:
     def role_for(self, session: Session) -> Role:
         """Return where a session's read goes now, and note one that is early."""
         role = self.decision.role
-        if role is Role.REPLICA and self.settled is None:
+        if role is Role.REPLICA and self.decided is None:
             self.note_early(session)
         return role
 
@@ -571,7 +571,7 @@ class RequestState:
                 expire_unmodified(session)
 
     def _forget(self) -> None:
-        self._decision = self._early = self.settled = None
+        self._decision = self._early = self.decided = None
 
     def last_write(self, current: Request) -> float | None:
         """Return when the client last wrote, in seconds of Unix time; asked once."""

@@ -13,7 +13,7 @@ from .binds import PRIMARY_NAMES, REPLICA_NAME, same_database
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
-    from flask_replicated.adapters import Front
+    from flask_replicated.adapters import Adapter
 
 __all__ = ["Misnamed", "misnamed", "nearly_primary", "say_misnamed"]
 
@@ -124,23 +124,23 @@ def _nearest(name: str, *words: str) -> str | None:
     return None
 
 
-def nearly_primary(front: Front) -> str:
+def nearly_primary(adapter: Adapter) -> str:
     """Say which bind is nearly called as the primary is; empty if none is.
 
     One that is another database than the primary is an ordinary bind.
     """
-    default = front.engines.get(front.default)
-    for name, engine in front.engines.items():
+    default = adapter.engines.get(adapter.default)
+    for name, engine in adapter.engines.items():
         meant = _nearest(name, *PRIMARY_NAMES) if isinstance(name, str) else None
         if meant and (default is None or same_database(default, engine)):
             return (
-                f"{front.setting}[{name!r}] is not taken for the primary and stays an "
-                f"ordinary bind. Did you mean {meant!r}?"
+                f"{adapter.setting}[{name!r}] is not taken for the primary and stays "
+                f"an ordinary bind. Did you mean {meant!r}?"
             )
     return ""
 
 
-def say_misnamed(app: str, fronts: Iterable[Front], *, served: bool) -> None:
+def say_misnamed(app: str, adapters: Iterable[Adapter], *, served: bool) -> None:
     """Say which binds are not taken for replicas though they may be meant so.
 
     Each developer's machine has no replica at all, which is no fault. One that has none
@@ -148,20 +148,22 @@ def say_misnamed(app: str, fronts: Iterable[Front], *, served: bool) -> None:
 
     Args:
         app: The application's name.
-        fronts: Who owns its engines.
+        adapters: Who owns its engines.
         served: Whether there are replicas.
     """
-    found = [(front, one) for front in fronts for one in misnamed(front.engines)]
+    found = [
+        (adapter, one) for adapter in adapters for one in misnamed(adapter.engines)
+    ]
     shown = [
-        _shown(front, one)
-        for front, one in found
-        if not (served and one.other) and (one.sure or _may_be_meant(front, one))
+        _shown(adapter, one)
+        for adapter, one in found
+        if not (served and one.other) and (one.sure or _may_be_meant(adapter, one))
     ]
     if served:
         for bind in shown:
             logger.warning("%s is not taken for a replica: %s", bind, _RULE)
         return
-    settings = " and ".join(front.setting for front in fronts)
+    settings = " and ".join(adapter.setting for adapter in adapters)
     none = f"{app}: {settings} has no 'slave_1': every statement goes to the primary."
     if shown:
         listed = ", ".join(shown)
@@ -170,15 +172,15 @@ def say_misnamed(app: str, fronts: Iterable[Front], *, served: bool) -> None:
         logger.info("%s", none)
 
 
-def _may_be_meant(front: Front, one: Misnamed) -> bool:
-    if front.owns_tables(one.name):
+def _may_be_meant(adapter: Adapter, one: Misnamed) -> bool:
+    if adapter.owns_tables(one.name):
         return False
-    key = front.default if one.owner is None else one.owner
-    if key not in front.engines:
+    key = adapter.default if one.owner is None else one.owner
+    if key not in adapter.engines:
         return True
-    return front.original(one.owner).resembles(front.engines[one.name])
+    return adapter.original(one.owner).resembles(adapter.engines[one.name])
 
 
-def _shown(front: Front, one: Misnamed) -> str:
+def _shown(adapter: Adapter, one: Misnamed) -> str:
     meant = "" if one.meant is None else f" (did you mean {one.meant!r}?)"
-    return f"{front.setting}[{one.name!r}]{meant}"
+    return f"{adapter.setting}[{one.name!r}]{meant}"

@@ -38,7 +38,7 @@ def servers(note: Callable[[str], None]) -> Cluster:
     if not have_programs():
         raise RuntimeError("MariaDB's server is not installed.")
     note("starting MariaDB: a primary and three replicas")
-    # Room for two workers, and few enough for a fault that takes them all.
+    # Capacity for two workers, and few enough for a fault that takes them all.
     return Cluster(standbys=3, options=["--max-connections=60"])
 
 

@@ -36,7 +36,7 @@ _HOLD: Final = 0.03
 
 def servers(note: Callable[[str], None]) -> Cluster:
     """Return a primary and three standbys, to be started."""
-    # Room for two workers, and few enough for a fault that takes them all.
+    # Capacity for two workers, and few enough for a fault that takes them all.
     settings = {"max_connections": "60"}
     return Cluster(standbys=3, progress=note, settings=settings)
 

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from examples.cluster import wait_until
 from flask_replicated import replicated_engine
 from flask_replicated.fleet.probe import Probe
-from flask_replicated.replica.same_server import Comparison
+from flask_replicated.replica.same_server import SameServerCheck
 from tests.pools import live, read
 
 if TYPE_CHECKING:
@@ -68,13 +68,13 @@ def why(engine: RoutedEngine, name: str) -> str:
 def compared(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Give the answers to every question whether two servers are one."""
     found: list[bool] = []
-    is_twin = Comparison.is_twin
+    is_twin = SameServerCheck.is_twin
 
-    def noted(comparison: Comparison) -> bool:
+    def noted(comparison: SameServerCheck) -> bool:
         found.append(is_twin(comparison))
         return found[-1]
 
-    monkeypatch.setattr(Comparison, "is_twin", noted)
+    monkeypatch.setattr(SameServerCheck, "is_twin", noted)
     return found
 
 
@@ -112,7 +112,7 @@ class TestTwin:
             return pymysql.connect(**arguments)
 
         engines = [sa.create_engine("mysql+pymysql://", creator=create) for _ in "12"]
-        comparison = Comparison(*engines)
+        comparison = SameServerCheck(*engines)
         assert comparison.is_twin()
         assert compared == [True]
 
@@ -271,7 +271,7 @@ class TestAtConnect:
 def test_ended_while_it_asks(servers: Servers) -> None:
     """A comparison that nobody waits for any more ends, and closes what it opened."""
     engines = [sa.create_engine(one.url()) for one in (servers.primary, servers.other)]
-    comparison = Comparison(*engines)
+    comparison = SameServerCheck(*engines)
 
     @sa.event.listens_for(engines[0], "do_connect")
     def end(*_: Any) -> None:

@@ -114,7 +114,7 @@ def small_caches() -> Iterator[None]:
 
     with (
         patch("flask_replicated.engine.gate._MANY", 20),
-        patch("flask_replicated.engine.ways._MANY", 20),
+        patch("flask_replicated.engine.session_state._MANY", 20),
         patch("flask_replicated.sql.text.lru_cache", few),
     ):
         yield

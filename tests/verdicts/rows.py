@@ -356,7 +356,7 @@ def conflict(place: Place) -> Iterator[RoutedEngine]:
 
 
 @contextlib.contextmanager
-def ailing(place: Place) -> Iterator[RoutedEngine]:
+def storage_failures(place: Place) -> Iterator[RoutedEngine]:
     """Let a replica's files fail reads, while another one's do not."""
     with contextlib.ExitStack() as stack:
         if place.driver in POSTGRESQL:
@@ -431,7 +431,7 @@ ROWS = (
     Row("replay cancels a read (40001)", conflict, POSTGRESQL),
     Row(
         "reads go on failing on its disk or memory (58xxx, 53xxx, XX00x)",
-        ailing,
+        storage_failures,
         (*POSTGRESQL, "sqlite3"),
     ),
     Row("a statement is wrong", statement(sql="SELECT * FROM nowhere_at_all"), DRIVERS),

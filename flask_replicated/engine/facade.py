@@ -11,24 +11,24 @@ from sqlalchemy import Engine
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Alias", "EngineShape", "Likeness", "Twin", "shown_by"]
+__all__ = ["Alias", "EngineFacade", "ObjectFacade", "SubclassFacade", "shown_by"]
 
 
 def shown_by(keeper: str, name: str) -> Any:
     """Return an attribute that something else shows, and that is set on the engine.
 
     Args:
-        keeper: The shape's attribute that shows it.
+        keeper: The facade's attribute that shows it.
         name: What it is called there, and by the real engine.
     """
 
-    def put(self: EngineShape, value: Any) -> None:
+    def put(self: EngineFacade, value: Any) -> None:
         setattr(self.real, name, value)
 
     return property(attrgetter(f"{keeper}.{name}"), put)
 
 
-class EngineShape(Engine):
+class EngineFacade(Engine):
     """Something that connects like an engine, over a real one.
 
     Whatever an engine keeps is the real engine's, so a listener that is added here
@@ -58,26 +58,26 @@ class EngineShape(Engine):
         self.real.dispose(close)
 
 
-class Alias(EngineShape):
-    """A real engine under the name of the shape that a caller holds.
+class Alias(EngineFacade):
+    """A real engine under the name of the facade that a caller holds.
 
     A plain Session keeps its connections by their engines, and looks for them
     by its bind. For its dictionary the two are equal; everything else is real.
     """
 
-    def __init__(self, real: Engine, shape: Engine) -> None:
-        self._shape = weakref.ref(shape)
-        self._hash = hash(shape)
+    def __init__(self, real: Engine, facade: Engine) -> None:
+        self._facade = weakref.ref(facade)
+        self._hash = hash(facade)
         super().__init__(real)
 
     def __eq__(self, other: object) -> bool:
-        return other is self or other is self._shape()
+        return other is self or other is self._facade()
 
     def __hash__(self) -> int:
         return self._hash
 
 
-class Likeness:
+class ObjectFacade:
     """Something that is taken for another object, but for some attributes of its own.
 
     Args:
@@ -102,7 +102,7 @@ class Likeness:
         setattr(self._find(), name, value)
 
 
-class Twin:
+class SubclassFacade:
     """Makes what shares everything with an object, but for some attributes of its own.
 
     It is an instance of a subclass, so that code which looks at ``type()`` or

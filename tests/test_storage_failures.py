@@ -12,8 +12,8 @@ from balancers import Pool
 from examples.cluster import wait_until
 from flask_replicated import replicated_engine, using_slave
 from flask_replicated.fleet.probe import Probe
-from flask_replicated.replica.ailing import Ailing
 from flask_replicated.replica.failures import ails, unanswerable
+from flask_replicated.replica.storage_failures import StorageFailures
 from tests.balancers.support import FakeClock
 from tests.support import REPLICAS, Build, build_fixture, make_file, sqlite_url
 
@@ -51,62 +51,70 @@ class TestAiling:
         return Pool(dict.fromkeys(REPLICAS, engine), clock=clock)
 
     @pytest.fixture
-    def ailing(self, clock: FakeClock) -> Ailing:
+    def storage_failures(self, clock: FakeClock) -> StorageFailures:
         """Give who decides."""
-        return Ailing(clock)
+        return StorageFailures(clock)
 
-    def test_once(self, ailing: Ailing, pool: Pool[sa.Engine]) -> None:
+    def test_once(
+        self, storage_failures: StorageFailures, pool: Pool[sa.Engine]
+    ) -> None:
         """One error is a matter of that read."""
         member, *_ = pool.members
-        assert not ailing.note(member, ERROR, pool, 1.0)
+        assert not storage_failures.note(member, ERROR, pool, 1.0)
         assert member in pool.live
 
     def test_again(
-        self, ailing: Ailing, pool: Pool[sa.Engine], clock: FakeClock
+        self, storage_failures: StorageFailures, pool: Pool[sa.Engine], clock: FakeClock
     ) -> None:
         """One that goes on takes its replica out, and at once after a vain return."""
         member, *_ = pool.members
-        ailing.note(member, ERROR, pool, 1.0)
-        assert ailing.note(member, ERROR, pool, 1.0)
+        storage_failures.note(member, ERROR, pool, 1.0)
+        assert storage_failures.note(member, ERROR, pool, 1.0)
         assert member not in pool.live
         clock.now += 2
         pool.recover(member)
-        assert ailing.note(member, ERROR, pool, 1.0)
+        assert storage_failures.note(member, ERROR, pool, 1.0)
         assert member not in pool.live
 
-    def test_everywhere(self, ailing: Ailing, pool: Pool[sa.Engine]) -> None:
+    def test_everywhere(
+        self, storage_failures: StorageFailures, pool: Pool[sa.Engine]
+    ) -> None:
         """What fails on several replicas is the statement's matter, not theirs."""
         for _ in range(3):
             for member in pool.members:
-                assert not ailing.note(member, ERROR, pool, 1.0)
+                assert not storage_failures.note(member, ERROR, pool, 1.0)
         assert pool.live == pool.members
 
-    def test_last(self, ailing: Ailing, pool: Pool[sa.Engine]) -> None:
+    def test_last(
+        self, storage_failures: StorageFailures, pool: Pool[sa.Engine]
+    ) -> None:
         """The last one in rotation stays."""
         member, *others = pool.members
         for other in others:
             pool.trip(other, 60, ERROR)
         for _ in range(3):
-            assert not ailing.note(member, ERROR, pool, 1.0)
+            assert not storage_failures.note(member, ERROR, pool, 1.0)
         assert pool.live == (member,)
 
     def test_long_ago(
-        self, ailing: Ailing, pool: Pool[sa.Engine], clock: FakeClock
+        self, storage_failures: StorageFailures, pool: Pool[sa.Engine], clock: FakeClock
     ) -> None:
         """Errors that lie far apart have nothing to do with each other."""
         first, second, _ = pool.members
-        ailing.note(first, ERROR, pool, 1.0)
+        storage_failures.note(first, ERROR, pool, 1.0)
         clock.now += 6
-        assert not ailing.note(first, ERROR, pool, 1.0)
+        assert not storage_failures.note(first, ERROR, pool, 1.0)
         clock.now += 6
-        ailing.note(second, ERROR, pool, 1.0)
-        assert ailing.note(second, ERROR, pool, 1.0)
+        storage_failures.note(second, ERROR, pool, 1.0)
+        assert storage_failures.note(second, ERROR, pool, 1.0)
 
-    def test_removed(self, ailing: Ailing, pool: Pool[sa.Engine]) -> None:
+    def test_removed(
+        self, storage_failures: StorageFailures, pool: Pool[sa.Engine]
+    ) -> None:
         """One that has been removed meanwhile harms nobody."""
         member = pool.remove("slave_1")
         for _ in range(2):
-            ailing.note(member, ERROR, pool, 1.0)
+            storage_failures.note(member, ERROR, pool, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from balancers import Member, Pool
 
-__all__ = ["Ailing"]
+__all__ = ["StorageFailures"]
 
 _MEMORY = 5.0  # seconds; errors that lie further apart cost little, and tell little
 _GOES_ON = 2  # errors
@@ -29,7 +29,7 @@ class _Seen(NamedTuple):
     last: float
 
 
-class Ailing:
+class StorageFailures:
     """Takes a replica out while its storage fails, and that of no other does.
 
     What fails on several of them is a matter of the statement or of the data: it

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.pool import ConnectionPoolEntry
 
-__all__ = ["FirstWords", "TimeLimit"]
+__all__ = ["SetupTimeout", "TimeLimit"]
 
 
 class TimeLimit:
@@ -68,7 +68,7 @@ class TimeLimit:
                 self.reached = hang_up(self._connection)
 
 
-class FirstWords:
+class SetupTimeout:
     """Bounds the time from when a server has accepted until it has said enough.
 
     All that listens to ``connect`` in between shares it: SQLAlchemy's own questions,

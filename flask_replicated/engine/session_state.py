@@ -20,23 +20,23 @@ if TYPE_CHECKING:
 
     from .engines import RoutedEngine
 
-__all__ = ["EMPTY", "Ways"]
+__all__ = ["EMPTY", "SessionState"]
 
 _MANY = 2000  # mapped classes
 EMPTY: dict[Any, Any] = {}
 """No connections, or no options; never written to."""
 
 
-class Ways:
+class SessionState:
     """What a session knows of where its statements go.
 
     The request that it serves, from its first statement on (see ``serve()``):
     ``app``, ``request``, ``state``, and ``routed``, the default bind.
 
     The connections of the transaction in progress (see ``note()``): as it has them
-    itself in ``connections``, of which ``noted`` are known here; in ``lanes`` what
-    stands for each shape from now on, its real engine or a connection (the default
-    bind's replica once more in ``lane``, for the way of nearly all); in ``primaries``
+    itself in ``connections``, of which ``noted`` are known here; in ``targets`` what
+    stands for each facade from now on, its real engine or a connection (the default
+    bind's replica once more in ``target``, for the way of nearly all); in ``primaries``
     and ``reads`` those to the primary and to replicas; in ``losses`` how many replicas
     were lost so far.
 
@@ -51,8 +51,6 @@ class Ways:
         "app",
         "connecting",
         "connections",
-        "lane",
-        "lanes",
         "losses",
         "noted",
         "primaries",
@@ -60,6 +58,8 @@ class Ways:
         "request",
         "routed",
         "state",
+        "target",
+        "targets",
         "wanted",
     )
 
@@ -69,8 +69,8 @@ class Ways:
     def __init__(self) -> None:
         self.request: Request | None = None
         self.routed: RoutedEngine | None = None
-        self.lane: Engine | sa.Connection | None = None
-        self.lanes: dict[Engine, Engine | sa.Connection] = EMPTY
+        self.target: Engine | sa.Connection | None = None
+        self.targets: dict[Engine, Engine | sa.Connection] = EMPTY
         self.primaries: dict[Engine, PrimaryConnection] = EMPTY
         self.reads: dict[Engine, ReplicaConnection] = EMPTY
         # They tell the transaction, which itself would keep its session alive.
@@ -99,7 +99,7 @@ class Ways:
         self.app, self.request = owner, context.request
         self.state, self.routed = state, default
         # What was noted while another bind was the default, or none.
-        self.lane = self.lanes.get(default.replicas)
+        self.target = self.targets.get(default.replicas)
         return True
 
     def finds_plain(self, mapper: Any) -> bool:
@@ -121,19 +121,19 @@ class Ways:
         """
         if connections is not self.connections:
             self.forget()
-            self.connections, self.lanes, self.reads = connections, {}, {}
+            self.connections, self.targets, self.reads = connections, {}, {}
         for opened in list(islice(connections, self.noted, None)):
             if isinstance(opened, ReplicaConnection):
-                self.reads[opened.shape] = opened
-                self.lanes[opened.shape] = opened.engine
-                if self.routed is not None and opened.shape is self.routed.replicas:
-                    self.lane = opened.engine
+                self.reads[opened.facade] = opened
+                self.targets[opened.facade] = opened.engine
+                if self.routed is not None and opened.facade is self.routed.replicas:
+                    self.target = opened.engine
             elif isinstance(opened, PrimaryConnection):
                 self._note_primary(opened)
         self.noted = len(connections)
 
     def _note_primary(self, connection: PrimaryConnection) -> None:
-        routed = connection.shape.routed
+        routed = connection.facade.routed
         if self.primaries is EMPTY:
             self.primaries = {}
         earlier = self.primaries.setdefault(connection.engine, connection)
@@ -142,19 +142,19 @@ class Ways:
         # two on one server would wait for each other's locks.
         # So by connection, not by engine: a savepoint that ends leaves the engine's
         # name with whichever connection came last.
-        self.lanes[connection.shape] = self.lanes[routed.primary] = earlier
+        self.targets[connection.facade] = self.targets[routed.primary] = earlier
 
     def leave(self, read: ReplicaConnection) -> None:
         """Forget a replica's connection."""
-        if self.routed is not None and read.shape is self.routed.replicas:
-            self.lane = None
-        self.reads.pop(read.shape, None)
-        self.lanes.pop(read.shape, None)
+        if self.routed is not None and read.facade is self.routed.replicas:
+            self.target = None
+        self.reads.pop(read.facade, None)
+        self.targets.pop(read.facade, None)
 
     def forget(self) -> None:
         """Forget the connections of a transaction that has ended."""
-        self.lanes = self.reads = self.primaries = EMPTY
-        self.lane = self.connections = None
+        self.targets = self.reads = self.primaries = EMPTY
+        self.target = self.connections = None
         self.losses = self.noted = 0
 
 
