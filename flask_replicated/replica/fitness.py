@@ -80,7 +80,7 @@ class ReplicaHistory:
         """Ask a server for a report; ask again before it counts as too far behind.
 
         Behind a primary that was idle, or out, the last transaction is old, and what is
-        not replayed yet may have arrived just now. That is unknown until it is replayed.
+        not replayed yet may have arrived just now. Only its replay tells.
 
         Args:
             connection: A DBAPI connection.
