@@ -7,7 +7,7 @@ from weakref import WeakSet
 
 from ._slots import Slot
 from .breaker import CircuitBreaker, Door, Permit
-from .errors import DuplicateMember, UnknownMember
+from .errors import DuplicateMemberError, UnknownMemberError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -37,7 +37,7 @@ class GoneBreaker(CircuitBreaker):
         """Change nothing; without the lock, which serves members of many pools."""
         return False
 
-    failed = succeeded = rest = trip = recover = _ignore
+    failed = succeeded = pause = trip = recover = _ignore
 
 
 GONE = GoneBreaker()
@@ -66,18 +66,18 @@ class Membership(Generic[T]):
         """Return the member of this name.
 
         Raises:
-            UnknownMember: there is none.
+            UnknownMemberError: there is none.
         """
         try:
             return self.names[name]
         except KeyError:
-            raise UnknownMember(name, self.names) from None
+            raise UnknownMemberError(name, self.names) from None
 
     def slot(self, member: Member[T]) -> Slot[T]:
         """Return the condition of *member*, which may have been removed meanwhile.
 
         Raises:
-            UnknownMember: it has never been a member.
+            UnknownMemberError: it has never been a member.
         """
         try:
             return self.slots[member]
@@ -85,23 +85,23 @@ class Membership(Generic[T]):
             if member in self._gone:
                 return Slot(member, GONE)
             name = getattr(member, "name", member)
-            raise UnknownMember(str(name), self.names) from None
+            raise UnknownMemberError(str(name), self.names) from None
 
     def add(self, slot: Slot[T]) -> None:
         """Take in a new member.
 
         Raises:
-            DuplicateMember: a member has its name.
+            DuplicateMemberError: a member has its name.
         """
         if slot.member.name in self.names:
-            raise DuplicateMember(slot.member.name, self.names)
+            raise DuplicateMemberError(slot.member.name, self.names)
         self._replace({**self.slots, slot.member: slot})
 
     def remove(self, name: str) -> Member[T]:
         """Let a member go.
 
         Raises:
-            UnknownMember: there is none of this name.
+            UnknownMemberError: there is none of this name.
         """
         member = self.member(name)
         self._gone.add(member)

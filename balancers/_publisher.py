@@ -10,11 +10,11 @@ from threading import Lock
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from ._rotations import RotationBuilder, by_chance
-from ._slots import end_ramps, grant_probe
+from ._slots import end_ramps, grant_trial
 from ._subset import Subset
 from .breaker import check_seconds
-from .errors import NoMemberAvailable
-from .events import MemberProbed, PoolSnapshot
+from .errors import NoMemberAvailableError
+from .events import MemberOnTrial, PoolSnapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -49,8 +49,8 @@ class Publisher(Generic[T]):
         live: the members in rotation, in the order given.
 
     Raises:
-        InvalidSetting: for *slow_start* or *limit*.
-        InvalidPick: the strategy returned no pick function.
+        InvalidSettingError: for *slow_start* or *limit*.
+        InvalidPickError: the strategy returned no pick function.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Publisher(Generic[T]):
         """Take in a new member, by a slow start.
 
         Raises:
-            DuplicateMember: a member has its name.
+            DuplicateMemberError: a member has its name.
         """
         with self._lock:
             self._membership.add(slot)
@@ -117,7 +117,7 @@ class Publisher(Generic[T]):
         """Let a member go; it is in no rotation when this returns.
 
         Raises:
-            UnknownMember: there is none of this name.
+            UnknownMemberError: there is none of this name.
         """
         with self._lock:
             member = self._membership.remove(name)
@@ -208,13 +208,13 @@ class Publisher(Generic[T]):
         with self._lock:
             now, slots = self._clock(), self._membership.slots.values()
             ended = end_ramps(slots, now)
-            granted = grant_probe(slots, now, tried)
+            granted = grant_trial(slots, now, tried)
             self._settle()
         if ended:
             self._rotate()
         if granted is None:
             return None
-        self._tell(MemberProbed(granted.member.name, granted.breaker.lease))
+        self._tell(MemberOnTrial(granted.member.name, granted.breaker.lease))
         return granted.member
 
     def _remaining(self, tried: Collection[Member[T]]) -> Iterator[Member[T]]:
@@ -224,7 +224,7 @@ class Publisher(Generic[T]):
         step is taken from the shared rotation, so that the next caller's substitute
         is another.
         """
-        with suppress(NoMemberAvailable):
+        with suppress(NoMemberAvailableError):
             for _ in self.live:
                 yield self._rotation()
         left = by_chance(member for member in self.live if member not in tried)

@@ -6,7 +6,7 @@ import logging
 import random
 from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
-from .errors import InvalidPick, NoMemberAvailable
+from .errors import InvalidPickError, NoMemberAvailableError
 from .strategies import BALANCERS, RoundRobin
 
 if TYPE_CHECKING:
@@ -57,14 +57,14 @@ class RotationBuilder(Generic[T]):
         guard around it.
 
         Raises:
-            InvalidPick: the strategy returned something else.
+            InvalidPickError: the strategy returned something else.
         """
         if not live:
             return self._nobody
         strategy = self._strategy
         pick: object = strategy(live)
         if not callable(pick):
-            raise InvalidPick(strategy, pick)
+            raise InvalidPickError(strategy, pick)
         own = type(strategy) in BALANCERS.values()
         return pick if own else _guarded(pick, live, strategy)
 
@@ -116,7 +116,7 @@ class RotationBuilder(Generic[T]):
         return pick
 
     def _nobody(self) -> Member[T]:
-        raise NoMemberAvailable(self._causes())
+        raise NoMemberAvailableError(self._causes())
 
 
 def _guarded(
@@ -136,7 +136,7 @@ def _guarded(
             member = pick()
             if member in members:
                 return member
-            raise InvalidPick(strategy, member)  # noqa: TRY301 - logged as any other
+            raise InvalidPickError(strategy, member)  # noqa: TRY301 - logged as any other
         except Exception:  # noqa: BLE001 - a foreign function must not take reads down
             if not failed:
                 failed = True

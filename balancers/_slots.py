@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from .errors import InvalidWeight, UnknownMember
+from .errors import InvalidWeightError, UnknownMemberError
 from .events import MemberOpened, MemberSnapshot
 from .strategies import Member
 
@@ -82,8 +82,8 @@ class Slot(Generic[T]):
         state, wait = self.breaker.state, self.breaker.retry_in or 0.0
         said = {
             "closed": "in rotation",
-            "open": f"open for {wait:.1f} s more" if wait else "open, a probe is due",
-            "half_open": f"half-open, being probed for {wait:.1f} s more at most",
+            "open": f"open for {wait:.1f} s more" if wait else "open, a trial is due",
+            "half_open": f"half-open, on trial for {wait:.1f} s more at most",
         }[state]
         return f"{said}: {self.last_error}" if self.last_error else said
 
@@ -108,15 +108,15 @@ def make_members(
     """Return a member for each target, once every weight is found right.
 
     Raises:
-        UnknownMember: a weight for no target.
-        InvalidWeight: a weight that is no whole number from 0 up.
+        UnknownMemberError: a weight for no target.
+        InvalidWeightError: a weight that is no whole number from 0 up.
     """
     for name, weight in weights.items():
         if name not in targets:
-            raise UnknownMember(name, targets)
+            raise UnknownMemberError(name, targets)
         whole = isinstance(weight, int) and not isinstance(weight, bool)
         if not whole or weight < 0:
-            raise InvalidWeight(name, weight)
+            raise InvalidWeightError(name, weight)
     return tuple(
         Member(name, target, weights.get(name, 1)) for name, target in targets.items()
     )
@@ -130,7 +130,7 @@ def end_ramps(slots: Iterable[Slot[T]], now: float) -> bool:
     return bool(over)
 
 
-def grant_probe(
+def grant_trial(
     slots: Iterable[Slot[T]], now: float, tried: Collection[Member[T]]
 ) -> Slot[T] | None:
     """Make the one whose probe is longest due half-open and return it, if any is.

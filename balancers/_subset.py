@@ -29,7 +29,7 @@ class Subset:
         limit: how many are used; None for all.
 
     Raises:
-        InvalidSetting: *limit* is no whole number from 1 up.
+        InvalidSettingError: *limit* is no whole number from 1 up.
     """
 
     def __init__(self, limit: int | None) -> None:

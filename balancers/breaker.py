@@ -13,12 +13,18 @@ from dataclasses import dataclass, replace
 from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
-from .errors import InvalidSetting
+from .errors import InvalidSettingError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .events import State
+
+
+__all__ = [
+    "CircuitBreaker",
+    "Permit",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +34,13 @@ class Permit:
     Attributes:
         generation: moves with every counted failure and every change of state, so
             that an outcome which arrives late is known to be late.
-        probe: whether this attempt is the one probe of a half-open breaker.
+        trial: whether this attempt is the one trial of a half-open breaker.
         quiet: whether the breaker was closed with no failure to forget, and so has
             nothing to learn from a success.
     """
 
     generation: int
-    probe: bool = False
+    trial: bool = False
     quiet: bool = False
 
 
@@ -78,7 +84,7 @@ class CircuitBreaker:
         jitter: returns a number from 0 to 1.
 
     Raises:
-        InvalidSetting: a number is out of its range.
+        InvalidSettingError: a number is out of its range.
     """
 
     def __init__(
@@ -204,13 +210,13 @@ class CircuitBreaker:
             self._close()
             return True
 
-    def rest(self, seconds: float, permit: Permit | None = None) -> bool:
+    def pause(self, seconds: float, permit: Permit | None = None) -> bool:
         """Open for *seconds* without counting a failure; return whether it did.
 
         The back-off stays where it was. An open breaker keeps its own wait.
 
         Raises:
-            InvalidSetting: *seconds* is not above 0.
+            InvalidSettingError: *seconds* is not above 0.
         """
         check_seconds("seconds", seconds, above=0.0)
         with self._lock:
@@ -230,7 +236,7 @@ class CircuitBreaker:
         and repeats this keeps others from probing.
 
         Raises:
-            InvalidSetting: *seconds* is not above 0.
+            InvalidSettingError: *seconds* is not above 0.
         """
         check_seconds("seconds", seconds, above=0.0)
         with self._lock:
@@ -298,7 +304,7 @@ class CircuitBreaker:
         generation = door.permit.generation + 1
         permit = Permit(
             generation,
-            probe=door.state == "half_open",
+            trial=door.state == "half_open",
             quiet=door.state == "closed" and not door.failures,
         )
         self._door = door._replace(permit=permit)
@@ -307,18 +313,18 @@ class CircuitBreaker:
 def check_seconds(
     name: str, value: float, *, least: float = 0.0, above: float | None = None
 ) -> None:
-    """Raise InvalidSetting unless *value* is a finite number in its range."""
+    """Raise InvalidSettingError unless *value* is a finite number in its range."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not (number and math.isfinite(value)):
-        raise InvalidSetting(name, value, "a finite number of seconds")
+        raise InvalidSettingError(name, value, "a finite number of seconds")
     if above is not None and value <= above:
-        raise InvalidSetting(name, value, f"above {above:g} seconds")
+        raise InvalidSettingError(name, value, f"above {above:g} seconds")
     if value < least:
-        raise InvalidSetting(name, value, f"{least:g} seconds or more")
+        raise InvalidSettingError(name, value, f"{least:g} seconds or more")
 
 
 def check_count(name: str, value: int) -> None:
-    """Raise InvalidSetting unless *value* is a whole number from 1 up."""
+    """Raise InvalidSettingError unless *value* is a whole number from 1 up."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not whole or value < 1:
-        raise InvalidSetting(name, value, "a whole number, 1 or more")
+        raise InvalidSettingError(name, value, "a whole number, 1 or more")

@@ -8,6 +8,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+__all__ = [
+    "BalancerError",
+    "DuplicateMemberError",
+    "InvalidPickError",
+    "InvalidSettingError",
+    "InvalidWeightError",
+    "NoMemberAvailableError",
+    "UnknownBalancerError",
+    "UnknownMemberError",
+    "error_text",
+    "redact",
+]
+
 TEXT_LIMIT = 300
 """Characters of a foreign error's text that :func:`error_text` keeps."""
 
@@ -74,7 +87,7 @@ class BalancerError(Exception):
     """
 
 
-class NoMemberAvailable(BalancerError):  # noqa: N818 - it reads as what happened
+class NoMemberAvailableError(BalancerError):
     """Nobody is left to pick.
 
     Attributes:
@@ -92,7 +105,7 @@ class NoMemberAvailable(BalancerError):  # noqa: N818 - it reads as what happene
         return f"No member is available: {listed}."
 
 
-class UnknownMember(BalancerError, KeyError):  # noqa: N818 - as above
+class UnknownMemberError(BalancerError, KeyError):
     """A member, or a member's name, that the pool does not have.
 
     Attributes:
@@ -111,7 +124,7 @@ class UnknownMember(BalancerError, KeyError):  # noqa: N818 - as above
         return f"No member {self.name!r}; the pool knows {_names(self.known)}."
 
 
-class DuplicateMember(BalancerError, ValueError):  # noqa: N818 - as above
+class DuplicateMemberError(BalancerError, ValueError):
     """A name for a new member that one of the pool's members has.
 
     Attributes:
@@ -131,7 +144,7 @@ class DuplicateMember(BalancerError, ValueError):  # noqa: N818 - as above
         )
 
 
-class UnknownBalancer(BalancerError, ValueError):  # noqa: N818 - as above
+class UnknownBalancerError(BalancerError, ValueError):
     """A value that is no balancer and names none.
 
     Attributes:
@@ -155,7 +168,7 @@ class UnknownBalancer(BalancerError, ValueError):  # noqa: N818 - as above
         )
 
 
-class InvalidPick(BalancerError, TypeError):  # noqa: N818 - as above
+class InvalidPickError(BalancerError, TypeError):
     """A balancer returned something that cannot be called, or that picked no member.
 
     Attributes:
@@ -175,7 +188,7 @@ class InvalidPick(BalancerError, TypeError):  # noqa: N818 - as above
         )
 
 
-class InvalidWeight(BalancerError, ValueError):  # noqa: N818 - as above
+class InvalidWeightError(BalancerError, ValueError):
     """A weight that is no whole number from 0 up.
 
     Attributes:
@@ -195,7 +208,7 @@ class InvalidWeight(BalancerError, ValueError):  # noqa: N818 - as above
         )
 
 
-class InvalidSetting(BalancerError, ValueError):  # noqa: N818 - as above
+class InvalidSettingError(BalancerError, ValueError):
     """A number that a breaker or pool cannot work with.
 
     Attributes:

@@ -9,6 +9,21 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
+__all__ = [
+    "Event",
+    "Listener",
+    "MemberAdded",
+    "MemberClosed",
+    "MemberDrained",
+    "MemberOnTrial",
+    "MemberOpened",
+    "MemberRemoved",
+    "MemberRestored",
+    "MemberSnapshot",
+    "PoolSnapshot",
+    "State",
+]
+
 State: TypeAlias = Literal["closed", "open", "half_open"]
 
 
@@ -17,7 +32,7 @@ class MemberOpened:
     """A member's breaker has opened: callers are kept from it.
 
     Fires when enough connects have failed in a row, when a probe has failed, and
-    at :meth:`Pool.rest` and :meth:`Pool.trip`; also for a drained member. Not for a
+    at :meth:`Pool.pause` and :meth:`Pool.trip`; also for a drained member. Not for a
     failure below the threshold, not for news of a member that is already out, and
     not for :meth:`Pool.drain`.
 
@@ -38,7 +53,7 @@ class MemberOpened:
 
 
 @dataclass(frozen=True)
-class MemberProbed:
+class MemberOnTrial:
     """One caller was handed an open member to try it: it is half-open.
 
     Fires once for each probe, also when the one before it was never reported. Not
@@ -123,7 +138,7 @@ class MemberRemoved:
 
 Event: TypeAlias = (
     MemberOpened
-    | MemberProbed
+    | MemberOnTrial
     | MemberClosed
     | MemberDrained
     | MemberRestored
@@ -149,7 +164,7 @@ class MemberSnapshot:
     Attributes:
         name: its name.
         weight: its weight; 0 takes no traffic.
-        state: ``'closed'`` (healthy), ``'open'`` or ``'half_open'`` (on probe).
+        state: ``'closed'`` (healthy), ``'open'`` or ``'half_open'`` (on trial).
         drained: whether it was taken out by hand.
         live: whether it is in rotation. One that is ``'closed'``, not drained and
             of some weight is otherwise spare: the pool's limit is reached.

@@ -13,7 +13,7 @@ from ._membership import Membership
 from ._publisher import Publisher
 from ._slots import Slot, make_members
 from .breaker import CircuitBreaker, Permit
-from .errors import NoMemberAvailable, error_text
+from .errors import NoMemberAvailableError, error_text
 from .events import (
     Event,
     MemberAdded,
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
     from .events import Listener, PoolSnapshot
     from .strategies import Balancer, Member, Pick
+
+__all__ = [
+    "Pool",
+]
 
 T = TypeVar("T")
 
@@ -75,15 +79,15 @@ class Pool(Generic[T]):
     Attributes:
         pick: returns a live member, or one to probe. Replaced at every change of
             membership: read it anew each time, ``pool.pick()``. Raises
-            NoMemberAvailable, which names every member and its cause.
+            NoMemberAvailableError, which names every member and its cause.
         clock: the clock.
 
     Raises:
-        UnknownBalancer: for *balancer*.
-        UnknownMember: a weight for no member.
-        InvalidWeight: a weight that is no whole number from 0 up.
-        InvalidSetting: a number out of its range.
-        InvalidPick: the balancer returned no pick function; what it raises at
+        UnknownBalancerError: for *balancer*.
+        UnknownMemberError: a weight for no member.
+        InvalidWeightError: a weight that is no whole number from 0 up.
+        InvalidSettingError: a number out of its range.
+        InvalidPickError: the balancer returned no pick function; what it raises at
             construction is raised as it is.
     """
 
@@ -154,7 +158,7 @@ class Pool(Generic[T]):
         """Return the member of this name.
 
         Raises:
-            UnknownMember: there is none; it names those that there are.
+            UnknownMemberError: there is none; it names those that there are.
         """
         return self._membership.member(name)
 
@@ -168,7 +172,7 @@ class Pool(Generic[T]):
         the next. Empty if nobody is left.
 
         Raises:
-            UnknownMember: *first* is no member of this pool.
+            UnknownMemberError: *first* is no member of this pool.
         """
         found = self.first(first)
         return iter(()) if found is None else chain((found,), self.others(found))
@@ -180,13 +184,13 @@ class Pool(Generic[T]):
         None if nobody is left. It is how :meth:`candidates` begins.
 
         Raises:
-            UnknownMember: *wish* is no member of this pool.
+            UnknownMemberError: *wish* is no member of this pool.
         """
         if wish is not None and self._membership.slot(wish).breaker.usable:
             return wish
         try:
             return self.pick()
-        except NoMemberAvailable:
+        except NoMemberAvailableError:
             return None
 
     def others(self, tried: Member[T]) -> Iterator[Member[T]]:
@@ -200,7 +204,7 @@ class Pool(Generic[T]):
         before the latest news of this member, and so has nothing to add.
 
         Raises:
-            UnknownMember: *member* is not of this pool.
+            UnknownMemberError: *member* is not of this pool.
         """
         try:
             # What its permit() returns; asked at each connect, so a call less.
@@ -220,12 +224,12 @@ class Pool(Generic[T]):
                 a second count as one.
 
         Raises:
-            UnknownMember: *member* is not of this pool.
+            UnknownMemberError: *member* is not of this pool.
         """
         slot = self._membership.slot(member)
         self._report(slot, error, lambda: slot.breaker.failed(permit))
 
-    def rest(
+    def pause(
         self,
         member: Member[T],
         seconds: float,
@@ -238,11 +242,11 @@ class Pool(Generic[T]):
         Afterwards one caller probes it. A member that is out already stays so.
 
         Raises:
-            UnknownMember: *member* is not of this pool.
-            InvalidSetting: *seconds* is not above 0.
+            UnknownMemberError: *member* is not of this pool.
+            InvalidSettingError: *seconds* is not above 0.
         """
         slot = self._membership.slot(member)
-        self._report(slot, error, lambda: slot.breaker.rest(seconds, permit))
+        self._report(slot, error, lambda: slot.breaker.pause(seconds, permit))
 
     def succeeded(self, member: Member[T], permit: Permit | None = None) -> None:
         """Report that a connect to *member* succeeded.
@@ -250,7 +254,7 @@ class Pool(Generic[T]):
         Takes no lock while the member is healthy.
 
         Raises:
-            UnknownMember: *member* is not of this pool.
+            UnknownMemberError: *member* is not of this pool.
         """
         slot = self._membership.slot(member)
         if not slot.breaker.quiet:
@@ -266,8 +270,8 @@ class Pool(Generic[T]):
             Whether it was in rotation, or being probed, until now.
 
         Raises:
-            UnknownMember: *member* is not of this pool.
-            InvalidSetting: *seconds* is not above 0.
+            UnknownMemberError: *member* is not of this pool.
+            InvalidSettingError: *seconds* is not above 0.
         """
         slot = self._membership.slot(member)
         return self._report(slot, error, lambda: slot.breaker.trip(seconds))
@@ -281,7 +285,7 @@ class Pool(Generic[T]):
                 this member since, the look proves nothing.
 
         Raises:
-            UnknownMember: *member* is not of this pool.
+            UnknownMemberError: *member* is not of this pool.
         """
         slot = self._membership.slot(member)
         self._close(slot, lambda: slot.breaker.recover(permit))
@@ -290,7 +294,7 @@ class Pool(Generic[T]):
         """Take the member of this name out of rotation until :meth:`restore`.
 
         Raises:
-            UnknownMember: there is none.
+            UnknownMemberError: there is none.
         """
         self._set_drained(name, True, MemberDrained(name))
 
@@ -298,7 +302,7 @@ class Pool(Generic[T]):
         """Undo :meth:`drain`; a member whose breaker is open stays out for that.
 
         Raises:
-            UnknownMember: there is none.
+            UnknownMemberError: there is none.
         """
         self._set_drained(name, False, MemberRestored(name))
 
@@ -317,8 +321,8 @@ class Pool(Generic[T]):
             the member.
 
         Raises:
-            DuplicateMember: a member has this name.
-            InvalidWeight: *weight* is no whole number from 0 up.
+            DuplicateMemberError: a member has this name.
+            InvalidWeightError: *weight* is no whole number from 0 up.
         """
         (member,) = make_members({name: target}, {name: weight})
         self._publisher.add(Slot(member, self._new_breaker()))
@@ -335,7 +339,7 @@ class Pool(Generic[T]):
             the member.
 
         Raises:
-            UnknownMember: there is none of this name.
+            UnknownMemberError: there is none of this name.
         """
         member = self._publisher.remove(name)
         self._tell(MemberRemoved(name))

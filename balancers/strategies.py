@@ -25,10 +25,23 @@ from operator import attrgetter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast
 
-from .errors import NoMemberAvailable, UnknownBalancer
+from .errors import NoMemberAvailableError, UnknownBalancerError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+__all__ = [
+    "BALANCERS",
+    "MAX_STEPS",
+    "Balancer",
+    "Member",
+    "Pick",
+    "Random",
+    "RoundRobin",
+    "Strategy",
+    "Weighted",
+    "resolve_balancer",
+]
 
 T = TypeVar("T")
 
@@ -74,11 +87,11 @@ def _able(members: Sequence[Member[T]]) -> Sequence[Member[T]]:
     """Return the members that take traffic, at least one.
 
     Raises:
-        NoMemberAvailable: there is none.
+        NoMemberAvailableError: there is none.
     """
     able = [member for member in members if member.weight > 0]
     if not able:
-        raise NoMemberAvailable({member.name: "weight 0" for member in members})
+        raise NoMemberAvailableError({member.name: "weight 0" for member in members})
     return able
 
 
@@ -158,7 +171,7 @@ class RoundRobin(_Plain):
         """Return a pick function over *members*.
 
         Raises:
-            NoMemberAvailable: none of *members* takes traffic.
+            NoMemberAvailableError: none of *members* takes traffic.
         """
         return _rotation(_able(members))
 
@@ -178,7 +191,7 @@ class Random(_Plain):
         """Return a pick function over *members*.
 
         Raises:
-            NoMemberAvailable: none of *members* takes traffic.
+            NoMemberAvailableError: none of *members* takes traffic.
         """
         able = _able(members)
         shares = _shares([member.weight for member in able])
@@ -205,7 +218,7 @@ class Weighted(_Plain):
         """Return a pick function over *members*.
 
         Raises:
-            NoMemberAvailable: none of *members* takes traffic.
+            NoMemberAvailableError: none of *members* takes traffic.
         """
         able = _able(members)
         shares = _shares([member.weight for member in able])
@@ -227,16 +240,16 @@ def resolve_balancer(value: Balancer[T] | object) -> Strategy[T]:
             instantiated without arguments; or any callable that takes the members.
 
     Raises:
-        UnknownBalancer: *value* is none of these.
+        UnknownBalancerError: *value* is none of these.
     """
     found = _find(value) if isinstance(value, str) else value
     if isinstance(found, type):
         try:
             found = found()
         except TypeError as error:
-            raise UnknownBalancer(value, BALANCERS, f"{error}") from error
+            raise UnknownBalancerError(value, BALANCERS, f"{error}") from error
     if not callable(found):
-        raise UnknownBalancer(value, BALANCERS, "it cannot be called")
+        raise UnknownBalancerError(value, BALANCERS, "it cannot be called")
     return cast("Strategy[T]", found)
 
 
@@ -246,8 +259,8 @@ def _find(path: str) -> object:
         return BALANCERS[path]
     module, _, name = path.partition(":") if ":" in path else path.rpartition(".")
     if not (module and name):
-        raise UnknownBalancer(path, BALANCERS, "no balancer has this name")
+        raise UnknownBalancerError(path, BALANCERS, "no balancer has this name")
     try:
         return cast("object", attrgetter(name)(import_module(module)))
     except (ImportError, AttributeError, TypeError) as error:
-        raise UnknownBalancer(path, BALANCERS, f"{error}") from error
+        raise UnknownBalancerError(path, BALANCERS, f"{error}") from error

@@ -9,7 +9,7 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from balancers import UnknownMember
+from balancers import UnknownMemberError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,7 +63,7 @@ class StorageFailures:
             return False
         if all(other is member for other in pool.live):
             return False
-        with contextlib.suppress(UnknownMember):  # it has been removed meanwhile
+        with contextlib.suppress(UnknownMemberError):  # it has been removed meanwhile
             pool.trip(member, seconds, error)
         return True
 

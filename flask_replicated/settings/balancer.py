@@ -6,7 +6,8 @@ import difflib
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from balancers import BALANCERS, UnknownBalancer, error_text, resolve_balancer
+from balancers.errors import UnknownBalancerError, error_text
+from balancers.strategies import BALANCERS, resolve_balancer
 from flask_replicated.errors import ConfigurationError
 from flask_replicated.redaction import safe
 
@@ -30,7 +31,7 @@ def read_balancer(value: object) -> Callable[..., Any]:
     """
     try:
         balancer: Callable[..., Any] = resolve_balancer(value)
-    except UnknownBalancer as error:
+    except UnknownBalancerError as error:
         why = error.reason
     except Exception as error:  # noqa: BLE001 - a module or class of the user's own
         why = error_text(error)

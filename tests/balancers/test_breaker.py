@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balancers import CircuitBreaker, InvalidSetting, Permit
+from balancers import CircuitBreaker, Permit
+from balancers.errors import InvalidSettingError
 from tests.balancers.support import FakeClock, longest
 
 
@@ -33,7 +34,7 @@ def wait(breaker: CircuitBreaker, clock: FakeClock) -> float:
     clock.advance(seconds)
     permit = breaker.acquire()
     assert permit is not None
-    assert permit.probe
+    assert permit.trial
     return seconds
 
 
@@ -110,7 +111,7 @@ class TestOpen:
         for permit in (early, breaker.permit(), None):
             assert not breaker.succeeded(permit)
             assert not breaker.failed(permit)
-            assert not breaker.rest(99.0, permit)
+            assert not breaker.pause(99.0, permit)
         assert breaker.state == "open"
         assert breaker.due == before
 
@@ -212,7 +213,7 @@ class TestProbe:
         clock.advance(0.2)
         second = breaker.acquire()
         assert second is not None
-        assert second.probe
+        assert second.trial
 
     def test_a_late_probe_moves_no_door(
         self, breaker: CircuitBreaker, clock: FakeClock
@@ -225,7 +226,7 @@ class TestProbe:
         second = breaker.acquire()
         assert not breaker.succeeded(late)
         assert not breaker.failed(late)
-        assert not breaker.rest(1.0, late)
+        assert not breaker.pause(1.0, late)
         assert breaker.state == "half_open"
         assert breaker.succeeded(second)
 
@@ -255,10 +256,10 @@ class TestRest:
 
     def test_counts_no_failure(self, breaker: CircuitBreaker, clock: FakeClock) -> None:
         """A rest opens for its time, then asks for a probe, and raises no back-off."""
-        assert breaker.rest(3.0, breaker.permit())
+        assert breaker.pause(3.0, breaker.permit())
         assert breaker.failures == 0
         assert wait(breaker, clock) == 3.0
-        assert breaker.rest(3.0)
+        assert breaker.pause(3.0)
         assert breaker.opened_for == 3.0
         wait(breaker, clock)
         assert breaker.succeeded()
@@ -268,8 +269,8 @@ class TestRest:
     @pytest.mark.parametrize("seconds", [0, -1.0, math.nan, math.inf])
     def test_needs_a_time(self, breaker: CircuitBreaker, seconds: float) -> None:
         """A rest of no time, or for ever, is an error and changes nothing."""
-        with pytest.raises(InvalidSetting):
-            breaker.rest(seconds)
+        with pytest.raises(InvalidSettingError):
+            breaker.pause(seconds)
         assert breaker.state == "closed"
 
 
@@ -290,7 +291,7 @@ class TestRest:
 )
 def test_bad_numbers_are_refused(name: str, value: object) -> None:
     """A number out of range is an error that names it and its value."""
-    with pytest.raises(InvalidSetting) as caught:
+    with pytest.raises(InvalidSettingError) as caught:
         CircuitBreaker(**{name: value})  # type: ignore[arg-type]  # that is the point
     assert caught.value.name == name
     assert repr(value) in str(caught.value)
@@ -350,5 +351,5 @@ class TestWatched:
     @pytest.mark.parametrize("seconds", [0, -1, math.inf, math.nan])
     def test_seconds(self, breaker: CircuitBreaker, seconds: float) -> None:
         """A wait is a finite time."""
-        with pytest.raises(InvalidSetting):
+        with pytest.raises(InvalidSettingError):
             breaker.trip(seconds)

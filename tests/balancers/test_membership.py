@@ -9,17 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from balancers import (
-    DuplicateMember,
-    InvalidWeight,
-    MemberAdded,
-    MemberRemoved,
-    NoMemberAvailable,
-    Pool,
-    Random,
-    UnknownMember,
-    Weighted,
-)
+from balancers import NoMemberAvailableError, Pool, Random, UnknownMemberError, Weighted
+from balancers.errors import DuplicateMemberError, InvalidWeightError
+from balancers.events import MemberAdded, MemberRemoved
 from tests.balancers.support import (
     REFUSED,
     FakeClock,
@@ -84,7 +76,7 @@ class TestAdd:
 
     def test_a_name_twice_is_an_error(self, pool: Pool[str], log: Log) -> None:
         """A name that is taken is refused, and nothing changes."""
-        with pytest.raises(DuplicateMember, match="'b' already") as caught:
+        with pytest.raises(DuplicateMemberError, match="'b' already") as caught:
             pool.add("b", "")
         assert (caught.value.name, caught.value.known) == ("b", ("a", "b", "c"))
         again = pickle.loads(pickle.dumps(caught.value))
@@ -94,7 +86,7 @@ class TestAdd:
 
     def test_a_bad_weight_is_an_error(self, pool: Pool[str]) -> None:
         """A weight that is no whole number from 0 up is refused."""
-        with pytest.raises(InvalidWeight):
+        with pytest.raises(InvalidWeightError):
             pool.add("d", "", weight=-1)
         assert names(pool.members) == list("abc")
 
@@ -117,7 +109,7 @@ class TestRemove:
         assert tally(pool.pick, 10) == {"a": 5, "c": 5}
         assert "b" not in pool.causes()
         assert names(pool.candidates()) in (["a", "c"], ["c", "a"])
-        with pytest.raises(UnknownMember, match="'a', 'c'"):
+        with pytest.raises(UnknownMemberError, match="'a', 'c'"):
             pool.remove("b")
         assert log == [MemberRemoved("b")]
 
@@ -125,7 +117,7 @@ class TestRemove:
         """A pool may be emptied, and filled again."""
         for name in "abc":
             pool.remove(name)
-        with pytest.raises(NoMemberAvailable, match="has none"):
+        with pytest.raises(NoMemberAvailableError, match="has none"):
             pool.pick()
         assert pool.first() is None
         pool.add("a", "")
@@ -139,7 +131,7 @@ class TestRemove:
         pool.add("b", "other")
         for permit in (None, before, pool.permit(member)) * 3:
             pool.failed(member, REFUSED, permit)
-            pool.rest(member, 1.0, REFUSED, permit)
+            pool.pause(member, 1.0, REFUSED, permit)
             pool.succeeded(member, permit)
             assert not pool.trip(member, 1.0, REFUSED)
             pool.recover(member, permit)
@@ -188,7 +180,7 @@ class TestRemove:
         other = Pool(targets(3))
         foreign = other.remove("b")
         pool.remove("b")
-        with pytest.raises(UnknownMember):
+        with pytest.raises(UnknownMemberError):
             pool.failed(foreign, REFUSED)
 
     def test_nothing_is_kept(self, pool: Pool[str]) -> None:

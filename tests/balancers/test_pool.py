@@ -8,15 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from balancers import (
-    InvalidSetting,
-    InvalidWeight,
-    NoMemberAvailable,
-    Pool,
-    Random,
-    UnknownMember,
-    Weighted,
-)
+from balancers import NoMemberAvailableError, Pool, Random, UnknownMemberError, Weighted
+from balancers.errors import InvalidSettingError, InvalidWeightError
 from tests.balancers.support import (
     REFUSED,
     FakeClock,
@@ -46,7 +39,7 @@ class TestMembers:
         """A name that the pool lacks is a KeyError that lists those it has."""
         calls: list[Callable[[str], object]] = [pool.member, pool.drain, pool.restore]
         for call in calls:
-            with pytest.raises(UnknownMember, match="'a', 'b', 'c'") as caught:
+            with pytest.raises(UnknownMemberError, match="'a', 'b', 'c'") as caught:
                 call("x")
             assert isinstance(caught.value, KeyError)
             assert caught.value.name == "x"
@@ -57,25 +50,25 @@ class TestMembers:
         calls: list[Callable[[], object]] = [
             lambda: pool.failed(foreign, REFUSED),
             lambda: pool.succeeded(foreign),
-            lambda: pool.rest(foreign, 1.0, REFUSED),
+            lambda: pool.pause(foreign, 1.0, REFUSED),
             lambda: pool.permit(foreign),
             lambda: pool.candidates(foreign),
             lambda: pool.succeeded("a"),  # type: ignore[arg-type]  # that is the point
         ]
         for call in calls:
-            with pytest.raises(UnknownMember, match="another pool"):
+            with pytest.raises(UnknownMemberError, match="another pool"):
                 call()
 
     @pytest.mark.parametrize("weight", [-1, 1.5, "2", True, None])
     def test_bad_weights_are_errors(self, weight: object) -> None:
         """A weight must be a whole number from 0 up."""
-        with pytest.raises(InvalidWeight) as caught:
+        with pytest.raises(InvalidWeightError) as caught:
             Pool(targets(1), weights={"a": weight})  # type: ignore[dict-item]  # the point
         assert (caught.value.name, caught.value.weight) == ("a", weight)
 
     def test_a_weight_for_nobody_is_an_error(self) -> None:
         """A weight for a name that is no target is refused."""
-        with pytest.raises(UnknownMember):
+        with pytest.raises(UnknownMemberError):
             Pool(targets(1), weights={"b": 1})
 
     def test_weight_zero_takes_no_traffic(self) -> None:
@@ -87,9 +80,9 @@ class TestMembers:
     @pytest.mark.parametrize("number", ["threshold", "reset", "max_reset", "lease"])
     def test_bad_numbers_are_errors(self, number: str) -> None:
         """A number out of range is refused, also by a pool without members."""
-        with pytest.raises(InvalidSetting, match=number):
+        with pytest.raises(InvalidSettingError, match=number):
             Pool({}, **{number: -1})  # type: ignore[arg-type]  # mypy sees no name
-        with pytest.raises(InvalidSetting, match="slow_start"):
+        with pytest.raises(InvalidSettingError, match="slow_start"):
             Pool({}, slow_start=-1)
 
     def test_repr_shows_no_target(self) -> None:
@@ -124,8 +117,8 @@ class TestPick:
         """With nobody left, the error lists every member and why."""
         fail(pool, "a")
         pool.drain("b")
-        pool.rest(pool.member("c"), 7.0, OSError("x://u:secret@h: too many clients"))
-        with pytest.raises(NoMemberAvailable) as caught:
+        pool.pause(pool.member("c"), 7.0, OSError("x://u:secret@h: too many clients"))
+        with pytest.raises(NoMemberAvailableError) as caught:
             pool.pick()
         assert caught.value.causes == {
             "a": "open for 1.0 s more: ConnectionRefusedError: connection refused",
@@ -136,14 +129,14 @@ class TestPick:
     def test_of_an_empty_pool(self) -> None:
         """A pool without members says that it has none."""
         pool: Pool[str] = Pool({})
-        with pytest.raises(NoMemberAvailable, match="has none"):
+        with pytest.raises(NoMemberAvailableError, match="has none"):
             pool.pick()
         assert list(pool.candidates()) == []
 
     def test_of_weight_zero_alone(self) -> None:
         """A pool in which everybody weighs 0 says so."""
         pool = Pool(targets(1), weights={"a": 0})
-        with pytest.raises(NoMemberAvailable, match="'a': weight 0"):
+        with pytest.raises(NoMemberAvailableError, match="'a': weight 0"):
             pool.pick()
 
     def test_hands_out_one_probe_when_due(
@@ -164,7 +157,7 @@ class TestPick:
             clock.advance(0.1)
         clock.advance(1.0)
         assert [pool.pick().name for _ in range(3)] == ["b", "c", "a"]
-        with pytest.raises(NoMemberAvailable, match="half-open"):
+        with pytest.raises(NoMemberAvailableError, match="half-open"):
             pool.pick()
 
     def test_a_lost_probe_is_handed_out_again(

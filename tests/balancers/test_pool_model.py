@@ -7,14 +7,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from balancers import (
-    DuplicateMember,
-    Member,
-    MemberProbed,
-    NoMemberAvailable,
-    Pool,
-    UnknownMember,
-)
+from balancers import Member, NoMemberAvailableError, Pool, UnknownMemberError
+from balancers.errors import DuplicateMemberError
+from balancers.events import MemberOnTrial
 from tests.balancers.support import REFUSED, FakeClock, Log, longest, names, targets
 
 NAMES = st.sampled_from("abc")
@@ -58,7 +53,7 @@ class PoolMachine(RuleBasedStateMachine):
     def add(self, name: str) -> None:
         """A member comes; it is healthy and the last in order."""
         if name in self.models:
-            with pytest.raises(DuplicateMember):
+            with pytest.raises(DuplicateMemberError):
                 self.pool.add(name, name)
         else:
             self.pool.add(name, name)
@@ -71,7 +66,7 @@ class PoolMachine(RuleBasedStateMachine):
             self.gone.append(self.pool.remove(name))
             del self.models[name]
         else:
-            with pytest.raises(UnknownMember):
+            with pytest.raises(UnknownMemberError):
                 self.pool.remove(name)
 
     @precondition(lambda self: self.gone)
@@ -83,7 +78,7 @@ class PoolMachine(RuleBasedStateMachine):
         if outcome == "failed":
             self.pool.failed(member, REFUSED, permit)
         elif outcome == "rest":
-            self.pool.rest(member, 1.0, REFUSED, permit)
+            self.pool.pause(member, 1.0, REFUSED, permit)
         else:
             self.pool.succeeded(member, permit)
         assert len(self.log) == told
@@ -120,7 +115,7 @@ class PoolMachine(RuleBasedStateMachine):
         if name not in self.models:
             return
         model = self.models[name]
-        self.pool.rest(self.pool.member(name), seconds, REFUSED)
+        self.pool.pause(self.pool.member(name), seconds, REFUSED)
         if model.state != "open":
             model.state, model.due = "open", self.clock.now + seconds
 
@@ -175,7 +170,7 @@ class PoolMachine(RuleBasedStateMachine):
         for _ in range(picks):
             due, live = self.due(), self.live()
             if not (due or live):
-                with pytest.raises(NoMemberAvailable):
+                with pytest.raises(NoMemberAvailableError):
                     self.pool.pick()
                 continue
             name = self.pool.pick().name
@@ -250,7 +245,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     def probed(self, name: str) -> None:
         """Note that a member was handed out as a probe."""
-        assert self.log[-1] == MemberProbed(name, LEASE)
+        assert self.log[-1] == MemberOnTrial(name, LEASE)
         model = self.models[name]
         model.state, model.due = "half_open", self.clock.now + LEASE
 

@@ -11,14 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from balancers import (
-    CircuitBreaker,
-    DuplicateMember,
-    MemberClosed,
-    MemberOpened,
-    NoMemberAvailable,
-    Pool,
-)
+from balancers import CircuitBreaker, NoMemberAvailableError, Pool
+from balancers.errors import DuplicateMemberError
+from balancers.events import MemberClosed, MemberOpened
 from tests.balancers.support import REFUSED, FakeClock, Log, fail, tally, targets
 
 if TYPE_CHECKING:
@@ -167,7 +162,7 @@ def test_one_of_many_adds_a_name() -> None:
     def add(_: int) -> bool:
         try:
             pool.add("x", "")
-        except DuplicateMember:
+        except DuplicateMemberError:
             return False
         return True
 
@@ -180,7 +175,7 @@ def connect(pool: Pool[str]) -> None:
     """Ask for a member, then for all of them."""
     try:
         pool.pick()
-    except NoMemberAvailable:
+    except NoMemberAvailableError:
         return
     tried = list(pool.candidates())
     assert len(set(tried)) == len(tried)
