@@ -1,4 +1,4 @@
-"""The breaker alone: counting, waiting, probing."""
+"""The breaker alone: counting, waiting, trials."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def open_it(breaker: CircuitBreaker) -> None:
 
 
 def wait(breaker: CircuitBreaker, clock: FakeClock) -> float:
-    """Let the wait pass, take the probe, and return how long the wait was."""
+    """Let the wait pass, take the trial, and return how long the wait was."""
     seconds = breaker.retry_in
     assert seconds is not None
     clock.advance(seconds)
@@ -104,7 +104,7 @@ class TestOpen:
     """How long it stays open."""
 
     def test_late_news_change_nothing(self, breaker: CircuitBreaker) -> None:
-        """While it is open neither success nor failure nor rest moves it."""
+        """While it is open neither success nor failure nor pause moves it."""
         early = breaker.permit()
         open_it(breaker)
         before = breaker.due
@@ -116,7 +116,7 @@ class TestOpen:
         assert breaker.due == before
 
     def test_tells_its_times(self, breaker: CircuitBreaker, clock: FakeClock) -> None:
-        """It says for how long it has been open and when it may be probed."""
+        """It says for how long it has been open and when its trial is due."""
         open_it(breaker)
         clock.advance(0.25)
         assert breaker.opened_for == 0.25
@@ -125,7 +125,7 @@ class TestOpen:
         assert breaker.retry_in == 0.0
 
     def test_backs_off(self, breaker: CircuitBreaker, clock: FakeClock) -> None:
-        """Each failed probe doubles the wait up to the longest."""
+        """Each failed trial doubles the wait up to the longest."""
         open_it(breaker)
         waits = []
         for _ in range(6):
@@ -172,7 +172,7 @@ class TestOpen:
         assert 0.5 - 1e-6 <= breaker.retry_in <= 60.0 + 1e-6
 
 
-class TestProbe:
+class TestTrial:
     """Who may try, and whose outcome counts."""
 
     def test_one_at_a_time(self, breaker: CircuitBreaker, clock: FakeClock) -> None:
@@ -184,7 +184,7 @@ class TestProbe:
         assert breaker.state == "half_open"
 
     def test_success_closes(self, breaker: CircuitBreaker, clock: FakeClock) -> None:
-        """A probe that succeeds closes the breaker, and says so."""
+        """A trial that succeeds closes the breaker, and says so."""
         open_it(breaker)
         wait(breaker, clock)
         assert breaker.succeeded(breaker.permit())
@@ -194,7 +194,7 @@ class TestProbe:
     def test_failure_opens_again(
         self, breaker: CircuitBreaker, clock: FakeClock
     ) -> None:
-        """A probe that fails opens it at once, and time out goes on counting."""
+        """A trial that fails opens it at once, and time out goes on counting."""
         open_it(breaker)
         wait(breaker, clock)
         assert breaker.failed()
@@ -202,10 +202,10 @@ class TestProbe:
         assert breaker.failures == 3
         assert breaker.opened_for == 1.0
 
-    def test_a_lost_probe_does_not_stick(
+    def test_a_lost_trial_does_not_stick(
         self, breaker: CircuitBreaker, clock: FakeClock
     ) -> None:
-        """When the lease is over, somebody else gets a new probe."""
+        """When the lease is over, somebody else gets a new trial."""
         open_it(breaker)
         wait(breaker, clock)
         clock.advance(4.9)
@@ -215,10 +215,10 @@ class TestProbe:
         assert second is not None
         assert second.trial
 
-    def test_a_late_probe_moves_no_door(
+    def test_a_late_trial_changes_nothing(
         self, breaker: CircuitBreaker, clock: FakeClock
     ) -> None:
-        """The outcome of a probe whose lease was given on changes nothing."""
+        """The outcome of a trial whose lease was given on changes nothing."""
         open_it(breaker)
         wait(breaker, clock)
         late = breaker.permit()
@@ -230,10 +230,10 @@ class TestProbe:
         assert breaker.state == "half_open"
         assert breaker.succeeded(second)
 
-    def test_news_from_before_the_outage_move_no_door(
+    def test_news_from_before_the_outage_change_nothing(
         self, breaker: CircuitBreaker, clock: FakeClock
     ) -> None:
-        """A success that began before the opening does not end a probe."""
+        """A success that began before the opening does not end a trial."""
         early = breaker.permit()
         open_it(breaker)
         wait(breaker, clock)
@@ -255,7 +255,7 @@ class TestRest:
     """Out for a while without a failure."""
 
     def test_counts_no_failure(self, breaker: CircuitBreaker, clock: FakeClock) -> None:
-        """A rest opens for its time, then asks for a probe, and raises no back-off."""
+        """A pause opens for its time, ends in a trial, and adds no back-off."""
         assert breaker.pause(3.0, breaker.permit())
         assert breaker.failures == 0
         assert wait(breaker, clock) == 3.0
@@ -268,7 +268,7 @@ class TestRest:
 
     @pytest.mark.parametrize("seconds", [0, -1.0, math.nan, math.inf])
     def test_needs_a_time(self, breaker: CircuitBreaker, seconds: float) -> None:
-        """A rest of no time, or for ever, is an error and changes nothing."""
+        """A pause of no time, or for ever, is an error and changes nothing."""
         with pytest.raises(InvalidSettingError):
             breaker.pause(seconds)
         assert breaker.state == "closed"
@@ -325,8 +325,8 @@ class TestWatched:
         clock.advance(2.5)
         assert breaker.acquire() is not None
 
-    def test_a_probe_in_flight(self, breaker: CircuitBreaker, clock: FakeClock) -> None:
-        """What a probe finds that began before the last word is late."""
+    def test_a_trial_in_flight(self, breaker: CircuitBreaker, clock: FakeClock) -> None:
+        """What a trial finds that began before the last word is late."""
         open_it(breaker)
         wait(breaker, clock)
         permit = breaker.permit()

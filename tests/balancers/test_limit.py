@@ -108,9 +108,9 @@ class TestReplacement:
         assert set(pool.live) - {new} == before - {lost}
         assert tally(pool.pick, 30)[new.name] == 10
         clock.advance(1.0)
-        probe = pool.pick()
-        assert probe is lost
-        pool.succeeded(probe, pool.permit(probe))
+        trial = pool.pick()
+        assert trial is lost
+        pool.succeeded(trial, pool.permit(trial))
         assert set(pool.live) == before
 
     def test_by_drain_and_by_removal_too(self) -> None:

@@ -50,14 +50,14 @@ class TestAdd:
     def test_has_a_breaker_like_the_others(
         self, pool: Pool[str], clock: FakeClock
     ) -> None:
-        """A new member opens, is probed and recovers by the pool's own numbers."""
+        """A new member opens, has its trial and recovers by the pool's own numbers."""
         pool.add("d", "")
         fail(pool, "d")
         assert names(pool.live) == list("abc")
         clock.advance(1.0)
-        probe = pool.pick()
-        assert probe.name == "d"
-        pool.succeeded(probe, pool.permit(probe))
+        trial = pool.pick()
+        assert trial.name == "d"
+        pool.succeeded(trial, pool.permit(trial))
         assert pool.live == pool.members
 
     def test_to_an_empty_pool(self) -> None:
@@ -139,26 +139,26 @@ class TestRemove:
         assert pool.snapshot().members[-1].last_error is None
         assert log == [MemberRemoved("b"), MemberAdded("b", 1)]
 
-    def test_one_that_is_out_owes_no_probe(
+    def test_one_that_is_out_owes_no_trial(
         self, pool: Pool[str], clock: FakeClock
     ) -> None:
-        """With an open member its probe goes, and the guard on the pick."""
+        """With an open member its trial goes, and the guard on the pick."""
         fail(pool, "b")
         pool.remove("b")
-        assert pool.pick != pool._publisher._guarded
+        assert pool.pick != pool._publisher._pick_when_due
         clock.advance(100.0)
         assert "b" not in tally(pool.pick, 10)
 
-    def test_a_probe_that_ends_later_is_not_heard(
+    def test_a_trial_that_ends_later_is_not_heard(
         self, pool: Pool[str], clock: FakeClock, log: Log
     ) -> None:
-        """A probe of a member that was removed meanwhile closes nothing."""
+        """A trial of a member that was removed meanwhile closes nothing."""
         fail(pool, "b")
         clock.advance(1.0)
-        probe = pool.pick()
-        permit = pool.permit(probe)
+        trial = pool.pick()
+        permit = pool.permit(trial)
         pool.remove("b")
-        pool.succeeded(probe, permit)
+        pool.succeeded(trial, permit)
         assert log[-1] == MemberRemoved("b")
 
     def test_as_a_wish_gives_the_pick(self, pool: Pool[str]) -> None:
@@ -194,7 +194,7 @@ class TestRemove:
         pool.drain("a")  # a new rotation
         gc.collect()
         assert [one() for one in left] == [None] * 50
-        assert not pool._membership._gone
+        assert not pool._membership._removed
 
     def test_outlasts_a_change_meanwhile(self) -> None:
         """Also when another change comes between, no pick falls on it afterwards."""

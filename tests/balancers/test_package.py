@@ -19,7 +19,7 @@ UnknownMemberError Weighted
 """
 
 MODULES = {
-    "breaker": "CircuitBreaker Permit",
+    "breaker": "CircuitBreaker Permit Status check_count check_seconds",
     "errors": """
         BalancerError DuplicateMemberError InvalidPickError InvalidSettingError
         InvalidWeightError NoMemberAvailableError UnknownBalancerError

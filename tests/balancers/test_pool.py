@@ -139,7 +139,7 @@ class TestPick:
         with pytest.raises(NoMemberAvailableError, match="'a': weight 0"):
             pool.pick()
 
-    def test_hands_out_one_probe_when_due(
+    def test_hands_out_one_trial_when_due(
         self, pool: Pool[str], clock: FakeClock
     ) -> None:
         """After the wait one caller gets the open member, the others do not."""
@@ -148,10 +148,10 @@ class TestPick:
         clock.advance(1.0)
         assert tally(pool.pick, 10)["a"] == 1
 
-    def test_hands_out_a_probe_when_all_are_out(
+    def test_hands_out_a_trial_when_all_are_out(
         self, pool: Pool[str], clock: FakeClock
     ) -> None:
-        """Due members are probed, longest due first, even if nobody is live."""
+        """Due members have their trial, longest due first, even if nobody is live."""
         for name in "bca":
             fail(pool, name)
             clock.advance(0.1)
@@ -160,10 +160,10 @@ class TestPick:
         with pytest.raises(NoMemberAvailableError, match="half-open"):
             pool.pick()
 
-    def test_a_lost_probe_is_handed_out_again(
+    def test_a_lost_trial_is_handed_out_again(
         self, pool: Pool[str], clock: FakeClock
     ) -> None:
-        """A probe whose outcome nobody reports does not keep the member out."""
+        """A trial whose outcome nobody reports does not keep the member out."""
         fail(pool, "a")
         clock.advance(1.0)
         assert pool.pick().name == "a"
@@ -172,10 +172,10 @@ class TestPick:
         clock.advance(0.1)
         assert pool.pick().name == "a"
 
-    def test_a_drained_member_is_not_probed(
+    def test_a_drained_member_gets_no_trial(
         self, pool: Pool[str], clock: FakeClock
     ) -> None:
-        """Draining outranks the breaker; after restore the probe is due."""
+        """Draining outranks the breaker; after restore the trial is due."""
         fail(pool, "a")
         pool.drain("a")
         clock.advance(100.0)
@@ -183,8 +183,8 @@ class TestPick:
         pool.restore("a")
         assert pool.pick().name == "a"
 
-    def test_a_lonely_restored_member_is_probed(self, clock: FakeClock) -> None:
-        """A restore that makes nobody live still lets a probe happen."""
+    def test_a_lonely_restored_member_gets_a_trial(self, clock: FakeClock) -> None:
+        """A restore that makes nobody live still lets a trial happen."""
         pool = Pool(targets(1), clock=clock)
         pool.drain("a")
         fail(pool, "a")
@@ -278,10 +278,10 @@ class TestCandidates:
             pool.failed(one, REFUSED, pool.permit(one))
         assert sorted(tried) == ["a", "b", "c"]
 
-    def test_nobody_is_probed_before_it_is_asked_for(
+    def test_no_trial_starts_before_it_is_asked_for(
         self, pool: Pool[str], clock: FakeClock
     ) -> None:
-        """A caller content with its first candidate takes one probe at the most."""
+        """A caller content with its first candidate takes one trial at the most."""
         fail(pool, "a")
         fail(pool, "b")
         clock.advance(1.0)

@@ -45,10 +45,10 @@ class TestReports:
             pool.failed(member, REFUSED, permit)
         assert member in pool.live
 
-    def test_rest_counts_no_failure(
+    def test_a_pause_counts_no_failure(
         self, pool: Pool[str], clock: FakeClock, log: Log
     ) -> None:
-        """A member that turns callers away is out for the time, and then probed."""
+        """A member that turns callers away is out for the time, and then on trial."""
         member = pool.member("a")
         pool.pause(member, 3.0, REFUSED, pool.permit(member))
         assert names(pool.live) == ["b", "c"]
@@ -59,8 +59,8 @@ class TestReports:
         assert log[0] == MemberOpened("a", 0, 3.0, f"ConnectionRefusedError: {REFUSED}")
         assert pool.live == pool.members
 
-    def test_a_bad_rest_changes_nothing(self, pool: Pool[str]) -> None:
-        """A rest of no length is an error and leaves the pool in order."""
+    def test_a_bad_pause_changes_nothing(self, pool: Pool[str]) -> None:
+        """A pause of no length is an error and leaves the pool in order."""
         with pytest.raises(InvalidSettingError):
             pool.pause(pool.member("a"), 0, REFUSED)
         assert pool.live == pool.members
@@ -331,7 +331,7 @@ class TestSnapshot:
         assert plain["members"][1]["drained"]
         assert plain["members"][2]["opened_for"] is None
 
-    def test_causes_name_a_probe_that_is_due(
+    def test_causes_name_a_trial_that_is_due(
         self, pool: Pool[str], clock: FakeClock
     ) -> None:
         """A wait that is over is not shown as zero seconds."""
