@@ -21,7 +21,6 @@ from flask import Flask, Request, current_app, has_app_context, has_request_cont
 from flask.globals import request, request_ctx
 from flask.signals import request_started
 
-from flask_replicated.engine.identities import expire_unmodified
 from flask_replicated.forks import UNTOLD
 from flask_replicated.sql.constructs import Classifier
 
@@ -35,6 +34,7 @@ from .pins import (
     Outgoing,
     still_counts,
 )
+from .session_objects import expire_unmodified
 from .unpinned import Unpinned
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from balancers import Member
     from flask_replicated.engine.engines import ReplicaPoolEngine, RoutedEngine
     from flask_replicated.errors import WriteOnReplicaError
-    from flask_replicated.replica.unpooled import Surroundings
+    from flask_replicated.replica.dbapi_connections import Surroundings
     from flask_replicated.settings.config import Settings
 
     from .housekeeping import Sent
