@@ -26,9 +26,8 @@ from typing import (
 
 from flask import has_request_context
 
-from flask_replicated.engine.unflushed import are_flushing, unflushed_sessions
-
 from .decision import MARK, Role
+from .session_objects import are_flushing, unflushed_sessions
 from .state import current_request_state, this_request
 
 if TYPE_CHECKING:

@@ -21,7 +21,6 @@ from flask import Flask, Request, current_app, has_app_context, has_request_cont
 from flask.globals import request, request_ctx
 from flask.signals import request_started
 
-from flask_replicated.engine.identities import expire_unmodified
 from flask_replicated.forks import UNTOLD
 from flask_replicated.sql.constructs import Classifier
 
@@ -35,6 +34,7 @@ from .pins import (
     Outgoing,
     still_counts,
 )
+from .session_objects import expire_unmodified
 from .unpinned import Unpinned
 
 if TYPE_CHECKING:
