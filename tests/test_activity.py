@@ -8,20 +8,20 @@ from typing import Any
 import pytest
 
 from flask_replicated.replica.activity import Backend, works_on
-from flask_replicated.replica.in_flight import Wait
+from flask_replicated.replica.in_flight import PendingAnswer
 from flask_replicated.replica.poolers import POOLED
 
 PID, PORT, SENT = 7, 40_000, 100.0
 
 
-def wait(*, pooled: bool = False, driver: str = "psycopg") -> Wait:
+def wait(*, pooled: bool = False, driver: str = "psycopg") -> PendingAnswer:
     """Return a wait over a connection that was told of process 7."""
     info = SimpleNamespace(backend_pid=PID)
     connection: Any = SimpleNamespace(info=info, thread_id=lambda: PID)
     if driver == "psycopg2":
         connection.get_backend_pid = lambda: PID
     record: Any = SimpleNamespace(info={POOLED: True} if pooled else {})
-    return Wait(record, connection, 1000, 6.0, 6.0, PORT)
+    return PendingAnswer(record, connection, 1000, 6.0, 6.0, PORT)
 
 
 def does(

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from flask_replicated.errors import ReplicaLagsError, WrongRoleError
-from flask_replicated.replica.admission import Admission, any_lag_will_do
-from flask_replicated.replica.lag import LagHistory
-from flask_replicated.replica.status import Observation
+from flask_replicated.replica.admission import Admission, accept_any_lag
+from flask_replicated.replica.fitness import ReplicaHistory
+from flask_replicated.replica.replica_status import ReplicaReport
 from tests.balancers.support import FakeClock
 
 UNKNOWN = RuntimeError("no such function")
@@ -67,7 +67,7 @@ class Server:
 def admission(dialect: str = "postgresql", **options: Any) -> Admission:
     """Return one as it is by default."""
     given = {"role_check": True, "max_lag": 30.0, "watched": True, **options}
-    history = given.pop("history", None) or LagHistory(max_lag=given["max_lag"])
+    history = given.pop("history", None) or ReplicaHistory(max_lag=given["max_lag"])
     return Admission("slave_1", dialect, history, **given)
 
 
@@ -143,14 +143,14 @@ class TestPostgreSQL:
 
     def test_any_lag_will_do(self) -> None:
         """Where none is fresher, one that is far behind is taken, and known as such."""
-        history = LagHistory()
-        token = any_lag_will_do.set(True)
+        history = ReplicaHistory()
+        token = accept_any_lag.set(True)
         try:
             admission(history=history).ask(Server(*[BEHIND] * 4))
             with pytest.raises(WrongRoleError):
                 admission().ask(Server(PRIMARY, NO_SLOTS))
         finally:
-            any_lag_will_do.reset(token)
+            accept_any_lag.reset(token)
         assert history.lags
 
     def test_primary_that_was_idle(self) -> None:
@@ -161,8 +161,8 @@ class TestPostgreSQL:
 
     def test_seen_before(self) -> None:
         """What the look has seen a while ago spares the moments."""
-        history, clock = LagHistory(), FakeClock()
-        seen = Observation(False, 0.0, True, 100, 100)
+        history, clock = ReplicaHistory(), FakeClock()
+        seen = ReplicaReport(False, 0.0, True, 100, 100)
         history.progress.lag(seen, now=clock.now - 10)
         server = Server(BEHIND)
         admission(history=history, clock=clock).ask(server)
@@ -170,7 +170,7 @@ class TestPostgreSQL:
 
     def test_receives_nothing(self) -> None:
         """A primary that restarts takes nobody out; one that stays away does."""
-        history, clock = LagHistory(), FakeClock()
+        history, clock = ReplicaHistory(), FakeClock()
         asks = admission(history=history, clock=clock).ask
         with pytest.raises(ReplicaLagsError):
             asks(Server(CUT_OFF))

@@ -19,7 +19,7 @@ from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 
 from flask_replicated import ConfigurationError, FlaskReplicated
-from flask_replicated.fleet.discovery import Address, Answer, Discovery
+from flask_replicated.fleet.discovery import Address, Discovery, DNSAnswer
 from flask_replicated.settings.config import DiscoverySource
 from tests.support import Build, Site, build_fixture, make_file, sqlite_url
 
@@ -310,11 +310,11 @@ class TestMissing:
         fleet: Any = Taken()
         discovery = Discovery("slave", source)
         one, two = Address("one", None, 1), Address("two", None, 1)
-        discovery.found(fleet, Answer([one, two], ttl))
+        discovery.found(fleet, DNSAnswer([one, two], ttl))
         there = []
         for number in range(1, 12):
             now += seconds
-            discovery.found(fleet, Answer([one], ttl))
+            discovery.found(fleet, DNSAnswer([one], ttl))
             if "slave_two" in fleet.names:
                 there.append(number)
         assert "slave_one" in fleet.names
@@ -340,7 +340,7 @@ class TestMissing:
         discovery = Discovery("slave", source)
         one, two = Address("one", None, 1), Address("two", None, 1)
         for places in ([one, two], [one], [one], [two], [one], [one], [two]):
-            discovery.found(fleet, Answer(places))
+            discovery.found(fleet, DNSAnswer(places))
         assert fleet.names == {"slave_one", "slave_two"}
 
 

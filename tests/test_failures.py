@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from flask_replicated.replica.failures import Verdict, judge_connect, refused_as_write
+from flask_replicated.replica.failures import Verdict, is_read_only_error, judge_connect
 
 
 def error(*arguments: object) -> OperationalError:
@@ -26,7 +26,7 @@ def error(*arguments: object) -> OperationalError:
 )
 def test_refused_as_write(raised: OperationalError) -> None:
     """A server that may only be read says so; pg8000 says it in a dictionary."""
-    assert refused_as_write(raised)
+    assert is_read_only_error(raised)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_refused_as_write(raised: OperationalError) -> None:
 )
 def test_refused_for_another_reason(raised: OperationalError) -> None:
     """Other options of a server forbid statements too."""
-    assert not refused_as_write(raised)
+    assert not is_read_only_error(raised)
 
 
 def test_pg8000_is_busy() -> None:

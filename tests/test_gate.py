@@ -19,7 +19,7 @@ from tests.support import Build, Site, answer, build_fixture
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from flask_replicated.replica.care import Replica
+    from flask_replicated.replica.connection_events import ReplicaServer
 
 build = build_fixture
 
@@ -167,7 +167,7 @@ def test_texts_are_bounded(
     gates: list[Gate] = []
     guard = Gate.guard
 
-    def caught(gate: Gate, engine: Engine, replica: Replica) -> None:
+    def caught(gate: Gate, engine: Engine, replica: ReplicaServer) -> None:
         gates.append(gate)
         guard(gate, engine, replica)
 

@@ -12,7 +12,7 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import OperationalError
 
 from flask_replicated import using_slave
-from flask_replicated.replica.failures import names_missing
+from flask_replicated.replica.failures import is_missing_object
 from tests.support import Build, Site, answer, build_fixture, pin_of
 
 build = build_fixture
@@ -245,7 +245,7 @@ def _error(*arguments: object, **attributes: object) -> OperationalError:
 )
 def test_names(raised: OperationalError) -> None:
     """Each database has its own way to say that something is not there."""
-    assert names_missing(raised)
+    assert is_missing_object(raised)
 
 
 @pytest.mark.parametrize(
@@ -263,4 +263,4 @@ def test_names(raised: OperationalError) -> None:
 )
 def test_other_errors(raised: OperationalError) -> None:
     """What is wrong with a statement everywhere costs the primary nothing."""
-    assert not names_missing(raised)
+    assert not is_missing_object(raised)

@@ -19,11 +19,11 @@ from flask_sqlalchemy import SQLAlchemy
 from balancers import Permit, Pool
 from examples.cluster import wait_until
 from flask_replicated import FlaskReplicated, replicated_engine
-from flask_replicated.fleet.listeners import PoolListener
-from flask_replicated.fleet.monitor import Monitor, Policy
-from flask_replicated.fleet.probe import Look, Probe
+from flask_replicated.fleet.monitor import Monitor, ProbePolicy
+from flask_replicated.fleet.outage_log import OutageLog
+from flask_replicated.fleet.probe import ProbeRun, ReplicaProbe
+from flask_replicated.replica.replica_status import ReplicaReport, report_queries
 from flask_replicated.replica.sockets import leave_to_parent
-from flask_replicated.replica.status import Observation, observers_of
 from tests.pools import live, read
 from tests.support import Build, break_file, build_fixture, make_file, sqlite_url
 
@@ -167,9 +167,9 @@ def test_ends_while_looking(
 
     target = sa.create_engine("sqlite://", creator=connect)
     (member,) = Pool({"slave_1": target}).members
-    probe = Probe(member)
+    probe = ReplicaProbe(member)
     monkeypatch.setattr(probe, "_keep", True)
-    look = Look(probe, Permit(0), 0.0, anew=False)
+    look = ProbeRun(probe, Permit(0), 0.0, anew=False)
     probe.looking = True
     look.run(SimpleQueue())
     if when == "after":
@@ -185,7 +185,7 @@ def test_held_up(engine: RoutedEngine, overslept: float, deadline: float) -> Non
     running = engine.monitor._round
     assert running is not None
     (member, *_) = engine.replicas.replica_pool.members
-    look = Look(Probe(member), Permit(0), 7.0, anew=False)
+    look = ProbeRun(ReplicaProbe(member), Permit(0), 7.0, anew=False)
     engine.monitor.stop()
     wait_until(lambda: not monitors(), "the monitor to end")
     running._looks = {member: look}
@@ -245,7 +245,7 @@ def test_async_engines() -> None:
     """An async driver is not asked outside its event loop."""
     pool = Pool({"slave_1": sa.create_engine("sqlite+aiosqlite://")})
     assert not Monitor(
-        pool, {}, Policy(1, 1, None, role_check=True), PoolListener({})
+        pool, {}, ProbePolicy(1, 1, None, role_check=True), OutageLog({})
     ).idle
 
 
@@ -276,25 +276,25 @@ UNKNOWN = RuntimeError("no such statement")
 @pytest.mark.parametrize(
     ("dialect", "answers", "found"),
     [
-        ("mariadb", [UNKNOWN, [(7, "Yes")]], Observation(False, 7.0, True)),
-        ("mysql", [[(0, "Yes")]], Observation(False, 0.0, True)),
-        ("mysql", [[(None, "No")]], Observation(False, None, True)),
-        ("mariadb", [[], [(7, "Yes")]], Observation(False, 7.0, True)),
-        ("mariadb", [[], [], []], Observation(alone=True, doubtful=True)),
-        ("mysql", [[], UNKNOWN, []], Observation(alone=True, doubtful=True)),
-        ("mysql", [UNKNOWN, UNKNOWN, []], Observation(doubtful=True)),
+        ("mariadb", [UNKNOWN, [(7, "Yes")]], ReplicaReport(False, 7.0, True)),
+        ("mysql", [[(0, "Yes")]], ReplicaReport(False, 0.0, True)),
+        ("mysql", [[(None, "No")]], ReplicaReport(False, None, True)),
+        ("mariadb", [[], [(7, "Yes")]], ReplicaReport(False, 7.0, True)),
+        ("mariadb", [[], [], []], ReplicaReport(alone=True, doubtful=True)),
+        ("mysql", [[], UNKNOWN, []], ReplicaReport(alone=True, doubtful=True)),
+        ("mysql", [UNKNOWN, UNKNOWN, []], ReplicaReport(doubtful=True)),
         # A node of a cluster may be a primary, and serve reads as well as any.
-        ("mariadb", [[], [], [("wsrep_on", "ON")]], Observation()),
-        ("mariadb", [UNKNOWN, UNKNOWN, [("wsrep_on", "ON")]], Observation()),
+        ("mariadb", [[], [], [("wsrep_on", "ON")]], ReplicaReport()),
+        ("mariadb", [UNKNOWN, UNKNOWN, [("wsrep_on", "ON")]], ReplicaReport()),
         (
             "postgresql",
             [[(True, None, None, False, None, None, 3, 1.5)]],
-            Observation(False, None, True, timeline=3, started=1.5),
+            ReplicaReport(False, None, True, timeline=3, started=1.5),
         ),
         (
             "postgresql",
             [[(True, 5, 4, False, 9, None, 3, 1.5)]],
-            Observation(
+            ReplicaReport(
                 primary=False,
                 lag=9.0,
                 measured=True,
@@ -308,7 +308,7 @@ UNKNOWN = RuntimeError("no such statement")
         (
             "postgresql",
             [[(True, 5, 4, True, 9, 4, 3, 1.5)]],
-            Observation(
+            ReplicaReport(
                 primary=False,
                 lag=9.0,
                 measured=True,
@@ -324,22 +324,24 @@ UNKNOWN = RuntimeError("no such statement")
         (
             "postgresql",
             [[(True, 5, 5, True, 9, None, 3, 1.5)]],
-            Observation(False, 0.0, True, 5, 5, age=9.0, timeline=3, started=1.5),
+            ReplicaReport(False, 0.0, True, 5, 5, age=9.0, timeline=3, started=1.5),
         ),
         # It is connected, and sent nothing: its log has forked from its source's.
         (
             "postgresql",
             [[(True, 4, 5, True, 9, 3, 3, 1.5)]],
-            Observation(False, 9.0, True, None, 5, age=9.0, timeline=3, started=1.5),
+            ReplicaReport(False, 9.0, True, None, 5, age=9.0, timeline=3, started=1.5),
         ),
         (
             "postgresql",
             [[(False, None, None, False, None, None, 3, 1.5)], [("shop,x",)]],
-            Observation(primary=True, doubtful=True, started=1.5, slots=("shop", "x")),
+            ReplicaReport(
+                primary=True, doubtful=True, started=1.5, slots=("shop", "x")
+            ),
         ),
-        ("sqlite", [[(1,)]], Observation()),
+        ("sqlite", [[(1,)]], ReplicaReport()),
     ],
 )
-def test_answers(dialect: str, answers: list[Any], found: Observation) -> None:
+def test_answers(dialect: str, answers: list[Any], found: ReplicaReport) -> None:
     """What servers that are rarely at hand say is understood: unknown is not zero."""
-    assert observers_of(dialect)[0](Answers(*answers)) == found
+    assert report_queries(dialect)[0](Answers(*answers)) == found

@@ -10,8 +10,8 @@ import sqlalchemy as sa
 
 from examples.cluster import wait_until
 from flask_replicated import replicated_engine
-from flask_replicated.fleet.probe import Probe
-from flask_replicated.replica.care import Replica
+from flask_replicated.fleet.probe import ReplicaProbe
+from flask_replicated.replica.connection_events import ReplicaServer
 from tests.pools import live, read
 from tests.support import make_file, sqlite_url
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from flask_replicated.engine.engines import RoutedEngine
-    from flask_replicated.replica.status import Observation
+    from flask_replicated.replica.replica_status import ReplicaReport
 
 NAMES = ("slave_1", "slave_2")
 
@@ -53,14 +53,14 @@ class Stuck:
         self.waiting = 0
         self.many = many
         self._over = threading.Event()
-        self._look = Probe.look
+        self._look = ReplicaProbe.look
 
-        def look(probe: Probe, *, anew: bool) -> Observation:
+        def look(probe: ReplicaProbe, *, anew: bool) -> ReplicaReport:
             return self._wait(probe, anew=anew)
 
-        monkeypatch.setattr(Probe, "look", look)
+        monkeypatch.setattr(ReplicaProbe, "look", look)
 
-    def _wait(self, probe: Probe, *, anew: bool) -> Observation:
+    def _wait(self, probe: ReplicaProbe, *, anew: bool) -> ReplicaReport:
         if probe.member.name == "slave_1" and self.waiting < self.many:
             self.waiting += 1
             self._over.wait(30)
@@ -115,13 +115,13 @@ def test_no_thread(
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
     looked: set[str] = set()
-    look = Probe.look
+    look = ReplicaProbe.look
 
-    def noted(probe: Probe, *, anew: bool) -> Observation:
+    def noted(probe: ReplicaProbe, *, anew: bool) -> ReplicaReport:
         looked.add(probe.member.name)
         return look(probe, anew=anew)
 
-    monkeypatch.setattr(Probe, "look", noted)
+    monkeypatch.setattr(ReplicaProbe, "look", noted)
     read(engine)
     wait_until(lambda: looked == set(NAMES), "both to be looked at")
     assert live(engine) == set(NAMES)
@@ -133,14 +133,14 @@ def test_removed_while_it_hangs(
 ) -> None:
     """Who waits for a replica that is removed is released; its successor is not hit."""
     stuck = Stuck(monkeypatch, many=100)
-    hit: list[Replica] = []
+    hit: list[ReplicaServer] = []
 
-    def hang_up(replica: Replica) -> int:
+    def hang_up(replica: ReplicaServer) -> int:
         hit.append(replica)
         return 0
 
-    monkeypatch.setattr(Replica, "hang_up", hang_up)
-    monkeypatch.setattr(Replica, "in_use", True)
+    monkeypatch.setattr(ReplicaServer, "hang_up", hang_up)
+    monkeypatch.setattr(ReplicaServer, "in_use", True)
     fleet: Any = engine.fleet
     old = fleet._replicas["slave_1"]
     read(engine)
@@ -150,7 +150,7 @@ def test_removed_while_it_hangs(
     before = len(hit)
     wait_until(lambda: len(hit) > before + 1, "those who wait to be released")
     assert set(hit) == {old}
-    monkeypatch.setattr(Replica, "in_use", False)
+    monkeypatch.setattr(ReplicaServer, "in_use", False)
     stuck.let_go()
     round_: Any = engine.monitor._round
     wait_until(lambda: gone not in round_._due, "nobody to look any more")

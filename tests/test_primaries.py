@@ -12,8 +12,12 @@ from sqlalchemy.exc import OperationalError
 
 from flask_replicated import PrimaryUnavailableError, ReplicatedError
 from flask_replicated.engine.primary import Primary
-from flask_replicated.replica.primary_status import Facts, PrimaryStatus, ask_primary
-from flask_replicated.replica.timeouts import _TIMEOUT_ARGUMENT
+from flask_replicated.replica.connect_timeout import _TIMEOUT_ARGUMENT
+from flask_replicated.replica.primary_status import (
+    PrimaryReport,
+    PrimaryStatus,
+    ask_primary,
+)
 from tests.support import Build, build_fixture
 
 build = build_fixture
@@ -146,28 +150,32 @@ class TestFacts:
             (
                 "postgresql",
                 [(False, "shop", 77, "0000000C")],
-                Facts(False, True, None, 77, "shop", 12),
+                PrimaryReport(False, True, None, 77, "shop", 12),
             ),
             (
                 "postgresql",
                 [(True, "shop", 77, None)],
-                Facts(True, True, None, 77, "shop"),
+                PrimaryReport(True, True, None, 77, "shop"),
             ),
             (
                 "postgresql",
                 [UNKNOWN, (True, "shop", None, None)],
-                Facts(True, True, database="shop"),
+                PrimaryReport(True, True, database="shop"),
             ),
-            ("postgresql", [UNKNOWN, UNKNOWN], Facts()),
-            ("mysql", [UNKNOWN], Facts()),
-            ("mysql", [("shop", 4, 0)], Facts(False, server=4, database="shop")),
-            ("mariadb", [(None, 4, "OFF")], Facts(False, server=4)),
-            ("mysql", [(None, 4, 1), {}], Facts(False, server=4)),
-            ("mysql", [(None, 4, 1), UNKNOWN, UNKNOWN], Facts(False, server=4)),
+            ("postgresql", [UNKNOWN, UNKNOWN], PrimaryReport()),
+            ("mysql", [UNKNOWN], PrimaryReport()),
+            (
+                "mysql",
+                [("shop", 4, 0)],
+                PrimaryReport(False, server=4, database="shop"),
+            ),
+            ("mariadb", [(None, 4, "OFF")], PrimaryReport(False, server=4)),
+            ("mysql", [(None, 4, 1), {}], PrimaryReport(False, server=4)),
+            ("mysql", [(None, 4, 1), UNKNOWN, UNKNOWN], PrimaryReport(False, server=4)),
             (
                 "mariadb",
                 [(None, 4, "READ_ONLY"), {"Slave_IO_Running": "Connecting"}],
-                Facts(True, server=4),
+                PrimaryReport(True, server=4),
             ),
             (
                 "mysql",
@@ -175,17 +183,19 @@ class TestFacts:
                     {"DATABASE()": "shop", "@@GLOBAL.server_id": 4, "x": 1},
                     {"Replica_IO_Running": "Yes"},
                 ],
-                Facts(True, server=4, database="shop"),
+                PrimaryReport(True, server=4, database="shop"),
             ),
             (
                 "mysql",
                 [(None, 4, 1), {"Replica_IO_Running": "No"}],
-                Facts(False, server=4),
+                PrimaryReport(False, server=4),
             ),
-            ("other", [], Facts()),
+            ("other", [], PrimaryReport()),
         ],
     )
-    def test_answers(self, dialect: str, answers: list[Any], facts: Facts) -> None:
+    def test_answers(
+        self, dialect: str, answers: list[Any], facts: PrimaryReport
+    ) -> None:
         """Only what is sure makes a standby, and what is not known is left open."""
         server = Server(*answers)
         assert ask_primary(server, dialect) == facts
@@ -205,18 +215,18 @@ class TestFacts:
     def test_postgresql_standby(self) -> None:
         """It is never the primary, and what it says is not kept."""
         status = PrimaryStatus()
-        assert status.accepts(Facts(False, True, database="shop", timeline=3))
-        assert not status.accepts(Facts(True, True, database="other"))
+        assert status.accepts(PrimaryReport(False, True, database="shop", timeline=3))
+        assert not status.accepts(PrimaryReport(True, True, database="other"))
         assert status.facts.database == "shop"
 
     def test_mysql_made_read_only(self) -> None:
         """The server that took writes stays the primary, until another one does."""
         status = PrimaryStatus()
-        assert not status.accepts(Facts(True, server=2))
-        assert status.accepts(Facts(False, server=1))
-        assert status.accepts(Facts(True, server=1))
-        assert not status.accepts(Facts(True, server=2))
-        assert status.accepts(Facts(False, server=2))
+        assert not status.accepts(PrimaryReport(True, server=2))
+        assert status.accepts(PrimaryReport(False, server=1))
+        assert status.accepts(PrimaryReport(True, server=1))
+        assert not status.accepts(PrimaryReport(True, server=2))
+        assert status.accepts(PrimaryReport(False, server=2))
 
 
 def test_error() -> None:

@@ -9,13 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flask_replicated.replica.lag import LagHistory, fault_of
-from flask_replicated.replica.primary_status import Answer, Facts, PrimaryStatus
-from flask_replicated.replica.status import (
-    Observation,
+from flask_replicated.replica.fitness import ReplicaHistory, unfit_error
+from flask_replicated.replica.primary_status import (
+    PrimaryReport,
+    PrimaryStatus,
+    TimedReport,
+)
+from flask_replicated.replica.replica_status import (
+    ReplicaReport,
     covers,
-    observers_of,
     read_gtids,
+    report_queries,
 )
 from tests.balancers.support import FakeClock
 from tests.support import unhurried
@@ -23,33 +27,35 @@ from tests.support import unhurried
 UNKNOWN = RuntimeError("no such variable")
 
 
-def says(position: int | dict[str, int] | None, **more: Any) -> Facts:
+def says(position: int | dict[str, int] | None, **more: Any) -> PrimaryReport:
     """Return what a primary says."""
     given = {"": position} if isinstance(position, int) else position
-    return Facts(False, True, position=given, **more)
+    return PrimaryReport(False, True, position=given, **more)
 
 
 def heard(*samples: tuple[float, int]) -> PrimaryStatus:
     """Return a primary that was seen to have positions at times."""
     status = PrimaryStatus()
     for when, position in samples:
-        assert status.heard(Answer(says(position, timeline=1), when, when, anew=False))
+        assert status.heard(
+            TimedReport(says(position, timeline=1), when, when, anew=False)
+        )
     return status
 
 
 def standby(
     replayed: int, received: int | None = None, age: float = 900
-) -> Observation:
+) -> ReplicaReport:
     """Return what a PostgreSQL standby says; without *received* it is cut off."""
     lag = 0.0 if received == replayed else age
     pending = received is not None and received > replayed
-    found = Observation(False, lag, True, received, replayed, pending=pending)
+    found = ReplicaReport(False, lag, True, received, replayed, pending=pending)
     return found._replace(age=age, timeline=1)
 
 
-def lag(status: PrimaryStatus, found: Observation, now: float) -> float | None:
+def lag(status: PrimaryStatus, found: ReplicaReport, now: float) -> float | None:
     """Return the lag of a replica that is seen for the first time."""
-    return LagHistory(status).judge(found, now).lag
+    return ReplicaHistory(status).judge(found, now).lag
 
 
 class TestLag:
@@ -92,7 +98,7 @@ class TestLag:
         assert lag(status, standby(80), now=500) == 900
         has_more = standby(200)._replace(pending=True)
         for found in (standby(200, 250), has_more):
-            history = LagHistory(status)
+            history = ReplicaHistory(status)
             for now in range(6, 60, 5):
                 judged = history.judge(found, now)
             assert judged.lag == 51
@@ -101,7 +107,7 @@ class TestLag:
         """The time that it was away for is no lag."""
         status = heard((0, 100), (5, 200))
         status.lost()
-        assert status.heard(Answer(says(250, timeline=1), 500, 501, anew=True))
+        assert status.heard(TimedReport(says(250, timeline=1), 500, 501, anew=True))
         assert not status.out
         assert lag(status, standby(200), now=503) == 2
 
@@ -140,7 +146,7 @@ class TestLag:
         """What was seen of another cluster tells nothing."""
         status = heard((0, 100), (5, 200))
         facts = says(150, system_identifier=7, timeline=1)
-        status.heard(Answer(facts, 10, 10, anew=True))
+        status.heard(TimedReport(facts, 10, 10, anew=True))
         assert lag(status, standby(120, 120), now=10.5) == 0.5
 
     def test_successor(self) -> None:
@@ -156,7 +162,7 @@ class TestLag:
         ):
             now = 5.0 + len(seen)
             facts = says(position, timeline=timeline)
-            assert status.heard(Answer(facts, now, now, anew))
+            assert status.heard(TimedReport(facts, now, now, anew))
             seen.append((status.timeline, status.wants_look))
         assert seen == [(2, True), (2, False), (1, False)]
         assert lag(status, standby(120, 120), now=7.5) == 1.5
@@ -164,7 +170,7 @@ class TestLag:
     def test_tells_no_more(self) -> None:
         """Positions that grow old without others are not kept."""
         status = heard((0, 100))
-        status.heard(Answer(says(None, timeline=1), 5, 5, anew=False))
+        status.heard(TimedReport(says(None, timeline=1), 5, 5, anew=False))
         assert lag(status, standby(100, age=70), now=6) == 70
 
     def test_is_bounded(self) -> None:
@@ -195,7 +201,7 @@ class TestLag:
                 position += much
                 written.append((position, now))
             elif what == "ask":
-                status.heard(Answer(says(position), now, now, anew=False))
+                status.heard(TimedReport(says(position), now, now, anew=False))
             elif what == "receive":
                 shown = min(position, shown + much)
             lacks = [when for end, when in written if end > shown]
@@ -240,9 +246,9 @@ class TestMoments:
     def test_primary_is_back(self) -> None:
         """A standby that is seen before it has replayed the first of it stays."""
         status, clock = heard((0, 100)), FakeClock()
-        history = LagHistory(status, max_lag=30)
+        history = ReplicaHistory(status, max_lag=30)
         clock.now = 1.0
-        observers = observers_of("postgresql")
+        observers = report_queries("postgresql")
         history.settle(Standby((100, 100)), observers, clock)
         status.lost()
         clock.now = 600.0
@@ -256,8 +262,8 @@ class TestMoments:
         status, clock = heard((0, 100)), FakeClock()
         clock.now = 600.0
         server = Standby(*[(180, 100)] * 4)
-        found = LagHistory(status, max_lag=30).settle(
-            server, observers_of("postgresql"), clock
+        found = ReplicaHistory(status, max_lag=30).settle(
+            server, report_queries("postgresql"), clock
         )
         assert server.waited == 3
         assert found.lag == 600
@@ -269,8 +275,8 @@ class TestStandby:
     def test_is_not_heard(self) -> None:
         """What it says is not the primary's."""
         status = heard((0, 100))
-        facts = Facts(True, True, position={"": 50}, timeline=9)
-        assert not status.heard(Answer(facts, 5, 5, anew=True))
+        facts = PrimaryReport(True, True, position={"": 50}, timeline=9)
+        assert not status.heard(TimedReport(facts, 5, 5, anew=True))
         assert status.facts.timeline == 1
         assert lag(status, standby(100, 100), now=6) == 0
 
@@ -283,28 +289,28 @@ class TestSubscriptions:
         status = PrimaryStatus()
         for now, position, confirmed in ((0, 100, 100), (5, 200, 100), (10, 300, 100)):
             facts = says(position, slots={"one": confirmed, "two": position})
-            status.heard(Answer(facts, now, now, anew=False))
-        seen = Observation(primary=True, slots=("one",))
-        found = LagHistory(status).judge(seen, now=12)
+            status.heard(TimedReport(facts, now, now, anew=False))
+        seen = ReplicaReport(primary=True, slots=("one",))
+        found = ReplicaHistory(status).judge(seen, now=12)
         assert (found.lag, found.measured) == (5, True)
-        found = LagHistory(status).judge(seen._replace(slots=("two",)), now=12)
+        found = ReplicaHistory(status).judge(seen._replace(slots=("two",)), now=12)
         assert (found.lag, found.measured) == (0, True)
-        both = LagHistory(status).judge(seen._replace(slots=("one", "two")), now=12)
+        both = ReplicaHistory(status).judge(seen._replace(slots=("one", "two")), now=12)
         assert both.lag == 5
 
     def test_of_another_publisher(self) -> None:
         """A slot that the primary does not have tells nothing."""
         status = heard((0, 100))
         for slots in ((), ("elsewhere",)):
-            seen = Observation(primary=True, slots=slots)
-            found = LagHistory(status).judge(seen, now=1)
+            seen = ReplicaReport(primary=True, slots=slots)
+            found = ReplicaHistory(status).judge(seen, now=1)
             assert (found.lag, found.measured) == (None, False)
 
 
-def replica(lag: float | None, measured: bool = True, **gtids: int) -> Observation:
+def replica(lag: float | None, measured: bool = True, **gtids: int) -> ReplicaReport:
     """Return what a MariaDB replica says."""
     known = False if measured else None
-    return Observation(known, lag, measured, gtids=gtids or None)
+    return ReplicaReport(known, lag, measured, gtids=gtids or None)
 
 
 class TestNumbers:
@@ -315,7 +321,7 @@ class TestNumbers:
         """Give a primary with two streams."""
         status = PrimaryStatus()
         for now, a, b in ((0, 7, 3), (5, 9, 3), (10, 9, 4)):
-            status.heard(Answer(says({"a": a, "b": b}), now, now, anew=False))
+            status.heard(TimedReport(says({"a": a, "b": b}), now, now, anew=False))
         return status
 
     @pytest.mark.parametrize(
@@ -335,20 +341,20 @@ class TestNumbers:
         ],
     )
     def test_lag(
-        self, status: PrimaryStatus, found: Observation, seconds: float | None
+        self, status: PrimaryStatus, found: ReplicaReport, seconds: float | None
     ) -> None:
         """One whose lag its server does not know is judged by its numbers."""
         assert lag(status, found, now=12) == seconds
 
     def test_account_may_not_ask(self, status: PrimaryStatus) -> None:
         """Numbers tell where the server does not, and nothing else is assumed."""
-        found = LagHistory(status).judge(
+        found = ReplicaHistory(status).judge(
             replica(None, measured=False, a=8, b=4), now=12
         )
         assert (found.lag, found.measured) == (7, True)
-        found = LagHistory(status).judge(replica(None, measured=False, c=8), now=12)
+        found = ReplicaHistory(status).judge(replica(None, measured=False, c=8), now=12)
         assert (found.lag, found.measured) == (None, False)
-        found = LagHistory(status).judge(
+        found = ReplicaHistory(status).judge(
             replica(None, measured=False, a=1, b=1), now=12
         )
         assert (found.lag, found.measured) == (12, True)
@@ -427,12 +433,14 @@ def test_covers(
 
 def test_faults() -> None:
     """What matters is said, the most certain first."""
-    found = Observation(False, 5.0, measured=True, apart="it forked")
-    assert "forked" in str(fault_of("one", found, role_check=True, max_lag=1))
-    assert "behind" in str(fault_of("one", found, role_check=False, max_lag=1))
-    assert fault_of("one", found, role_check=False, max_lag=None) is None
-    assert fault_of("one", found, role_check=False, max_lag=5) is None
-    untold = Observation(measured=False)
-    assert fault_of("one", untold, role_check=True, max_lag=0) is None
-    unknown = Observation(measured=True)
-    assert "unknown" in str(fault_of("one", unknown, role_check=True, max_lag=math.inf))
+    found = ReplicaReport(False, 5.0, measured=True, apart="it forked")
+    assert "forked" in str(unfit_error("one", found, role_check=True, max_lag=1))
+    assert "behind" in str(unfit_error("one", found, role_check=False, max_lag=1))
+    assert unfit_error("one", found, role_check=False, max_lag=None) is None
+    assert unfit_error("one", found, role_check=False, max_lag=5) is None
+    untold = ReplicaReport(measured=False)
+    assert unfit_error("one", untold, role_check=True, max_lag=0) is None
+    unknown = ReplicaReport(measured=True)
+    assert "unknown" in str(
+        unfit_error("one", unknown, role_check=True, max_lag=math.inf)
+    )

@@ -177,7 +177,9 @@ class Rooms:
             engines[name] = sa.create_engine(bind.pop("url"), **bind)
         self.pool = Pool(engines, clock=self.clock, jitter=lambda: 1.0)
         self.first, self.second = self.pool.members
-        slow: Any = SimpleNamespace(crowded=False, slow_until=self.clock.now + 60)
+        slow: Any = SimpleNamespace(
+            pool_exhausted=False, slow_until=self.clock.now + 60
+        )
         self.replicas = dict.fromkeys(NAMES, slow)
         self.room = Capacity(
             self.pool,
@@ -226,7 +228,7 @@ class TestRests:
             rooms.clock.now += pause
             found.append(rooms.rest())
         assert found == [None, None, 1.0, 2.0, 4.0, 4.0, 4.0]
-        assert rooms.replicas["slave_1"].crowded
+        assert rooms.replicas["slave_1"].pool_exhausted
 
     def test_one_is_given_back(self, rooms: Rooms) -> None:
         """One that gives connections back is not stuck, however few it has."""

@@ -11,16 +11,19 @@ import sqlalchemy as sa
 from balancers import Pool
 from examples.cluster import wait_until
 from flask_replicated import replicated_engine, using_slave
-from flask_replicated.fleet.probe import Probe
-from flask_replicated.replica.failures import ails, unanswerable
-from flask_replicated.replica.storage_failures import StorageFailures
+from flask_replicated.fleet.probe import ReplicaProbe
+from flask_replicated.replica.failures import (
+    StorageFailures,
+    failed_on_server,
+    is_storage_error,
+)
 from tests.balancers.support import FakeClock
 from tests.support import REPLICAS, Build, build_fixture, make_file, sqlite_url
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from flask_replicated.replica.status import Observation
+    from flask_replicated.replica.replica_status import ReplicaReport
 
 build = build_fixture
 
@@ -133,7 +136,7 @@ class TestAiling:
 def test_other_databases(orig: Exception, failed: bool) -> None:
     """Each database has its own way to say so."""
     error = sa.exc.OperationalError("SELECT 1", {}, orig)
-    assert ails(error) is unanswerable(error) is failed
+    assert is_storage_error(error) is failed_on_server(error) is failed
 
 
 @pytest.mark.parametrize(
@@ -144,7 +147,7 @@ def test_states(state: str) -> None:
     """A SQLSTATE says so, whatever the message."""
     orig = Exception("Lesefehler")
     orig.sqlstate = state  # type: ignore[attr-defined]  # as psycopg's errors have it
-    assert ails(sa.exc.OperationalError("SELECT 1", {}, orig))
+    assert is_storage_error(sa.exc.OperationalError("SELECT 1", {}, orig))
 
 
 def test_no_get_fails(
@@ -201,14 +204,14 @@ def test_a_look_does_not_bring_it_back(
         REPLICATED_BREAKER_MAX_RESET=60,
     )
     pool, looks = engine.replicas.replica_pool, 0
-    look = Probe.look
+    look = ReplicaProbe.look
 
-    def counted(probe: Probe, *, anew: bool) -> Observation:
+    def counted(probe: ReplicaProbe, *, anew: bool) -> ReplicaReport:
         nonlocal looks
         looks += probe.member.name == "slave_1"
         return look(probe, anew=anew)
 
-    monkeypatch.setattr(Probe, "look", counted)
+    monkeypatch.setattr(ReplicaProbe, "look", counted)
     damage(files["slave_1"])
     failed = 0
     for _ in range(4):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from balancers import Member, Permit, Pool
-    from flask_replicated.replica.care import Replica
+    from flask_replicated.replica.connection_events import ReplicaServer
 
 __all__ = ["Capacity", "in_use", "is_full"]
 
@@ -78,7 +78,7 @@ class Capacity:
     def __init__(
         self,
         pool: Pool[Engine],
-        replicas: Mapping[str, Replica],
+        replicas: Mapping[str, ReplicaServer],
         balancer: object,
         *,
         bearable: float,
@@ -151,7 +151,7 @@ class Capacity:
     def _rest(self, member: Member[Engine], seconds: float, permit: Permit) -> None:
         replica = self._replicas.get(member.name)
         if replica is not None:
-            replica.crowded = True  # first: a look must not bring it back
+            replica.pool_exhausted = True  # first: a look must not bring it back
         many = in_use(member.target)
         error = ExhaustedError(
             member.name, many, self._bearable, self._bind(member.name)

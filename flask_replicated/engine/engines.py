@@ -26,7 +26,7 @@ from flask_replicated.errors import (
     ReplicaSilentError,
     UnfitReplicaError,
 )
-from flask_replicated.replica.admission import any_lag_will_do
+from flask_replicated.replica.admission import accept_any_lag
 from flask_replicated.replica.failures import Verdict, judge_connect
 from flask_replicated.routing.decision import ALL_BUSY, ALL_OUT, SPENT, Role
 from flask_replicated.routing.overrides import active_role, leaves_no_trace
@@ -45,9 +45,9 @@ if TYPE_CHECKING:
 
     from balancers import Member, Permit
     from flask_replicated.fleet.fleet import Fleet
-    from flask_replicated.fleet.listeners import PoolListener
     from flask_replicated.fleet.monitor import Monitor
-    from flask_replicated.replica.care import Replica
+    from flask_replicated.fleet.outage_log import OutageLog
+    from flask_replicated.replica.connection_events import ReplicaServer
     from flask_replicated.replica.primary_status import PrimaryStatus
     from flask_replicated.routing.counts import Reads, ReplicaPool
     from flask_replicated.routing.state import AppState, RequestState
@@ -142,7 +142,7 @@ class ReplicaPoolEngine(EngineFacade):
         self,
         replica_pool: ReplicaPool,
         routed: RoutedEngine,
-        replicas: Mapping[str, Replica],
+        replicas: Mapping[str, ReplicaServer],
     ) -> None:
         self.replica_pool = replica_pool
         self.reads = routed.reads
@@ -387,14 +387,14 @@ class ReplicaPoolEngine(EngineFacade):
         kept = None if state is None else state.kept.get(self)
         for member in least_stale(self.replica_pool, self._replicas, kept):
             permit = self.replica_pool.permit(member)
-            token = any_lag_will_do.set(True)
+            token = accept_any_lag.set(True)
             try:
                 connection = (self._picked.get(member) or self._note(member)).connect()
             except Exception as error:  # noqa: BLE001 - a creator may raise anything
                 self._report(member, error, permit)
                 continue
             finally:
-                any_lag_will_do.reset(token)
+                accept_any_lag.reset(token)
             if self._told.begin(_STALE):
                 logger.error(
                     "the primary does not connect, and every replica is out; %r, which "
@@ -482,8 +482,8 @@ class RoutedEngine(EngineFacade):
         reads: Reads,
         monitor: Monitor,
         status: PrimaryStatus,
-        outages: PoolListener,
-        cared: Mapping[str, Replica],
+        outages: OutageLog,
+        cared: Mapping[str, ReplicaServer],
     ) -> None:
         super().__init__(real)
         self.app = app
@@ -595,7 +595,7 @@ class RoutedEngine(EngineFacade):
     def dispose(self, close: bool = True) -> None:
         """Dispose of the connection pools of the primary and of every replica."""
         self.monitor.stop()
-        self.fleet.rest()
+        self.fleet.stop()
         for engine in self.engines():
             engine.dispose(close)
 

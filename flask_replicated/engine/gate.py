@@ -16,14 +16,14 @@ from sqlalchemy.exc import DBAPIError
 
 from flask_replicated.errors import StaleReadError
 from flask_replicated.refusals import shown, view_name, write_refused
-from flask_replicated.replica.care import CHANGED
+from flask_replicated.replica.connection_events import CHANGED
 from flask_replicated.replica.failures import (
-    ails,
-    names_missing,
-    refused_as_write,
-    unanswerable,
+    StorageFailures,
+    failed_on_server,
+    is_missing_object,
+    is_read_only_error,
+    is_storage_error,
 )
-from flask_replicated.replica.storage_failures import StorageFailures
 from flask_replicated.routing.decision import Role
 from flask_replicated.routing.hints import named_table, primary_tables, wanted_role
 from flask_replicated.routing.overrides import active_role
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.engine import ExceptionContext, ExecutionContext
 
-    from flask_replicated.replica.care import Replica
+    from flask_replicated.replica.connection_events import ReplicaServer
     from flask_replicated.routing.state import AppState
 
 __all__ = ["Gate"]
@@ -67,7 +67,7 @@ class Gate:
         self._version = 0  # of the tables
         self._storage_failures = StorageFailures()
 
-    def guard(self, engine: Engine, replica: Replica) -> None:
+    def guard(self, engine: Engine, replica: ReplicaServer) -> None:
         """Look at each statement that is sent to a replica's engine from here on.
 
         The dialect's own events: those of the engine's would make every statement
@@ -181,7 +181,7 @@ class Gate:
         self._known_reads, self._known_in_blocks = set(), set()
 
     def _notice_error(
-        self, context: ExceptionContext, replica: Replica
+        self, context: ExceptionContext, replica: ReplicaServer
     ) -> Exception | None:
         """Note what an error says of its connection; name a refused write as one."""
         connection, error = context.connection, context.sqlalchemy_exception
@@ -190,14 +190,14 @@ class Gate:
         if not isinstance(error, DBAPIError):
             return None
         connection.failure = context.original_exception, error
-        if unanswerable(error):
+        if failed_on_server(error):
             context.is_disconnect, context.invalidate_pool_on_disconnect = True, False
         connection.loss = error  # or it is none: a later listener may know better
-        if ails(error):
+        if is_storage_error(error):
             self._note_ailing(connection, error, replica)
-        elif names_missing(error):
+        elif is_missing_object(error):
             connection.lacks = error
-        if context.statement is None or not refused_as_write(error):
+        if context.statement is None or not is_read_only_error(error):
             return None
         connection.refused = connection.aborted = True
         refusal = write_refused(
@@ -210,7 +210,7 @@ class Gate:
         return refusal
 
     def _note_ailing(
-        self, connection: ReplicaConnection, error: DBAPIError, replica: Replica
+        self, connection: ReplicaConnection, error: DBAPIError, replica: ReplicaServer
     ) -> None:
         facade = connection.facade
         seconds = facade.routed.app.settings.breaker_reset
@@ -218,7 +218,7 @@ class Gate:
         if self._storage_failures.note(
             connection.member, cause, facade.replica_pool, seconds
         ):
-            replica.ails = True
+            replica.storage_fails = True
 
 
 def _note_setting(sql: str, connection: ReplicaConnection, parameters: Any) -> None:

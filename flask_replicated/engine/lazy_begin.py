@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
 
-from flask_replicated.replica.care import CHANGED
+from flask_replicated.replica.connection_events import CHANGED
 from flask_replicated.replica.poolers import POOLED
 
 if TYPE_CHECKING:

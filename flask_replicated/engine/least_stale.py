@@ -11,13 +11,15 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from balancers import Member, Pool
-    from flask_replicated.replica.care import Replica
+    from flask_replicated.replica.connection_events import ReplicaServer
 
 __all__ = ["Notices", "least_stale"]
 
 
 def least_stale(
-    pool: Pool[Engine], replicas: Mapping[str, Replica], first: Member[Engine] | None
+    pool: Pool[Engine],
+    replicas: Mapping[str, ReplicaServer],
+    first: Member[Engine] | None,
 ) -> list[Member[Engine]]:
     """Return the replicas that only their lag keeps out, the one that shows most first.
 

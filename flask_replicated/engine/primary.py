@@ -17,15 +17,23 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError
 
 from flask_replicated.errors import PrimaryUnavailableError
 from flask_replicated.forks import refuse_inherited
-from flask_replicated.replica.failures import refused_as_write
-from flask_replicated.replica.hosts import NAME_A_LIMIT, warn_of_hosts
+from flask_replicated.replica.connect_timeout import (
+    NAME_A_LIMIT,
+    SetupTimeout,
+    limit_connect,
+    timeout_argument,
+    warn_of_hosts,
+)
+from flask_replicated.replica.dbapi_connections import closed_if_refused
+from flask_replicated.replica.failures import is_read_only_error
 from flask_replicated.replica.keepalive import limit_silence
-from flask_replicated.replica.primary_status import Facts, PrimaryStatus, ask_primary
-from flask_replicated.replica.rejection import closed_if_refused
-from flask_replicated.replica.setup_timeout import SetupTimeout
+from flask_replicated.replica.primary_status import (
+    PrimaryReport,
+    PrimaryStatus,
+    ask_primary,
+)
 from flask_replicated.replica.sockets import watch_socket
 from flask_replicated.replica.throttle import limit_connecting
-from flask_replicated.replica.timeouts import limit_connect, limit_of
 
 from .connections import PrimaryConnection, ReplicaConnection
 
@@ -104,7 +112,7 @@ class Primary:
         warn_of_hosts(setting, engine, self._seconds, NAME_A_LIMIT)
         lift = limit_connect(engine, self._seconds, None)
         limit_silence(engine)
-        own = limit_of(engine.driver)
+        own = timeout_argument(engine.driver)
         limit_connecting(engine, None, self._seconds, own_limit=own)
         self._first_words = SetupTimeout(engine, self._seconds)
         event.listen(engine, "connect", self._prepare)
@@ -118,7 +126,7 @@ class Primary:
         record.info[self] = watch_socket(connection)
 
     def _ask(self, connection: Any, record: ConnectionPoolEntry) -> None:
-        facts = Facts()
+        facts = PrimaryReport()
         try:
             if self._role_check:
                 facts = ask_primary(connection, self._dialect)
@@ -191,7 +199,7 @@ def watch_primary(engine: Engine, clock: Callable[[], float] = time.monotonic) -
         # A replica may be the same engine, where a bind names the primary.
         if isinstance(context.connection, ReplicaConnection):
             return
-        if not isinstance(error, DBAPIError) or not refused_as_write(error):
+        if not isinstance(error, DBAPIError) or not is_read_only_error(error):
             return
         now = clock()
         if now - last < _PAUSE:

@@ -12,9 +12,9 @@ from flask_replicated.engine.gate import Gate
 from flask_replicated.engine.lazy_begin import leave_out_blocks
 from flask_replicated.engine.primary import Primary, watch_primary, watch_statements
 from flask_replicated.errors import ConfigurationError
-from flask_replicated.replica.care import Replica
+from flask_replicated.replica.connection_events import ReplicaServer
 from flask_replicated.replica.primary_status import can_be_asked
-from flask_replicated.replica.same_database import Acquaintance, Kinship
+from flask_replicated.replica.same_database import PrimaryIdentity, SameDatabaseCheck
 from flask_replicated.replica.same_server import can_compare
 from flask_replicated.replica.throttle import limit_connecting, limit_waiting
 from flask_replicated.routing.counts import Reads, ReplicaPool
@@ -24,8 +24,8 @@ from flask_replicated.settings.config import read_settings
 from flask_replicated.settings.sqlite_files import open_existing, shares_connection
 
 from .fleet import Fleet
-from .listeners import PoolListener
-from .monitor import Monitor, Policy
+from .monitor import Monitor, ProbePolicy
+from .outage_log import OutageLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -66,18 +66,18 @@ def routed_engine(
     ).status
     watch_statements(primary, app.classifier)
     surroundings = app.surroundings()
-    met = Acquaintance(primary, status, settings.connect_timeout, surroundings)
+    met = PrimaryIdentity(primary, status, settings.connect_timeout, surroundings)
     care = partial(_take_care, settings, Gate(app), met)
-    prepared: dict[str, Replica] = {}
+    prepared: dict[str, ReplicaServer] = {}
     fleet = Fleet(care, prepared, limited=settings.max_pools is not None)
     for name, engine in replicas.items():
         prepared[name] = fleet.care(name, engine)
-    outages = PoolListener(prepared, binds)
+    outages = OutageLog(prepared, binds)
     reads = Reads()
     writers = app.writers if settings.learn_writers else ()
     make = partial(ReplicaPool, replicas, reads, writers)
     pool = _make_pool(settings, make, replicas, [outages, fleet.listener()])
-    policy = Policy(
+    policy = ProbePolicy(
         interval=settings.probe_interval,
         timeout=settings.connect_timeout,
         max_lag=settings.max_lag,
@@ -105,11 +105,11 @@ def routed_engine(
 
 
 def _take_care(
-    settings: Settings, gate: Gate, met: Acquaintance, name: str, engine: Engine
-) -> Replica:
+    settings: Settings, gate: Gate, met: PrimaryIdentity, name: str, engine: Engine
+) -> ReplicaServer:
     """Give a replica's new engine what every replica's engine has."""
     primary = met.engine
-    replica = Replica(
+    replica = ReplicaServer(
         name,
         engine,
         settings.connect_timeout,
@@ -118,7 +118,7 @@ def _take_care(
         max_lag=settings.max_lag,
         watched=settings.probe_interval > 0 and not engine.dialect.is_async,
         primary=_compared(settings, primary),
-        kinship=Kinship(name, engine.dialect.name, met)
+        kinship=SameDatabaseCheck(name, engine.dialect.name, met)
         if settings.role_check
         else None,
         shared=shares_connection(engine, primary),

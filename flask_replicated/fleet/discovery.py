@@ -55,7 +55,7 @@ class Address(NamedTuple):
     weight: int
 
 
-class Answer(NamedTuple):
+class DNSAnswer(NamedTuple):
     """What DNS has said.
 
     Attributes:
@@ -148,7 +148,7 @@ class Discovery:
                 error_text(error),
             )
 
-    def found(self, fleet: Fleet, answer: Answer) -> None:
+    def found(self, fleet: Fleet, answer: DNSAnswer) -> None:
         """Add the servers that are new, and remove those that have gone.
 
         One that is missing is removed when it is missing for the third time in a row:
@@ -218,7 +218,7 @@ def _run(
     """Look and tell until nobody wants it; keep nobody alive while it waits."""
     process = os.getpid()  # a greenlet goes on in a forked child, which has its own
     while not stop.is_set() and os.getpid() == process:
-        found: Answer | Exception
+        found: DNSAnswer | Exception
         try:
             found = _look(source)
         except Exception as error:  # noqa: BLE001 - whatever it is, go on
@@ -240,7 +240,7 @@ def _run(
         stop.wait(source.every * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
 
 
-def _look(source: DiscoverySource) -> Answer:
+def _look(source: DiscoverySource) -> DNSAnswer:
     """Ask DNS.
 
     Raises:
@@ -256,13 +256,13 @@ def _look(source: DiscoverySource) -> Answer:
 
     if host.startswith("_"):
         records = ask("SRV")
-        return Answer(_of_services(list(records)), records.rrset.ttl)
+        return DNSAnswer(_of_services(list(records)), records.rrset.ttl)
     try:
         records = ask("A")
     except dns.NoAnswer:
         records = ask("AAAA")
     places = [Address(record.address, source.url.port, 1) for record in records]
-    return Answer(places, records.rrset.ttl)
+    return DNSAnswer(places, records.rrset.ttl)
 
 
 def _of_services(records: list[Any]) -> list[Address]:

@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from balancers import Event, Member
     from flask_replicated.adapters import Adapter
     from flask_replicated.engine.engines import RoutedEngine
-    from flask_replicated.replica.care import Replica
+    from flask_replicated.replica.connection_events import ReplicaServer
 
     from .discovery import Discovery
 
 __all__ = ["Fleet"]
 
 
-class _Spares:
+class _SpareEngines:
     """The engines of replicas that the limit keeps out of rotation."""
 
     engines: frozenset[Engine] = frozenset()
@@ -59,15 +59,15 @@ class Fleet:
 
     def __init__(
         self,
-        care: Callable[[str, Engine], Replica],
-        replicas: dict[str, Replica],
+        care: Callable[[str, Engine], ReplicaServer],
+        replicas: dict[str, ReplicaServer],
         *,
         limited: bool,
     ) -> None:
         self._care = care
         self._replicas = replicas
         self._limited = limited
-        self._spares = _Spares()
+        self._spares = _SpareEngines()
         self._lock = Lock()
         self._discoveries: tuple[Discovery, ...] = ()
         self.idle = False
@@ -86,7 +86,7 @@ class Fleet:
 
         return hear
 
-    def care(self, name: str, engine: Engine) -> Replica:
+    def care(self, name: str, engine: Engine) -> ReplicaServer:
         """Give a replica's new engine what every replica's engine has."""
         if self._limited:
             spares = self._spares  # not all of this, for the same reason
@@ -141,7 +141,7 @@ class Fleet:
         for discovery in self._discoveries:
             discovery.start(self.routed)
 
-    def rest(self) -> None:
+    def stop(self) -> None:
         """Look no more until the next routed read."""
         for discovery in self._discoveries:
             discovery.stop()

@@ -28,13 +28,13 @@ from flask_replicated.errors import (
     ReplicaSilentError,
     UnansweredError,
 )
-from flask_replicated.replica.failures import Verdict, judge_connect, turns_away
-from flask_replicated.replica.lag import fault_of
+from flask_replicated.replica.failures import Verdict, judge_connect, refuses_but_lives
+from flask_replicated.replica.fitness import unfit_error
 from flask_replicated.replica.primary_status import PrimaryStatus
 from flask_replicated.settings.sqlite_files import is_handed_one
 
-from .probe import Look, PrimaryProbe, Probe
-from .stuck_statements import Watch
+from .probe import PrimaryProbe, ProbeRun, ReplicaProbe
+from .stuck_statements import StuckStatements
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,13 +42,13 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from balancers import Pool
-    from flask_replicated.replica.care import Replica
-    from flask_replicated.replica.unpooled import Surroundings
+    from flask_replicated.replica.connection_events import ReplicaServer
+    from flask_replicated.replica.dbapi_connections import Surroundings
 
-    from .listeners import PoolListener
-    from .stuck_statements import Suspect
+    from .outage_log import OutageLog
+    from .stuck_statements import WaitingStatement
 
-__all__ = ["Monitor", "Policy"]
+__all__ = ["Monitor", "ProbePolicy"]
 
 logger = logging.getLogger("flask_replicated")
 
@@ -64,7 +64,7 @@ _IN_VAIN = 2
 """After how many looks without a connection nobody waits for an answer any more."""
 
 
-class Policy(NamedTuple):
+class ProbePolicy(NamedTuple):
     """What the monitor asks of a replica, and how often.
 
     Attributes:
@@ -110,16 +110,16 @@ class Monitor:
     def __init__(
         self,
         pool: Pool[Engine],
-        replicas: Mapping[str, Replica],
-        policy: Policy,
-        outages: PoolListener,
+        replicas: Mapping[str, ReplicaServer],
+        policy: ProbePolicy,
+        outages: OutageLog,
     ) -> None:
         self._pool = pool
         self._replicas = replicas
         self._policy = policy
         self._outages = outages
         self._lock = threading.Lock()
-        self._round: _Round | None = None
+        self._round: _MonitorLoop | None = None
         # An async driver cannot be asked outside its event loop.
         blocking = not any(m.target.dialect.is_async for m in pool.members)
         self._wanted = policy.interval > 0 and blocking
@@ -135,7 +135,7 @@ class Monitor:
             if not self.idle:
                 return
             self.idle = False
-            self._round = _Round(
+            self._round = _MonitorLoop(
                 self._pool, self._replicas, self._policy, self._outages, owner
             )
             _running.add(self)
@@ -166,7 +166,7 @@ class Monitor:
         self.idle = self._wanted
 
 
-_inherited: list[_Round] = []
+_inherited: list[_MonitorLoop] = []
 _running: WeakSet[Monitor] = WeakSet()
 
 
@@ -176,15 +176,15 @@ def _stop_all() -> None:
         monitor.stop()
 
 
-class _Round:
+class _MonitorLoop:
     """The running monitor: a schedule, and what it makes of each look."""
 
     def __init__(
         self,
         pool: Pool[Engine],
-        replicas: Mapping[str, Replica],
-        policy: Policy,
-        outages: PoolListener,
+        replicas: Mapping[str, ReplicaServer],
+        policy: ProbePolicy,
+        outages: OutageLog,
         owner: object,
     ) -> None:
         self._pool = pool
@@ -194,16 +194,16 @@ class _Round:
         self._owner = weakref.ref(owner)
         # By its module's name: it may be gevent's by now, and the class that was there
         # when this was imported would hold up every greenlet.
-        self._done: queue.SimpleQueue[Look | None] = queue.SimpleQueue()
-        self._looks: dict[Member[Engine], Look] = {}
-        self._probes: dict[Member[Engine], Probe] = {}
+        self._done: queue.SimpleQueue[ProbeRun | None] = queue.SimpleQueue()
+        self._looks: dict[Member[Engine], ProbeRun] = {}
+        self._probes: dict[Member[Engine], ReplicaProbe] = {}
         self._due: dict[Member[Engine], float] = {}
         # Also of those that were removed, as long as somebody waits for them.
-        self._cared: dict[Member[Engine], Replica] = {}
+        self._cared: dict[Member[Engine], ReplicaServer] = {}
         self._stuck: Counter[Member[Engine]] = Counter()
         self._unreached: Counter[Member[Engine]] = Counter()
         self._unmeasured: WeakSet[Member[Engine]] = WeakSet()
-        self._watch = Watch(
+        self._watch = StuckStatements(
             policy.bound,
             policy.timeout,
             self._done,
@@ -237,7 +237,7 @@ class _Round:
 
     def run(self) -> None:
         """Look at every replica again and again."""
-        look: Look | None = None
+        look: ProbeRun | None = None
         while not self._stopped and self._owner() is not None:
             try:
                 if look is not None:
@@ -330,7 +330,7 @@ class _Round:
         return self._policy.interval * random.uniform(least, most)  # noqa: S311 - no secret
 
     def _begin(
-        self, member: Member[Engine], now: float, suspects: list[Suspect]
+        self, member: Member[Engine], now: float, suspects: list[WaitingStatement]
     ) -> None:
         self._due[member] = now + self._spread(0.8, 1.2)
         probe = self._probes.get(member)
@@ -343,7 +343,7 @@ class _Round:
             # Only a new connection can tell whether an outage is over.
             anew = not permit.quiet
         probe.heeds = self._is_waited_for(member)
-        look = Look(probe, permit, now + self._policy.timeout, anew=anew)
+        look = ProbeRun(probe, permit, now + self._policy.timeout, anew=anew)
         look.suspects = suspects
         self._watch.asked(suspects, now)
         thread = threading.Thread(
@@ -362,14 +362,16 @@ class _Round:
                 logger.warning("no thread could be started to look at a replica")
             self._threadless = True
 
-    def _new_probe(self, member: Member[Engine]) -> Probe:
+    def _new_probe(self, member: Member[Engine]) -> ReplicaProbe:
         if member is self._primary:
             return PrimaryProbe(member, self._policy.surroundings)
         replica = self._cared.get(member)
         history = None if replica is None else replica.history
-        return Probe(member, history, self._policy.primary, self._policy.surroundings)
+        return ReplicaProbe(
+            member, history, self._policy.primary, self._policy.surroundings
+        )
 
-    def _give_up(self, look: Look, now: float) -> None:
+    def _give_up(self, look: ProbeRun, now: float) -> None:
         """Take out a replica that says nothing, and release who waits for it."""
         member = look.member
         silence = ReplicaSilentError(member.name, self._policy.timeout)
@@ -419,7 +421,7 @@ class _Round:
                 released,
             )
 
-    def _conclude(self, look: Look) -> None:
+    def _conclude(self, look: ProbeRun) -> None:
         """Tell the pool what a look has found."""
         if self._looks.get(look.member) is not look:
             # It was left to itself, and another was begun beside it.
@@ -453,7 +455,7 @@ class _Round:
         except UnknownMember:  # it has been removed meanwhile
             pass
 
-    def _is_in_vain(self, look: Look, error: Exception) -> bool:
+    def _is_in_vain(self, look: ProbeRun, error: Exception) -> bool:
         """Whether older connections hang as well, where a look could not connect.
 
         A server may turn new ones away and serve those it has: it shuts down and lets
@@ -464,7 +466,7 @@ class _Round:
             return False
         if look.seconds > 0.9 * self._policy.timeout:
             return True
-        if turns_away(error):
+        if refuses_but_lives(error):
             return False
         self._unreached[look.member] += 1
         return self._unreached[look.member] >= _IN_VAIN
@@ -472,9 +474,9 @@ class _Round:
     def _ails(self, member: Member[Engine]) -> bool:
         """Whether it takes more than an answer to say that a replica is well."""
         replica = self._cared.get(member)
-        return replica is not None and (replica.ails or replica.crowded)
+        return replica is not None and (replica.storage_fails or replica.pool_exhausted)
 
-    def _hear_primary(self, look: Look) -> None:
+    def _hear_primary(self, look: ProbeRun) -> None:
         """Keep what the primary has said of itself."""
         answer = look.probe.answer if isinstance(look.probe, PrimaryProbe) else None
         if isinstance(look.found, Exception):
@@ -504,7 +506,7 @@ class _Round:
                 error_text(error),
             )
 
-    def _fault(self, look: Look) -> Exception | None:
+    def _fault(self, look: ProbeRun) -> Exception | None:
         """Return why a replica must not be used, if so."""
         found = look.found
         if isinstance(found, Exception):
@@ -512,7 +514,7 @@ class _Round:
             verdict = judge_connect(found)
             return None if look.late or verdict is Verdict.BUSY else found
         policy = self._policy
-        fault = fault_of(
+        fault = unfit_error(
             look.member.name,
             found,
             role_check=policy.role_check,

@@ -7,18 +7,21 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from flask_replicated.replica.activity import list_backends
-from flask_replicated.replica.lag import LagHistory
+from flask_replicated.replica.dbapi_connections import (
+    connect_unpooled,
+    prepare_unpooled,
+)
+from flask_replicated.replica.fitness import ReplicaHistory
 from flask_replicated.replica.poolers import backend_pid
-from flask_replicated.replica.primary_status import Answer, ask_primary
+from flask_replicated.replica.primary_status import TimedReport, ask_primary
+from flask_replicated.replica.replica_status import (
+    ReplicaReport,
+    observe,
+    ping,
+    report_queries,
+)
 from flask_replicated.replica.same_server import SameServerCheck
 from flask_replicated.replica.sockets import hang_up, leave_to_parent
-from flask_replicated.replica.status import (
-    Observation,
-    observe,
-    observers_of,
-    sees_it_answer,
-)
-from flask_replicated.replica.unpooled import connect_unpooled, prepare_unpooled
 
 if TYPE_CHECKING:
     from queue import SimpleQueue
@@ -27,14 +30,14 @@ if TYPE_CHECKING:
 
     from balancers import Member, Permit
     from flask_replicated.replica.activity import Backend
-    from flask_replicated.replica.unpooled import Surroundings
+    from flask_replicated.replica.dbapi_connections import Surroundings
 
-    from .stuck_statements import Suspect
+    from .stuck_statements import WaitingStatement
 
-__all__ = ["Look", "PrimaryProbe", "Probe"]
+__all__ = ["PrimaryProbe", "ProbeRun", "ReplicaProbe"]
 
 
-class Look:
+class ProbeRun:
     """One look at one replica, in a thread of its own.
 
     Attributes:
@@ -51,16 +54,16 @@ class Look:
     """
 
     def __init__(
-        self, probe: Probe, permit: Permit, deadline: float, *, anew: bool
+        self, probe: ReplicaProbe, permit: Permit, deadline: float, *, anew: bool
     ) -> None:
         self.member = probe.member
         self.permit = permit
         self.deadline = deadline
         self.given_up = 0
-        self.found: Observation | Exception = Observation()
+        self.found: ReplicaReport | Exception = ReplicaReport()
         self.seconds = 0.0
         self.probe = probe
-        self.suspects: list[Suspect] = []
+        self.suspects: list[WaitingStatement] = []
         self.backends: list[Backend] | None = None
         self._anew = anew
 
@@ -69,7 +72,7 @@ class Look:
         """Whether it was given up."""
         return self.given_up > 0
 
-    def run(self, done: SimpleQueue[Look | None]) -> None:
+    def run(self, done: SimpleQueue[ProbeRun | None]) -> None:
         """Look, then say so."""
         probe, began = self.probe, time.monotonic()
         try:
@@ -90,7 +93,7 @@ class Look:
             done.get()  # a greenlet in a forked child
 
 
-class Probe:
+class ReplicaProbe:
     """The monitor's own connection to one replica.
 
     It is kept from one look to the next. Where only a new one can vouch for the
@@ -117,18 +120,18 @@ class Probe:
     def __init__(
         self,
         member: Member[Engine],
-        history: LagHistory | None = None,
+        history: ReplicaHistory | None = None,
         primary: Engine | None = None,
         surroundings: Surroundings = contextlib.nullcontext,
     ) -> None:
         self.member = member
         engine = member.target
-        self._observers = observers_of(engine.dialect.name)
+        self._observers = report_queries(engine.dialect.name)
         self._keep = engine.dialect.name != "sqlite"
         self._connection: Any = None
         # Opened before an outage, and kept while it tells how others of its age fare.
         self._former: Any = None
-        self._history = history or LagHistory()
+        self._history = history or ReplicaHistory()
         self._primary = primary
         self._surroundings = surroundings
         self._comparison = (
@@ -141,7 +144,7 @@ class Probe:
         self.looking = self.over = self.abandoned = False
         self.heeds = self.serves = False
 
-    def look(self, *, anew: bool) -> Observation:
+    def look(self, *, anew: bool) -> ReplicaReport:
         """Ask the server; once more before it is held against it.
 
         A kept connection may have grown old, and a new one be cut by somebody.
@@ -157,7 +160,7 @@ class Probe:
         self._drop_former()
         return found
 
-    def _ask_again(self) -> Observation:
+    def _ask_again(self) -> ReplicaReport:
         try:
             return self._ask()
         except Exception:
@@ -174,7 +177,7 @@ class Probe:
             if not self.serves:
                 self._drop_former()
 
-    def _ask(self) -> Observation:
+    def _ask(self) -> ReplicaReport:
         anew = self._connection is None
         if anew:
             self._connection = connect_unpooled(self.member.target, self._surroundings)
@@ -185,13 +188,13 @@ class Probe:
             self._drop()
         return found
 
-    def _question(self, connection: Any, *, anew: bool) -> Observation:
+    def _question(self, connection: Any, *, anew: bool) -> ReplicaReport:
         """Ask over a connection, which may be new, and leave no transaction on it."""
         kinship = self._history.kinship
         if kinship is not None:
             kinship.look(connection, anew=anew)
         found = self._history.settle(
-            connection, (*self._observers, sees_it_answer), time.monotonic
+            connection, (*self._observers, ping), time.monotonic
         )
         connection.rollback()  # or it would stay idle in a transaction
         # It says when it was started, and so whether it is the one that was compared.
@@ -210,9 +213,11 @@ class Probe:
             self.close()
             return None
 
-    def successor(self) -> Probe:
+    def successor(self) -> ReplicaProbe:
         """Return what looks in its place, while a look of its own does not end."""
-        other = Probe(self.member, self._history, self._primary, self._surroundings)
+        other = ReplicaProbe(
+            self.member, self._history, self._primary, self._surroundings
+        )
         if self.serves:
             other._former, self._former = self._former, None
         return other
@@ -269,7 +274,7 @@ class Probe:
             hang_up(waiting)
 
 
-class PrimaryProbe(Probe):
+class PrimaryProbe(ReplicaProbe):
     """The monitor's own connection to the primary.
 
     Args:
@@ -287,22 +292,22 @@ class PrimaryProbe(Probe):
         surroundings: Surroundings = contextlib.nullcontext,
     ) -> None:
         super().__init__(member, surroundings=surroundings)
-        self.answer: Answer | None = None
+        self.answer: TimedReport | None = None
         self.pooled = False
 
-    def _question(self, connection: Any, *, anew: bool) -> Observation:
+    def _question(self, connection: Any, *, anew: bool) -> ReplicaReport:
         asked = time.monotonic()
         dialect = self.member.target.dialect
         facts = ask_primary(connection, dialect.name, whole=True)
-        self.answer = Answer(facts, asked, time.monotonic(), anew)
+        self.answer = TimedReport(facts, asked, time.monotonic(), anew)
         told = backend_pid(dialect.driver, connection)
         self.pooled = bool(told) and facts.backend not in {None, told}
         # By its name the primary may be found next time; and a pooler might set aside
         # one of its few connections for one that is kept.
         self._keep = not (facts.standby or self.pooled)
-        return Observation()
+        return ReplicaReport()
 
-    def successor(self) -> Probe:
+    def successor(self) -> ReplicaProbe:
         """Return what looks in its place, while a look of its own does not end."""
         other = PrimaryProbe(self.member, self._surroundings)
         other.pooled = self.pooled
@@ -311,7 +316,7 @@ class PrimaryProbe(Probe):
 
 def _answers(connection: Any) -> bool:
     try:
-        observe(connection, sees_it_answer)
+        observe(connection, ping)
         connection.rollback()
     except Exception:  # noqa: BLE001 - drivers raise what they like
         return False

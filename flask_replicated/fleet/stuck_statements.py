@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flask_replicated.errors import UnansweredError
-from flask_replicated.replica.activity import works_on
-from flask_replicated.replica.role import RoleQuery
+from flask_replicated.replica.activity import ActivityQuery, works_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,11 +22,11 @@ if TYPE_CHECKING:
 
     from balancers import Member
     from flask_replicated.replica.activity import Backend
-    from flask_replicated.replica.care import Replica
-    from flask_replicated.replica.in_flight import Wait
-    from flask_replicated.replica.unpooled import Surroundings
+    from flask_replicated.replica.connection_events import ReplicaServer
+    from flask_replicated.replica.dbapi_connections import Surroundings
+    from flask_replicated.replica.in_flight import PendingAnswer
 
-__all__ = ["Suspect", "Watch"]
+__all__ = ["StuckStatements", "WaitingStatement"]
 
 _SLOW = 0.2
 """Seconds without a word after which an answer is slow."""
@@ -38,7 +37,7 @@ _GRACE = 0.25
 
 
 @dataclass(eq=False)
-class Suspect:
+class WaitingStatement:
     """A wait that goes on, with readings of the clock.
 
     Attributes:
@@ -49,14 +48,14 @@ class Suspect:
         end: When it is to be ended, should it still be there.
     """
 
-    wait: Wait
+    wait: PendingAnswer
     since: float
     sent: float
     ask: float = 0.0
     end: float = math.inf
 
 
-class Watch:
+class StuckStatements:
     """Over the waits of a pool's replicas. For one thread.
 
     Args:
@@ -82,19 +81,23 @@ class Watch:
         self._done = done
         self._unfit = unfit
         self._surroundings = surroundings
-        self._suspects: dict[Member[Engine], dict[tuple[int, int], Suspect]] = {}
-        self._inquiries: dict[RoleQuery, tuple[Member[Engine], list[Suspect]]] = {}
+        self._suspects: dict[
+            Member[Engine], dict[tuple[int, int], WaitingStatement]
+        ] = {}
+        self._inquiries: dict[
+            ActivityQuery, tuple[Member[Engine], list[WaitingStatement]]
+        ] = {}
 
     def see(
-        self, member: Member[Engine], replica: Replica | None, now: float
-    ) -> list[Suspect]:
+        self, member: Member[Engine], replica: ReplicaServer | None, now: float
+    ) -> list[WaitingStatement]:
         """Look who waits, and end what is to be ended; return whom to ask about."""
         known, found = self._suspects.pop(member, {}), {}
         for wait in () if replica is None else replica.waits():
             key = (id(wait.connection), wait.received)
             one = known.get(key)
             if one is None:
-                one = Suspect(wait, now - wait.silent, now - wait.sent)
+                one = WaitingStatement(wait, now - wait.silent, now - wait.sent)
             found[key] = one
         if not found or replica is None:
             return []
@@ -106,7 +109,7 @@ class Watch:
             self._end(member, replica, ended)
         return [one for one in found.values() if now >= self._due(one)]
 
-    def _due(self, one: Suspect) -> float:
+    def _due(self, one: WaitingStatement) -> float:
         return max(one.since + self._bound, one.ask)
 
     def times(self) -> list[float]:
@@ -119,7 +122,7 @@ class Watch:
         """Forget a replica that nobody uses any more."""
         self._suspects.pop(member, None)
 
-    def asked(self, suspects: list[Suspect], now: float) -> None:
+    def asked(self, suspects: list[WaitingStatement], now: float) -> None:
         """Note that these are being asked about."""
         for one in suspects:
             one.ask = now + self._bound
@@ -127,7 +130,7 @@ class Watch:
     def judge(
         self,
         member: Member[Engine],
-        suspects: list[Suspect],
+        suspects: list[WaitingStatement],
         backends: list[Backend] | None,
         now: float,
         *,
@@ -151,7 +154,7 @@ class Watch:
             self._condemn(left, now)
             return
         until = now + self._timeout
-        inquiry = RoleQuery(member.target, until, self._surroundings)
+        inquiry = ActivityQuery(member.target, until, self._surroundings)
         self._inquiries[inquiry] = member, left
         inquiry.begin(self._done)
 
@@ -167,10 +170,10 @@ class Watch:
     def _decide(
         self,
         member: Member[Engine],
-        suspects: list[Suspect],
+        suspects: list[WaitingStatement],
         backends: list[Backend],
         now: float,
-    ) -> list[Suspect]:
+    ) -> list[WaitingStatement]:
         """Return those of which this server knows nothing."""
         driver, left = member.target.dialect.driver, []
         for one in suspects:
@@ -183,12 +186,15 @@ class Watch:
                 self._condemn([one], now)
         return left
 
-    def _condemn(self, suspects: list[Suspect], now: float) -> None:
+    def _condemn(self, suspects: list[WaitingStatement], now: float) -> None:
         for one in suspects:
             one.end = now + _GRACE
 
     def _end(
-        self, member: Member[Engine], replica: Replica, suspects: list[Suspect]
+        self,
+        member: Member[Engine],
+        replica: ReplicaServer,
+        suspects: list[WaitingStatement],
     ) -> None:
         # First: who is released picks another replica at once.
         self._unfit(member, UnansweredError(member.name, len(suspects), self._bound))

@@ -1,24 +1,32 @@
-"""Whether a server works on what somebody waits for.
+"""Whether a server works on a statement that a caller waits for.
 
-It is asked over another connection. Who waits for a long statement that runs must be
-left alone; who waits for one that the server has never heard of, or has answered long
-ago, waits for ever.
+The server is asked over another connection. A statement that runs, however long, is
+left alone. One that the server has never received, or has answered already, would be
+waited for without end.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+import threading
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .dbapi_connections import connect_unpooled, prepare_unpooled
 from .poolers import POOLED, backend_pid
+from .sockets import hang_up, leave_to_parent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from queue import SimpleQueue
 
-    from .in_flight import Wait
+    from sqlalchemy import Engine
 
-__all__ = ["Backend", "can_ask", "list_backends", "works_on"]
+    from .dbapi_connections import Surroundings
+    from .in_flight import PendingAnswer
+
+__all__ = ["ActivityQuery", "Backend", "can_ask", "list_backends", "works_on"]
 
 
 class Backend(NamedTuple):
@@ -123,7 +131,7 @@ def list_backends(dialect: str, connection: Any) -> list[Backend]:
 
 
 def works_on(
-    wait: Wait, since: float, driver: str, backends: list[Backend]
+    wait: PendingAnswer, since: float, driver: str, backends: list[Backend]
 ) -> bool | None:
     """Whether a server works on what somebody waits for; None if it may be another's.
 
@@ -157,3 +165,98 @@ def _pid(driver: str, connection: Any) -> int:
         return backend_pid(driver, connection)
     except Exception:  # noqa: BLE001 - closed meanwhile
         return 0
+
+
+_TRIES = 3
+
+
+class ActivityQuery:
+    """One inquiry, in threads of its own.
+
+    Args:
+        engine: The replica's.
+        deadline: The clock's reading at which nobody waits for more answers.
+        surroundings: Returns the block to connect in.
+
+    Attributes:
+        deadline: The same.
+        backends: What was found so far.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        deadline: float,
+        surroundings: Surroundings = contextlib.nullcontext,
+    ) -> None:
+        self.deadline = deadline
+        self.backends: list[Backend] = []
+        self._engine = engine
+        self._surroundings = surroundings
+        self._left = 0
+        self._over = self._abandoned = False
+        # Each thread has a place of its own, and the count a lock.
+        self._open: list[Any] = [None] * _TRIES
+        self._lock = threading.Lock()
+
+    @property
+    def done(self) -> bool:
+        """Whether no more answers will come."""
+        return not self._left
+
+    def begin(self, done: SimpleQueue[Any]) -> None:
+        """Ask.
+
+        Args:
+            done: Gets None once no more answers will come.
+        """
+        for place in range(_TRIES):
+            thread = threading.Thread(
+                target=self._run,
+                args=(place, done),
+                name="flask_replicated inquiry",
+                daemon=True,
+            )
+            self._left += 1
+            try:
+                thread.start()
+            except RuntimeError:  # no more threads
+                self._left -= 1
+
+    def _run(self, place: int, done: SimpleQueue[Any]) -> None:
+        try:
+            found = self._ask(place)
+        except Exception:  # noqa: BLE001 - one that cannot be asked tells nothing
+            found = []
+        with self._lock:
+            self.backends += found
+            self._left -= 1
+        if self.done:
+            done.put(None)
+        while self._abandoned:
+            done.get()  # a greenlet in a forked child
+
+    def _ask(self, place: int) -> list[Backend]:
+        connection = connect_unpooled(self._engine, self._surroundings)
+        self._open[place] = connection
+        try:
+            if self._over:  # looked at once it can be ended, or it might be missed
+                return []
+            prepare_unpooled(self._engine, connection)
+            return list_backends(self._engine.dialect.name, connection)
+        finally:
+            with contextlib.suppress(Exception):
+                connection.close()
+            self._open[place] = None
+
+    def end(self) -> None:
+        """End what still waits on a socket that can be known."""
+        self._over = True
+        for connection in filter(None, self._open):
+            hang_up(connection)
+
+    def abandon(self) -> None:
+        """Leave the connections to the parent of this process, for good."""
+        self._over = self._abandoned = True
+        for connection in filter(None, self._open):
+            leave_to_parent(connection)

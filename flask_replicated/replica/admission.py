@@ -9,21 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from flask_replicated.errors import ReplicaLagsError
 
-from .lag import fault_of
-from .status import Observation, observers_of, role_observer
+from .fitness import unfit_error
+from .replica_status import ReplicaReport, query_role, report_queries
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .lag import LagHistory
+    from .fitness import ReplicaHistory
+    from .replica_status import ReportQuery
     from .same_server import SameServerCheck
-    from .status import Observer
 
-__all__ = ["Admission", "any_lag_will_do"]
+__all__ = ["Admission", "accept_any_lag"]
 
-any_lag_will_do: ContextVar[bool] = ContextVar(
-    "flask_replicated_any_lag", default=False
-)
+accept_any_lag: ContextVar[bool] = ContextVar("flask_replicated_any_lag", default=False)
 """Whether whoever connects takes a replica that is too far behind, as none is not."""
 
 _AGAIN = 5.0
@@ -54,7 +52,7 @@ class Admission:
         self,
         name: str,
         dialect: str,
-        history: LagHistory,
+        history: ReplicaHistory,
         *,
         role_check: bool,
         max_lag: float | None,
@@ -63,7 +61,7 @@ class Admission:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._history = history
-        self._fault = partial(fault_of, name, role_check=role_check, max_lag=max_lag)
+        self._fault = partial(unfit_error, name, role_check=role_check, max_lag=max_lag)
         self._clock = clock
         self._observers = _observers(dialect, role_check, max_lag)
         self._asked = clock()
@@ -108,7 +106,7 @@ class Admission:
         fault = self._fault(found)
         # Not the error itself, which would keep alive who is waiting here.
         self._history.lags = lags = isinstance(fault, ReplicaLagsError)
-        if fault is not None and not (lags and any_lag_will_do.get()):
+        if fault is not None and not (lags and accept_any_lag.get()):
             raise fault
 
     def _compare(self) -> None:
@@ -121,16 +119,16 @@ class Admission:
 
 def _observers(
     dialect: str, role_check: bool, max_lag: float | None
-) -> tuple[Observer, ...]:
+) -> tuple[ReportQuery, ...]:
     """Return what to ask, and what next if the server does not know that."""
     if not role_check and max_lag is None:
         return ()
     if dialect in {"mysql", "mariadb"}:
-        return *observers_of(dialect), _nothing
+        return *report_queries(dialect), _nothing
     if dialect != "postgresql":
         return ()
-    return *observers_of(dialect), role_observer if role_check else _nothing
+    return *report_queries(dialect), query_role if role_check else _nothing
 
 
-def _nothing(_cursor: Any) -> Observation:
-    return Observation()
+def _nothing(_cursor: Any) -> ReplicaReport:
+    return ReplicaReport()

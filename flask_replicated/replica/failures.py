@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import time
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+from balancers import UnknownMember
 
 from .misconfigured import codes_of, remedy_for
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy import Engine
     from sqlalchemy.exc import DBAPIError
 
+    from balancers import Member, Pool
+
 __all__ = [
+    "StorageFailures",
     "Verdict",
-    "ails",
+    "failed_on_server",
+    "is_missing_object",
+    "is_read_only_error",
+    "is_storage_error",
     "judge_connect",
-    "names_missing",
-    "refused_as_write",
-    "turns_away",
-    "unanswerable",
+    "refuses_but_lives",
 ]
 
 
@@ -99,7 +109,7 @@ def judge_connect(error: BaseException) -> Verdict:
     return Verdict.DOWN if remedy_for(error) is None else Verdict.MISCONFIGURED
 
 
-def turns_away(error: BaseException) -> bool:
+def refuses_but_lives(error: BaseException) -> bool:
     """Whether a server lives that has refused a connection, and may serve others.
 
     Args:
@@ -112,7 +122,7 @@ def turns_away(error: BaseException) -> bool:
     return _SHUTTING_DOWN.search(str(getattr(error, "orig", error))) is not None
 
 
-def refused_as_write(error: DBAPIError) -> bool:
+def is_read_only_error(error: DBAPIError) -> bool:
     """Whether a server refused a statement because it may only read there."""
     state, code = codes_of(error)
     return (
@@ -123,7 +133,7 @@ def refused_as_write(error: DBAPIError) -> bool:
     )
 
 
-def unanswerable(error: DBAPIError) -> bool:
+def failed_on_server(error: DBAPIError) -> bool:
     """Whether a read has failed on this connection for a reason of the server's own.
 
     Replay was in its way; it ails, or shuts down; or psycopg has seen its socket fail,
@@ -133,12 +143,12 @@ def unanswerable(error: DBAPIError) -> bool:
     return (
         state in _RECOVERY_CONFLICTS
         or code in _MYSQL_LOST
-        or ails(error)
+        or is_storage_error(error)
         or str(error.orig) == _SOCKET_CLOSED
     )
 
 
-def ails(error: DBAPIError) -> bool:
+def is_storage_error(error: DBAPIError) -> bool:
     """Whether a server that answers could not do its work: its disk, its memory."""
     state, code = codes_of(error)
     return (
@@ -149,7 +159,7 @@ def ails(error: DBAPIError) -> bool:
     )
 
 
-def names_missing(error: DBAPIError) -> bool:
+def is_missing_object(error: DBAPIError) -> bool:
     """Whether a statement names what its server does not have.
 
     A replica may not have it yet: a table, a column, a function, a type, a schema.
@@ -161,3 +171,62 @@ def names_missing(error: DBAPIError) -> bool:
         or code in _MYSQL_MISSING
         or (isinstance(code, str) and _SQLITE_MISSING.match(code) is not None)
     )
+
+
+_MEMORY = 5.0  # seconds; errors that lie further apart cost little, and tell little
+_GOES_ON = 2  # errors
+
+
+class _Seen(NamedTuple):
+    times: int
+    last: float
+
+
+class StorageFailures:
+    """Takes a replica out while its storage fails, and that of no other does.
+
+    What fails on several of them is a matter of the statement or of the data: it
+    would fail anywhere, and must not take out one replica after the other. For the
+    same reason the last one stays.
+
+    Args:
+        clock: Returns seconds that never go backwards.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seen: dict[Member[Engine], _Seen] = {}
+
+    def note(
+        self,
+        member: Member[Engine],
+        error: BaseException,
+        pool: Pool[Engine],
+        seconds: float,
+    ) -> bool:
+        """Hear that a replica's storage has failed a read; return whether it must rest.
+
+        Args:
+            member: The replica.
+            error: What it said.
+            pool: Its pool.
+            seconds: For how long it is taken out at least, should it be.
+        """
+        if not self._goes_on_here(member):
+            return False
+        if all(other is member for other in pool.live):
+            return False
+        with contextlib.suppress(UnknownMember):  # it has been removed meanwhile
+            pool.trip(member, seconds, error)
+        return True
+
+    def _goes_on_here(self, member: Member[Engine]) -> bool:
+        """Note an error; whether it is not the first, and all others have none."""
+        now = self._clock()
+        seen = {m: what for m, what in self._seen.items() if now - what.last < _MEMORY}
+        times = 1 + (seen[member].times if member in seen else 0)
+        seen[member] = _Seen(times, now)
+        # Without a lock, which a forked child might inherit closed: what two threads
+        # note in one moment may count once.
+        self._seen = seen
+        return times >= _GOES_ON and len(seen) == 1

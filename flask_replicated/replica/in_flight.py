@@ -11,14 +11,14 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .sockets import shown
+from .sockets import socket_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sqlalchemy.pool import ConnectionPoolEntry
 
-__all__ = ["Wait", "can_tell", "wait_over"]
+__all__ = ["PendingAnswer", "pending_answer", "shows_pending"]
 
 _ACTIVE = 1  # libpq's number for a connection that has sent a command
 
@@ -37,7 +37,7 @@ _REPORT = struct.Struct("=44xI4xI72xQ")
 _KNOWS = hasattr(socket, "TCP_INFO") and hasattr(select, "poll")
 
 
-class Wait(NamedTuple):
+class PendingAnswer(NamedTuple):
     """Somebody's wait for the next word over one connection.
 
     Attributes:
@@ -57,12 +57,12 @@ class Wait(NamedTuple):
     port: int
 
 
-def can_tell(driver: str) -> bool:
+def shows_pending(driver: str) -> bool:
     """Whether the waits over a driver's connections can be known here."""
     return _KNOWS and driver in _OUTSTANDING
 
 
-def wait_over(driver: str, record: ConnectionPoolEntry) -> Wait | None:
+def pending_answer(driver: str, record: ConnectionPoolEntry) -> PendingAnswer | None:
     """Return the wait over a pool's connection, if somebody waits.
 
     None as well where nothing tells: the connection was closed, or is no TCP one.
@@ -77,7 +77,7 @@ def wait_over(driver: str, record: ConnectionPoolEntry) -> Wait | None:
     try:
         if not _OUTSTANDING[driver](connection):
             return None
-        with shown(connection) as sock:
+        with socket_of(connection) as sock:
             return None if sock is None else _asked(record, connection, sock)
     except Exception:  # noqa: BLE001 - closed meanwhile; drivers differ in what they say
         return None
@@ -85,14 +85,14 @@ def wait_over(driver: str, record: ConnectionPoolEntry) -> Wait | None:
 
 def _asked(
     record: ConnectionPoolEntry, connection: Any, sock: socket.socket
-) -> Wait | None:
+) -> PendingAnswer | None:
     if sock.family not in (socket.AF_INET, socket.AF_INET6) or _has_words(sock):
         return None
     report = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _REPORT.size)
     if len(report) < _REPORT.size:
         return None
     sent, heard, received = _REPORT.unpack(report)
-    return Wait(
+    return PendingAnswer(
         record,
         connection,
         received,

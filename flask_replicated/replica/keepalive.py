@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
 
-from .sockets import shown
+from .sockets import socket_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -77,7 +77,7 @@ def _libpq_version(driver: Any) -> int:
 
 
 def _set_options(connection: Any, _record: Any) -> None:
-    with contextlib.suppress(OSError), shown(connection) as sock:
+    with contextlib.suppress(OSError), socket_of(connection) as sock:
         if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
             return
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import ExecutionContext
     from sqlalchemy.pool import ConnectionPoolEntry
 
-__all__ = ["POOLED", "Sessions", "backend_pid"]
+__all__ = ["POOLED", "SessionSetup", "backend_pid"]
 
 logger = logging.getLogger("flask_replicated")
 
@@ -49,7 +49,7 @@ _PIDS: Mapping[str, Callable[[Any], int]] = {
 }
 
 
-class Sessions:
+class SessionSetup:
     """Makes the sessions of one replica read-only, and limits their statements.
 
     Args:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .status import (
-    Observation,
+from .replica_status import (
     Position,
+    ReplicaReport,
     covers,
     observe,
     read_gtids,
@@ -23,10 +23,16 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-__all__ = ["Answer", "Facts", "PrimaryStatus", "ask_primary", "can_be_asked"]
+__all__ = [
+    "PrimaryReport",
+    "PrimaryStatus",
+    "TimedReport",
+    "ask_primary",
+    "can_be_asked",
+]
 
 
-class Facts(NamedTuple):
+class PrimaryReport(NamedTuple):
     """What a server has said of itself that a primary's engine leads to.
 
     Attributes:
@@ -55,7 +61,7 @@ class Facts(NamedTuple):
     slots: dict[str, int] | None = None
 
 
-class Answer(NamedTuple):
+class TimedReport(NamedTuple):
     """What a look at the primary has found.
 
     Attributes:
@@ -65,13 +71,13 @@ class Answer(NamedTuple):
         anew: Whether it was over a connection that was new.
     """
 
-    facts: Facts
+    facts: PrimaryReport
     asked: float
     answered: float
     anew: bool
 
 
-class _Run(NamedTuple):
+class _PositionSpan(NamedTuple):
     """A position that the primary was seen to have.
 
     Attributes:
@@ -85,7 +91,7 @@ class _Run(NamedTuple):
     until: float
 
 
-class _Bounds(NamedTuple):
+class _LagBounds(NamedTuple):
     """How long ago the primary passed what somebody shows.
 
     Attributes:
@@ -123,18 +129,18 @@ class PrimaryStatus:
     _MOST = 1000  # positions; beyond it older ones are thinned out
 
     def __init__(self) -> None:
-        self.facts = Facts()
+        self.facts = PrimaryReport()
         self.out = self.doubted = False
         self.confirmed = -math.inf
         self._answers = False
         # By the look: others ask for less.
-        self._looked = Facts()
+        self._looked = PrimaryReport()
         self.asked = -math.inf
-        self._runs: tuple[_Run, ...] = ()
+        self._runs: tuple[_PositionSpan, ...] = ()
         self._from: Position | None = None
         self._followed = 0
 
-    def accepts(self, facts: Facts) -> bool:
+    def accepts(self, facts: PrimaryReport) -> bool:
         """Keep what a server has said; return False instead if it is a standby.
 
         MariaDB and MySQL do not say so for sure: a primary that replicates from another
@@ -146,7 +152,7 @@ class PrimaryStatus:
         self.facts = facts
         return True
 
-    def heard(self, answer: Answer) -> bool:
+    def heard(self, answer: TimedReport) -> bool:
         """Keep what a look has found; return False instead if it is a standby.
 
         It is called by one thread alone.
@@ -169,7 +175,7 @@ class PrimaryStatus:
             self.confirmed, self.doubted = answer.asked, False
         return True
 
-    def _is_outdated(self, facts: Facts) -> bool:
+    def _is_outdated(self, facts: PrimaryReport) -> bool:
         """Whether its successor was met already, over a newer connection."""
         known = self.facts
         same = facts.system_identifier == known.system_identifier
@@ -188,7 +194,7 @@ class PrimaryStatus:
         """Whether a look at it should not wait until its time has come."""
         return self.doubted and self._answers
 
-    def _note(self, position: Position | None, answer: Answer) -> None:
+    def _note(self, position: Position | None, answer: TimedReport) -> None:
         if not position:
             self._runs = ()  # it does not tell, or no more
             return
@@ -197,7 +203,7 @@ class PrimaryStatus:
         since = answer.answered
         if runs and runs[-1].position == position:
             since = runs.pop().since
-        runs.append(_Run(position, since, answer.asked))
+        runs.append(_PositionSpan(position, since, answer.asked))
         if len(runs) > self._MOST:
             half = self._MOST // 2
             runs[:half] = runs[:half:2]
@@ -229,7 +235,7 @@ class PrimaryStatus:
         return covers(self._runs[-1].position, position) is False
 
     def lag(
-        self, found: Observation, own: float | None, now: float
+        self, found: ReplicaReport, own: float | None, now: float
     ) -> tuple[float | None, bool]:
         """Return how far a replica is behind, in seconds, and whether that is measured.
 
@@ -273,7 +279,7 @@ class PrimaryStatus:
 
     def _bounds(
         self, shown: Position | None, now: float, until: float
-    ) -> _Bounds | None:
+    ) -> _LagBounds | None:
         """Return when the primary passed a position; None if it cannot be compared.
 
         Args:
@@ -290,14 +296,16 @@ class PrimaryStatus:
                 reached = run
                 break
             passed = run
-        return _Bounds(
+        return _LagBounds(
             least=0.0 if passed is None else max(0.0, until - passed.since),
             most=None if reached is None else max(0.0, now - reached.until),
             in_step=passed is None,
         )
 
 
-def _between(found: Observation, own: float | None, bounds: _Bounds) -> float | None:
+def _between(
+    found: ReplicaReport, own: float | None, bounds: _LagBounds
+) -> float | None:
     """Return the lag of one that has more to show: what it says, if that can be."""
     if bounds.most is None:
         # It had less than the primary from the start, whatever it says.
@@ -313,7 +321,7 @@ def can_be_asked(engine: Engine) -> bool:
     return engine.dialect.name in _QUESTIONS and not engine.dialect.is_async
 
 
-def ask_primary(connection: Any, dialect: str, *, whole: bool = False) -> Facts:
+def ask_primary(connection: Any, dialect: str, *, whole: bool = False) -> PrimaryReport:
     """Ask a server for its role and identity; it tells less if it knows less.
 
     Args:
@@ -332,8 +340,8 @@ def ask_primary(connection: Any, dialect: str, *, whole: bool = False) -> Facts:
     return facts
 
 
-def _tells_nothing(_cursor: Any) -> Facts:
-    return Facts()
+def _tells_nothing(_cursor: Any) -> PrimaryReport:
+    return PrimaryReport()
 
 
 # The first eight digits of the name of a file of its log are those of the timeline.
@@ -355,12 +363,12 @@ _POSITION = """,
 _ROLE = "SELECT pg_is_in_recovery(), current_database(), NULL, NULL"
 
 
-def _postgresql(question: str) -> Callable[[Any], Facts]:
-    def ask(cursor: Any) -> Facts:
+def _postgresql(question: str) -> Callable[[Any], PrimaryReport]:
+    def ask(cursor: Any) -> PrimaryReport:
         cursor.execute(question)
         standby, database, system, digits, *more = cursor.fetchone()
         position, backend, slots = more or (None, None, None)
-        return Facts(
+        return PrimaryReport(
             standby=standby,
             proven=True,
             system_identifier=system,
@@ -379,7 +387,7 @@ def _slot(shown: str) -> tuple[str, int]:
     return name, int(position)
 
 
-def _mysql(cursor: Any) -> Facts:
+def _mysql(cursor: Any) -> PrimaryReport:
     """Take for a standby what is read only, and replicates from another server.
 
     Neither alone is enough: a primary may be made read only on purpose, and may itself
@@ -391,10 +399,10 @@ def _mysql(cursor: Any) -> Facts:
     database, server, read_only = row.values() if isinstance(row, dict) else row
     # A number, or a word in newer versions.
     standby = str(read_only) not in {"0", "OFF"} and _replicates(cursor)
-    return Facts(standby, server=server, database=database)
+    return PrimaryReport(standby, server=server, database=database)
 
 
-def _whole_mysql(cursor: Any) -> Facts:
+def _whole_mysql(cursor: Any) -> PrimaryReport:
     return _mysql(cursor)._replace(position=read_gtids(cursor, *_WRITTEN))
 
 
@@ -410,7 +418,7 @@ def _replicates(cursor: Any) -> bool:
 _RECEIVES = ("Replica_IO_Running", "Slave_IO_Running")
 
 # The first is the whole of it.
-_QUESTIONS: dict[str, tuple[Callable[[Any], Facts], ...]] = {
+_QUESTIONS: dict[str, tuple[Callable[[Any], PrimaryReport], ...]] = {
     "postgresql": (
         _postgresql(_POSTGRESQL + _POSITION),
         _postgresql(_POSTGRESQL),

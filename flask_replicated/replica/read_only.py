@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import event
 from sqlalchemy.engine.characteristics import ConnectionCharacteristic
 
-from .poolers import Sessions
-from .rejection import closed_if_refused
+from .dbapi_connections import closed_if_refused
+from .poolers import SessionSetup
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.pool import ConnectionPoolEntry
 
-__all__ = ["prepare_sessions"]
+__all__ = ["keep_read_only"]
 
 _READ_ONLY = {
     "mysql": ("SET SESSION TRANSACTION READ ONLY",),
@@ -42,7 +42,7 @@ _LIMIT = {
 _LIMIT["mariadb"] = _LIMIT["mysql"]
 
 
-def prepare_sessions(
+def keep_read_only(
     name: str,
     engine: Engine,
     read_timeout: float | None,
@@ -81,7 +81,7 @@ def _settling(
         figures = {"seconds": read_timeout, "ms": math.ceil(read_timeout * 1000)}
     if dialect == "postgresql":
         limits = {"statement_timeout": str(figures["ms"])} if figures else {}
-        return Sessions(name, engine, limits).settle
+        return SessionSetup(name, engine, limits).settle
     statements = _READ_ONLY.get(dialect)
     if statements is None:
         return None

@@ -17,20 +17,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flask_replicated.errors import MisconfiguredReplicaError
 
+from .connect_timeout import TimeLimit
+from .dbapi_connections import connect_unpooled, prepare_unpooled
 from .primary_status import ask_primary
-from .setup_timeout import TimeLimit
-from .status import observe, replication_status
-from .unpooled import connect_unpooled, prepare_unpooled
+from .replica_status import observe, replication_status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sqlalchemy import Engine
 
-    from .primary_status import Facts, PrimaryStatus
-    from .unpooled import Surroundings
+    from .dbapi_connections import Surroundings
+    from .primary_status import PrimaryReport, PrimaryStatus
 
-__all__ = ["Acquaintance", "Kinship"]
+__all__ = ["PrimaryIdentity", "SameDatabaseCheck"]
 
 logger = logging.getLogger("flask_replicated")
 
@@ -40,7 +40,7 @@ _AGAIN = 30.0
 """Seconds after which a primary that has said nothing is asked again."""
 
 
-class Acquaintance:
+class PrimaryIdentity:
     """Asks a primary what it is, at the latest when one of its replicas is met.
 
     A process that only reads might never connect to its primary. So it is asked in the
@@ -73,7 +73,7 @@ class Acquaintance:
         self._asked: tuple[int, float, threading.Event] | None = None
 
     @property
-    def known(self) -> Facts:
+    def known(self) -> PrimaryReport:
         """What the primary has said so far."""
         return self.status.facts
 
@@ -115,7 +115,7 @@ class Acquaintance:
         finally:
             done.set()
 
-    def _asked_anew(self) -> Facts:
+    def _asked_anew(self) -> PrimaryReport:
         connection = connect_unpooled(self.engine, self.surroundings)
         limit = TimeLimit(connection, self._seconds).start()
         try:
@@ -126,7 +126,7 @@ class Acquaintance:
             connection.close()
 
 
-class _Said(NamedTuple):
+class _DatabaseIdentity(NamedTuple):
     """What a replica's server says of itself.
 
     Attributes:
@@ -140,7 +140,7 @@ class _Said(NamedTuple):
     renames: bool | None = False
 
 
-class Kinship:
+class SameDatabaseCheck:
     """Compares what one replica says of itself with what its primary has said.
 
     Args:
@@ -149,12 +149,12 @@ class Kinship:
         primary: What its primary says.
     """
 
-    def __init__(self, name: str, dialect: str, primary: Acquaintance) -> None:
+    def __init__(self, name: str, dialect: str, primary: PrimaryIdentity) -> None:
         self._name = name
         self._primary = primary
         self._questions = _QUESTIONS.get(dialect)
         self._may_rename = dialect in {"mysql", "mariadb"}
-        self._said = _Said()
+        self._said = _DatabaseIdentity()
         self._warned = False
 
     def ask(self, connection: Any) -> None:
@@ -194,7 +194,9 @@ class Kinship:
                 "REPLICATED_ROLE_CHECK = False if it replicates logically.",
             )
 
-    def _hear(self, connection: Any, *questions: Callable[[Any], _Said]) -> _Said:
+    def _hear(
+        self, connection: Any, *questions: Callable[[Any], _DatabaseIdentity]
+    ) -> _DatabaseIdentity:
         said = observe(connection, *questions)
         if not self._may_rename or self._is_same(said.database):
             return said
@@ -233,18 +235,18 @@ class Kinship:
         return database == known
 
 
-def _postgresql(question: str) -> Callable[[Any], _Said]:
-    def ask(cursor: Any) -> _Said:
+def _postgresql(question: str) -> Callable[[Any], _DatabaseIdentity]:
+    def ask(cursor: Any) -> _DatabaseIdentity:
         cursor.execute(question)
         database, cluster = _row(cursor)
-        return _Said(database, cluster)
+        return _DatabaseIdentity(database, cluster)
 
     return ask
 
 
-def _mysql(cursor: Any) -> _Said:
+def _mysql(cursor: Any) -> _DatabaseIdentity:
     cursor.execute("SELECT DATABASE()")
-    return _Said(*_row(cursor))
+    return _DatabaseIdentity(*_row(cursor))
 
 
 def _renames(cursor: Any) -> bool | None:
@@ -269,7 +271,7 @@ def _row(cursor: Any) -> list[Any]:
     return list(row.values() if isinstance(row, dict) else row or ())
 
 
-_QUESTIONS: dict[str, tuple[Callable[[Any], _Said], ...]] = {
+_QUESTIONS: dict[str, tuple[Callable[[Any], _DatabaseIdentity], ...]] = {
     "postgresql": (
         _postgresql(
             "SELECT current_database(), "

@@ -8,15 +8,15 @@ import uuid
 from contextlib import closing, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
+from .dbapi_connections import connect_unpooled, prepare_unpooled
 from .sockets import hang_up, leave_to_parent
-from .unpooled import connect_unpooled, prepare_unpooled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from sqlalchemy import Engine
 
-    from .unpooled import Surroundings
+    from .dbapi_connections import Surroundings
 
 __all__ = ["SameServerCheck", "can_compare"]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["fileno_of", "hang_up", "leave_to_parent", "shown", "watch_socket"]
+__all__ = ["fileno_of", "hang_up", "leave_to_parent", "socket_of", "watch_socket"]
 
 
 def fileno_of(connection: Any) -> int | None:
@@ -51,7 +51,7 @@ def hang_up(connection: Any) -> bool:
 
 
 @contextlib.contextmanager
-def shown(connection: Any) -> Iterator[socket.socket | None]:
+def socket_of(connection: Any) -> Iterator[socket.socket | None]:
     """Give the socket under a DBAPI connection, to ask the kernel about it.
 
     Nothing is to be sent or received over it. None where no socket shows, or it was

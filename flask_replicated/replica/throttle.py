@@ -46,7 +46,7 @@ def unlimited() -> Iterator[None]:
         _limited.reset(token)
 
 
-class _Places:
+class _ConnectSlots:
     """Leave to connect, for so many at a time.
 
     Args:
@@ -132,7 +132,7 @@ def limit_connecting(
         own_limit: What the driver's limit on connecting is called, where a longer one
             holds for a name as well.
     """
-    places = None if many is None else _Places(many, seconds, outages)
+    places = None if many is None else _ConnectSlots(many, seconds, outages)
     names = HostLookup()
 
     # No event comes after a failure of every kind. So it connects by itself, once

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .primary_status import PrimaryStatus
-    from .status import Observation
+    from .replica_status import ReplicaReport
 
 __all__ = ["Timeline"]
 
@@ -40,7 +40,7 @@ class Timeline:
         self._was_primary = True
         self._shown = self._suspected = None
 
-    def judge(self, found: Observation, now: float) -> str | None:
+    def judge(self, found: ReplicaReport, now: float) -> str | None:
         """Return why a standby must not be taken for a copy of the primary, if so.
 
         Args:
@@ -55,7 +55,7 @@ class Timeline:
             return apart
         return self._receives(found) if not found.cut_off else self._is_cut_off(found)
 
-    def _receives(self, found: Observation) -> str | None:
+    def _receives(self, found: ReplicaReport) -> str | None:
         """Judge one that is connected to a server whose history is its own so far."""
         latest = self._status.timeline
         self._was_primary = False
@@ -74,7 +74,7 @@ class Timeline:
         self._status.follows(found.timeline)
         return None
 
-    def _is_cut_off(self, found: Observation) -> str | None:
+    def _is_cut_off(self, found: ReplicaReport) -> str | None:
         """Judge one that receives from no server."""
         latest = self._status.timeline
         known = max(self._timeline, found.timeline or 0)
@@ -91,7 +91,7 @@ class Timeline:
             )
         return None
 
-    def _goes_its_own_way(self, found: Observation, now: float) -> str | None:
+    def _goes_its_own_way(self, found: ReplicaReport, now: float) -> str | None:
         """Judge by what only another history can show.
 
         Before it counts, the primary says it again over a new connection: one that is
@@ -114,7 +114,7 @@ class Timeline:
         self._apart = state, why
         return why
 
-    def _own_way(self, found: Observation) -> str | None:
+    def _own_way(self, found: ReplicaReport) -> str | None:
         status = self._status
         own = status.facts.timeline
         if found.exact and found.timeline and own and found.timeline > own:

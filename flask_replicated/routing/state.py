@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from balancers import Member
     from flask_replicated.engine.engines import ReplicaPoolEngine, RoutedEngine
     from flask_replicated.errors import WriteOnReplicaError
-    from flask_replicated.replica.unpooled import Surroundings
+    from flask_replicated.replica.dbapi_connections import Surroundings
     from flask_replicated.settings.config import Settings
 
     from .housekeeping import Sent

@@ -12,7 +12,7 @@ from sqlalchemy.orm import sessionmaker
 
 from examples.cluster import wait_until
 from flask_replicated import RoutedSession, replicated_engine, using_slave
-from flask_replicated.replica.sockets import shown
+from flask_replicated.replica.sockets import socket_of
 from tests.chaos.proxy import Proxy
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def test_keepalive(engine: RoutedEngine) -> None:
     with using_slave(), engine.connect() as connection:
         driver = connection.connection.dbapi_connection
         assert driver is not None
-        with shown(driver) as sock:
+        with socket_of(driver) as sock:
             assert sock is not None
             options = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT")
             idle, interval, count = (

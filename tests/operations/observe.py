@@ -9,7 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 
 from flask_replicated import StaleReadError, WriteOnReplicaError
-from flask_replicated.replica.failures import refused_as_write
+from flask_replicated.replica.failures import is_read_only_error
 from tests.operations.models import Author
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _operate(world: World, operation: Operation, context: Context) -> str:
     except (WriteOnReplicaError, StaleReadError):
         return "refused"
     except DBAPIError as error:
-        if not refused_as_write(error):
+        if not is_read_only_error(error):
             raise
         return "refused"
     return _who(world)

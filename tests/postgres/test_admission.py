@@ -8,8 +8,8 @@ import pytest
 
 from examples.cluster import wait_until
 from flask_replicated.replica import admission
-from flask_replicated.replica import lag as histories
-from flask_replicated.replica.status import wait_a_moment
+from flask_replicated.replica import fitness as histories
+from flask_replicated.replica.replica_status import sleep_on_server
 from tests.postgres.support import bind
 
 if TYPE_CHECKING:
@@ -87,10 +87,10 @@ def test_primary_that_was_idle(
         if len(moments) == 1:
             standby.resume_replay()
             standby.wait_replayed(healthy_cluster.primary.position())
-        wait_a_moment(cursor)
+        sleep_on_server(cursor)
         moments.append(None)
 
-    monkeypatch.setattr(histories, "wait_a_moment", replayed_meanwhile)
+    monkeypatch.setattr(histories, "sleep_on_server", replayed_meanwhile)
     site = build(**STRICT)
     assert site.count(6).keys() == {"standby_1", "standby_2", "standby_3"}
     assert len(moments) == 2

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import text
 
-from flask_replicated.replica.sockets import shown
+from flask_replicated.replica.sockets import socket_of
 from tests.postgres.support import bind
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def told(site: Site, name: str = "slave_1") -> list[int]:
     """Return what the kernel was told about a new connection of a bind."""
     with site.app.app_context(), site.db.engines[name].connect() as connection:
         connection.execute(text("select 1"))
-        with shown(connection.connection.dbapi_connection) as sock:
+        with socket_of(connection.connection.dbapi_connection) as sock:
             assert sock is not None
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
             return [

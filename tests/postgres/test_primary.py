@@ -14,7 +14,7 @@ from sqlalchemy.exc import OperationalError
 
 from examples.cluster import wait_until
 from flask_replicated import PrimaryUnavailableError
-from flask_replicated.replica.primary_status import Facts
+from flask_replicated.replica.primary_status import PrimaryReport
 from tests.chaos.proxy import Proxy
 from tests.postgres.support import bind, make_site, named
 
@@ -214,7 +214,7 @@ def test_identity(build: Build, healthy_cluster: Cluster) -> None:
     with site.app.app_context():
         routed: Any = site.db.engine
         url = routed.real.url
-    assert routed.status.facts == Facts()
+    assert routed.status.facts == PrimaryReport()
 
     @event.listens_for(routed.real, "do_connect")
     def by_few(_dialect: Any, _record: Any, _args: Any, options: Any) -> None:

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from balancers import Event
-    from flask_replicated.replica.care import Replica
+    from flask_replicated.replica.connection_events import ReplicaServer
 
-__all__ = ["PoolListener"]
+__all__ = ["OutageLog"]
 
 logger = logging.getLogger("flask_replicated")
 
@@ -55,7 +55,7 @@ class _Outage:
         self.unsettled_since: float | None = None
 
 
-class PoolListener:
+class OutageLog:
     """Tells the operator of each outage: once for each kind of cause, and of its end.
 
     It also retires the open connections of a replica that is out: the trial
@@ -71,7 +71,7 @@ class PoolListener:
 
     def __init__(
         self,
-        replicas: Mapping[str, Replica],
+        replicas: Mapping[str, ReplicaServer],
         binds: str = "replicas",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -219,4 +219,4 @@ class PoolListener:
         )
         replica = self._replicas.get(name)
         if replica is not None:
-            replica.ails = replica.crowded = False
+            replica.storage_fails = replica.pool_exhausted = False

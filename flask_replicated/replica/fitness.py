@@ -12,22 +12,22 @@ from flask_replicated.errors import (
 )
 
 from .primary_status import PrimaryStatus
-from .status import Observation, Progress, observe, wait_a_moment
+from .replica_status import ReplayHistory, ReplicaReport, observe, sleep_on_server
 from .timeline import Timeline
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from .same_database import Kinship
-    from .status import Observer
+    from .replica_status import ReportQuery
+    from .same_database import SameDatabaseCheck
 
-__all__ = ["LagHistory", "fault_of"]
+__all__ = ["ReplicaHistory", "unfit_error"]
 
 _MOMENTS = 3
 """How often a server is asked again that may only just have something to replay."""
 
 
-class LagHistory:
+class ReplicaHistory:
     """What was seen of one server, by whoever looked, while this process lives.
 
     Args:
@@ -48,14 +48,14 @@ class LagHistory:
     def __init__(
         self,
         status: PrimaryStatus | None = None,
-        kinship: Kinship | None = None,
+        kinship: SameDatabaseCheck | None = None,
         max_lag: float | None = None,
     ) -> None:
         self.kinship = kinship
-        self.progress = Progress()
+        self.progress = ReplayHistory()
         self.twin = False
         self.own: bool | None = None
-        self.latest = Observation()
+        self.latest = ReplicaReport()
         self.lags = False
         self._status = PrimaryStatus() if status is None else status
         self._lineage = Timeline(self._status)
@@ -70,10 +70,10 @@ class LagHistory:
     def settle(
         self,
         connection: Any,
-        observers: Iterable[Observer],
+        observers: Iterable[ReportQuery],
         clock: Callable[[], float],
-        progress: Progress | None = None,
-    ) -> Observation:
+        progress: ReplayHistory | None = None,
+    ) -> ReplicaReport:
         """Ask a server what it is; give it a few moments before it is too far behind.
 
         Behind a primary that was idle, or out, the last transaction is old, and what is
@@ -93,13 +93,13 @@ class LagHistory:
             replays = found.pending and found.received is not None
             if not replays or not _too_far(found, self._max_lag):
                 break
-            observe(connection, wait_a_moment)
+            observe(connection, sleep_on_server)
             found = self.judge(observe(connection, *observers), clock(), progress)
         return found
 
     def judge(
-        self, found: Observation, now: float, progress: Progress | None = None
-    ) -> Observation:
+        self, found: ReplicaReport, now: float, progress: ReplayHistory | None = None
+    ) -> ReplicaReport:
         """Return what was seen with its role, its lag and more, as far as it is known.
 
         One that has replicated and has no source any more was promoted, or cut off:
@@ -130,8 +130,8 @@ class LagHistory:
         return found
 
 
-def fault_of(
-    name: str, found: Observation, *, role_check: bool, max_lag: float | None
+def unfit_error(
+    name: str, found: ReplicaReport, *, role_check: bool, max_lag: float | None
 ) -> UnfitReplicaError | None:
     """Return why a server must not be used as a replica, if so.
 
@@ -150,7 +150,7 @@ def fault_of(
     return None
 
 
-def _too_far(found: Observation, max_lag: float | None) -> bool:
+def _too_far(found: ReplicaReport, max_lag: float | None) -> bool:
     if max_lag is None or not found.measured:
         return False
     return found.lag is None or found.lag > max_lag

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from examples.cluster import wait_until
 from flask_replicated import replicated_engine
-from flask_replicated.fleet.probe import Probe
+from flask_replicated.fleet.probe import ReplicaProbe
 from flask_replicated.replica.same_server import SameServerCheck
 from tests.pools import live, read
 
@@ -135,13 +135,13 @@ class TestTwin:
     ) -> None:
         """The primary is asked about those that leave it open, and once."""
         looks: list[str] = []
-        compare = Probe.compare
+        compare = ReplicaProbe.compare
 
-        def noted(probe: Probe) -> None:
+        def noted(probe: ReplicaProbe) -> None:
             compare(probe)
             looks.append(probe.member.name)
 
-        monkeypatch.setattr(Probe, "compare", noted)
+        monkeypatch.setattr(ReplicaProbe, "compare", noted)
         engine = build(servers.primary, servers.other, servers.replica)
         read(engine)
         wait_until(lambda: bool(compared), "them to be compared")

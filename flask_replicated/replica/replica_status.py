@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
-    "Observation",
-    "Observer",
     "Position",
-    "Progress",
+    "ReplayHistory",
+    "ReplicaReport",
+    "ReportQuery",
     "covers",
     "observe",
-    "observers_of",
+    "ping",
+    "query_role",
     "read_gtids",
     "replication_status",
-    "role_observer",
-    "sees_it_answer",
-    "wait_a_moment",
+    "report_queries",
+    "sleep_on_server",
 ]
 
 _T = TypeVar("_T")
@@ -47,7 +47,7 @@ def covers(shown: Position, wanted: Position) -> bool | None:
     return all(shown[stream] >= wanted[stream] for stream in common)
 
 
-class Observation(NamedTuple):
+class ReplicaReport(NamedTuple):
     """What was seen of one server.
 
     Attributes:
@@ -103,10 +103,10 @@ class Observation(NamedTuple):
         return self.lag is None if self.replayed is None else self.received is None
 
 
-class Observer(Protocol):
+class ReportQuery(Protocol):
     """Asks a server for its role and its lag."""
 
-    def __call__(self, cursor: Any, /) -> Observation:
+    def __call__(self, cursor: Any, /) -> ReplicaReport:
         """Ask over a DBAPI cursor."""
 
 
@@ -139,27 +139,27 @@ def _asked(connection: Any, observer: Callable[[Any], _T]) -> _T:
         cursor.close()
 
 
-def observers_of(dialect: str) -> tuple[Observer, ...]:
+def report_queries(dialect: str) -> tuple[ReportQuery, ...]:
     """Return what to ask the servers of a dialect, and what next if one knows less.
 
     Args:
         dialect: SQLAlchemy's name for it.
     """
-    return _OBSERVERS.get(dialect, (sees_it_answer,))
+    return _OBSERVERS.get(dialect, (ping,))
 
 
-def role_observer(cursor: Any) -> Observation:
+def query_role(cursor: Any) -> ReplicaReport:
     """Ask a PostgreSQL server for its role alone."""
     cursor.execute("SELECT pg_is_in_recovery()")
     primary = not cursor.fetchone()[0]
-    return Observation(primary=primary, doubtful=primary)
+    return ReplicaReport(primary=primary, doubtful=primary)
 
 
-def sees_it_answer(cursor: Any) -> Observation:
+def ping(cursor: Any) -> ReplicaReport:
     """See that it answers; it tells no more."""
     cursor.execute("SELECT 1")
     cursor.fetchone()
-    return Observation()
+    return ReplicaReport()
 
 
 # An idle primary sends nothing, so the age of the last transaction is no lag where
@@ -187,7 +187,7 @@ SELECT string_agg(subslotname, ',') FROM pg_subscription
 """
 
 
-def _postgresql(cursor: Any) -> Observation:
+def _postgresql(cursor: Any) -> ReplicaReport:
     cursor.execute(_POSTGRESQL + _MORE)
     *row, received, timeline, started = cursor.fetchone()
     found = _understood(*row)
@@ -200,18 +200,18 @@ def _postgresql(cursor: Any) -> Observation:
     return found._replace(timeline=received if exact else timeline, exact=exact)
 
 
-def _plain_postgresql(cursor: Any) -> Observation:
+def _plain_postgresql(cursor: Any) -> ReplicaReport:
     cursor.execute(_POSTGRESQL)
     return _understood(*cursor.fetchone())
 
 
 def _understood(
     recovers: bool, received: Any, replayed: Any, receives: bool, age: Any
-) -> Observation:
+) -> ReplicaReport:
     if not recovers:
-        return Observation(primary=True, doubtful=True)
+        return ReplicaReport(primary=True, doubtful=True)
     age = None if age is None else max(0.0, float(age))
-    found = Observation(primary=False, lag=age, measured=True, age=age)
+    found = ReplicaReport(primary=False, lag=age, measured=True, age=age)
     if replayed is None:
         return found
     pending = received is not None and received > replayed
@@ -224,7 +224,7 @@ def _understood(
     return found._replace(received=int(received), lag=lag)
 
 
-def wait_a_moment(cursor: Any) -> None:
+def sleep_on_server(cursor: Any) -> None:
     """Let a PostgreSQL server wait for a twentieth of a second.
 
     It is the server that waits: so threads, greenlets and loops go on.
@@ -232,7 +232,7 @@ def wait_a_moment(cursor: Any) -> None:
     cursor.execute("SELECT pg_sleep(0.05)")
 
 
-class Progress:
+class ReplayHistory:
     """When a replica had received what it shows only now: how far it is behind.
 
     Who looks at it from time to time knows that everything it had received at one look
@@ -246,13 +246,13 @@ class Progress:
     def __init__(self) -> None:
         self._looks: list[tuple[float, int]] = []
 
-    def copy(self) -> Progress:
+    def copy(self) -> ReplayHistory:
         """Return one that knows the same, for a thread of its own."""
-        other = Progress()
+        other = ReplayHistory()
         other._looks = self._looks
         return other
 
-    def lag(self, found: Observation, now: float) -> float | None:
+    def lag(self, found: ReplicaReport, now: float) -> float | None:
         """Return the most that a replica can be behind, in seconds.
 
         Args:
@@ -286,7 +286,7 @@ _CLUSTERED = (
 )
 
 
-def _mysql(cursor: Any) -> Observation:
+def _mysql(cursor: Any) -> ReplicaReport:
     """Ask for the lag, if the account may (``REPLICATION CLIENT``, ``SLAVE MONITOR``).
 
     A server that replicates from nobody may be a member of a cluster whose members
@@ -300,18 +300,18 @@ def _mysql(cursor: Any) -> Observation:
         shown = read_gtids(cursor, *_SHOWN)
         received = _parse_gtids(next((row[n] for n in _RECEIVED if row.get(n)), ""))
         pending = shown is not None and covers(shown, received) is False
-        return Observation(
+        return ReplicaReport(
             primary=False, lag=lag, measured=True, pending=pending, gtids=shown
         )
     cursor.execute(_CLUSTERED)
     if cursor.fetchone() is not None:
-        return Observation()
+        return ReplicaReport()
     if row is not None:
-        return Observation(alone=True, doubtful=True)
+        return ReplicaReport(alone=True, doubtful=True)
     # One that has never replicated numbers what it writes by itself.
     replicated = read_gtids(cursor, *_REPLICATED)
     shown = read_gtids(cursor, *_SHOWN) if replicated else None
-    return Observation(doubtful=True, gtids=shown)
+    return ReplicaReport(doubtful=True, gtids=shown)
 
 
 # MariaDB's, and MySQL's. MySQL's numbers tell who has written.
@@ -376,7 +376,7 @@ def _knows(cursor: Any, statement: str) -> bool:
     return True
 
 
-_OBSERVERS: dict[str, tuple[Observer, ...]] = {
+_OBSERVERS: dict[str, tuple[ReportQuery, ...]] = {
     "postgresql": (_postgresql, _plain_postgresql),
     "mysql": (_mysql,),
     "mariadb": (_mysql,),

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from flask_replicated.replica.lag import LagHistory
-from flask_replicated.replica.primary_status import Answer, Facts, PrimaryStatus
-from flask_replicated.replica.status import Observation
+from flask_replicated.replica.fitness import ReplicaHistory
+from flask_replicated.replica.primary_status import (
+    PrimaryReport,
+    PrimaryStatus,
+    TimedReport,
+)
+from flask_replicated.replica.replica_status import ReplicaReport
 
 
 class Scene:
@@ -18,14 +22,14 @@ class Scene:
     def __init__(self) -> None:
         self.status = PrimaryStatus()
         self.now = 0.0
-        self._history = LagHistory(self.status)
+        self._history = ReplicaHistory(self.status)
 
     def primary(self, position: int, timeline: int = 1, *, anew: bool = False) -> None:
         """Look at the primary, over a new connection where that is wanted."""
         self.now += 1
-        facts = Facts(False, True, position={"": position}, timeline=timeline)
+        facts = PrimaryReport(False, True, position={"": position}, timeline=timeline)
         anew = anew or self.status.doubted
-        self.status.heard(Answer(facts, self.now, self.now, anew))
+        self.status.heard(TimedReport(facts, self.now, self.now, anew))
 
     def replica(
         self,
@@ -39,7 +43,7 @@ class Scene:
         """Look at the standby; return why it is set apart, if it is."""
         self.now += 1
         received = None if cut_off else replayed
-        found = Observation(
+        found = ReplicaReport(
             False,
             0.0,
             True,
@@ -53,7 +57,7 @@ class Scene:
 
     def promoted(self) -> None:
         """Look at the standby's server while it is a primary."""
-        self._history.judge(Observation(primary=True), self.now)
+        self._history.judge(ReplicaReport(primary=True), self.now)
 
 
 def test_follows() -> None:
@@ -121,8 +125,8 @@ class TestOlder:
         scene = Scene()
         scene.primary(100)
         scene.status.lost()
-        other = LagHistory(scene.status)
-        found = Observation(False, 0.0, True, 120, 120, timeline=2, exact=True)
+        other = ReplicaHistory(scene.status)
+        found = ReplicaReport(False, 0.0, True, 120, 120, timeline=2, exact=True)
         assert other.judge(found, scene.now).apart is None
         assert scene.replica(110, cut_off=True) is not None
         assert scene.replica(125, timeline=2) is None

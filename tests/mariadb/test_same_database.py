@@ -10,8 +10,8 @@ import sqlalchemy as sa
 
 from examples.cluster import wait_until
 from flask_replicated import replicated_engine, using_slave
-from flask_replicated.replica.primary_status import Facts, PrimaryStatus
-from flask_replicated.replica.same_database import Acquaintance, Kinship
+from flask_replicated.replica.primary_status import PrimaryReport, PrimaryStatus
+from flask_replicated.replica.same_database import PrimaryIdentity, SameDatabaseCheck
 from tests.pools import live
 
 if TYPE_CHECKING:
@@ -169,9 +169,9 @@ class Old:
 def test_where_nobody_can_tell(caplog: pytest.LogCaptureFixture) -> None:
     """It is used, and a WARNING, once, says what to look at."""
     status = PrimaryStatus()
-    status.accepts(Facts(database="market"))
-    primary = Acquaintance(sa.create_engine("mysql+pymysql://h/market"), status, 1)
-    kinship = Kinship("slave_1", "mysql", primary)
+    status.accepts(PrimaryReport(database="market"))
+    primary = PrimaryIdentity(sa.create_engine("mysql+pymysql://h/market"), status, 1)
+    kinship = SameDatabaseCheck("slave_1", "mysql", primary)
     for _ in range(2):
         kinship.ask(Old())
     (line,) = said(caplog, logging.WARNING)

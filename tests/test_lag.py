@@ -5,20 +5,22 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flask_replicated.replica.lag import LagHistory
-from flask_replicated.replica.status import Observation, Progress
+from flask_replicated.replica.fitness import ReplicaHistory
+from flask_replicated.replica.replica_status import ReplayHistory, ReplicaReport
 from tests.support import unhurried
 
 
-def seen(received: int, replayed: int, age: float) -> Observation:
+def seen(received: int, replayed: int, age: float) -> ReplicaReport:
     """Return what a standby says that streams."""
     lag = 0.0 if received <= replayed else age
-    return Observation(False, lag, measured=True, received=received, replayed=replayed)
+    return ReplicaReport(
+        False, lag, measured=True, received=received, replayed=replayed
+    )
 
 
 def test_idle_primary_that_wakes() -> None:
     """A standby that is just replaying is no further behind than the last look."""
-    progress = Progress()
+    progress = ReplayHistory()
     assert progress.lag(seen(100, 100, age=500), now=0) == 0
     assert progress.lag(seen(100, 100, age=505), now=5) == 0
     # Its last transaction is old; what it has not replayed yet has only just come.
@@ -28,7 +30,7 @@ def test_idle_primary_that_wakes() -> None:
 
 def test_paused_replay() -> None:
     """One that receives and shows nothing of it falls behind by the second."""
-    progress = Progress()
+    progress = ReplayHistory()
     progress.lag(seen(100, 100, age=1), now=0)
     for now in range(5, 60, 5):
         assert progress.lag(seen(100 + now, 100, age=now + 1), now=now) == now
@@ -37,17 +39,17 @@ def test_paused_replay() -> None:
 
 def test_first_look() -> None:
     """Whoever has not looked before knows the age of the last transaction alone."""
-    assert Progress().lag(seen(200, 100, age=40), now=0) == 40
+    assert ReplayHistory().lag(seen(200, 100, age=40), now=0) == 40
 
 
-def stopped(replayed: int, age: float) -> Observation:
+def stopped(replayed: int, age: float) -> ReplicaReport:
     """Return what a standby says that receives nothing."""
-    return Observation(primary=False, lag=age, measured=True, replayed=replayed)
+    return ReplicaReport(primary=False, lag=age, measured=True, replayed=replayed)
 
 
 def test_receives_no_more() -> None:
     """What is missing can only have come since it was seen to be up to date."""
-    progress = Progress()
+    progress = ReplayHistory()
     progress.lag(seen(100, 100, age=500), now=0)
     assert progress.lag(stopped(100, age=505), now=5) == 5
     assert progress.lag(stopped(100, age=535), now=35) == 35
@@ -57,30 +59,30 @@ def test_receives_no_more() -> None:
 
 def test_nothing_was_seen_of_it() -> None:
     """One that receives nothing, and was never seen to, is as old as it says."""
-    progress = Progress()
+    progress = ReplayHistory()
     assert progress.lag(stopped(100, age=77), now=0) == 77
     assert progress.lag(stopped(100, age=80), now=3) == 80
-    assert progress.lag(Observation(False, None, measured=True), now=5) is None
+    assert progress.lag(ReplicaReport(False, None, measured=True), now=5) is None
 
 
 def test_copy() -> None:
     """A copy knows what was seen, and keeps what it sees to itself."""
-    progress = Progress()
+    progress = ReplayHistory()
     progress.lag(seen(100, 100, age=500), now=0)
     copied = progress.copy()
     assert copied.lag(seen(200, 150, age=510), now=10) == 10
     assert len(progress._looks) == 1
 
 
-REPLICATES = Observation(primary=False, lag=0.0, measured=True)
-ALONE = Observation(alone=True, doubtful=True)
-UNTOLD = Observation(doubtful=True)
-CLUSTERED = Observation()
+REPLICATES = ReplicaReport(primary=False, lag=0.0, measured=True)
+ALONE = ReplicaReport(alone=True, doubtful=True)
+UNTOLD = ReplicaReport(doubtful=True)
+CLUSTERED = ReplicaReport()
 
 
 def test_role_by_what_was_seen() -> None:
     """A server without a source is a primary if it has had one, and else perhaps."""
-    history = LagHistory()
+    history = ReplicaHistory()
     assert history.judge(ALONE, 0) == ALONE
     assert history.judge(REPLICATES, 0) == REPLICATES
     assert history.judge(ALONE, 0).primary
@@ -92,7 +94,7 @@ def test_role_by_what_was_seen() -> None:
 
 def test_role_of_a_twin() -> None:
     """Who is the primary's own server is one, unless it says that it replicates."""
-    history = LagHistory()
+    history = ReplicaHistory()
     history.twin = True
     assert history.judge(ALONE, 0).primary
     assert history.judge(UNTOLD, 0).primary
@@ -108,7 +110,7 @@ def test_role_of_a_twin() -> None:
 )
 def test_is_never_too_low(steps: list[tuple[int, int, bool]]) -> None:
     """What is said is at least the age of the oldest byte that is not shown yet."""
-    progress, received, replayed = Progress(), 0, 0
+    progress, received, replayed = ReplayHistory(), 0, 0
     missing = 0  # what the primary has written while nothing was received
     written: list[tuple[int, int]] = []  # the end of each piece, and when it was
     for now, (more, done, receives) in enumerate(steps):

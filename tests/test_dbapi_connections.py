@@ -11,8 +11,11 @@ from flask import current_app, has_app_context, has_request_context
 
 from examples.cluster import wait_until
 from flask_replicated import replicated_engine
-from flask_replicated.fleet.probe import Probe
-from flask_replicated.replica.unpooled import connect_unpooled, prepare_unpooled
+from flask_replicated.fleet.probe import ReplicaProbe
+from flask_replicated.replica.dbapi_connections import (
+    connect_unpooled,
+    prepare_unpooled,
+)
 from flask_replicated.routing.state import AppState
 from flask_replicated.settings.config import read_settings
 from tests.pools import live, read
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from flask_replicated.engine.engines import RoutedEngine
-    from flask_replicated.replica.status import Observation
+    from flask_replicated.replica.replica_status import ReplicaReport
 
 
 site_build = build_fixture
@@ -71,9 +74,9 @@ def replica(tmp_path: Path) -> Replica:
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Give what the looks have found so far."""
     found: list[object] = []
-    look = Probe.look
+    look = ReplicaProbe.look
 
-    def noted(probe: Probe, *, anew: bool) -> Observation:
+    def noted(probe: ReplicaProbe, *, anew: bool) -> ReplicaReport:
         try:
             seen = look(probe, anew=anew)
         except Exception as error:
@@ -82,7 +85,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[object]:
         found.append(seen)
         return seen
 
-    monkeypatch.setattr(Probe, "look", noted)
+    monkeypatch.setattr(ReplicaProbe, "look", noted)
     return found
 
 

@@ -22,16 +22,14 @@ from flask_replicated.forks import refuse_inherited
 
 from .activity import can_ask
 from .admission import Admission
-from .hosts import ONE_BIND_EACH, warn_of_hosts
-from .in_flight import can_tell, wait_over
+from .connect_timeout import ONE_BIND_EACH, SetupTimeout, limit_connect, warn_of_hosts
+from .dbapi_connections import closed_if_refused
+from .fitness import ReplicaHistory
+from .in_flight import pending_answer, shows_pending
 from .keepalive import limit_silence
-from .lag import LagHistory
-from .read_only import prepare_sessions
-from .rejection import closed_if_refused
+from .read_only import keep_read_only
 from .same_server import SameServerCheck
-from .setup_timeout import SetupTimeout
 from .sockets import hang_up, watch_socket
-from .timeouts import limit_connect
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,18 +37,18 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.pool import ConnectionPoolEntry
 
-    from .in_flight import Wait
+    from .dbapi_connections import Surroundings
+    from .in_flight import PendingAnswer
     from .primary_status import PrimaryStatus
-    from .same_database import Kinship
-    from .unpooled import Surroundings
+    from .same_database import SameDatabaseCheck
 
-__all__ = ["CHANGED", "Replica"]
+__all__ = ["CHANGED", "ReplicaServer"]
 
 CHANGED = "flask_replicated.changed"
 """Set in a connection's ``info``: its session is no more as it was prepared."""
 
 
-class Replica:
+class ReplicaServer:
     """One replica's engine, with what is asked of its connections.
 
     Args:
@@ -96,12 +94,12 @@ class Replica:
         max_lag: float | None = None,
         watched: bool = True,
         primary: Engine | None = None,
-        kinship: Kinship | None = None,
+        kinship: SameDatabaseCheck | None = None,
         shared: bool = False,
         status: PrimaryStatus | None = None,
         surroundings: Surroundings = nullcontext,
     ) -> None:
-        self.history = LagHistory(status, kinship, max_lag)
+        self.history = ReplicaHistory(status, kinship, max_lag)
         self.admission = Admission(
             name,
             engine.dialect.name,
@@ -115,19 +113,19 @@ class Replica:
             else SameServerCheck(primary, engine, surroundings=surroundings),
         )
         self.outages = 0
-        self.ails = self.crowded = False
+        self.storage_fails = self.pool_exhausted = False
         self.slow_until = -math.inf
         self._name = name
         self._engine = weakref.ref(engine)
         self._driver = engine.dialect.driver
-        self._tells = can_tell(self._driver) and can_ask(engine.dialect.name)
+        self._tells = shows_pending(self._driver) and can_ask(engine.dialect.name)
         self._records: WeakSet[ConnectionPoolEntry] = WeakSet()
         self._seconds = seconds = math.ceil(connect_timeout)
         warn_of_hosts(f"replica {name!r}", engine, seconds, ONE_BIND_EACH)
         lift = limit_connect(engine, seconds, read_timeout)
         limit_silence(engine)
         if not shared:  # writes are kept away by classification alone
-            prepare_sessions(
+            keep_read_only(
                 name, engine, read_timeout, self.admission.ask, self._in_time
             )
         if lift is not None:  # no sooner: a server may be silent after the log-in too
@@ -149,10 +147,10 @@ class Replica:
         Returns:
             How many were ended that had not been ended before.
         """
-        self.crowded = False
+        self.pool_exhausted = False
         return sum(map(_end, self._known()))
 
-    def waits(self) -> list[Wait]:
+    def waits(self) -> list[PendingAnswer]:
         """Return who waits for an answer, as far as that can be known here.
 
         Not who waits for a new connection's first words: they have a bound already.
@@ -160,20 +158,20 @@ class Replica:
         if not self._tells:
             return []
         found = (
-            wait_over(self._driver, record)
+            pending_answer(self._driver, record)
             for record in self._known()
             if self._first_words not in record.info
         )
         return [wait for wait in found if wait is not None]
 
-    def end(self, wait: Wait) -> bool:
+    def end(self, wait: PendingAnswer) -> bool:
         """End a connection if that wait still goes on; whether it did."""
-        now = wait_over(self._driver, wait.record)
+        now = pending_answer(self._driver, wait.record)
         if now is None or now.connection is not wait.connection:
             return False
         if now.received != wait.received:
             return False
-        self.crowded = False  # there is room again
+        self.pool_exhausted = False  # there is room again
         return _end(wait.record)
 
     @property

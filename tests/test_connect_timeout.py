@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from flask_replicated.replica.care import Replica
+from flask_replicated.replica.connection_events import ReplicaServer
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -46,7 +46,7 @@ def engine_of(driver: str, query: str = "", **arguments: Any) -> Engine:
 
 def told(engine: Engine, seconds: float) -> object:
     """Return the seconds that the driver is told to connect in."""
-    Replica("slave_1", engine, seconds)
+    ReplicaServer("slave_1", engine, seconds)
     seen: list[dict[str, Any]] = []
 
     @event.listens_for(engine, "do_connect")

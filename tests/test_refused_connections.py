@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from flask_replicated.replica.rejection import closed_if_refused
+from flask_replicated.replica.dbapi_connections import closed_if_refused
 
 
 class Connection:

@@ -9,7 +9,7 @@ import pytest
 
 from balancers import Pool
 from flask_replicated.errors import DivergedReplicaError, WrongRoleError
-from flask_replicated.fleet.listeners import PoolListener
+from flask_replicated.fleet.outage_log import OutageLog
 from flask_replicated.replica.failures import Verdict
 from tests.balancers.support import FakeClock
 
@@ -26,7 +26,7 @@ class Watched:
 
     def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
         self.clock = FakeClock()
-        self.heard = PoolListener({}, "SQLALCHEMY_BINDS", self.clock)
+        self.heard = OutageLog({}, "SQLALCHEMY_BINDS", self.clock)
         self.pool = Pool(
             {"slave_1": 1, "slave_2": 2},
             threshold=1,
@@ -93,7 +93,7 @@ def test_misconfigured(watched: Watched) -> None:
 )
 def test_setting(name: str, setting: str) -> None:
     """What is to be corrected is called what it is called in the configuration."""
-    assert PoolListener({}, "SQLALCHEMY_BINDS").setting(name) == setting
+    assert OutageLog({}, "SQLALCHEMY_BINDS").setting(name) == setting
 
 
 def test_another_cause(watched: Watched) -> None:
@@ -144,7 +144,7 @@ def test_what_kind(watched: Watched) -> None:
 def test_all_misconfigured() -> None:
     """Only where each of them was told of as such, and nothing else."""
     replicas: dict[str, object] = {"slave_1": None, "slave_2": None}
-    heard = PoolListener(replicas)  # type: ignore[arg-type]  # only their names matter
+    heard = OutageLog(replicas)  # type: ignore[arg-type]  # only their names matter
     pool = Pool({"slave_1": 1, "slave_2": 2}, threshold=1, listeners=[heard])
     pool.trip(pool.member("slave_1"), 1, WRONG)
     assert not heard.all_misconfigured()

@@ -1,27 +1,32 @@
-"""Connections that belong to no pool, for the look and for comparisons.
+"""DBAPI connections: opened outside a connection pool, or closed when refused.
 
-They are made and prepared as those of the engine's pool are. Pool events such as
-``connect`` do not fire for them, and no limit of the pool counts them.
+A connection of :func:`connect_unpooled` is made and prepared like those of the engine's
+connection pool. Pool events such as ``connect`` do not fire for it, and it does not
+count towards the pool's size.
 """
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import functools
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy import event
+from sqlalchemy.pool import NullPool
 from sqlalchemy.pool.base import _ConnectionRecord
 
 from .throttle import unlimited
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
     from sqlalchemy import Engine
 
     Surroundings = Callable[[], AbstractContextManager[object]]
 
-__all__ = ["connect_unpooled", "prepare_unpooled"]
+__all__ = ["closed_if_refused", "connect_unpooled", "prepare_unpooled"]
 
 
 def connect_unpooled(engine: Engine, surroundings: Surroundings = nullcontext) -> Any:
@@ -60,3 +65,44 @@ def prepare_unpooled(engine: Engine, connection: Any) -> None:
     set_level = dialect._builtin_onconnect()  # noqa: SLF001 - the isolation_level has no public name
     if set_level is not None:
         set_level(connection, None)
+
+
+@contextmanager
+def closed_if_refused(connection: Any, record: Any) -> Iterator[None]:
+    """Let a new connection be closed if what is asked of it inside raises.
+
+    It is closed once: some drivers take a second time for an error, which SQLAlchemy
+    would log with a traceback instead of the real cause.
+
+    Args:
+        connection: The DBAPI connection.
+        record: Its record in the pool, whose attribute for it may be set.
+    """
+    try:
+        yield
+    except BaseException:
+        if not _pool_closes():
+            record.dbapi_connection = None  # or the pool might, if it is not a new one
+            connection.close()
+        raise
+
+
+@functools.cache
+def _pool_closes() -> bool:
+    """Whether this version of SQLAlchemy closes what a listener has refused.
+
+    2.1 does, and the later ones of 2.0; the earlier ones leave it open.
+    """
+    closed: list[bool] = []
+    connection: Any = SimpleNamespace(close=lambda: closed.append(True))
+    pool = NullPool(lambda: connection)
+
+    @event.listens_for(pool, "connect")
+    def refuse(*_: object) -> None:
+        raise RuntimeError
+
+    try:
+        pool.connect()
+    except RuntimeError:
+        pass
+    return bool(closed)

@@ -1,0 +1,252 @@
+"""How long a server may take until a new connection to it can be used.
+
+``REPLICATED_CONNECT_TIMEOUT`` is applied in two places: each driver is told its own
+timeout argument, and a timer covers what is asked of the server after the log-in.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import event
+
+from .sockets import fileno_of, hang_up
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from sqlalchemy import Engine
+    from sqlalchemy.engine import Dialect
+    from sqlalchemy.pool import ConnectionPoolEntry
+
+__all__ = [
+    "NAME_A_LIMIT",
+    "ONE_BIND_EACH",
+    "SetupTimeout",
+    "TimeLimit",
+    "connect_share",
+    "limit_connect",
+    "timeout_argument",
+    "warn_of_hosts",
+]
+
+logger = logging.getLogger("flask_replicated")
+
+_TIMEOUT_ARGUMENT = {
+    "psycopg": "connect_timeout",
+    "psycopg2": "connect_timeout",
+    "pymysql": "connect_timeout",
+    "mysqldb": "connect_timeout",
+    "mariadbconnector": "connect_timeout",
+    "mysqlconnector": "connection_timeout",
+    "pg8000": "timeout",
+    "asyncpg": "timeout",
+    "aiomysql": "connect_timeout",
+    "asyncmy": "connect_timeout",
+}
+
+
+def timeout_argument(driver: str) -> str | None:
+    """Return what a driver's limit on connecting is called, if it has one."""
+    return _TIMEOUT_ARGUMENT.get(driver)
+
+
+def limit_connect(
+    engine: Engine, seconds: int, read_timeout: float | None
+) -> Callable[[Any, Any], None] | None:
+    """Bound the time to connect; return what lifts the bound from a new connection."""
+    argument = timeout_argument(engine.driver)
+    if argument is None:
+        return None
+    # A second more than the server has, so that it is the one to say so.
+    read_seconds = None if read_timeout is None else math.ceil(read_timeout) + 1
+    others: dict[str, float] = {}
+    if engine.driver == "mysqldb" and read_seconds is not None:
+        others["read_timeout"] = read_seconds
+    lift: Callable[[Any, Any], None] | None = None
+    if engine.driver == "pg8000":
+        lift = _lift_socket_limit
+    if engine.driver == "pymysql":
+        lift = _limit_greeting(engine, seconds, read_seconds)
+
+    @event.listens_for(engine, "do_connect")
+    def limit(dialect: Any, _record: Any, _cargs: Any, cparams: dict[str, Any]) -> None:
+        cparams.setdefault(argument, connect_share(seconds, dialect, cparams))
+        for name, value in others.items():
+            cparams.setdefault(name, value)
+
+    return lift
+
+
+def _lift_socket_limit(connection: Any, _record: Any) -> None:
+    """Let pg8000 wait for answers; its limit on connecting is one on every read."""
+    connection._usock.settimeout(None)  # noqa: SLF001 - it has no other name
+
+
+def _limit_greeting(
+    engine: Engine, seconds: int, read_seconds: int | None
+) -> Callable[[Any, Any], None]:
+    """Bound the wait for the server's first words, which PyMySQL does not.
+
+    Its ``connect_timeout`` ends when the kernel has accepted, and a server that hangs
+    lets the kernel accept. So the limit on reads stands in until it has spoken.
+    """
+    ours = False
+
+    @event.listens_for(engine, "do_connect")
+    def limit(
+        _dialect: Any, _record: Any, _cargs: Any, cparams: dict[str, Any]
+    ) -> None:
+        nonlocal ours
+        if cparams.get("read_timeout") is None:
+            ours = True
+            cparams["read_timeout"] = seconds
+
+    def lift(connection: Any, _record: Any) -> None:
+        if ours:
+            connection._read_timeout = read_seconds  # noqa: SLF001 - it has no other name
+
+    return lift
+
+
+_LIBPQ = frozenset({"psycopg", "psycopg2"})
+_LIMIT = "connect_timeout"
+_TAKES_ONE = 170000  # the version of libpq from which on a second is not taken for two
+
+
+ONE_BIND_EACH = "Give each host a bind of its own"
+"""What helps a replica."""
+NAME_A_LIMIT = "Say how long each host may take, as in '?connect_timeout=2'"
+"""What helps a primary, whose successors its URL may well name."""
+
+
+def connect_share(seconds: int, dialect: Dialect, arguments: Mapping[str, Any]) -> int:
+    """Return the whole seconds that each of a replica's hosts may take to connect.
+
+    Args:
+        seconds: What all may take together; drivers take no fractions.
+        dialect: The replica's.
+        arguments: What the driver is told.
+    """
+    tries = _tries(dialect, arguments)
+    return seconds if tries == 1 else max(seconds // tries, _least(dialect))
+
+
+def warn_of_hosts(whose: str, engine: Engine, seconds: int, remedy: str) -> None:
+    """Say so if a URL's hosts together may take longer to connect than a server may.
+
+    Args:
+        whose: Whose URL it is.
+        engine: Its engine.
+        seconds: What a connect may take.
+        remedy: What to do, unless more time is given.
+    """
+    dialect = engine.dialect
+    if dialect.driver not in _LIBPQ:
+        return
+    _, arguments = dialect.create_connect_args(engine.url)
+    tries = _tries(dialect, arguments)
+    longest = tries * connect_share(seconds, dialect, arguments)
+    if longest > seconds and _LIMIT not in arguments:
+        logger.warning(
+            "%s: for the hosts in its URL the driver tries %d times, one after "
+            "the other, and for no less than %d seconds each. So a connect may take %d "
+            "seconds, and not REPLICATED_CONNECT_TIMEOUT = %d. %s, "
+            "or set REPLICATED_CONNECT_TIMEOUT = %d.",
+            whose,
+            tries,
+            _least(dialect),
+            longest,
+            seconds,
+            remedy,
+            longest,
+        )
+
+
+def _tries(dialect: Dialect, arguments: Mapping[str, Any]) -> int:
+    """Return how many connects a driver may try for one; a name's addresses apart."""
+    if dialect.driver not in _LIBPQ:
+        return 1
+    hosts = arguments.get("hostaddr") or arguments.get("host") or ""
+    # It looks for a standby first, and then takes what there is.
+    twice = arguments.get("target_session_attrs") == "prefer-standby"
+    return (str(hosts).count(",") + 1) * (2 if twice else 1)
+
+
+def _least(dialect: Dialect) -> int:
+    """Return the fewest seconds that a driver gives to a host, whatever it is told."""
+    # psycopg 3 says no such thing, and takes 1 for 2 with every libpq.
+    libpq: int = getattr(dialect.dbapi, "__libpq_version__", 0)
+    return 1 if libpq >= _TAKES_ONE else 2
+
+
+class TimeLimit:
+    """Ends the conversation on a connection after some time, unless it is lifted.
+
+    Whoever waits on the connection then gets the driver's error of a lost one. Where
+    the driver does not show its socket there is no limit.
+
+    Args:
+        connection: A DBAPI connection.
+        seconds: How long.
+
+    Attributes:
+        reached: Whether the connection was ended.
+    """
+
+    def __init__(self, connection: Any, seconds: float) -> None:
+        self.reached = False
+        self._connection = connection
+        self._lock = threading.Lock()
+        self._lifted = False
+        self._timer = threading.Timer(seconds, self._reach)
+        self._timer.name = "flask_replicated time limit"
+        self._timer.daemon = True
+
+    def start(self) -> TimeLimit:
+        """Let the time run from here on."""
+        if fileno_of(self._connection) is not None:
+            try:
+                self._timer.start()
+            except RuntimeError:  # no more threads: then without a limit
+                pass
+        return self
+
+    def lift(self) -> bool:
+        """Do nothing to the connection from here on; return whether it was ended."""
+        self._timer.cancel()
+        with self._lock:
+            self._lifted = True
+        return self.reached
+
+    def _reach(self) -> None:
+        with self._lock:  # no socket is waited for here
+            if not self._lifted:
+                self.reached = hang_up(self._connection)
+
+
+class SetupTimeout:
+    """Bounds the time from when a server has accepted until it has said enough.
+
+    All that listens to ``connect`` in between shares it: SQLAlchemy's own questions,
+    the application's listeners that were registered before, and this package's.
+
+    Args:
+        engine: The engine, before its first connection.
+        seconds: How long a server may take.
+    """
+
+    def __init__(self, engine: Engine, seconds: float) -> None:
+        self._seconds = seconds
+        event.listen(engine, "connect", self._begin, insert=True)
+
+    def _begin(self, connection: Any, record: ConnectionPoolEntry) -> None:
+        record.info[self] = TimeLimit(connection, self._seconds).start()
+
+    def end(self, record: ConnectionPoolEntry) -> bool:
+        """Lift the limit; return whether the server was silent for too long."""
+        limit: TimeLimit | None = record.info.pop(self, None)
+        return limit is not None and limit.lift()
