@@ -19,8 +19,8 @@ from flask_replicated.replica.same_server import can_compare
 from flask_replicated.replica.throttle import limit_connecting, limit_waiting
 from flask_replicated.routing.counts import Reads, ReplicaPool
 from flask_replicated.routing.state import AppState
+from flask_replicated.settings.compatibility import PrimaryBind
 from flask_replicated.settings.config import read_settings
-from flask_replicated.settings.eligible import Original
 from flask_replicated.settings.sqlite_files import open_existing, shares_connection
 
 from .fleet import Fleet
@@ -222,8 +222,8 @@ def replicated_engine(
     """
     if not replicas:
         raise ConfigurationError("replicas", {}, "name at least one engine that reads.")
-    original = Original(primary, "primary", "use the primary's engine alone")
+    primary_bind = PrimaryBind(primary, "primary", "use the primary's engine alone")
     for name, engine in replicas.items():
-        original.require_copy(f"replicas[{name!r}]", engine)
+        primary_bind.require_compatible(f"replicas[{name!r}]", engine)
     read = read_settings(settings, ("GET", "HEAD"), replicas)
     return routed_engine(AppState(read), primary, replicas)

@@ -165,8 +165,10 @@ class Fleet:
         engine = _make_engine(adapter, name, bind)
         if name not in adapter.engines:  # or it is refused for that
             key = f"{adapter.setting}[{name!r}]"
-            original = adapter.original(self.owner)._replace(without="do not add it")
-            original.require_copy(key, engine)
+            primary_bind = adapter.primary_bind(self.owner)._replace(
+                without="do not add it"
+            )
+            primary_bind.require_compatible(key, engine)
         self.take_in(name, engine, weight)
 
     def take_in(self, name: str, engine: Engine, weight: int = 1) -> None:

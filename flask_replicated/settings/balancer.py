@@ -39,7 +39,7 @@ def read_balancer(value: object) -> Callable[..., Any]:
         if type(balancer) in BALANCERS.values():
             return balancer
         _refuse_unless_takes(balancer, 1, value, "it must take the live members")
-        return _Tried(balancer, value)
+        return _CheckedBalancer(balancer, value)
     close = difflib.get_close_matches(str(value), BALANCERS, n=1, cutoff=0.4)
     hint = f"did you mean {close[0]!r}? " if close and isinstance(value, str) else ""
     # What cannot be shown has parts in the reason that cannot be recognised.
@@ -47,7 +47,7 @@ def read_balancer(value: object) -> Callable[..., Any]:
     raise _refusal(value, "" if hidden else why, hint)
 
 
-class _Tried:
+class _CheckedBalancer:
     """A user's balancer, which says at its first call what is wrong with it.
 
     Later, with requests running, the pool has its own ways: it logs what goes wrong,
@@ -57,19 +57,19 @@ class _Tried:
     def __init__(self, balancer: Callable[..., Any], value: object) -> None:
         self._balancer = balancer
         self._value = value
-        self._tried = False
+        self._checked = False
 
     def __repr__(self) -> str:
         return f"REPLICATED_BALANCER = {safe(self._balancer)!r}"
 
     def __call__(self, members: tuple[Member[Any], ...]) -> Pick[Any]:
-        if not self._tried:
-            self._try(members)
-            self._tried = True
+        if not self._checked:
+            self._check(members)
+            self._checked = True
         pick: Pick[Any] = self._balancer(members)
         return pick
 
-    def _try(self, members: tuple[Member[Any], ...]) -> None:
+    def _check(self, members: tuple[Member[Any], ...]) -> None:
         """Use up a pick function that nobody else has, so that no turn is missed.
 
         Raises:
