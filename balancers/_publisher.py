@@ -176,7 +176,7 @@ class Publisher(Generic[T]):
         records = self._membership.records.values()
         return {record.member: record.ramp for record in records if record.live}
 
-    def _settle(self) -> None:
+    def _publish_pick(self) -> None:
         """Publish the rotation, or a pick that reads the clock if something is due.
 
         The caller holds the lock.

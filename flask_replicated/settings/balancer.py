@@ -79,7 +79,7 @@ class _CheckedBalancer:
             ConfigurationError: It raises, or returns none.
         """
         try:
-            pick: Pick[Any] = self._balancer(members)
+            pick: Any = self._balancer(members)
         except Exception as error:
             raise _refusal(self._value, error_text(error)) from error
         if not callable(pick):
@@ -87,7 +87,8 @@ class _CheckedBalancer:
             raise _refusal(
                 self._value, f"it returned {safe(pick)!r}, not a pick function"
             )
-        return pick
+        made: Pick[Any] = pick
+        return made
 
     def _check(self, pick: Pick[Any], members: tuple[Member[Any], ...]) -> None:
         """Pick once.
