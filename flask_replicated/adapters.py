@@ -16,7 +16,7 @@ from sqlalchemy import URL, engine_from_config
 from .engine.session import routed_session_class
 from .errors import ConfigurationError
 from .routing.hints import note_primary_models
-from .settings.eligible import Original
+from .settings.compatibility import PrimaryBind
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from .engine.engines import RoutedEngine
-    from .settings.binds import Binds
+    from .settings.binds import BindRoles
 
 __all__ = ["Adapter", "fronts_of"]
 
@@ -55,13 +55,13 @@ class Adapter:
     grows = True
     makes_own = False
 
-    def original(self, owner: str | None) -> Original:
+    def primary_bind(self, owner: str | None) -> PrimaryBind:
         """Return the primary of a bind; None is the default one."""
         without = f"AUTO_READ_ON_SLAVE = False, or no replicas: {self.without}"
         if owner is None:
-            return Original(self.engines[self.default], self.primary, without)
+            return PrimaryBind(self.engines[self.default], self.primary, without)
         setting = f"{self.setting}[{owner!r}]"
-        return Original(self.engines[owner], setting, without)
+        return PrimaryBind(self.engines[owner], setting, without)
 
     def make_engine(self, name: str, bind: str | URL | Mapping[str, Any]) -> Engine:
         """Make an engine as the extension makes those of its setting."""
@@ -75,7 +75,7 @@ class Adapter:
         """Whether models are known to be on this bind."""
         return False
 
-    def hide(self, binds: Binds) -> None:
+    def hide(self, binds: BindRoles) -> None:
         """Take the replicas out of what migrations and metadata walk through."""
 
     def route(self, routes: Mapping[str | None, RoutedEngine]) -> None:
@@ -117,7 +117,7 @@ class _FlaskSQLAlchemy(Adapter):
             record_queries._listen(engine)  # noqa: SLF001 - the same
         return engine
 
-    def hide(self, binds: Binds) -> None:
+    def hide(self, binds: BindRoles) -> None:
         hidden = binds.hidden()
         self._app.config[self.setting] = {
             name: value

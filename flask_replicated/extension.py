@@ -15,10 +15,10 @@ from .fleet.discovery import Discovery
 from .redaction import safe
 from .routing.pins import pin_responses
 from .routing.state import STATE, AppState, current_app_state
-from .settings.bind_names import nearly_primary, say_misnamed
-from .settings.binds import Binds, read_binds, replicated_bind, same_database
-from .settings.config import Source, read_settings
-from .settings.validators import share
+from .settings.bind_names import log_misnamed_binds, primary_hint
+from .settings.binds import BindRoles, read_binds, replicated_bind, same_database
+from .settings.config import DiscoverySource, read_settings
+from .settings.validators import weight as read_weight
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -93,7 +93,7 @@ class FlaskReplicated:
             _route(plan, state)
         if state.routes:
             app.wsgi_app = pin_responses(app.wsgi_app, state)  # type: ignore[assignment,method-assign]  # Flask's documented way
-        say_misnamed(app.name, adapters, served=bool(names or state.routes))
+        log_misnamed_binds(app.name, adapters, served=bool(names or state.routes))
         app.extensions["replicated"] = self
         app.extensions[STATE] = state
 
@@ -144,7 +144,7 @@ class FlaskReplicated:
             RuntimeError: There is no application context.
         """
         fleet = _routed(bind_key, "add").fleet
-        fleet.add(name, bind, share("weight", weight))
+        fleet.add(name, bind, read_weight("weight", weight))
 
     def remove(self, name: str, bind_key: str | None = None) -> None:
         """Let a replica of the current application go.
@@ -191,12 +191,12 @@ class _Plan(NamedTuple):
     """
 
     adapter: Adapter
-    binds: Binds
+    binds: BindRoles
     copies: Mapping[str | None, Mapping[str, Engine]]
-    sources: Mapping[str, Source]
+    sources: Mapping[str, DiscoverySource]
 
 
-def _plan(adapter: Adapter, binds: Binds, state: AppState) -> _Plan:
+def _plan(adapter: Adapter, binds: BindRoles, state: AppState) -> _Plan:
     """Find out what is to be routed, and whether it can be right."""
     _settle_primary(adapter, binds)
     return _Plan(
@@ -210,7 +210,7 @@ def _route(plan: _Plan, state: AppState) -> None:
     for owner in dict.fromkeys([*copies, *map(replicated_bind, sources)]):
         key = adapter.default if owner is None else owner
         targets = copies.get(owner, {})
-        setting = adapter.original(owner).setting
+        setting = adapter.primary_bind(owner).setting
         routes[key] = routed_engine(
             state, adapter.engines[key], targets, setting, adapter.setting
         )
@@ -231,7 +231,7 @@ def _route(plan: _Plan, state: AppState) -> None:
 
 
 def _copies(
-    adapter: Adapter, binds: Binds, state: AppState
+    adapter: Adapter, binds: BindRoles, state: AppState
 ) -> dict[str | None, dict[str, Engine]]:
     """Return the replicas that can be copies of their primaries, by owner.
 
@@ -240,10 +240,10 @@ def _copies(
     """
     copies: dict[str | None, dict[str, Engine]] = {}
     for owner, names in binds.replicas.items():
-        original = adapter.original(owner)
+        primary = adapter.primary_bind(owner)
         for name in names:
             key, engine = f"{adapter.setting}[{name!r}]", adapter.engines[name]
-            if _is_fit(state, partial(original.require_copy, key, engine)):
+            if _is_fit(state, partial(primary.require_compatible, key, engine)):
                 copies.setdefault(owner, {})[name] = engine
     return copies
 
@@ -268,7 +268,7 @@ def _is_fit(state: AppState, require: Callable[[], None]) -> bool:
     return True
 
 
-def _sources(adapter: Adapter, state: AppState) -> Mapping[str, Source]:
+def _sources(adapter: Adapter, state: AppState) -> Mapping[str, DiscoverySource]:
     """Return where DNS names replicas of an application's engines.
 
     Raises:
@@ -284,19 +284,19 @@ def _sources(adapter: Adapter, state: AppState) -> Mapping[str, Source]:
             raise ConfigurationError(
                 item, None, f"there is no bind {key!r} that its replicas could copy."
             )
-        original = adapter.original(owner)._replace(
+        primary = adapter.primary_bind(owner)._replace(
             without="AUTO_READ_ON_SLAVE = False, or REPLICATED_DISCOVERY = {}"
         )
-        require = partial(original.require_source, item, source.url)
+        require = partial(primary.require_same_dialect, item, source.url)
         if adapter.makes_own or _is_fit(state, require):
             found[name] = source
     return found
 
 
-def _settle_primary(adapter: Adapter, binds: Binds) -> None:
+def _settle_primary(adapter: Adapter, binds: BindRoles) -> None:
     """Let the bind ``'master'`` and the default bind be one engine."""
     engines, name = adapter.engines, binds.primary
-    slip = nearly_primary(adapter) if name is None else ""
+    slip = primary_hint(adapter) if name is None else ""
     if name is not None:
         default = engines.setdefault(adapter.default, engines[name])
         if not same_database(default, engines[name]):

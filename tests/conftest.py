@@ -7,11 +7,21 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import pytest
+import sqlalchemy as sa
+from hypothesis import HealthCheck, settings
+
+from tests.operations.hidden import do_hidden_write
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from examples.cluster import Cluster
+
+# A loaded machine is slow, which says nothing about the package.
+settings.register_profile(
+    "unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -19,6 +29,14 @@ def _collect() -> Iterator[None]:
     """Blame what a file leaves open on that file, not on whichever comes later."""
     yield
     gc.collect()
+
+
+@pytest.fixture
+def hidden_writes() -> Iterator[None]:
+    """Let every engine do what ``hidden_write()`` asks for, during one test."""
+    sa.event.listen(sa.Engine, "before_cursor_execute", do_hidden_write, retval=True)
+    yield
+    sa.event.remove(sa.Engine, "before_cursor_execute", do_hidden_write)
 
 
 @pytest.fixture(scope="session")

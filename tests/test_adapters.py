@@ -36,6 +36,7 @@ pytest.importorskip("flask_sqlalchemy_lite")
 from flask_sqlalchemy_lite import SQLAlchemy
 
 build = build_fixture
+pytestmark = pytest.mark.usefixtures("hidden_writes")
 NAMES = ("master", "slave_1", "slave_2")
 WHO = sa.text("SELECT name FROM marker")
 INSERT = "INSERT INTO entry (text) VALUES ('new') RETURNING text"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from flask_replicated import ConfigurationError
-from flask_replicated.settings.bind_names import misnamed
+from flask_replicated.settings.bind_names import misnamed_binds
 from flask_replicated.settings.binds import read_binds
 from flask_replicated.settings.config import read_settings
 from tests.support import Build, build_fixture
@@ -134,7 +134,7 @@ def test_a_bind_without_a_name() -> None:
     """A key that is no text is an ordinary bind."""
     found = read_binds([None, 1, "slave_1"], "SQLALCHEMY_BINDS")  # type: ignore[list-item]  # that is the point
     assert found.replica_names() == ["slave_1"]
-    assert not list(misnamed([None, 1, "slave_1"]))
+    assert not list(misnamed_binds([None, 1, "slave_1"]))
 
 
 def test_a_key_without_a_name() -> None:

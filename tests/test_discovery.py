@@ -20,7 +20,7 @@ from flask_sqlalchemy import SQLAlchemy
 
 from flask_replicated import ConfigurationError, FlaskReplicated
 from flask_replicated.fleet.discovery import Address, Discovery, DNSAnswer
-from flask_replicated.settings.config import Source
+from flask_replicated.settings.config import DiscoverySource
 from tests.support import Build, Site, build_fixture, make_file, sqlite_url
 
 if TYPE_CHECKING:
@@ -306,7 +306,7 @@ class TestMissing:
         """Return at which answers without it one server was still there."""
         now = 1000.0
         monkeypatch.setattr(time, "monotonic", lambda: now)
-        source = Source(sa.make_url("postgresql://replicas.internal"), {}, 30)
+        source = DiscoverySource(sa.make_url("postgresql://replicas.internal"), {}, 30)
         fleet: Any = Taken()
         discovery = Discovery("slave", source)
         one, two = Address("one", None, 1), Address("two", None, 1)
@@ -335,7 +335,7 @@ class TestMissing:
 
     def test_named_in_between(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Whoever is named again has missed nothing."""
-        source = Source(sa.make_url("postgresql://replicas.internal"), {}, 30)
+        source = DiscoverySource(sa.make_url("postgresql://replicas.internal"), {}, 30)
         fleet: Any = Taken()
         discovery = Discovery("slave", source)
         one, two = Address("one", None, 1), Address("two", None, 1)

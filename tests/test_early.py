@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
     from flask import Flask, Request, Response
 
+pytestmark = pytest.mark.usefixtures("hidden_writes")
+
 build = build_fixture
 
 INSERT = "INSERT INTO entry (text) VALUES ('hidden') RETURNING text"

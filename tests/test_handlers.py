@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     Handler = Callable[[ORMExecuteState], Any]
     Listen = Callable[..., AbstractContextManager[None]]
 
+pytestmark = pytest.mark.usefixtures("hidden_writes")
+
 build = build_fixture
 
 TABLES = """

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sqlalchemy import URL
 
 from flask_replicated import ConfigurationError, FlaskReplicated
-from flask_replicated.settings.config import _DEFAULTS as KNOWN
+from flask_replicated.settings.config import DEFAULTS as KNOWN
 from flask_replicated.settings.config import read_settings
 from tests.support import Build, build_fixture, unhurried
 

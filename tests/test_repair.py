@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import scoped_session
 
+pytestmark = pytest.mark.usefixtures("hidden_writes")
+
 build = build_fixture
 
 INSERT = "INSERT INTO entry (text) VALUES ('hidden') RETURNING text"

@@ -14,19 +14,19 @@ from flask_replicated.sql.constructs import Classifier
 from tests.support import unhurried
 
 if TYPE_CHECKING:
-    from flask_replicated.sql.writes import Name, Write
+    from flask_replicated.sql.dml import Identifier, TableWrite
 
 classifier = Classifier(["touch_all"]).text
 
 
-def shown(name: Name | None) -> str:
+def shown(name: Identifier | None) -> str:
     """Return a name, in quotes if it was."""
     if name is None:
         return ""
     return f'"{name.text}"' if name.quoted else name.text
 
 
-def told(write: Write) -> str:
+def told(write: TableWrite) -> str:
     """Return what is told of a write: its table, and the columns of an update."""
     schema = f"{shown(write.schema)}." if write.schema else ""
     columns = (

@@ -28,7 +28,7 @@ from flask_replicated.routing.decision import Role
 from flask_replicated.routing.hints import named_table, primary_tables, wanted_role
 from flask_replicated.routing.overrides import active_role
 from flask_replicated.sql.session_settings import is_local
-from flask_replicated.sql.text import Kind, unlocks
+from flask_replicated.sql.text import Kind, ends_read_only
 
 from .connections import ReplicaConnection
 from .lazy_begin import begin_block, begin_block_late
@@ -165,7 +165,7 @@ class Gate:
         """Return what a statement does, which is no more than it may."""
         kind = self._classify(sql, getattr(context.compiled, "statement", None))
         # A setting may be named by a parameter of set_config().
-        if kind is Kind.SETTING and unlocks(str(context.parameters)):
+        if kind is Kind.SETTING and ends_read_only(str(context.parameters)):
             kind = Kind.WRITE
         if kind >= Kind.LOCK:
             connection.refused = True

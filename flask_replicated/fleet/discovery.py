@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from flask_replicated.engine.engines import RoutedEngine
-    from flask_replicated.settings.config import Source
+    from flask_replicated.settings.config import DiscoverySource
 
     from .fleet import Fleet
 
@@ -83,7 +83,7 @@ class Discovery:
         ConfigurationError: dnspython is not installed.
     """
 
-    def __init__(self, name: str, source: Source) -> None:
+    def __init__(self, name: str, source: DiscoverySource) -> None:
         try:
             importlib.import_module("dns.resolver")
         except ImportError:
@@ -213,7 +213,7 @@ def _run(
     discovery: Callable[[], Discovery | None],
     owner: Callable[[], RoutedEngine | None],
     stop: threading.Event,
-    source: Source,
+    source: DiscoverySource,
 ) -> None:
     """Look and tell until nobody wants it; keep nobody alive while it waits."""
     process = os.getpid()  # a greenlet goes on in a forked child, which has its own
@@ -240,7 +240,7 @@ def _run(
         stop.wait(source.every * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
 
 
-def _look(source: Source) -> DNSAnswer:
+def _look(source: DiscoverySource) -> DNSAnswer:
     """Ask DNS.
 
     Raises:

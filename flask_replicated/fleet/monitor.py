@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakSet
 
 from balancers import Member, Permit
-from balancers.errors import UnknownMember, error_text
+from balancers.errors import UnknownMemberError, error_text
 from flask_replicated.errors import (
     ReplicaLagsError,
     ReplicaSilentError,
@@ -504,7 +504,7 @@ class _MonitorLoop:
             elif reached and not run.late and not _needs_more_than_a_probe(one.server):
                 self._note_fault(one, None)
                 self._pool.recover(one.member, run.permit)
-        except UnknownMember:  # it has been removed meanwhile
+        except UnknownMemberError:  # it has been removed meanwhile
             pass
 
     def _is_in_vain(self, one: _Watched, run: ProbeRun, error: Exception) -> bool:
@@ -582,7 +582,7 @@ class _MonitorLoop:
         self._note_fault(one, error)
         # Until the next run has ended, with something to spare.
         seconds = 1.5 * self._policy.interval + 2 * self._policy.timeout
-        with contextlib.suppress(UnknownMember):
+        with contextlib.suppress(UnknownMemberError):
             if not self._pool.trip(one.member, seconds, error):
                 self._outages.still_out(one.member.name, error)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
 
-    from flask_replicated.sql.writes import Name, Write
+    from flask_replicated.sql.dml import Identifier, TableWrite
 
 __all__ = ["HousekeepingAdvice", "Sent"]
 
@@ -64,7 +64,7 @@ class _Sample:
         self.tables: _Rules = {}
         self.unknown: dict[str, None] = {}
 
-    def add(self, writes: Iterable[Write] | None, sent: Sent) -> None:
+    def add(self, writes: Iterable[TableWrite] | None, sent: Sent) -> None:
         """Add what a statement has written."""
         if writes is None:
             if len(self.unknown) < _FEW:
@@ -91,7 +91,7 @@ class HousekeepingAdvice:
 
     def __init__(
         self,
-        find: Callable[[str, str], Iterable[Write] | None],
+        find: Callable[[str, str], Iterable[TableWrite] | None],
         unpinned: Mapping[str, frozenset[str] | None],
     ) -> None:
         self.active = False
@@ -177,7 +177,7 @@ def _beginning(sql: str) -> str:
     return shown if whole else f"{shown[:_LENGTH]}…"
 
 
-def _named(name: Name, sent: Sent) -> str:
+def _named(name: Identifier, sent: Sent) -> str:
     """Return a name as REPLICATED_UNPINNED has it."""
     folds = sent.dialect == "postgresql" and not name.quoted
     return name.text.lower() if folds else name.text

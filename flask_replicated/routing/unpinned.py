@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Dialect
 
-    from flask_replicated.sql.writes import Name, Write
+    from flask_replicated.sql.dml import Identifier, TableWrite
 
 __all__ = ["Unpinned"]
 
@@ -32,7 +32,7 @@ class Unpinned:
     def __bool__(self) -> bool:
         return bool(self._rules)
 
-    def covers(self, writes: Iterable[Write] | None, dialect: Dialect) -> bool:
+    def covers(self, writes: Iterable[TableWrite] | None, dialect: Dialect) -> bool:
         """Whether a statement's writes are known, and each of them is housekeeping.
 
         Args:
@@ -42,7 +42,7 @@ class Unpinned:
         listed = list(writes or ())
         return bool(listed) and all(self._has(write, dialect) for write in listed)
 
-    def _has(self, write: Write, dialect: Dialect) -> bool:
+    def _has(self, write: TableWrite, dialect: Dialect) -> bool:
         allowed: set[str] = set()
         for schema, table, columns in self._rules:
             if not _is_table(write, schema, table, dialect):
@@ -61,7 +61,9 @@ def _split(name: str) -> tuple[str | None, str]:
     return (schema if dot else None), table
 
 
-def _is_table(write: Write, schema: str | None, table: str, dialect: Dialect) -> bool:
+def _is_table(
+    write: TableWrite, schema: str | None, table: str, dialect: Dialect
+) -> bool:
     if not _is(write.table, table, dialect):
         return False
     if write.schema is None or schema is None:
@@ -73,7 +75,7 @@ def _is_table(write: Write, schema: str | None, table: str, dialect: Dialect) ->
     return _is(write.schema, schema, dialect)
 
 
-def _is(name: Name, written: str, dialect: Dialect) -> bool:
+def _is(name: Identifier, written: str, dialect: Dialect) -> bool:
     """Whether a name in SQL is that of a table or schema."""
     if dialect.name == "sqlite":
         return name.text.lower() == written.lower()
@@ -84,7 +86,7 @@ def _is(name: Name, written: str, dialect: Dialect) -> bool:
     return name.text == written  # MySQL's are names of files, on most servers
 
 
-def _is_column(name: Name, written: str, dialect: Dialect) -> bool:
+def _is_column(name: Identifier, written: str, dialect: Dialect) -> bool:
     """Whether a name in SQL is that of a column, whose case counts on PostgreSQL."""
     if dialect.name == "postgresql":
         return _is(name, written, dialect)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from flask_replicated.adapters import Adapter
 
-__all__ = ["Misnamed", "misnamed", "nearly_primary", "say_misnamed"]
+__all__ = ["MisnamedBind", "log_misnamed_binds", "misnamed_binds", "primary_hint"]
 
 logger = logging.getLogger("flask_replicated")
 
@@ -35,7 +35,7 @@ _RULE = (
 )
 
 
-class Misnamed(NamedTuple):
+class MisnamedBind(NamedTuple):
     """A bind that stays an ordinary one, and may be meant as a replica.
 
     Attributes:
@@ -53,7 +53,7 @@ class Misnamed(NamedTuple):
     other: bool = False
 
 
-def misnamed(names: Collection[object]) -> Iterator[Misnamed]:
+def misnamed_binds(names: Collection[object]) -> Iterator[MisnamedBind]:
     """Return the binds that may be meant as replicas, by their names alone.
 
     Args:
@@ -67,7 +67,7 @@ def misnamed(names: Collection[object]) -> Iterator[Misnamed]:
             yield found._replace(meant=None) if found.meant in texts else found
 
 
-def _of_nobody(name: str, owners: Collection[str]) -> Misnamed | None:
+def _of_nobody(name: str, owners: Collection[str]) -> MisnamedBind | None:
     """Return what is a replica by its name, and of a bind that is not there."""
     match = REPLICA_NAME.fullmatch(name)
     owner = match["owner"] if match else None
@@ -75,10 +75,10 @@ def _of_nobody(name: str, owners: Collection[str]) -> Misnamed | None:
         return None
     close = difflib.get_close_matches(owner, owners, n=1, cutoff=0.8)
     meant = f"{close[0]}{name[len(owner) :]}" if close else None
-    return Misnamed(name, meant=meant, sure=True)
+    return MisnamedBind(name, meant=meant, sure=True)
 
 
-def _slip(name: str, owners: Collection[str]) -> Misnamed | None:
+def _slip(name: str, owners: Collection[str]) -> MisnamedBind | None:
     """Return what is nearly called a replica, or by another word for it."""
     if REPLICA_NAME.fullmatch(name):
         return None
@@ -88,9 +88,9 @@ def _slip(name: str, owners: Collection[str]) -> Misnamed | None:
         meant = f"{owner}_{meant}"
     sure = _LOOKS_LIKE.fullmatch(rest) is not None
     if meant is not None or sure:
-        return Misnamed(name, owner, meant, sure=sure)
+        return MisnamedBind(name, owner, meant, sure=sure)
     other = _OTHER_WORDS.fullmatch(rest) is not None
-    return Misnamed(name, owner, other=True) if other else None
+    return MisnamedBind(name, owner, other=True) if other else None
 
 
 def _split(name: str, owners: Collection[str]) -> tuple[str | None, str]:
@@ -124,7 +124,7 @@ def _nearest(name: str, *words: str) -> str | None:
     return None
 
 
-def nearly_primary(adapter: Adapter) -> str:
+def primary_hint(adapter: Adapter) -> str:
     """Say which bind is nearly called as the primary is; empty if none is.
 
     One that is another database than the primary is an ordinary bind.
@@ -140,7 +140,7 @@ def nearly_primary(adapter: Adapter) -> str:
     return ""
 
 
-def say_misnamed(app: str, adapters: Iterable[Adapter], *, served: bool) -> None:
+def log_misnamed_binds(app: str, adapters: Iterable[Adapter], *, served: bool) -> None:
     """Say which binds are not taken for replicas though they may be meant so.
 
     Each developer's machine has no replica at all, which is no fault. One that has none
@@ -152,7 +152,9 @@ def say_misnamed(app: str, adapters: Iterable[Adapter], *, served: bool) -> None
         served: Whether there are replicas.
     """
     found = [
-        (adapter, one) for adapter in adapters for one in misnamed(adapter.engines)
+        (adapter, one)
+        for adapter in adapters
+        for one in misnamed_binds(adapter.engines)
     ]
     shown = [
         _shown(adapter, one)
@@ -172,15 +174,15 @@ def say_misnamed(app: str, adapters: Iterable[Adapter], *, served: bool) -> None
         logger.info("%s", none)
 
 
-def _may_be_meant(adapter: Adapter, one: Misnamed) -> bool:
+def _may_be_meant(adapter: Adapter, one: MisnamedBind) -> bool:
     if adapter.owns_tables(one.name):
         return False
     key = adapter.default if one.owner is None else one.owner
     if key not in adapter.engines:
         return True
-    return adapter.original(one.owner).resembles(adapter.engines[one.name])
+    return adapter.primary_bind(one.owner).resembles(adapter.engines[one.name])
 
 
-def _shown(adapter: Adapter, one: Misnamed) -> str:
+def _shown(adapter: Adapter, one: MisnamedBind) -> str:
     meant = "" if one.meant is None else f" (did you mean {one.meant!r}?)"
     return f"{adapter.setting}[{one.name!r}]{meant}"

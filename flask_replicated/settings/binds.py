@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "PRIMARY_NAMES",
     "REPLICA_NAME",
-    "Binds",
+    "BindRoles",
     "is_replica_of",
     "read_binds",
     "replicated_bind",
@@ -26,7 +26,7 @@ PRIMARY_NAMES = ("master", "primary")
 REPLICA_NAME = re.compile(r"(?:(?P<owner>.+)_)?(?:slave|replica)(?:_\d+)?")
 
 
-class Binds(NamedTuple):
+class BindRoles(NamedTuple):
     """What ``SQLALCHEMY_BINDS`` says.
 
     Attributes:
@@ -48,7 +48,7 @@ class Binds(NamedTuple):
         return frozenset([*self.replica_names(), *primary])
 
 
-def read_binds(binds: Collection[str | None], setting: str) -> Binds:
+def read_binds(binds: Collection[str | None], setting: str) -> BindRoles:
     """Sort the keys of the engines into primary, replicas and others.
 
     Args:
@@ -75,7 +75,7 @@ def read_binds(binds: Collection[str | None], setting: str) -> Binds:
             owner = None
         if match and (owner is None or owner in binds):
             replicas.setdefault(owner, []).append(name)
-    return Binds(
+    return BindRoles(
         primary=primaries[0] if primaries else None,
         replicas={owner: tuple(names) for owner, names in replicas.items()},
     )

@@ -23,20 +23,20 @@ from .validators import (
     choice,
     cookie_name,
     count,
-    limit,
+    interval,
     names,
-    pause,
-    question,
+    optional_count,
+    predicate,
     seconds,
-    share,
     tables,
+    weight,
 )
 
 if TYPE_CHECKING:
     from flask import Request
     from sqlalchemy import URL
 
-__all__ = ["Settings", "Source", "read_settings"]
+__all__ = ["DEFAULTS", "DiscoverySource", "Settings", "read_settings"]
 
 logger = logging.getLogger("flask_replicated")
 
@@ -46,7 +46,7 @@ _ALIKE = 0.83
 """How much of two words is the same where one is the other with a slip or two."""
 
 
-class Source(NamedTuple):
+class DiscoverySource(NamedTuple):
     """Where DNS names replicas.
 
     Attributes:
@@ -117,7 +117,7 @@ class Settings:
     breaker_threshold: int = 2
     breaker_reset: float = 1
     breaker_max_reset: float = 30
-    discovery: Mapping[str, Source] = field(default_factory=dict)
+    discovery: Mapping[str, DiscoverySource] = field(default_factory=dict)
     max_connecting: int | None = 4
     max_pools: int | None = None
     slow_start: float = 0
@@ -129,7 +129,7 @@ class Settings:
     unpinned: Mapping[str, frozenset[str] | None] = field(default_factory=dict)
 
 
-_DEFAULTS: Mapping[str, Any] = {
+DEFAULTS: Mapping[str, Any] = {
     "AUTO_READ_ON_SLAVE": True,
     "REPLICATED_BALANCER": "round_robin",
     "REPLICATED_BREAKER_MAX_RESET": 30,
@@ -188,15 +188,15 @@ def read_settings(
         weights=weights,
         readonly_methods=read(_methods, "REPLICATED_READONLY_METHODS"),
         read_on_replica=read(boolean, "AUTO_READ_ON_SLAVE"),
-        is_read=read(question, "REPLICATED_IS_READ"),
+        is_read=read(predicate, "REPLICATED_IS_READ"),
         write_functions=read(names, "REPLICATED_WRITE_FUNCTIONS", "a list of names"),
         learn_writers=read(boolean, "REPLICATED_LEARN_WRITERS"),
         pin_cookie=read(cookie_name, "REPLICATED_PIN_COOKIE", config),
         fall_back=read(choice, "REPLICATED_FALLBACK", "master", "error") == "master",
         breaker_threshold=read(count, "REPLICATED_BREAKER_THRESHOLD"),
         discovery=discovery,
-        max_connecting=read(limit, "REPLICATED_MAX_CONNECTING"),
-        max_pools=read(limit, "REPLICATED_MAX_POOLS"),
+        max_connecting=read(optional_count, "REPLICATED_MAX_CONNECTING"),
+        max_pools=read(optional_count, "REPLICATED_MAX_POOLS"),
         role_check=read(boolean, "REPLICATED_ROLE_CHECK"),
         unpinned=read(tables, "REPLICATED_UNPINNED"),
         lazy_begin=read(boolean, "REPLICATED_LAZY_BEGIN"),
@@ -214,7 +214,7 @@ def _times(config: Mapping[str, Any]) -> dict[str, Any]:
         unset = _get(config, f"REPLICATED_{name.upper()}") is None
         return None if unset else read(name, ", or None for no limit", **limits)
 
-    interval = "REPLICATED_PROBE_INTERVAL"
+    probe = "REPLICATED_PROBE_INTERVAL"
     reset = read("breaker_reset", above=0)
     longest = read("breaker_max_reset", above=0)
     if longest < reset:
@@ -230,7 +230,7 @@ def _times(config: Mapping[str, Any]) -> dict[str, Any]:
         "connect_timeout": read("connect_timeout", above=0),
         "failover_timeout": read("failover_timeout"),
         "slow_start": read("slow_start"),
-        "probe_interval": pause(interval, _get(config, interval), off=True),
+        "probe_interval": interval(probe, _get(config, probe), off=True),
         "read_timeout": optional("read_timeout", above=0),
         # A replica may be days behind on purpose; this is only compared.
         "max_lag": optional("max_lag", most=YEAR),
@@ -239,17 +239,17 @@ def _times(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _refuse_unknown(config: Mapping[Any, Any]) -> None:
     for key in config:
-        if not isinstance(key, str) or key in _DEFAULTS:
+        if not isinstance(key, str) or key in DEFAULTS:
             continue
         if not key.startswith((_PREFIX, "AUTO_READ_ON")):
             _refuse_misspelt(key, config[key])
         else:
             bare = key.removeprefix(_PREFIX)
             close = difflib.get_close_matches(
-                key if bare not in _DEFAULTS else bare, _DEFAULTS, n=1
+                key if bare not in DEFAULTS else bare, DEFAULTS, n=1
             )
             hint = f"did you mean {close[0]}? " if close else ""
-            known = ", ".join(sorted(_DEFAULTS))
+            known = ", ".join(sorted(DEFAULTS))
             raise ConfigurationError(
                 key, config[key], f"no such setting; {hint}Known are {known}."
             )
@@ -271,7 +271,7 @@ def _refuse_misspelt(key: str, value: object) -> None:
         head = "REPLICATED"
         meant = _nearest(letters, {_letters(_SWITCH): _SWITCH})
     else:
-        names = {_letters(one.removeprefix(_PREFIX)): one for one in _DEFAULTS}
+        names = {_letters(one.removeprefix(_PREFIX)): one for one in DEFAULTS}
         ends = [name for name in names if letters.endswith(name)]
         tail = max(ends, key=len) if ends else _letters(key.partition("_")[2])
         head, meant = letters.removesuffix(tail), _nearest(tail, names)
@@ -294,7 +294,7 @@ def _nearest(letters: str, known: Mapping[str, str]) -> str | None:
 
 
 def _get(config: Mapping[str, Any], key: str) -> Any:
-    return config.get(key, _DEFAULTS[key])
+    return config.get(key, DEFAULTS[key])
 
 
 def _pin_cookie(config: Mapping[str, Any]) -> str:
@@ -302,7 +302,7 @@ def _pin_cookie(config: Mapping[str, Any]) -> str:
 
     Applications on one host that keep their sessions apart keep their pins apart, too.
     """
-    name = _DEFAULTS["REPLICATED_PIN_COOKIE"]
+    name = DEFAULTS["REPLICATED_PIN_COOKIE"]
     session = config.get("SESSION_COOKIE_NAME") or "session"
     return name if session == "session" else f"{session}_{name}"
 
@@ -312,7 +312,7 @@ def _methods(key: str, value: object) -> frozenset[str]:
     return frozenset(name.upper() for name in found)
 
 
-def _discovery(config: Mapping[str, Any]) -> dict[str, Source]:
+def _discovery(config: Mapping[str, Any]) -> dict[str, DiscoverySource]:
     key = "REPLICATED_DISCOVERY"
     value = _get(config, key)
     if not isinstance(value, Mapping):
@@ -324,7 +324,7 @@ def _discovery(config: Mapping[str, Any]) -> dict[str, Source]:
     }
 
 
-def _source(item: str, name: object, value: object) -> Source:
+def _source(item: str, name: object, value: object) -> DiscoverySource:
     if not (isinstance(name, str) and re.fullmatch(r"(.+_)?(slave|replica)", name)):
         raise ConfigurationError(
             item,
@@ -334,7 +334,7 @@ def _source(item: str, name: object, value: object) -> Source:
     options: dict[str, Any] = (
         dict(value) if isinstance(value, Mapping) else {"url": value}
     )
-    every = pause(f"{item}['every']", options.pop("every", 30))
+    every = interval(f"{item}['every']", options.pop("every", 30))
     try:
         url = make_url(options.pop("url", ""))
     except (ArgumentError, ValueError):  # the latter of a port that is no number
@@ -347,7 +347,7 @@ def _source(item: str, name: object, value: object) -> Source:
             "must be a URL whose host is the DNS name to look up, or a dict with that "
             "'url', with 'every' (seconds) and with engine options.",
         )
-    return Source(url, options, every)
+    return DiscoverySource(url, options, every)
 
 
 def _weights(config: Mapping[str, Any], replicas: Collection[str]) -> dict[str, int]:
@@ -357,16 +357,16 @@ def _weights(config: Mapping[str, Any], replicas: Collection[str]) -> dict[str, 
         raise ConfigurationError(
             key, value, "must be a mapping of replica binds, such as {'slave_1': 3}."
         )
-    for name, weight in value.items():
+    for name, share in value.items():
         item = f"{key}[{safe(name)!r}]"
         # An app without replicas may share its settings with one that has some.
         if replicas and name not in replicas:
             raise ConfigurationError(
                 item,
-                weight,
+                share,
                 f"no such replica; SQLALCHEMY_BINDS has {', '.join(replicas)}.",
             )
-        share(item, weight)
+        weight(item, share)
     return dict(value)
 
 

@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DAY",
-    "MOST",
+    "MAX_COUNT",
     "YEAR",
     "boolean",
     "choice",
     "cookie_name",
     "count",
-    "limit",
+    "interval",
     "names",
-    "pause",
-    "question",
+    "optional_count",
+    "predicate",
     "seconds",
-    "share",
     "tables",
+    "weight",
 ]
 
 DAY = 24 * 3600
@@ -43,17 +43,17 @@ years, or 49 days on Windows), and milliseconds in 32 bits at the servers (24 da
 YEAR = 365 * DAY
 """The same for what is only compared: a replica may be days behind on purpose."""
 
-MOST = 1_000_000
+MAX_COUNT = 1_000_000
 """The most of what is counted: no process has so many connections or failures."""
 
-_SHORTEST = 0.01
+_MIN_INTERVAL = 0.01
 """The least that a pause may last: who writes less means milliseconds, or "at once".
 
 No server comes and goes within it, and a hundred times in a second is more than any
 question is worth; below, what looks again and again does nothing else.
 """
 
-_HEAVIEST = 10**15
+_MAX_WEIGHT = 10**15
 """The most that a weight may be: who weighs by bytes of memory is well below."""
 
 # Browsers keep no cookie of more than 4096 bytes, and its value comes on top.
@@ -90,15 +90,15 @@ def seconds(
     return float(value)
 
 
-def pause(key: str, value: Any, *, off: bool = False) -> float:
+def interval(key: str, value: Any, *, off: bool = False) -> float:
     """Return the seconds between two looks; with *off*, 0 means none at all."""
     if off and value == 0:
         return seconds(key, value)
     found = seconds(key, value, above=0)
-    if found < _SHORTEST:
+    if found < _MIN_INTERVAL:
         never = ", or 0 for none at all" if off else ""
         raise ConfigurationError(
-            key, value, f"must be at least {_SHORTEST} seconds{never}."
+            key, value, f"must be at least {_MIN_INTERVAL} seconds{never}."
         )
     return found
 
@@ -106,29 +106,29 @@ def pause(key: str, value: Any, *, off: bool = False) -> float:
 def count(key: str, value: Any, also: str = "") -> int:
     """Return a whole number from 1 up; *also* says what else would be right."""
     whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or not 1 <= value <= MOST:
+    if not whole or not 1 <= value <= MAX_COUNT:
         raise ConfigurationError(
             key,
             value,
-            f"must be a whole number of at least 1, and at most {MOST}{also}.",
+            f"must be a whole number of at least 1, and at most {MAX_COUNT}{also}.",
         )
     return int(value)
 
 
-def limit(key: str, value: Any) -> int | None:
-    """Return the same, or None."""
+def optional_count(key: str, value: Any) -> int | None:
+    """Return what :func:`count` does; None means that there is no limit."""
     return None if value is None else count(key, value, ", or None for no limit")
 
 
-def share(key: str, value: Any) -> int:
+def weight(key: str, value: Any) -> int:
     """Return a weight: a whole number from 0 up."""
     whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or not 0 <= value <= _HEAVIEST:
+    if not whole or not 0 <= value <= _MAX_WEIGHT:
         raise ConfigurationError(
             key,
             value,
             "must be a whole number: 0 for no traffic, 1 or more for a share, at "
-            f"most {_HEAVIEST}.",
+            f"most {_MAX_WEIGHT}.",
         )
     return int(value)
 
@@ -240,7 +240,7 @@ def _refuse_unless_secure(key: str, value: str, config: Mapping[str, Any]) -> No
         )
 
 
-def question(key: str, value: Any) -> Callable[[Request], bool | None] | None:
+def predicate(key: str, value: Any) -> Callable[[Request], bool | None] | None:
     """Return a function of the request that says True, False or None, if any."""
     if value is None:
         return None

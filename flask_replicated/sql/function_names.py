@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .postgresql_functions import STABLE
 
-__all__ = ["COUNTING", "LOCKING", "OF_TRANSACTION", "PURE", "SETTING", "WRITING"]
+__all__ = ["LOCKING", "PURE", "SEQUENCE", "SETTING", "TRANSACTION_TIME", "WRITING"]
 
 _LOCKING = """
     get_lock release_lock release_all_locks is_free_lock is_used_lock
@@ -187,7 +187,7 @@ _SQLITE = """
     """
 
 # And words in a literal that mean a day of it.
-_OF_TRANSACTION = """
+_TRANSACTION_TIME = """
     age current_date current_time current_timestamp localtime localtimestamp now
     transaction_timestamp today tomorrow yesterday
     """
@@ -196,11 +196,11 @@ LOCKING = frozenset(_LOCKING.split())
 """Functions that lock rows or names."""
 WRITING = frozenset(_WRITING.split())
 """Functions that change something, or can only be answered where that happens."""
-COUNTING = frozenset({"nextval", "currval", "lastval", "last_insert_id"})
+SEQUENCE = frozenset({"nextval", "currval", "lastval", "last_insert_id"})
 """Functions of what numbers the rows of a table, and so are a part of its inserts."""
 SETTING = frozenset({"set_config"})
 """Functions that change the session."""
-OF_TRANSACTION = frozenset(_OF_TRANSACTION.split())
+TRANSACTION_TIME = frozenset(_TRANSACTION_TIME.split())
 """Words that stand for the time at which a transaction began."""
 PURE = {
     dialect: frozenset(_WORDS.split()).union(more.split(), generated)

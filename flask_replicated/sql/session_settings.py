@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from .tokens import (
     Token,
-    closing,
+    find_closing,
     is_mark,
     is_word,
-    separated,
-    statements,
-    tokenized,
+    split,
+    split_statements,
+    tokenize,
 )
 
 if TYPE_CHECKING:
@@ -73,12 +73,12 @@ def _judge(sql: str) -> tuple[bool | str | int, ...]:
     Parameters go by their name, or by their place. Nothing at all where it cannot be
     told.
     """
-    tokens = tokenized(sql, "postgresql")
+    tokens = tokenize(sql, "postgresql")
     if tokens is None:
         return ()
     tokens = _with_places(tokens)
     flags: list[bool | str | int] = []
-    for statement in statements(tokens):
+    for statement in split_statements(tokens):
         if is_word(statement[0], "set"):
             flags.append(_ends(statement))
         flags += _calls(statement)
@@ -122,7 +122,7 @@ def _calls(statement: Sequence[Token]) -> Iterator[bool | str | int]:
         schema = ""
         if index and is_mark(statement[index - 1], "."):
             schema = _named(statement[index - 2]) if index > 1 else "?"
-        end = closing(statement, index + 1)
+        end = find_closing(statement, index + 1)
         # A user's own function of this name does what it likes.
         known = _named(token) == "set_config" and schema in {"", "pg_catalog"}
         yield known and end is not None and _flag(statement[index + 2 : end])
@@ -137,7 +137,7 @@ def _named(token: Token) -> str:
 
 def _flag(arguments: Sequence[Token]) -> bool | str | int:
     """Return what the third argument of a call says."""
-    parts = separated(arguments)
+    parts = split(arguments)
     named = [part for part in parts if len(part) > 1 and is_mark(part[1], "=>", ":=")]
     for part in named:
         if is_word(part[0], "is_local"):
@@ -164,12 +164,12 @@ def _value(tokens: Sequence[Token]) -> bool | str | int:
 
 def _without_cast(tokens: Sequence[Token]) -> Sequence[Token] | None:
     """Return what stands in parentheses, or is cast; None if neither does."""
-    if is_mark(tokens[0], "(") and closing(tokens, 0) == len(tokens) - 1:
+    if is_mark(tokens[0], "(") and find_closing(tokens, 0) == len(tokens) - 1:
         return tokens[1:-1]
     if is_word(tokens[0], "bool", "boolean") and tokens[1].kind == "string":
         return tokens[1:]
     inner, sign = tokens, is_mark(tokens[-2], "::")
-    if is_word(tokens[0], "cast") and closing(tokens, 1) == len(tokens) - 1:
+    if is_word(tokens[0], "cast") and find_closing(tokens, 1) == len(tokens) - 1:
         inner = tokens[2:-1]
         sign = len(inner) > 1 and is_word(inner[-2], "as")
     return inner[:-2] if sign and is_word(inner[-1], *_CASTS) else None

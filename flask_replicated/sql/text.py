@@ -12,15 +12,15 @@ from enum import IntEnum
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from .function_names import COUNTING, LOCKING, OF_TRANSACTION, PURE, SETTING, WRITING
-from .writes import find_writes
+from .dml import find_writes
+from .function_names import LOCKING, PURE, SEQUENCE, SETTING, TRANSACTION_TIME, WRITING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .writes import Write
+    from .dml import TableWrite
 
-__all__ = ["Kind", "TextClassifier", "unlocks"]
+__all__ = ["Kind", "TextClassifier", "ends_read_only"]
 
 
 class Kind(IntEnum):
@@ -160,8 +160,8 @@ _BETWEEN = r"(?:\s|--{line}*(?:{end}|$)|\#[^\n]*(?:\n|$)|/\*(?:[^*]|\*(?!/))*\*/
 _CALLED = re.compile(_BETWEEN.format(line=r"[^\n]", end=r"\n"))
 _CALLED_THERE = re.compile(_BETWEEN.format(line=r"[^\r\n]", end=r"[\r\n]"))
 # The moment at which a transaction began, also as a literal; a false alarm is cheap.
-_OF_TRANSACTION = re.compile(
-    rf"\b(?:{'|'.join(sorted(OF_TRANSACTION))})\b", re.IGNORECASE
+_TRANSACTION_TIME = re.compile(
+    rf"\b(?:{'|'.join(sorted(TRANSACTION_TIME))})\b", re.IGNORECASE
 )
 _QUERIES = frozenset({"SELECT", "WITH", "VALUES", "TABLE"})
 _PLANS = frozenset({"EXPLAIN", "DESCRIBE", "DESC"})
@@ -220,7 +220,7 @@ class TextClassifier:
         judge = self._judge_writing if len(sql) > _CACHED_LENGTH else self._writing
         return judge(sql, dialect)
 
-    def writes(self, sql: str, dialect: str) -> tuple[Write, ...] | None:
+    def writes(self, sql: str, dialect: str) -> tuple[TableWrite, ...] | None:
         """Return what a statement does to which tables; None where that is not sure.
 
         Args:
@@ -241,12 +241,12 @@ class TextClassifier:
             match is not None
             and match.group(1).upper() in _QUERIES
             and ";" not in sql
-            and not _OF_TRANSACTION.search(sql)
+            and not _TRANSACTION_TIME.search(sql)
             and not self.may_write(sql, "postgresql")
         )
 
-    def _find_writes(self, sql: str, dialect: str) -> tuple[Write, ...] | None:
-        known = _WORDS.get(dialect, frozenset()) | COUNTING
+    def _find_writes(self, sql: str, dialect: str) -> tuple[TableWrite, ...] | None:
+        known = _WORDS.get(dialect, frozenset()) | SEQUENCE
 
         def computes(name: str) -> bool:
             return name in known and name not in self._added
@@ -334,7 +334,7 @@ class TextClassifier:
         return max(map(self.function, _CALLS.findall(bare)), default=Kind.READ)
 
 
-def unlocks(text: str) -> bool:
+def ends_read_only(text: str) -> bool:
     """Whether a setting's name, or value, would let a read-only session write."""
     return _UNLOCKS.search(text) is not None
 

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Token",
-    "closing",
+    "find_closing",
     "is_mark",
     "is_word",
-    "separated",
-    "statements",
-    "tokenized",
+    "split",
+    "split_statements",
+    "tokenize",
 ]
 
 
@@ -88,7 +88,7 @@ _PATTERNS = {
 _PATTERNS["mariadb"] = _PATTERNS["mysql"]
 
 
-def tokenized(sql: str, dialect: str) -> tuple[Token, ...] | None:
+def tokenize(sql: str, dialect: str) -> tuple[Token, ...] | None:
     """Return the tokens of SQL; None where it could be read in more than one way.
 
     Args:
@@ -130,7 +130,7 @@ def is_mark(token: Token | None, *marks: str) -> bool:
     return token is not None and token.kind == "mark" and token.text in marks
 
 
-def closing(tokens: Sequence[Token], start: int) -> int | None:
+def find_closing(tokens: Sequence[Token], start: int) -> int | None:
     """Return where the parenthesis or bracket that opens at *start* is closed."""
     depth = 0
     for index in range(start, len(tokens)):
@@ -143,7 +143,7 @@ def closing(tokens: Sequence[Token], start: int) -> int | None:
     return None
 
 
-def separated(tokens: Sequence[Token], mark: str = ",") -> list[Sequence[Token]]:
+def split(tokens: Sequence[Token], mark: str = ",") -> list[Sequence[Token]]:
     """Return the parts between marks that no parentheses or brackets enclose."""
     depth, start = 0, 0
     parts: list[Sequence[Token]] = []
@@ -158,6 +158,6 @@ def separated(tokens: Sequence[Token], mark: str = ",") -> list[Sequence[Token]]
     return [*parts, tokens[start:]]
 
 
-def statements(tokens: Sequence[Token]) -> Iterator[Sequence[Token]]:
+def split_statements(tokens: Sequence[Token]) -> Iterator[Sequence[Token]]:
     """Return the statements of a text, one after the other, without empty ones."""
-    return (part for part in separated(tokens, ";") if part)
+    return (part for part in split(tokens, ";") if part)

@@ -8,6 +8,7 @@ import itertools
 import socket
 import struct
 import threading
+import weakref
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class Proxy:
         # One for each connection that is open.
         self._flows: dict[asyncio.StreamWriter, _Flow] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._transports: weakref.WeakSet[asyncio.WriteTransport] = weakref.WeakSet()
         self._started = threading.Event()
         self._ended = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
@@ -117,13 +119,19 @@ class Proxy:
         self._started.set()
         await self._ended.wait()
         server.close()
+        await asyncio.sleep(0)  # what was accepted a moment ago becomes a task
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        # One that still has something to send would outlive the loop.
+        for transport in self._transports:
+            transport.abort()
+        await asyncio.sleep(0)
 
     async def _accept(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
+        self._transports.add(writer.transport)
         if self.refusing:
             _cut(writer)
             return
@@ -146,6 +154,7 @@ class Proxy:
             targets = (self.target, *self._others)
             port = targets[next(self._turns) % len(targets)]
             there, back = await asyncio.open_connection("127.0.0.1", port)
+            self._transports.add(back.transport)
             with contextlib.closing(back):
                 answers = self._pump(there, writer, flow, answers=True)
                 ways = (self._pump(reader, back, flow), answers)

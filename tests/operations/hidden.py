@@ -20,13 +20,9 @@ def hidden_write(write: str = INSERT) -> sa.TextClause:
     return sa.text(f"SELECT store() /* {write} */")
 
 
-def do_hidden_writes(engine: sa.Engine) -> None:
-    """Let an engine's server do what the function does."""
-    sa.event.listen(engine, "before_cursor_execute", _store, retval=True)
-
-
-def _store(
+def do_hidden_write(
     _connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any
 ) -> tuple[str, Any]:
+    """Do what the function does, as a listener to ``before_cursor_execute``."""
     found = _HIDDEN.fullmatch(statement)
     return (found[1] if found else statement), parameters

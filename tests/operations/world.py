@@ -14,7 +14,7 @@ from flask_replicated import (
     use_master_database,
     use_slave_database,
 )
-from tests.operations.hidden import do_hidden_writes, hidden_write
+from tests.operations.hidden import do_hidden_write, hidden_write
 from tests.operations.models import Country, db
 
 if TYPE_CHECKING:
@@ -199,7 +199,6 @@ class World:
                     found[member.target] = (bind, "replica")
             found[db.engines["drafts"]] = ("drafts", "other")
         for engine, (bind, role) in found.items():
-            do_hidden_writes(engine)
             self._listen_to(engine, bind, role)
 
     def _listen_to(self, engine: Engine, bind: str | None, role: str) -> None:
@@ -209,6 +208,7 @@ class World:
         def taken(*_: Any) -> None:
             self.seen.append(Seen(bind, role, ""))
 
+        event.listen(engine, "before_cursor_execute", do_hidden_write, retval=True)
         # These come after the extension's own, and so hear what is really sent.
         event.listen(engine, "do_execute", executed)
         event.listen(engine, "do_executemany", executed)

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from sqlalchemy import URL, Engine
     from sqlalchemy.engine import Dialect
 
-__all__ = ["Original"]
+__all__ = ["PrimaryBind"]
 
 logger = logging.getLogger("flask_replicated")
 
 _SHARED = "sqlite:///file:shop?mode=memory&cache=shared&uri=true"
 
 
-class Original(NamedTuple):
+class PrimaryBind(NamedTuple):
     """The primary's engine, to which its replicas are compared.
 
     Attributes:
@@ -36,7 +36,7 @@ class Original(NamedTuple):
     setting: str
     without: str
 
-    def require_copy(self, key: str, replica: Engine) -> None:
+    def require_compatible(self, key: str, replica: Engine) -> None:
         """Refuse an engine that cannot lead to a copy of the primary's database.
 
         Args:
@@ -63,7 +63,7 @@ class Original(NamedTuple):
             f"for both, or the same shared cache for both: {_SHARED!r}.",
         )
 
-    def require_source(self, key: str, url: URL) -> None:
+    def require_same_dialect(self, key: str, url: URL) -> None:
         """Refuse a URL that stands for replicas which DNS will name.
 
         Raises:

@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from .tokens import (
     Token,
-    closing,
+    find_closing,
     is_mark,
     is_word,
-    separated,
-    statements,
-    tokenized,
+    split,
+    split_statements,
+    tokenize,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["Name", "Write", "find_writes"]
+__all__ = ["Identifier", "TableWrite", "find_writes"]
 
 
-class Name(NamedTuple):
+class Identifier(NamedTuple):
     """A name in SQL.
 
     Attributes:
@@ -37,7 +37,7 @@ class Name(NamedTuple):
     quoted: bool
 
 
-class Write(NamedTuple):
+class TableWrite(NamedTuple):
     """What a statement does to one table.
 
     Attributes:
@@ -46,18 +46,18 @@ class Write(NamedTuple):
         columns: The columns that an update sets; None if rows come or go.
     """
 
-    schema: Name | None
-    table: Name
-    columns: tuple[Name, ...] | None
+    schema: Identifier | None
+    table: Identifier
+    columns: tuple[Identifier, ...] | None
 
 
-class _UnsureError(Exception):
+class _AmbiguousError(Exception):
     """A statement is not plain enough."""
 
 
 def find_writes(
     sql: str, dialect: str, computes: Callable[[str], bool]
-) -> tuple[Write, ...] | None:
+) -> tuple[TableWrite, ...] | None:
     """Return what a statement writes; None where that is not sure.
 
     Args:
@@ -66,15 +66,15 @@ def find_writes(
         computes: Tells of a word before a parenthesis whether it surely writes nothing
             else.
     """
-    tokens = tokenized(sql, dialect)
+    tokens = tokenize(sql, dialect)
     if tokens is None:
         return None
-    found = list(statements(tokens))
+    found = list(split_statements(tokens))
     if len(found) != 1:
         return None
     try:
-        return tuple(_Reader(dialect, computes).statement(found[0]))
-    except (_UnsureError, IndexError):  # the latter of a statement that is cut off
+        return tuple(_Parser(dialect, computes).statement(found[0]))
+    except (_AmbiguousError, IndexError):  # the latter of a statement that is cut off
         return None
 
 
@@ -117,7 +117,7 @@ _NO_ALIAS = _JOINS.union(
 )
 
 
-class _Reader:
+class _Parser:
     """Reads statements of one dialect.
 
     Args:
@@ -129,9 +129,9 @@ class _Reader:
         self._computes = computes
         self._joins = dialect in {"mysql", "mariadb"}  # writes may have several tables
 
-    def statement(self, tokens: Sequence[Token]) -> list[Write]:
+    def statement(self, tokens: Sequence[Token]) -> list[TableWrite]:
         """Return what one statement writes."""
-        writes: list[Write] = []
+        writes: list[TableWrite] = []
         if is_word(tokens[0], "with"):
             tokens = self._with(tokens[1:], writes)
         head, rest = tokens[0], _without_modifiers(tokens[1:])
@@ -144,10 +144,12 @@ class _Reader:
         elif is_word(head, "delete"):
             writes += self._delete(rest)
         else:
-            raise _UnsureError
+            raise _AmbiguousError
         return writes
 
-    def _with(self, tokens: Sequence[Token], writes: list[Write]) -> Sequence[Token]:
+    def _with(
+        self, tokens: Sequence[Token], writes: list[TableWrite]
+    ) -> Sequence[Token]:
         """Add what CTEs write; return the statement that they belong to."""
         if is_word(tokens[0], "recursive"):
             tokens = tokens[1:]
@@ -156,7 +158,7 @@ class _Reader:
             if is_mark(tokens[0], "("):
                 tokens = tokens[_end(tokens) + 1 :]
             if not is_word(tokens[0], "as"):
-                raise _UnsureError
+                raise _AmbiguousError
             tokens = tokens[1:]
             while is_word(tokens[0], "not", "materialized"):
                 tokens = tokens[1:]
@@ -166,11 +168,11 @@ class _Reader:
                 return tokens[end + 1 :]
             tokens = tokens[end + 2 :]
 
-    def _insert(self, tokens: Sequence[Token]) -> Write:
+    def _insert(self, tokens: Sequence[Token]) -> TableWrite:
         if is_word(tokens[0], "into"):
             tokens = tokens[1:]
         elif not self._joins:
-            raise _UnsureError
+            raise _AmbiguousError
         schema, table, rest = _table(tokens)
         # What it does to rows that are there already is a part of it.
         rest = [
@@ -179,67 +181,67 @@ class _Reader:
             if not (is_word(token, "update") and is_word(before, "do", "key"))
         ]
         self._read(rest)
-        return Write(schema, table, None)
+        return TableWrite(schema, table, None)
 
-    def _update(self, tokens: Sequence[Token]) -> list[Write]:
+    def _update(self, tokens: Sequence[Token]) -> list[TableWrite]:
         to = _find(tokens, "set")
         if to is None:
-            raise _UnsureError
+            raise _AmbiguousError
         named, rest = tokens[:to], tokens[to + 1 :]
         until = _find(rest, *_CLAUSES)
-        assigned = separated(rest[:until])
+        assigned = split(rest[:until])
         self._read(named)
         self._read(rest[len(rest) if until is None else until :])
         if not self._joins:
             schema, table, more = _table(named)
             _alias(more[1:] if more and is_mark(more[0], "*") else more)
             columns = [one for part in assigned for one in self._assigned(part)]
-            return [Write(schema, table, tuple(columns))]
+            return [TableWrite(schema, table, tuple(columns))]
         return self._update_joined(_references(named), assigned)
 
     def _update_joined(
         self, known: _Known, assigned: Sequence[Sequence[Token]]
-    ) -> list[Write]:
+    ) -> list[TableWrite]:
         """Return what an update sets, by columns that may name their table."""
-        columns: dict[_Table, list[Name]] = {}
+        columns: dict[_Table, list[Identifier]] = {}
         for part in assigned:
             *qualifiers, column = self._left_side(part)
             if not qualifiers and len(known) != 1:
-                raise _UnsureError
+                raise _AmbiguousError
             alias = qualifiers[-1].text.lower() if qualifiers else next(iter(known))
             columns.setdefault(_known(known, alias), []).append(column)
-        return [Write(*table, tuple(names)) for table, names in columns.items()]
+        return [TableWrite(*table, tuple(names)) for table, names in columns.items()]
 
-    def _assigned(self, part: Sequence[Token]) -> list[Name]:
+    def _assigned(self, part: Sequence[Token]) -> list[Identifier]:
         """Return the columns of an assignment, where no table is named."""
         if is_mark(part[0], "("):
             end = _end(part)
             self._read(part[end + 1 :])
-            return [_only_name(one) for one in separated(part[1:end])]
+            return [_only_name(one) for one in split(part[1:end])]
         # Behind it may stand an element, or a part, of what the column holds.
         return self._left_side(part)[:1]
 
-    def _left_side(self, part: Sequence[Token]) -> list[Name]:
+    def _left_side(self, part: Sequence[Token]) -> list[Identifier]:
         """Return the names before the sign of an assignment, which are one column."""
         sign = next(
             (n for n, token in enumerate(part) if is_mark(token, "=", ":=", "[")), None
         )
         if sign is None:
-            raise _UnsureError
+            raise _AmbiguousError
         self._read(part[sign:])
-        return [_only_name(one) for one in separated(part[:sign], ".")]
+        return [_only_name(one) for one in split(part[:sign], ".")]
 
-    def _delete(self, tokens: Sequence[Token]) -> list[Write]:
+    def _delete(self, tokens: Sequence[Token]) -> list[TableWrite]:
         start = _find(tokens, "from")
         if start is None:
-            raise _UnsureError
+            raise _AmbiguousError
         using = _find(tokens, "using") if self._joins else None
         if not start and using is None:
             schema, table, rest = _table(_without_modifiers(tokens[1:]))
             self._read(rest)
-            return [Write(schema, table, None)]
+            return [TableWrite(schema, table, None)]
         if not self._joins:
-            raise _UnsureError
+            raise _AmbiguousError
         # Rows of those tables go that are named first, by the names that follow.
         named, rest = tokens[:start], tokens[start + 1 :]
         if not start and using is not None:
@@ -247,15 +249,15 @@ class _Reader:
         self._read(rest)
         known = _references(rest[: _find(rest, *_CLAUSES)])
         return [
-            Write(*_known(known, _target(one).text.lower()), None)
-            for one in separated(named)
+            TableWrite(*_known(known, _target(one).text.lower()), None)
+            for one in split(named)
         ]
 
     def _read(self, tokens: Sequence[Token]) -> None:
         """See that a part of a statement does nothing but read.
 
         Raises:
-            _UnsureError: It calls what is not known, or may do more.
+            _AmbiguousError: It calls what is not known, or may do more.
         """
         for index, token in enumerate(tokens):
             if token.kind not in {"word", "name"}:
@@ -265,9 +267,9 @@ class _Reader:
             if is_mark(after, "("):
                 # An alias may have a list of columns.
                 if not (is_word(before, "as") or self._is_harmless(tokens, index)):
-                    raise _UnsureError
+                    raise _AmbiguousError
             elif is_word(token, *_VERBS) and not is_mark(before, "."):
-                raise _UnsureError
+                raise _AmbiguousError
 
     def _is_harmless(self, tokens: Sequence[Token], index: int) -> bool:
         """Whether what stands before a parenthesis calls nothing that may write."""
@@ -281,14 +283,14 @@ class _Reader:
         return (token.kind == "word" or token.text == name) and self._computes(name)
 
 
-_Table: TypeAlias = "tuple[Name | None, Name]"
+_Table: TypeAlias = "tuple[Identifier | None, Identifier]"
 _Known: TypeAlias = "dict[str, _Table | None]"
 
 
 def _known(known: _Known, alias: str) -> _Table:
     table = known.get(alias)
     if table is None:
-        raise _UnsureError
+        raise _AmbiguousError
     return table
 
 
@@ -320,45 +322,45 @@ def _find(tokens: Sequence[Token], *words: str) -> int | None:
 
 def _end(tokens: Sequence[Token]) -> int:
     """Return where the parenthesis closes that these begin with."""
-    end = closing(tokens, 0) if is_mark(tokens[0], "(") else None
+    end = find_closing(tokens, 0) if is_mark(tokens[0], "(") else None
     if end is None:
-        raise _UnsureError
+        raise _AmbiguousError
     return end
 
 
-def _name(tokens: Sequence[Token]) -> tuple[Name, Sequence[Token]]:
+def _name(tokens: Sequence[Token]) -> tuple[Identifier, Sequence[Token]]:
     kind, text = tokens[0]
     if kind not in {"word", "name"}:
-        raise _UnsureError
-    return Name(text, kind == "name"), tokens[1:]
+        raise _AmbiguousError
+    return Identifier(text, kind == "name"), tokens[1:]
 
 
-def _only_name(tokens: Sequence[Token]) -> Name:
+def _only_name(tokens: Sequence[Token]) -> Identifier:
     name, rest = _name(tokens)
     if rest:
-        raise _UnsureError
+        raise _AmbiguousError
     return name
 
 
 def _table(
     tokens: Sequence[Token],
-) -> tuple[Name | None, Name, Sequence[Token]]:
+) -> tuple[Identifier | None, Identifier, Sequence[Token]]:
     """Return the schema and the name of a table, and what follows."""
     if tokens[0].kind == "schema":
         # What schema_translate_map stands for, under the name that the model has.
         text = tokens[0].text
         name, rest = _name(tokens[2:])
-        return (Name(text, quoted=True) if text else None), name, rest
+        return (Identifier(text, quoted=True) if text else None), name, rest
     name, rest = _name(tokens)
     if not (rest and is_mark(rest[0], ".")):
         return None, name, rest
     table, rest = _name(rest[1:])
     if rest and is_mark(rest[0], "."):
-        raise _UnsureError
+        raise _AmbiguousError
     return name, table, rest
 
 
-def _alias(tokens: Sequence[Token]) -> Name | None:
+def _alias(tokens: Sequence[Token]) -> Identifier | None:
     """Return the alias that is all that there is, if there is any."""
     if tokens and is_word(tokens[0], "as"):
         tokens = tokens[1:]
@@ -368,7 +370,7 @@ def _alias(tokens: Sequence[Token]) -> Name | None:
 def _references(tokens: Sequence[Token]) -> _Known:
     """Return tables by what columns may call them; None of what is no table."""
     known: _Known = {}
-    for part in separated(tokens):
+    for part in split(tokens):
         rest = part
         while True:
             alias, table, rest = _reference(rest)
@@ -382,13 +384,13 @@ def _references(tokens: Sequence[Token]) -> _Known:
 
 def _reference(
     tokens: Sequence[Token],
-) -> tuple[Name, _Table | None, Sequence[Token]]:
+) -> tuple[Identifier, _Table | None, Sequence[Token]]:
     """Return what a table is called, which it is, and what follows."""
     table = None
     if is_mark(tokens[0], "("):
         end = _end(tokens)
         if not is_word(tokens[1], "select", "values", "with"):
-            raise _UnsureError
+            raise _AmbiguousError
         alias, rest = None, tokens[end + 1 :]
     else:
         schema, alias, rest = _table(tokens)
@@ -398,12 +400,12 @@ def _reference(
     elif rest and not is_word(rest[0], *_NO_ALIAS):
         alias, rest = _name(rest)
     if alias is None:
-        raise _UnsureError
+        raise _AmbiguousError
     return alias, table, rest
 
 
-def _target(tokens: Sequence[Token]) -> Name:
+def _target(tokens: Sequence[Token]) -> Identifier:
     """Return the last name of a table whose rows go."""
     if len(tokens) > 1 and is_mark(tokens[-1], "*") and is_mark(tokens[-2], "."):
         tokens = tokens[:-2]
-    return [_only_name(one) for one in separated(tokens, ".")][-1]
+    return [_only_name(one) for one in split(tokens, ".")][-1]
