@@ -108,9 +108,9 @@ class PrimaryStatus:
     def accept(self, report: PrimaryReport) -> bool:
         """Keep a report; return False instead if it is a standby's.
 
-        MariaDB and MySQL do not tell for certain: a primary that has a source itself may
-        have been made read-only for a while. So one that was seen to take writes stays
-        the primary until its URL leads to another server.
+        MariaDB and MySQL do not tell for certain: a primary that has a source itself
+        may have been made read-only for a while. So one that was seen to take writes
+        stays the primary until its URL leads to another server.
         """
         if report.standby and (report.proven or report.server != self.report.server):
             return False
