@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from flask_replicated.errors import WriteOnReplicaError
     from flask_replicated.replica.dbapi_connections import Surroundings
     from flask_replicated.settings.config import Settings
+    from flask_replicated.sql.dml import TableWrite
 
     from .housekeeping import Sent
     from .pins import NoPin, PinStore
@@ -112,8 +113,6 @@ class AppState:
         routes: The routed engines by bind key, the default under None.
         engines: What Flask-SQLAlchemy has by bind key; a test may put in others.
         metadatas: Returns the MetaData of all its tables; None where nobody can tell.
-        classifier: Tells what a statement does.
-        classify: The classifier's own ``kind``, at hand for each statement.
         unpinned: Tells which writes leave no trace; false if none does.
         habits: Looks at endpoints that write though they are only to read.
         plain_mappers: Mapped classes on the default bind that prefer no role.
@@ -131,10 +130,9 @@ class AppState:
         self.routes: dict[str | None, RoutedEngine] = {}
         self.engines: Mapping[str | None, object] = {}
         self.metadatas: Callable[[], Collection[MetaData] | None] = _none
-        self.classifier = Classifier(settings.write_functions)
-        self.classify = self.classifier.kind
+        self._classifiers: dict[str, Classifier] = {}
         self.unpinned = Unpinned(settings.unpinned)
-        self.habits = HousekeepingAdvice(self.classifier.text.writes, settings.unpinned)
+        self.habits = HousekeepingAdvice(self.find_writes, settings.unpinned)
         self.plain_mappers: set[Any] = set()
         self.writers: Counter[str] = Counter()
         self._decisions: dict[tuple[str, str], Decision] = {}
@@ -272,10 +270,26 @@ class AppState:
             decision = decided(is_read=self.settings.is_read(current))
         return decision
 
+    def classifier(self, dialect: str) -> Classifier:
+        """Return what tells what a statement of a dialect does.
+
+        Args:
+            dialect: SQLAlchemy's name for it.
+        """
+        found = self._classifiers.get(dialect)
+        if found is None:
+            made = Classifier(self.settings.write_functions, dialect)
+            found = self._classifiers.setdefault(dialect, made)
+        return found
+
+    def find_writes(self, sql: str, dialect: str) -> tuple[TableWrite, ...] | None:
+        """Return what a statement does to which tables; None where that is not sure."""
+        return self.classifier(dialect).text.writes(sql)
+
     def is_unpinned(self, sql: str, dialect: Dialect) -> bool:
         """Whether a statement surely writes nothing but housekeeping."""
         return bool(self.unpinned) and self.unpinned.covers(
-            self.classifier.text.writes(sql, dialect.name), dialect
+            self.find_writes(sql, dialect.name), dialect
         )
 
     def only_pinned(self) -> bool:
