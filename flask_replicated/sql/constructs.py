@@ -31,6 +31,15 @@ from sqlalchemy.sql.expression import FunctionElement, TextualSelect
 from sqlalchemy.sql.lambdas import StatementLambdaElement
 from sqlalchemy.sql.selectable import FromClause, GenerativeSelect
 
+from flask_replicated._private import (
+    for_update,
+    has_hints,
+    query_parts,
+    raw_columns,
+    resolved_lambda,
+    select_parts,
+)
+
 from .text import Kind, TextClassifier
 
 if TYPE_CHECKING:
@@ -112,41 +121,33 @@ class Classifier:
         return self.kind(statement.element)
 
     def _lambda(self, statement: StatementLambdaElement) -> Kind:
-        # SQLAlchemy has no public name for what the lambda has built.
-        return self.kind(statement._resolved)  # noqa: SLF001
+        return self.kind(resolved_lambda(statement))
 
     def _function(self, statement: FunctionElement[Any]) -> Kind:
         return self._parts([statement])
 
     def _generative(self, statement: GenerativeSelect) -> Kind:
-        # SQLAlchemy has no public name for the locking clause or added CTEs.
-        kind = self._parts(statement._independent_ctes)  # noqa: SLF001
-        locks = statement._for_update_arg is not None  # noqa: SLF001
-        return max(kind, Kind.LOCK) if locks else kind
+        ctes, lock = query_parts(statement)
+        kind = self._parts(ctes)
+        return kind if lock is None else max(kind, Kind.LOCK)
 
     def _compound(self, statement: CompoundSelect[Any]) -> Kind:
         return max(self._generative(statement), *map(self.kind, statement.selects))
 
     def _select(self, statement: Select[Any]) -> Kind:
-        # The private attributes are what Select was built from; its public
-        # accessors compute the final FROM list, for ten times this one's cost.
         kind = _READ
-        for column in statement._raw_columns:  # noqa: SLF001
+        for column in raw_columns(statement):
             if column.__visit_name__ != "table":
                 kind = max(kind, self._column(column))
-        if (
-            statement._setup_joins  # noqa: SLF001
-            or statement._from_obj  # noqa: SLF001
-            or statement._independent_ctes  # noqa: SLF001
-            or statement._for_update_arg is not None  # noqa: SLF001
-        ):
-            joined = (target for target, *_ in statement._setup_joins)  # noqa: SLF001
+        joins, sources, ctes, lock = select_parts(statement)
+        if joins or sources or ctes or lock is not None:
+            joined = (target for target, *_ in joins)
             kind = max(
                 kind,
                 self._generative(statement),
-                # A relationship or mapped class has no clause of its own to judge.
-                self._parts(f for f in joined if isinstance(f, FromClause)),
-                self._parts(statement._from_obj),  # noqa: SLF001
+                # A relationship or mapped class has no clause of its own.
+                self._parts(one for one in joined if isinstance(one, FromClause)),
+                self._parts(sources),
             )
         return kind
 
@@ -175,8 +176,7 @@ class Classifier:
         if isinstance(part, FunctionElement):
             return self.text.function(str(getattr(part, "name", "")))
         if isinstance(part, GenerativeSelect):
-            locks = part._for_update_arg is not None  # noqa: SLF001
-            return Kind.LOCK if locks else _READ
+            return _READ if for_update(part) is None else Kind.LOCK
         if isinstance(part, TextClause):
             return self.text.fragment(part.text)
         if getattr(part, "is_literal", False):  # literal_column()
@@ -197,8 +197,7 @@ def _is_plain(part: Any) -> bool:
         isinstance(part, UpdateBase | TextClause | Sequence)
         or (isinstance(part, CTE) and isinstance(part.element, UpdateBase))
         or getattr(part, "is_literal", False)
-        or getattr(part, "_hints", None)
-        or getattr(part, "_statement_hints", None)
+        or has_hints(part)
         # A custom construct may be compiled to anything.
         or not type(part).__module__.startswith("sqlalchemy.")
     )
