@@ -147,7 +147,7 @@ class Classifier:
             kind = max(
                 kind,
                 self._generative(statement),
-                # A relationship or mapped class has no clause of its own to judge.
+                # A relationship or mapped class has no clause of its own.
                 self._parts(f for f in joined if isinstance(f, FromClause)),
                 self._parts(froms),
             )
