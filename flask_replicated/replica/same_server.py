@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import uuid
 from contextlib import closing, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
+from flask_replicated.forks import in_this_process, leave_to_parent
+from flask_replicated.sockets import hang_up
+
 from .dbapi_connections import connect_unpooled, prepare_unpooled
-from .sockets import hang_up, leave_to_parent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -55,8 +56,9 @@ class SameServerCheck:
         self._surroundings = surroundings
         self._open: list[Any] = []
         self._over = False
-        # The process that is asking: a forked child has not its parent's threads.
-        self._asking: int | None = None
+        # Whether this is the process that asks: a forked child has not its parent's
+        # threads. None if none does.
+        self._asking: Callable[[], bool] | None = None
 
     def is_twin(self) -> bool:
         """Ask both.
@@ -67,7 +69,7 @@ class SameServerCheck:
         """
         if self._goes_on():
             raise RuntimeError("one that has not ended yet may hang")
-        self._asking = os.getpid()
+        self._asking = in_this_process()
         try:
             with self._cursor(self._replica) as ours:
                 way = _WAYS[self._primary.dialect.name](ours)
@@ -100,7 +102,8 @@ class SameServerCheck:
 
     def _goes_on(self) -> bool:
         """Whether somebody is asking."""
-        return self._asking == os.getpid()
+        asking = self._asking
+        return asking is not None and asking()
 
     @contextmanager
     def _cursor(self, engine: Engine) -> Iterator[Any]:
