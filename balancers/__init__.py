@@ -1,4 +1,4 @@
-"""Pick from a pool of things of which some may be out of order.
+"""Pick from a pool of things, some of which may be out of order.
 
 pool = Pool({"a": one, "b": two}, balancer=Weighted(), weights={"a": 3})
 for member in pool.candidates():
@@ -10,81 +10,33 @@ for member in pool.candidates():
     else:
         pool.succeeded(member, permit)
         break
+
+What few programs need is in the modules: the events that listeners receive in
+``balancers.events``, all errors in ``balancers.errors``, the strategies by name in
+``balancers.strategies``.
 """
 
 from .breaker import CircuitBreaker, Permit
-from .errors import (
-    BalancerError,
-    DuplicateMember,
-    InvalidPick,
-    InvalidSetting,
-    InvalidWeight,
-    NoMemberAvailable,
-    UnknownBalancer,
-    UnknownMember,
-    error_text,
-    redact,
-)
-from .events import (
-    Event,
-    Listener,
-    MemberAdded,
-    MemberClosed,
-    MemberDrained,
-    MemberOpened,
-    MemberProbed,
-    MemberRemoved,
-    MemberRestored,
-    MemberSnapshot,
-    PoolSnapshot,
-    State,
-)
+from .errors import BalancerError, NoMemberAvailableError, UnknownMemberError
+from .events import Event, Listener, MemberSnapshot, PoolSnapshot
 from .pool import Pool
-from .strategies import (
-    BALANCERS,
-    Balancer,
-    Member,
-    Pick,
-    Random,
-    RoundRobin,
-    Strategy,
-    Weighted,
-    resolve_balancer,
-)
+from .strategies import Member, Pick, Random, RoundRobin, Strategy, Weighted
 
 __all__ = [
-    "BALANCERS",
-    "Balancer",
     "BalancerError",
     "CircuitBreaker",
-    "DuplicateMember",
     "Event",
-    "InvalidPick",
-    "InvalidSetting",
-    "InvalidWeight",
     "Listener",
     "Member",
-    "MemberAdded",
-    "MemberClosed",
-    "MemberDrained",
-    "MemberOpened",
-    "MemberProbed",
-    "MemberRemoved",
-    "MemberRestored",
     "MemberSnapshot",
-    "NoMemberAvailable",
+    "NoMemberAvailableError",
     "Permit",
     "Pick",
     "Pool",
     "PoolSnapshot",
     "Random",
     "RoundRobin",
-    "State",
     "Strategy",
-    "UnknownBalancer",
-    "UnknownMember",
+    "UnknownMemberError",
     "Weighted",
-    "error_text",
-    "redact",
-    "resolve_balancer",
 ]

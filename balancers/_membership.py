@@ -1,117 +1,119 @@
-"""Who belongs to a pool, and what is left of a member that was removed."""
+"""The members of a pool, and what is left of one that was removed."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Generic, TypeVar
 from weakref import WeakSet
 
-from ._slots import Slot
-from .breaker import CircuitBreaker, Door, Permit
-from .errors import DuplicateMember, UnknownMember
+from ._records import MemberRecord
+from .breaker import CircuitBreaker, Permit, Status
+from .errors import DuplicateMemberError, UnknownMemberError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from .strategies import Member
 
+__all__ = ["Membership"]
+
 T = TypeVar("T")
 
-_NO_NEWS = Permit(-1, quiet=True)
+_VOID = Permit(-1, quiet=True)
 
 
-class GoneBreaker(CircuitBreaker):
-    """The breaker of a member that was removed: for ever open, deaf to reports.
+class RemovedBreaker(CircuitBreaker):
+    """The breaker of a removed member: always open, and it ignores every report.
 
-    It takes the place of the member's own. So a report that was under way when the
+    It replaces the member's own breaker. So a report that was under way when the
     member was removed, or that comes later, changes nothing and is no error.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._door = Door("open", _NO_NEWS, failures=1)
+        self._status = Status("open", _VOID, failures=1)
 
     def acquire(self) -> None:
-        """Give no leave."""
+        """Never give a permit."""
 
     def _ignore(self, *_: object, **__: object) -> bool:
-        """Change nothing; without the lock, which serves members of many pools."""
+        """Change nothing, and take no lock: members of many pools share it."""
         return False
 
-    failed = succeeded = rest = trip = recover = _ignore
+    failed = succeeded = pause = trip = recover = _ignore
 
 
-GONE = GoneBreaker()
-"""It keeps nothing, so one serves all."""
+_REMOVED = RemovedBreaker()  # without state of its own, so all removed members share it
 
 
 class Membership(Generic[T]):
-    """The members of a pool, by name, and the condition of each.
+    """The members of a pool, with a record for each.
 
-    Changed under the pool's lock only, and then replaced: others read it meanwhile.
+    It is changed under the pool's lock only. A change replaces the mappings, so they
+    may be read without the lock.
 
     Args:
-        slots: the first members' conditions, in order.
+        records: The first members' records, in order.
 
     Attributes:
-        slots: the condition of each member, in order.
-        names: the members by name.
+        records: The record of each member, in order.
+        names: The members by name.
     """
 
-    def __init__(self, slots: Iterable[Slot[T]]) -> None:
-        # Those removed that somebody still holds, and may report on.
-        self._gone: WeakSet[Member[T]] = WeakSet()
-        self._replace({slot.member: slot for slot in slots})
+    def __init__(self, records: Iterable[MemberRecord[T]]) -> None:
+        # Removed members that a caller still holds, and may report on.
+        self._removed: WeakSet[Member[T]] = WeakSet()
+        self._replace({record.member: record for record in records})
 
     def member(self, name: str) -> Member[T]:
         """Return the member of this name.
 
         Raises:
-            UnknownMember: there is none.
+            UnknownMemberError: There is none.
         """
         try:
             return self.names[name]
         except KeyError:
-            raise UnknownMember(name, self.names) from None
+            raise UnknownMemberError(name, self.names) from None
 
-    def slot(self, member: Member[T]) -> Slot[T]:
-        """Return the condition of *member*, which may have been removed meanwhile.
+    def record(self, member: Member[T]) -> MemberRecord[T]:
+        """Return the record of *member*, which may have been removed meanwhile.
 
         Raises:
-            UnknownMember: it has never been a member.
+            UnknownMemberError: It has never been a member.
         """
         try:
-            return self.slots[member]
+            return self.records[member]
         except (KeyError, TypeError):
-            if member in self._gone:
-                return Slot(member, GONE)
+            if member in self._removed:
+                return MemberRecord(member, _REMOVED)
             name = getattr(member, "name", member)
-            raise UnknownMember(str(name), self.names) from None
+            raise UnknownMemberError(str(name), self.names) from None
 
-    def add(self, slot: Slot[T]) -> None:
-        """Take in a new member.
+    def add(self, record: MemberRecord[T]) -> None:
+        """Add a new member.
 
         Raises:
-            DuplicateMember: a member has its name.
+            DuplicateMemberError: A member has its name.
         """
-        if slot.member.name in self.names:
-            raise DuplicateMember(slot.member.name, self.names)
-        self._replace({**self.slots, slot.member: slot})
+        if record.member.name in self.names:
+            raise DuplicateMemberError(record.member.name, self.names)
+        self._replace({**self.records, record.member: record})
 
     def remove(self, name: str) -> Member[T]:
-        """Let a member go.
+        """Remove a member and return it.
 
         Raises:
-            UnknownMember: there is none of this name.
+            UnknownMemberError: There is none of this name.
         """
         member = self.member(name)
-        self._gone.add(member)
-        # Reports that are under way look for the breaker once they have the lock.
-        self.slots[member].breaker = GONE
+        self._removed.add(member)
+        # A report under way reads the breaker once it has the lock.
+        self.records[member].breaker = _REMOVED
         self._replace(
-            {one: slot for one, slot in self.slots.items() if one is not member}
+            {one: record for one, record in self.records.items() if one is not member}
         )
         return member
 
-    def _replace(self, slots: dict[Member[T], Slot[T]]) -> None:
-        self.slots = slots
-        self.names = {member.name: member for member in slots}
+    def _replace(self, records: dict[Member[T], MemberRecord[T]]) -> None:
+        self.records = records
+        self.names = {member.name: member for member in records}

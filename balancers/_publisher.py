@@ -1,4 +1,4 @@
-"""Publishes a pool's pick function, and a new one at every change of membership."""
+"""Publishes a pool's pick function, a new one at every change of membership."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from dataclasses import replace
 from threading import Lock
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from ._rotations import RotationBuilder, by_chance
-from ._slots import end_ramps, grant_probe
+from ._records import end_ramps, grant_trial
+from ._rotations import RotationBuilder, weighted_shuffle
 from ._subset import Subset
 from .breaker import check_seconds
-from .errors import NoMemberAvailable
-from .events import MemberProbed, PoolSnapshot
+from .errors import NoMemberAvailableError
+from .events import MemberOnTrial, PoolSnapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
     from ._membership import Membership
+    from ._records import MemberRecord
     from ._rotations import Ramp
-    from ._slots import Slot
     from .events import Event
     from .strategies import Member, Pick, Strategy
+
+__all__ = ["Publisher"]
 
 T = TypeVar("T")
 
@@ -31,26 +33,26 @@ T = TypeVar("T")
 class Publisher(Generic[T]):
     """Keeps a rotation over the live members, and publishes the function that picks.
 
-    While every member is in good health that is the rotation itself; while a wait or
-    a slow start goes on, a guard around it that looks at the clock. Strategies and
-    listeners are called outside the lock.
+    While every member is healthy, that function is the rotation itself. During a wait
+    or a slow start it is :meth:`_pick_when_due`, which reads the clock first.
+    Strategies and listeners are called outside the lock.
 
     Args:
-        membership: the members; from here on only the publisher changes it.
-        strategy: builds the rotations.
-        slow_start: seconds over which a member that comes back takes its share.
-        limit: at most so many are in rotation; None for all.
-        clock: returns seconds.
-        publish: takes each pick function.
-        tell: takes each event.
-        warn: called when weights are given that the strategy does not read.
+        membership: The members; only the publisher changes it from now on.
+        strategy: Builds the rotations.
+        slow_start: Seconds over which a returning member's share grows.
+        limit: The most members in rotation; None for no limit.
+        clock: Returns seconds.
+        publish: Called with each new pick function.
+        tell: Called with each event.
+        warn: Called when weights are given that the strategy does not read.
 
     Attributes:
-        live: the members in rotation, in the order given.
+        live: The members in rotation, in the order given.
 
     Raises:
-        InvalidSetting: for *slow_start* or *limit*.
-        InvalidPick: the strategy returned no pick function.
+        InvalidSettingError: For *slow_start* or *limit*.
+        InvalidPickError: The strategy returned no pick function.
     """
 
     def __init__(
@@ -77,64 +79,64 @@ class Publisher(Generic[T]):
         self._lock = Lock()
         self._pid = os.getpid()
         self.live = self._subset.choose(tuple(self._fit()))
-        self._warn_of_weights()
+        self._warn_if_weights_unread()
         self._rotation = self._builder.build(self.live)
-        self._settle()
+        self._publish_pick()
 
     @contextmanager
-    def changing(self, slot: Slot[T]) -> Iterator[None]:
-        """Hold the lock around a change of *slot*, then publish what follows from it.
+    def changing(self, record: MemberRecord[T]) -> Iterator[None]:
+        """Hold the lock around a change of *record*, then publish a pick function.
 
-        A new rotation is left out if the slot is as live, or not, as before.
+        The rotation is built anew only if the member has become live or ceased to be.
         """
         with self._lock:
-            before = slot.live
+            before = record.live
             yield
-            changed = slot.live != before
+            changed = record.live != before
             if changed:
-                slot.start_slowly(self._slow_start)
-            self._settle()
+                record.start_slowly(self._slow_start)
+            self._publish_pick()
         if changed:
             self._rotate()
 
-    def add(self, slot: Slot[T]) -> None:
-        """Take in a new member, by a slow start.
+    def add(self, record: MemberRecord[T]) -> None:
+        """Add a new member, with a slow start.
 
         Raises:
-            DuplicateMember: a member has its name.
+            DuplicateMemberError: A member has its name.
         """
         with self._lock:
-            self._membership.add(slot)
-            slot.start_slowly(self._slow_start)
+            self._membership.add(record)
+            record.start_slowly(self._slow_start)
         self._rotate()
-        self._warn_of_weights()
+        self._warn_if_weights_unread()
 
-    def _warn_of_weights(self) -> None:
+    def _warn_if_weights_unread(self) -> None:
         if self._builder.ignores_weights(self.live):
             self._warn()
 
     def remove(self, name: str) -> Member[T]:
-        """Let a member go; it is in no rotation when this returns.
+        """Remove a member; it is in no rotation when this returns.
 
         Raises:
-            UnknownMember: there is none of this name.
+            UnknownMemberError: There is none of this name.
         """
         with self._lock:
             member = self._membership.remove(name)
-            self._settle()
+            self._publish_pick()
         self._rotate()
-        while member in self.live:  # another change came between
+        while member in self.live:  # a concurrent change has outdated that rotation
             self._rotate()
         return member
 
     def reshuffle(self) -> None:
-        """Start the rotation anew; in a forked child, with locks of its own."""
+        """Start a new rotation; in a forked child also replace the locks."""
         if os.getpid() != self._pid:
             self._pid = os.getpid()
             self._lock = Lock()
             self._subset.renew()
-            for slot in self._membership.slots.values():
-                slot.breaker.renew_lock()
+            for record in self._membership.records.values():
+                record.breaker.renew_lock()
         self._rotate()
 
     def others(self, tried: Member[T]) -> Iterator[Member[T]]:
@@ -146,23 +148,23 @@ class Publisher(Generic[T]):
                 yield other
 
     def spares(self) -> list[Member[T]]:
-        """Return those that only the limit keeps out of the rotation, in order."""
+        """Return the members that only the limit keeps out, first choice first."""
         if self._subset.limit is None:
             return []
         live = self.live
         return self._subset.order(one for one in self._fit() if one not in live)
 
     def causes(self) -> dict[str, str]:
-        """Return, for every member by name, what its condition is and why."""
-        slots = self._membership.slots.values()
-        causes = {slot.member.name: slot.cause() for slot in slots}
+        """Return what state each member is in and why, by name."""
+        records = self._membership.records.values()
+        causes = {record.member.name: record.cause() for record in records}
         return causes | {spare.name: "spare" for spare in self.spares()}
 
     def snapshot(self) -> PoolSnapshot:
-        """Return the condition of every member at this moment."""
+        """Return the state of every member at this moment."""
         with self._lock:
-            slots = self._membership.slots.values()
-            members = tuple(slot.snapshot() for slot in slots)
+            records = self._membership.records.values()
+            members = tuple(record.snapshot() for record in records)
             fit = tuple(self._fit())
         live = tuple(member.name for member in self._subset.choose(fit))
         if len(live) < len(fit):
@@ -170,20 +172,23 @@ class Publisher(Generic[T]):
         return PoolSnapshot(members, live)
 
     def _fit(self) -> dict[Member[T], Ramp | None]:
-        """Return the members fit for the rotation, each with its slow start if any."""
-        slots = self._membership.slots.values()
-        return {slot.member: slot.ramp for slot in slots if slot.live}
+        """Return the members that may be in rotation, each with its slow start."""
+        records = self._membership.records.values()
+        return {record.member: record.ramp for record in records if record.live}
 
-    def _settle(self) -> None:
-        """Work out when to look again, and whether anybody has to. Under the lock."""
-        slots = self._membership.slots.values()
-        self._due = min((slot.due for slot in slots), default=math.inf)
-        self._publish(self._rotation if self._due == math.inf else self._guarded)
+    def _publish_pick(self) -> None:
+        """Publish the rotation, or a pick that reads the clock if something is due.
+
+        The caller holds the lock.
+        """
+        records = self._membership.records.values()
+        self._due = min((record.due for record in records), default=math.inf)
+        self._publish(self._rotation if self._due == math.inf else self._pick_when_due)
 
     def _rotate(self) -> None:
         """Build a rotation outside the lock and publish it unless it is outdated.
 
-        Whoever outdated it publishes a newer one.
+        The change that outdated it publishes a newer one.
         """
         with self._lock:
             fit = self._fit()
@@ -193,44 +198,48 @@ class Publisher(Generic[T]):
         with self._lock:
             if fit == self._fit():
                 self.live, self._rotation = live, rotation
-                self._settle()
+                self._publish_pick()
 
-    def _guarded(self) -> Member[T]:
-        """Pick while something is due at some time."""
+    def _pick_when_due(self) -> Member[T]:
+        """Start a trial if one is due, else pick from the rotation."""
         if self._clock() >= self._due:
-            probe = self._probe()
-            if probe is not None:
-                return probe
+            trial = self._start_trial()
+            if trial is not None:
+                return trial
         return self._rotation()
 
-    def _probe(self, tried: Collection[Member[T]] = ()) -> Member[T] | None:
-        """Do what is due: end slow starts, hand out the longest due as a probe."""
+    def _start_trial(self, tried: Collection[Member[T]] = ()) -> Member[T] | None:
+        """End slow starts that are over; return the member whose trial starts, if any.
+
+        Args:
+            tried: Members that the caller does not want again.
+        """
         with self._lock:
-            now, slots = self._clock(), self._membership.slots.values()
-            ended = end_ramps(slots, now)
-            granted = grant_probe(slots, now, tried)
-            self._settle()
+            now, records = self._clock(), self._membership.records.values()
+            ended = end_ramps(records, now)
+            granted = grant_trial(records, now, tried)
+            self._publish_pick()
         if ended:
             self._rotate()
         if granted is None:
             return None
-        self._tell(MemberProbed(granted.member.name, granted.breaker.lease))
+        self._tell(MemberOnTrial(granted.member.name, granted.breaker.lease))
         return granted.member
 
     def _remaining(self, tried: Collection[Member[T]]) -> Iterator[Member[T]]:
-        """Return whom to try as *tried* grows, some of them more than once.
+        """Return the members to try next; *tried* grows meanwhile, some come twice.
 
-        Live members as the rotation goes on, any it left out, spares, probes. Each
-        step is taken from the shared rotation, so that the next caller's substitute
-        is another.
+        First the live ones in the order of the rotation, then those that it left out,
+        spares, and members that are due for a trial. Each step advances the shared
+        rotation, so that the next caller's substitute is another.
         """
-        with suppress(NoMemberAvailable):
+        with suppress(NoMemberAvailableError):
             for _ in self.live:
                 yield self._rotation()
-        left = by_chance(member for member in self.live if member not in tried)
-        # Looked up before one of those fails, whose place a spare would take.
+        left = weighted_shuffle(member for member in self.live if member not in tried)
+        # Read now: a spare would become live as soon as one of those fails.
         left += self.spares()
-        slot = self._membership.slot
-        yield from (member for member in left if slot(member).live)
-        while (probe := self._probe(tried)) is not None:
-            yield probe
+        record = self._membership.record
+        yield from (member for member in left if record(member).live)
+        while (trial := self._start_trial(tried)) is not None:
+            yield trial

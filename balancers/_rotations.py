@@ -1,4 +1,4 @@
-"""From live members to a pick function, whatever a strategy does."""
+"""From live members to a pick function, even if a custom strategy is faulty."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import random
 from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
-from .errors import InvalidPick, NoMemberAvailable
+from .errors import InvalidPickError, NoMemberAvailableError
 from .strategies import BALANCERS, RoundRobin
 
 if TYPE_CHECKING:
@@ -14,29 +14,31 @@ if TYPE_CHECKING:
 
     from .strategies import Member, Pick, Strategy
 
+__all__ = ["Ramp", "RotationBuilder", "weighted_shuffle"]
+
 T = TypeVar("T")
 
 Ramp: TypeAlias = tuple[float, float]
 """Start and length of a slow start, as a clock reading and in seconds."""
 
 FIRST_SHARE = 0.1
-"""Part of its full share with which a recovered member's slow start begins."""
+"""Part of the full share with which a slow start begins."""
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger("balancers")
 
 
 class RotationBuilder(Generic[T]):
-    """Applies a strategy, and a slow start to those that have just recovered.
+    """Applies a strategy, and a slow start to members that have just become live.
 
-    A slow start passes picks on: one that falls on a ramping member stands with a
-    probability that grows with time, and otherwise goes to a rotation over the
-    rest. So it works for every strategy, keeps the ramping member's share exact on
-    average, and spreads what it leaves as the others share everything else.
+    Where the strategy picks a member in slow start, that pick stands with a
+    probability that grows with time; otherwise a second rotation over all other
+    members picks. This works with every strategy, gives the member its exact share on
+    average, and spreads the remainder as the strategy spreads all picks.
 
     Args:
-        strategy: the strategy.
-        clock: returns seconds.
-        causes: says why each member is out, when there is nobody.
+        strategy: The strategy.
+        clock: Returns seconds.
+        causes: Returns why each member is out, for the error when none is live.
     """
 
     def __init__(
@@ -51,25 +53,25 @@ class RotationBuilder(Generic[T]):
         self._causes = causes
 
     def build(self, live: tuple[Member[T], ...]) -> Pick[T]:
-        """Return the strategy's pick function; what the strategy raises goes through.
+        """Return the strategy's pick function; an error of the strategy propagates.
 
-        That of a strategy of this package is returned as it is, any other one with a
-        guard around it.
+        That of a strategy of this package is returned unchanged, any other one with a
+        fallback around it.
 
         Raises:
-            InvalidPick: the strategy returned something else.
+            InvalidPickError: The strategy returned something that cannot be called.
         """
         if not live:
-            return self._nobody
+            return self._raise_none_available
         strategy = self._strategy
         pick: object = strategy(live)
         if not callable(pick):
-            raise InvalidPick(strategy, pick)
+            raise InvalidPickError(strategy, pick)
         own = type(strategy) in BALANCERS.values()
-        return pick if own else _guarded(pick, live, strategy)
+        return pick if own else _with_fallback(pick, live, strategy)
 
     def ignores_weights(self, live: tuple[Member[T], ...]) -> bool:
-        """Whether weights were given in vain."""
+        """Return whether weights are given that the strategy does not read."""
         return (
             isinstance(self._strategy, RoundRobin)
             and len({member.weight for member in live}) > 1
@@ -78,29 +80,26 @@ class RotationBuilder(Generic[T]):
     def rebuild(
         self, live: tuple[Member[T], ...], ramps: Mapping[Member[T], Ramp]
     ) -> Pick[T]:
-        """Return a pick function in any case.
+        """Return a pick function; round robin if the strategy raises.
 
         Args:
-            live: the live members.
-            ramps: those of them in slow start, each with its start and length.
-
-        Returns:
-            the strategy's pick function, or round robin if the strategy fails.
+            live: The live members.
+            ramps: Those in slow start, each with its start and length.
         """
-        rotation = self._build_anyhow(live)
+        rotation = self._build_safely(live)
         steady = tuple(member for member in live if member not in ramps)
         if len(steady) == len(live) or not steady:
             return rotation
-        return self._thin_out(rotation, self._build_anyhow(steady), ramps)
+        return self._with_slow_starts(rotation, self._build_safely(steady), ramps)
 
-    def _build_anyhow(self, live: tuple[Member[T], ...]) -> Pick[T]:
+    def _build_safely(self, live: tuple[Member[T], ...]) -> Pick[T]:
         try:
             return self.build(live)
-        except Exception:  # noqa: BLE001 - a foreign strategy must not take reads down
-            _log.exception("%r failed; round robin takes its place", self._strategy)
+        except Exception:  # a custom strategy must not stop all picks
+            logger.exception("%r failed; round robin takes its place", self._strategy)
             return RoundRobin()(live)
 
-    def _thin_out(
+    def _with_slow_starts(
         self, rotation: Pick[T], steady: Pick[T], ramps: Mapping[Member[T], Ramp]
     ) -> Pick[T]:
         clock = self._clock
@@ -115,17 +114,17 @@ class RotationBuilder(Generic[T]):
 
         return pick
 
-    def _nobody(self) -> Member[T]:
-        raise NoMemberAvailable(self._causes())
+    def _raise_none_available(self) -> Member[T]:
+        raise NoMemberAvailableError(self._causes())
 
 
-def _guarded(
+def _with_fallback(
     pick: Pick[T], live: tuple[Member[T], ...], strategy: Strategy[T]
 ) -> Pick[T]:
-    """Return a pick function that cannot fail, whatever *pick* does.
+    """Return a pick function that falls back to round robin where *pick* fails.
 
-    Where *pick* raises or returns something other than one of *live*, it is their
-    turn, one after the other; the first time is logged.
+    That is where *pick* raises or returns something other than one of *live*. The
+    first failure is logged.
     """
     members, rotation = frozenset(live), RoundRobin()(live)
     failed = False
@@ -136,11 +135,11 @@ def _guarded(
             member = pick()
             if member in members:
                 return member
-            raise InvalidPick(strategy, member)  # noqa: TRY301 - logged as any other
-        except Exception:  # noqa: BLE001 - a foreign function must not take reads down
+            raise InvalidPickError(strategy, member)  # noqa: TRY301 - logged as any other
+        except Exception:  # nor must its pick function
             if not failed:
                 failed = True
-                _log.exception(
+                logger.exception(
                     "%r failed to pick a live member; they take turns instead", strategy
                 )
         return rotation()
@@ -148,8 +147,8 @@ def _guarded(
     return guarded
 
 
-def by_chance(members: Iterable[Member[T]]) -> list[Member[T]]:
-    """Return *members* in a random order in which heavier ones tend to come first.
+def weighted_shuffle(members: Iterable[Member[T]]) -> list[Member[T]]:
+    """Return *members* in random order; heavier ones tend to come first.
 
     P. Efraimidis and P. Spirakis, "Weighted random sampling with a reservoir" (2006):
     sorted by ``random ** (1 / weight)``, each position is drawn by weight.

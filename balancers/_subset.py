@@ -1,4 +1,4 @@
-"""A few of many members: who is used, and who comes next."""
+"""A stable random choice of a few among many members."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ if TYPE_CHECKING:
 
     from .strategies import Member
 
+__all__ = ["Subset"]
+
 T = TypeVar("T")
 
 
 class Subset:
-    """A stable choice of a few among many, another one in each process.
+    """Chooses a few among many members, others in each process.
 
-    Every name has a place in an order that depends on the name, its weight and a
-    random seed, and on nobody else ("rendezvous hashing": D. Thaler and C.
-    Ravishankar, 1998). So when one goes, all others keep their order, and the next
-    in it takes the place; when it returns, it has its own place again.
+    Each member's rank depends on its name, its weight and a random seed, and not on
+    the other members ("rendezvous hashing": D. Thaler and C. Ravishankar, 1998). When
+    one leaves, the others keep their order and the next one replaces it; when it
+    returns, it has its old rank again.
 
     Args:
-        limit: how many are used; None for all.
+        limit: The most members to choose; None for no limit.
 
     Raises:
-        InvalidSetting: *limit* is no whole number from 1 up.
+        InvalidSettingError: *limit* is no whole number from 1 up.
     """
 
     def __init__(self, limit: int | None) -> None:
@@ -39,23 +41,23 @@ class Subset:
         self.renew()
 
     def renew(self) -> None:
-        """Draw a new order: for a forked child, which has copied its parent's."""
+        """Draw a new seed, for a forked child, which has a copy of its parent's."""
         self._seed = random.randbytes(16)  # noqa: S311 - no secret
 
     def order(self, members: Iterable[Member[T]]) -> list[Member[T]]:
-        """Return *members*, each of weight 1 or more, from first choice to last."""
-        return sorted(members, key=self._place)
+        """Return *members*, each of weight 1 or more, first choice first."""
+        return sorted(members, key=self._rank)
 
     def choose(self, members: tuple[Member[T], ...]) -> tuple[Member[T], ...]:
-        """Return the first ones in the order, in the sequence given."""
+        """Return the first choices among *members*, in the sequence given."""
         if self.limit is None or len(members) <= self.limit:
             return members
         chosen = set(self.order(members)[: self.limit])
         return tuple(member for member in members if member in chosen)
 
-    def _place(self, member: Member[T]) -> float:
-        # An exponential variable whose rate is the weight: the least of several is a
-        # given one with a probability in proportion to its weight.
+    def _rank(self, member: Member[T]) -> float:
+        # An exponential variable whose rate is the weight: the probability of being
+        # the least of several is proportional to the weight.
         name = member.name.encode("utf-8", "surrogatepass")
         digest = blake2b(name, digest_size=7, key=self._seed).digest()
         part = (int.from_bytes(digest, "big") + 1) / (2**56 + 1)

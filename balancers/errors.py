@@ -1,4 +1,4 @@
-"""Errors that carry their data, and the text of other people's errors made safe."""
+"""Errors that carry their data, and error texts without passwords."""
 
 from __future__ import annotations
 
@@ -8,10 +8,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-TEXT_LIMIT = 300
-"""Characters of a foreign error's text that :func:`error_text` keeps."""
+__all__ = [
+    "BalancerError",
+    "DuplicateMemberError",
+    "InvalidPickError",
+    "InvalidSettingError",
+    "InvalidWeightError",
+    "NoMemberAvailableError",
+    "UnknownBalancerError",
+    "UnknownMemberError",
+    "error_text",
+    "redact",
+]
 
-# A password may have blanks in it, and what holds it only look like a URL.
+TEXT_LIMIT = 300
+"""Characters of an error's text that :func:`error_text` keeps."""
+
+# A password may contain blanks, and the text around it may only look like a URL.
 _URL_PASSWORD = re.compile(r"(//[^\s:/]*):[^\n]*@|(\b[\w.+-]+):(?!//)\S+@")
 _NAMED_PASSWORD = re.compile(
     r"""
@@ -28,8 +41,8 @@ _NAMED_PASSWORD = re.compile(
 def redact(text: str) -> str:
     """Return *text* with the passwords in URLs and ``password=…`` pairs hidden.
 
-    It rather hides too much than too little: whatever stands between the user name
-    of a URL and the last ``@`` of the same line goes.
+    It hides too much rather than too little: everything between the user name of a
+    URL and the last ``@`` of the same line.
     """
     return _NAMED_PASSWORD.sub(r"\1***", _URL_PASSWORD.sub(r"\1\2:***@", text))
 
@@ -38,17 +51,17 @@ def error_text(error: BaseException) -> str:
     """Return one short line about *error* without any password.
 
     Args:
-        error: any exception; neither it nor its traceback is kept.
+        error: Any exception; neither it nor its traceback is kept.
 
     Returns:
         ``"TypeName: first line of its message"``, at most :data:`TEXT_LIMIT`
-        characters after the type's name; the name alone for an empty message or one
-        whose ``str`` fails.
+        characters after the type's name; the name alone if the message is empty or
+        ``str(error)`` fails.
     """
     name = type(error).__name__
     try:
         text = redact(str(error)).strip()
-    except Exception:  # noqa: BLE001 - a foreign __str__ must not hide the real error
+    except Exception:  # noqa: BLE001 - a faulty __str__ must not hide the real error
         return name
     line = text.splitlines()[0].strip() if text else ""
     if len(line) > TEXT_LIMIT:
@@ -61,7 +74,7 @@ def _names(names: Iterable[str]) -> str:
 
 
 def _shown(value: object) -> str | float | None:
-    """Return a value as an error keeps it: plain, so it pickles, and redacted."""
+    """Return *value* in a form that pickles and shows no password."""
     if value is None or isinstance(value, (int, float)):
         return value
     return redact(value if isinstance(value, str) else repr(value))
@@ -70,15 +83,15 @@ def _shown(value: object) -> str | float | None:
 class BalancerError(Exception):
     """Root of every error of this package.
 
-    The arguments are the data, ``str()`` is the message; so each one pickles.
+    ``args`` is the data and ``str()`` the message, so each error pickles.
     """
 
 
-class NoMemberAvailable(BalancerError):  # noqa: N818 - it reads as what happened
-    """Nobody is left to pick.
+class NoMemberAvailableError(BalancerError):
+    """No member is left to pick.
 
     Attributes:
-        causes: for every member of the pool, by name, why it is out.
+        causes: For every member of the pool, by name, why it is out.
     """
 
     def __init__(self, causes: Mapping[str, str]) -> None:
@@ -92,12 +105,12 @@ class NoMemberAvailable(BalancerError):  # noqa: N818 - it reads as what happene
         return f"No member is available: {listed}."
 
 
-class UnknownMember(BalancerError, KeyError):  # noqa: N818 - as above
+class UnknownMemberError(BalancerError, KeyError):
     """A member, or a member's name, that the pool does not have.
 
     Attributes:
-        name: the name asked for.
-        known: the names of the pool's members.
+        name: The name asked for.
+        known: The names of the pool's members.
     """
 
     def __init__(self, name: str, known: Iterable[str]) -> None:
@@ -111,12 +124,12 @@ class UnknownMember(BalancerError, KeyError):  # noqa: N818 - as above
         return f"No member {self.name!r}; the pool knows {_names(self.known)}."
 
 
-class DuplicateMember(BalancerError, ValueError):  # noqa: N818 - as above
-    """A name for a new member that one of the pool's members has.
+class DuplicateMemberError(BalancerError, ValueError):
+    """The name of a new member is that of an existing one.
 
     Attributes:
-        name: the name given.
-        known: the names of the pool's members.
+        name: The name given.
+        known: The names of the pool's members.
     """
 
     def __init__(self, name: str, known: Iterable[str]) -> None:
@@ -131,14 +144,14 @@ class DuplicateMember(BalancerError, ValueError):  # noqa: N818 - as above
         )
 
 
-class UnknownBalancer(BalancerError, ValueError):  # noqa: N818 - as above
-    """A value that is no balancer and names none.
+class UnknownBalancerError(BalancerError, ValueError):
+    """A value that neither is nor names a balancer.
 
     Attributes:
-        value: what was given: a string, number or None as it is, else its ``repr``;
+        value: What was given: a string, number or None unchanged, else its ``repr``;
             passwords are hidden.
-        known: the names that would have been right.
-        reason: what is wrong with it.
+        known: The names that would have been right.
+        reason: What is wrong with it.
     """
 
     def __init__(self, value: object, known: Iterable[str], reason: str) -> None:
@@ -155,8 +168,8 @@ class UnknownBalancer(BalancerError, ValueError):  # noqa: N818 - as above
         )
 
 
-class InvalidPick(BalancerError, TypeError):  # noqa: N818 - as above
-    """A balancer returned something that cannot be called, or that picked no member.
+class InvalidPickError(BalancerError, TypeError):
+    """A balancer's result cannot be called, or a pick returned no member.
 
     Attributes:
         balancer: ``repr`` of the balancer.
@@ -175,12 +188,12 @@ class InvalidPick(BalancerError, TypeError):  # noqa: N818 - as above
         )
 
 
-class InvalidWeight(BalancerError, ValueError):  # noqa: N818 - as above
+class InvalidWeightError(BalancerError, ValueError):
     """A weight that is no whole number from 0 up.
 
     Attributes:
-        name: the member.
-        weight: what was given: a number or string as it is, else its ``repr``.
+        name: The member.
+        weight: What was given: a number or string unchanged, else its ``repr``.
     """
 
     def __init__(self, name: str, weight: object) -> None:
@@ -195,13 +208,13 @@ class InvalidWeight(BalancerError, ValueError):  # noqa: N818 - as above
         )
 
 
-class InvalidSetting(BalancerError, ValueError):  # noqa: N818 - as above
-    """A number that a breaker or pool cannot work with.
+class InvalidSettingError(BalancerError, ValueError):
+    """An argument of a breaker or pool that is out of its range.
 
     Attributes:
-        name: the argument.
-        value: what was given: a number or string as it is, else its ``repr``.
-        wanted: what would be right.
+        name: The argument.
+        value: What was given: a number or string unchanged, else its ``repr``.
+        wanted: What would be right.
     """
 
     def __init__(self, name: str, value: object, wanted: str) -> None:

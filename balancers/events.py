@@ -1,13 +1,28 @@
-"""Frozen facts about a pool: what listeners receive and what a snapshot shows.
+"""Immutable records about a pool: what listeners receive and what a snapshot shows.
 
 A listener is called in the thread that caused the change, after the change and
-outside every lock. Two changes at the same moment may be told in either order.
+outside every lock. Two changes at the same moment may be reported in either order.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
+
+__all__ = [
+    "Event",
+    "Listener",
+    "MemberAdded",
+    "MemberClosed",
+    "MemberDrained",
+    "MemberOnTrial",
+    "MemberOpened",
+    "MemberRemoved",
+    "MemberRestored",
+    "MemberSnapshot",
+    "PoolSnapshot",
+    "State",
+]
 
 State: TypeAlias = Literal["closed", "open", "half_open"]
 
@@ -16,18 +31,18 @@ State: TypeAlias = Literal["closed", "open", "half_open"]
 class MemberOpened:
     """A member's breaker has opened: callers are kept from it.
 
-    Fires when enough connects have failed in a row, when a probe has failed, and
-    at :meth:`Pool.rest` and :meth:`Pool.trip`; also for a drained member. Not for a
-    failure below the threshold, not for news of a member that is already out, and
+    Fires when enough connects have failed in a row, when a trial has failed, and
+    at :meth:`Pool.pause` and :meth:`Pool.trip`; also for a drained member. Not for a
+    failure below the threshold, not for a member whose breaker is open already, and
     not for :meth:`Pool.drain`.
 
     Attributes:
-        name: the member.
-        failures: counted failures in a row; 0 if it only rests.
-        retry_in: seconds until one caller may probe it, unless it is drained.
-        error: one line about the last failure, without passwords.
-        cause: that failure itself, for a listener that judges it. Its text may hold
-            passwords, and its traceback much else: do not keep it.
+        name: The member.
+        failures: Counted failures in a row; 0 if it is only paused.
+        retry_in: Seconds until its next trial, unless it is drained.
+        error: One line about the last failure, without passwords.
+        cause: That failure itself, for a listener that examines it. Do not keep it:
+            its text may contain passwords, and its traceback references much else.
     """
 
     name: str
@@ -38,15 +53,15 @@ class MemberOpened:
 
 
 @dataclass(frozen=True)
-class MemberProbed:
-    """One caller was handed an open member to try it: it is half-open.
+class MemberOnTrial:
+    """A trial has started: one caller got an open member, which is now half-open.
 
-    Fires once for each probe, also when the one before it was never reported. Not
-    for drained members, which are never probed.
+    Fires once for each trial, also when the outcome of the one before was never
+    reported. Not for drained members, which get no trial.
 
     Attributes:
-        name: the member.
-        lease: seconds for which nobody else is handed it.
+        name: The member.
+        lease: Seconds for which no other caller gets it.
     """
 
     name: str
@@ -57,14 +72,14 @@ class MemberProbed:
 class MemberClosed:
     """A member's breaker has closed: it is healthy again.
 
-    Fires when a probe has succeeded and at :meth:`Pool.recover`, once for each
+    Fires when a trial has succeeded and at :meth:`Pool.recover`, once for each
     recovery; also for a member that was drained meanwhile and so stays out of the
-    rotation. Not for a success that was reported by somebody other than the probe,
-    and not at start.
+    rotation. Not for a success that a caller other than the trial reports, and not
+    at start.
 
     Attributes:
-        name: the member.
-        opened_for: seconds since it was last healthy.
+        name: The member.
+        opened_for: Seconds since it was last healthy.
     """
 
     name: str
@@ -73,10 +88,10 @@ class MemberClosed:
 
 @dataclass(frozen=True)
 class MemberDrained:
-    """Somebody called :meth:`Pool.drain`; not if it was drained already.
+    """A member was drained by :meth:`Pool.drain`; not if it was drained already.
 
     Attributes:
-        name: the member.
+        name: The member.
     """
 
     name: str
@@ -84,12 +99,12 @@ class MemberDrained:
 
 @dataclass(frozen=True)
 class MemberRestored:
-    """Somebody called :meth:`Pool.restore`; not if it was not drained.
+    """A member was restored by :meth:`Pool.restore`; not if it was not drained.
 
     The member may still be out: its breaker can be open, or its weight 0.
 
     Attributes:
-        name: the member.
+        name: The member.
     """
 
     name: str
@@ -97,11 +112,11 @@ class MemberRestored:
 
 @dataclass(frozen=True)
 class MemberAdded:
-    """Somebody called :meth:`Pool.add`; not for those given to the pool at first.
+    """A member was added by :meth:`Pool.add`; not for those of the constructor.
 
     Attributes:
-        name: the member.
-        weight: its weight; with 0 it takes no traffic.
+        name: The member.
+        weight: Its weight; with 0 it takes no traffic.
     """
 
     name: str
@@ -110,12 +125,12 @@ class MemberAdded:
 
 @dataclass(frozen=True)
 class MemberRemoved:
-    """Somebody called :meth:`Pool.remove`: it is a member no longer.
+    """A member was removed by :meth:`Pool.remove`.
 
-    Nothing is told of it afterwards, unless it happened at the same moment.
+    No event about it follows, except for a change at the same moment.
 
     Attributes:
-        name: the member.
+        name: The member.
     """
 
     name: str
@@ -123,7 +138,7 @@ class MemberRemoved:
 
 Event: TypeAlias = (
     MemberOpened
-    | MemberProbed
+    | MemberOnTrial
     | MemberClosed
     | MemberDrained
     | MemberRestored
@@ -139,7 +154,7 @@ class Listener(Protocol):
     """
 
     def __call__(self, event: Event, /) -> object:
-        """Take note of *event*."""
+        """Receive *event*."""
 
 
 @dataclass(frozen=True)
@@ -147,16 +162,16 @@ class MemberSnapshot:
     """One member at one moment.
 
     Attributes:
-        name: its name.
-        weight: its weight; 0 takes no traffic.
-        state: ``'closed'`` (healthy), ``'open'`` or ``'half_open'`` (on probe).
-        drained: whether it was taken out by hand.
-        live: whether it is in rotation. One that is ``'closed'``, not drained and
-            of some weight is otherwise spare: the pool's limit is reached.
-        failures: counted connect failures in a row.
-        last_error: one line about the last one, kept after recovery; or None.
-        opened_for: seconds since it was last healthy; None if closed.
-        retry_in: seconds until it may be probed (again); None if closed.
+        name: Its name.
+        weight: Its weight; 0 takes no traffic.
+        state: ``'closed'`` (healthy), ``'open'`` or ``'half_open'`` (on trial).
+        drained: Whether it is drained, by :meth:`Pool.drain`.
+        live: Whether it is in rotation. One that is not, although it is ``'closed'``,
+            not drained and of some weight, is a spare: the pool's limit is reached.
+        failures: Counted connect failures in a row.
+        last_error: One line about the last one, kept after recovery; or None.
+        opened_for: Seconds since it was last healthy; None if closed.
+        retry_in: Seconds until its next trial; None if closed.
     """
 
     name: str
@@ -175,8 +190,8 @@ class PoolSnapshot:
     """A pool at one moment; ``dataclasses.asdict`` makes plain data of it.
 
     Attributes:
-        members: every member, in the order given to the pool.
-        live: the names of those in rotation.
+        members: Every member, in the order given to the pool.
+        live: The names of those in rotation.
     """
 
     members: tuple[MemberSnapshot, ...]

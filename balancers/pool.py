@@ -1,4 +1,4 @@
-"""A pool: members, one strategy over the live ones, one breaker for each."""
+"""A pool: members, a circuit breaker for each, a strategy over the live ones."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from ._membership import Membership
 from ._publisher import Publisher
-from ._slots import Slot, make_members
+from ._records import MemberRecord, make_members
 from .breaker import CircuitBreaker, Permit
-from .errors import NoMemberAvailable, error_text
+from .errors import NoMemberAvailableError, error_text
 from .events import (
     Event,
     MemberAdded,
@@ -30,61 +30,62 @@ if TYPE_CHECKING:
     from .events import Listener, PoolSnapshot
     from .strategies import Balancer, Member, Pick
 
+__all__ = ["Pool"]
+
 T = TypeVar("T")
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger("balancers")
 
 
-def _warn_of_weights() -> None:
-    _log.warning("RoundRobin() reads no weights; Weighted() or Random() does")
+def _warn_if_weights_unread() -> None:
+    logger.warning("RoundRobin() reads no weights; Weighted() or Random() does")
 
 
 class Pool(Generic[T]):
-    """Things to pick from, of which some may be out.
+    """Things to pick from, some of which may be out.
 
-    While every member is in good health, :attr:`pick` is the strategy's own pick
-    function: no lock, no check. While a member is out, :attr:`pick` first looks at
-    the clock, and hands an open member whose wait is over to one caller as a probe.
-    A change of membership builds a new rotation over the live members, so that a
-    lost member's load falls on all others alike.
+    While every member is healthy, :attr:`pick` is the strategy's own pick function,
+    without a lock or a check. While a member is out, :attr:`pick` first reads the
+    clock, and gives an open member whose wait is over to one caller as a trial. A
+    change of membership builds a new rotation over the live members, so that a lost
+    member's load is spread over all others.
 
     A pool is safe to use from many threads. It starts none and never waits.
 
     Args:
-        targets: what to pick from, by name, in order.
-        balancer: whatever :func:`balancers.resolve_balancer` takes.
-        weights: by name; others weigh 1, and 0 takes no traffic.
-        threshold: see :class:`balancers.CircuitBreaker`, as for the next two.
-        reset: seconds.
-        max_reset: seconds.
-        slow_start: seconds over which a recovered or restored member's share grows
-            from a tenth to the whole; 0 for at once. Never at the pool's start, and
-            not while there is nobody else to carry the load.
-        clock: returns seconds that never go backwards.
-        listeners: each is called with every :data:`balancers.Event`.
-        lease: seconds that a probe may take.
-        jitter: returns a number from 0 to 1; spreads the waits.
-        limit: at most so many members are in the rotation, of those that could be.
-            The choice is random, by weight, and stable: one that is out is replaced
-            by the next in an order that is this process's own, and has its place
-            back when it returns. The others are spare: tried only if all in the
-            rotation fail. None for no limit.
-        weights_unread: called, also by :meth:`add`, when weights are given to a
-            balancer that reads none; by default the log says so.
+        targets: What to pick from, by name, in order.
+        balancer: Anything that :func:`balancers.strategies.resolve_balancer` takes.
+        weights: By name; others weigh 1, and 0 takes no traffic.
+        threshold: See :class:`balancers.CircuitBreaker`, as for the next two.
+        reset: Seconds.
+        max_reset: Seconds.
+        slow_start: Seconds over which a recovered or restored member's share grows
+            from a tenth to the full one; 0 for at once. It does not apply when the
+            pool is made, nor while no other member is in rotation.
+        clock: Returns seconds that never go backwards.
+        listeners: Each is called with every :data:`balancers.Event`.
+        lease: Seconds that a trial may take.
+        jitter: Returns a number from 0 to 1; spreads the waits.
+        limit: The most members in rotation; None for no limit. The choice is random,
+            by weight, and stable: one that is out is replaced by the next in an order
+            of this process, and returns to its position when it recovers. The others
+            are spares, tried only if all in rotation fail.
+        weights_unread: Called, also by :meth:`add`, when weights are given to a
+            balancer that reads none; by default a warning is logged.
 
     Attributes:
-        pick: returns a live member, or one to probe. Replaced at every change of
+        pick: Returns a live member, or one on trial. Replaced at every change of
             membership: read it anew each time, ``pool.pick()``. Raises
-            NoMemberAvailable, which names every member and its cause.
-        clock: the clock.
+            NoMemberAvailableError, which names every member and its cause.
+        clock: The clock.
 
     Raises:
-        UnknownBalancer: for *balancer*.
-        UnknownMember: a weight for no member.
-        InvalidWeight: a weight that is no whole number from 0 up.
-        InvalidSetting: a number out of its range.
-        InvalidPick: the balancer returned no pick function; what it raises at
-            construction is raised as it is.
+        UnknownBalancerError: *balancer* neither is nor names one.
+        UnknownMemberError: A weight is given for a name that is no member's.
+        InvalidWeightError: A weight is no whole number from 0 up.
+        InvalidSettingError: A number is out of its range.
+        InvalidPickError: The balancer returned no pick function. What it raises at
+            construction propagates.
     """
 
     pick: Pick[T]
@@ -115,12 +116,14 @@ class Pool(Generic[T]):
             clock=clock,
             jitter=jitter,
         )
-        breaker()  # says what is wrong with the numbers, even if there is no member
+        breaker()  # validates the numbers, even if there is no member
         self.clock = clock
         self._new_breaker = breaker
         self._listeners = tuple(listeners)
         members = make_members(targets, weights or {})
-        self._membership = Membership(Slot(member, breaker()) for member in members)
+        self._membership = Membership(
+            MemberRecord(member, breaker()) for member in members
+        )
         self._publisher = Publisher(
             self._membership,
             resolve_balancer(balancer),
@@ -129,7 +132,7 @@ class Pool(Generic[T]):
             clock=clock,
             publish=partial(setattr, self, "pick"),
             tell=self._tell,
-            warn=weights_unread or _warn_of_weights,
+            warn=weights_unread or _warn_if_weights_unread,
         )
 
     def __repr__(self) -> str:
@@ -138,7 +141,7 @@ class Pool(Generic[T]):
     @property
     def members(self) -> tuple[Member[T], ...]:
         """Every member, in the order given."""
-        return tuple(self._membership.slots)
+        return tuple(self._membership.records)
 
     @property
     def live(self) -> tuple[Member[T], ...]:
@@ -154,21 +157,21 @@ class Pool(Generic[T]):
         """Return the member of this name.
 
         Raises:
-            UnknownMember: there is none; it names those that there are.
+            UnknownMemberError: There is none; the error lists the known names.
         """
         return self._membership.member(name)
 
     def candidates(self, first: Member[T] | None = None) -> Iterator[Member[T]]:
         """Return the members to try for one connection, each at most once.
 
-        First *first*, unless it has failed (drained or at rest it still counts); else
-        the pick, which may be a probe. Then the others that are live, as the
-        rotation goes on, so that a dead member's load falls on all survivors alike.
-        Last, open members whose wait is over. Report each outcome before asking for
-        the next. Empty if nobody is left.
+        First comes *first*, unless it has failed (drained or paused it still comes);
+        else the pick, which may be a trial. Then the other live members in the order
+        of the rotation, so that a lost member's load is spread over all of them.
+        Last, open members whose wait is over. Report each outcome before you ask for
+        the next member. Empty if no member is available.
 
         Raises:
-            UnknownMember: *first* is no member of this pool.
+            UnknownMemberError: *first* is no member of this pool.
         """
         found = self.first(first)
         return iter(()) if found is None else chain((found,), self.others(found))
@@ -176,17 +179,18 @@ class Pool(Generic[T]):
     def first(self, wish: Member[T] | None = None) -> Member[T] | None:
         """Return the first member to try: *wish* unless it has failed, else the pick.
 
-        One that only rests (:meth:`rest`) may have room for who knows it already.
-        None if nobody is left. It is how :meth:`candidates` begins.
+        A *wish* that is only paused (:meth:`pause`) is returned: it may still serve
+        callers that use it already. None if no member is available. This is the first
+        step of :meth:`candidates`.
 
         Raises:
-            UnknownMember: *wish* is no member of this pool.
+            UnknownMemberError: *wish* is no member of this pool.
         """
-        if wish is not None and self._membership.slot(wish).breaker.usable:
+        if wish is not None and self._membership.record(wish).breaker.usable:
             return wish
         try:
             return self.pick()
-        except NoMemberAvailable:
+        except NoMemberAvailableError:
             return None
 
     def others(self, tried: Member[T]) -> Iterator[Member[T]]:
@@ -194,19 +198,15 @@ class Pool(Generic[T]):
         return self._publisher.others(tried)
 
     def permit(self, member: Member[T]) -> Permit:
-        """Return a mark of this moment, taken before a connect to *member*.
+        """Return a permit; take it before a connect to *member*.
 
-        Handed in with the outcome, it tells exactly whether the connect began
-        before the latest news of this member, and so has nothing to add.
+        Given with the outcome, it tells exactly whether the connect began before the
+        latest change of the member's breaker. If so, the outcome counts for nothing.
 
         Raises:
-            UnknownMember: *member* is not of this pool.
+            UnknownMemberError: *member* is not of this pool.
         """
-        try:
-            # What its permit() returns; asked at each connect, so a call less.
-            return self._membership.slots[member].breaker._door.permit  # noqa: SLF001
-        except (KeyError, TypeError):
-            return self._membership.slot(member).breaker.permit()  # says what is wrong
+        return self._membership.record(member).breaker.permit()
 
     def failed(
         self, member: Member[T], error: BaseException, permit: Permit | None = None
@@ -214,18 +214,18 @@ class Pool(Generic[T]):
         """Report that a connect to *member* failed.
 
         Args:
-            member: the one tried.
-            error: why; only one line of text without passwords is kept.
-            permit: from :meth:`permit`; without one, failures within a twentieth of
-                a second count as one.
+            member: The member.
+            error: The cause; only one line of text without passwords is kept.
+            permit: From :meth:`permit`; without one, failures within 0.05 seconds
+                count as one.
 
         Raises:
-            UnknownMember: *member* is not of this pool.
+            UnknownMemberError: *member* is not of this pool.
         """
-        slot = self._membership.slot(member)
-        self._report(slot, error, lambda: slot.breaker.failed(permit))
+        record = self._membership.record(member)
+        self._report(record, error, lambda: record.breaker.failed(permit))
 
-    def rest(
+    def pause(
         self,
         member: Member[T],
         seconds: float,
@@ -234,15 +234,16 @@ class Pool(Generic[T]):
     ) -> None:
         """Leave *member* out for *seconds* without counting a failure.
 
-        For a server that lives but turns callers away, such as "too many clients".
-        Afterwards one caller probes it. A member that is out already stays so.
+        For a server that is up but rejects callers, such as with "too many clients".
+        Afterwards one caller gets it as a trial. A member that is out already keeps
+        its wait.
 
         Raises:
-            UnknownMember: *member* is not of this pool.
-            InvalidSetting: *seconds* is not above 0.
+            UnknownMemberError: *member* is not of this pool.
+            InvalidSettingError: *seconds* is not above 0.
         """
-        slot = self._membership.slot(member)
-        self._report(slot, error, lambda: slot.breaker.rest(seconds, permit))
+        record = self._membership.record(member)
+        self._report(record, error, lambda: record.breaker.pause(seconds, permit))
 
     def succeeded(self, member: Member[T], permit: Permit | None = None) -> None:
         """Report that a connect to *member* succeeded.
@@ -250,141 +251,141 @@ class Pool(Generic[T]):
         Takes no lock while the member is healthy.
 
         Raises:
-            UnknownMember: *member* is not of this pool.
+            UnknownMemberError: *member* is not of this pool.
         """
-        slot = self._membership.slot(member)
-        if not slot.breaker.quiet:
-            self._close(slot, lambda: slot.breaker.succeeded(permit))
+        record = self._membership.record(member)
+        if not record.breaker.quiet:
+            self._close(record, lambda: record.breaker.succeeded(permit))
 
     def trip(self, member: Member[T], seconds: float, error: BaseException) -> bool:
-        """Take *member* out at once: somebody who watches it knows that it is unfit.
+        """Take *member* out at once: a background check has found it unfit.
 
-        Repeated while that lasts, each time with *seconds* until the next word, it
-        keeps callers from probing it meanwhile.
+        Call it after every check that fails, with *seconds* longer than the time to
+        the next one: that keeps callers from trials of it.
 
         Returns:
-            Whether it was in rotation, or being probed, until now.
+            Whether its breaker was closed or half-open until now.
 
         Raises:
-            UnknownMember: *member* is not of this pool.
-            InvalidSetting: *seconds* is not above 0.
+            UnknownMemberError: *member* is not of this pool.
+            InvalidSettingError: *seconds* is not above 0.
         """
-        slot = self._membership.slot(member)
-        return self._report(slot, error, lambda: slot.breaker.trip(seconds))
+        record = self._membership.record(member)
+        return self._report(record, error, lambda: record.breaker.trip(seconds))
 
     def recover(self, member: Member[T], permit: Permit | None = None) -> None:
-        """Take *member* in again: somebody who watches it knows that it is fit.
+        """Take *member* in again at once: a background check has found it fit.
 
         Args:
-            member: the one that was looked at.
-            permit: from :meth:`permit`, taken before the look; if there was news of
-                this member since, the look proves nothing.
+            member: The member.
+            permit: From :meth:`permit`, taken before the check; if the member's
+                breaker has changed since, nothing happens.
 
         Raises:
-            UnknownMember: *member* is not of this pool.
+            UnknownMemberError: *member* is not of this pool.
         """
-        slot = self._membership.slot(member)
-        self._close(slot, lambda: slot.breaker.recover(permit))
+        record = self._membership.record(member)
+        self._close(record, lambda: record.breaker.recover(permit))
 
     def drain(self, name: str) -> None:
         """Take the member of this name out of rotation until :meth:`restore`.
 
         Raises:
-            UnknownMember: there is none.
+            UnknownMemberError: There is none.
         """
         self._set_drained(name, True, MemberDrained(name))
 
     def restore(self, name: str) -> None:
-        """Undo :meth:`drain`; a member whose breaker is open stays out for that.
+        """Undo :meth:`drain`; a member whose breaker is open stays out.
 
         Raises:
-            UnknownMember: there is none.
+            UnknownMemberError: There is none.
         """
         self._set_drained(name, False, MemberRestored(name))
 
     def add(self, name: str, target: T, weight: int = 1) -> Member[T]:
-        """Take in a new member, which has its share of the picks from here on.
+        """Add a new member, which takes its share of the picks from now on.
 
-        Where the pool has a slow start, it begins with one: it is as cold as one
-        that has recovered.
+        If the pool has a slow start, the member begins with one, as a recovered
+        member does: its caches are cold.
 
         Args:
-            name: a name that no member has.
-            target: what to pick.
-            weight: its share relative to the others; 0 takes no traffic.
+            name: A name that no member has.
+            target: What to pick.
+            weight: Its share relative to the others; 0 takes no traffic.
 
         Returns:
-            the member.
+            The member.
 
         Raises:
-            DuplicateMember: a member has this name.
-            InvalidWeight: *weight* is no whole number from 0 up.
+            DuplicateMemberError: A member has this name.
+            InvalidWeightError: *weight* is no whole number from 0 up.
         """
         (member,) = make_members({name: target}, {name: weight})
-        self._publisher.add(Slot(member, self._new_breaker()))
+        self._publisher.add(MemberRecord(member, self._new_breaker()))
         self._tell(MemberAdded(name, weight))
         return member
 
     def remove(self, name: str) -> Member[T]:
-        """Let a member go for good; it is not picked from when this returns.
+        """Remove a member; it is not picked any more when this returns.
 
-        Whoever holds it may go on using it and report as before; that changes
-        nothing. A new member may take its name at once.
+        A caller that holds it may go on using it and report on it as before; reports
+        have no effect. A new member may take its name at once.
 
         Returns:
-            the member.
+            The member.
 
         Raises:
-            UnknownMember: there is none of this name.
+            UnknownMemberError: There is none of this name.
         """
         member = self._publisher.remove(name)
         self._tell(MemberRemoved(name))
         return member
 
     def causes(self) -> dict[str, str]:
-        """Return, for every member by name, what its condition is and why."""
+        """Return what state each member is in and why, by name."""
         return self._publisher.causes()
 
     def snapshot(self) -> PoolSnapshot:
-        """Return the condition of every member at this moment."""
+        """Return the state of every member at this moment."""
         return self._publisher.snapshot()
 
     def reshuffle(self) -> None:
-        """Start the rotation anew at a random place.
+        """Start a new rotation at a random position.
 
-        Call it in a forked child before its threads start: it has copied its
-        parent's rotation, and perhaps a lock held by a thread that it has not.
+        Call it in a forked child before its threads start: the child has a copy of
+        its parent's rotation, and perhaps of a lock that a thread of the parent held.
         """
         self._publisher.reshuffle()
 
     def _report(
-        self, slot: Slot[T], error: BaseException, outcome: Callable[[], bool]
+        self, record: MemberRecord[T], error: BaseException, outcome: Callable[[], bool]
     ) -> bool:
         text = error_text(error)
-        with self._publisher.changing(slot):
-            slot.last_error = text
-            event = slot.opened(error) if outcome() else None
+        with self._publisher.changing(record):
+            record.last_error = text
+            event = record.opened(error) if outcome() else None
         if event:
             self._tell(event)
         return event is not None
 
-    def _close(self, slot: Slot[T], outcome: Callable[[], bool]) -> None:
-        with self._publisher.changing(slot):
-            opened_for = slot.breaker.opened_for or 0.0
+    def _close(self, record: MemberRecord[T], outcome: Callable[[], bool]) -> None:
+        with self._publisher.changing(record):
+            opened_for = record.breaker.opened_for or 0.0
             closed = outcome()
         if closed:
-            self._tell(MemberClosed(slot.member.name, opened_for))
+            self._tell(MemberClosed(record.member.name, opened_for))
 
     def _set_drained(self, name: str, drained: bool, event: Event) -> None:
-        slot = self._membership.slot(self.member(name))
-        with self._publisher.changing(slot):
-            news, slot.drained = slot.drained != drained, drained
-        if news:
+        record = self._membership.record(self.member(name))
+        with self._publisher.changing(record):
+            changed, record.drained = record.drained != drained, drained
+        if changed:
             self._tell(event)
 
     def _tell(self, event: Event) -> None:
         for listener in self._listeners:
             try:
                 listener(event)
-            except Exception:  # noqa: BLE001 - a listener hurts nobody
-                _log.exception("%r failed on %r", listener, event)
+            except Exception:  # a faulty listener must not affect the pool
+                logger.exception("%r failed on %r", listener, event)

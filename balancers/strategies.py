@@ -2,13 +2,14 @@
 
 A strategy is any callable that takes the tuple of live members (never empty, every
 weight at least 1) and returns a function without arguments that returns one of them.
-It is called again whenever membership changes, so it need not look at health.
+It is called again whenever membership changes, so it need not check health.
 
-Forked processes: a child continues its parent's rotation at the same place, and so
-do its siblings; :meth:`balancers.Pool.reshuffle` in the child starts a new one.
-Threads: with the interpreter lock one ``itertools.cycle`` is shared, whose step is
-atomic. Without the lock a cycle is not safe to share; there the threads share an
-``itertools.count`` and index by it, which is a little slower.
+Fork: a child process continues its parent's rotation at the same position, as its
+siblings do; :meth:`balancers.Pool.reshuffle` in the child starts a new one.
+
+Threads: with the GIL they share one ``itertools.cycle``, whose step is atomic.
+Without the GIL a cycle is not safe to share; there they share an ``itertools.count``
+and use it as an index, which is a little slower.
 """
 
 from __future__ import annotations
@@ -25,15 +26,28 @@ from operator import attrgetter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast
 
-from .errors import NoMemberAvailable, UnknownBalancer
+from .errors import NoMemberAvailableError, UnknownBalancerError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+__all__ = [
+    "BALANCERS",
+    "MAX_STEPS",
+    "Balancer",
+    "Member",
+    "Pick",
+    "Random",
+    "RoundRobin",
+    "Strategy",
+    "Weighted",
+    "resolve_balancer",
+]
+
 T = TypeVar("T")
 
 MAX_STEPS = 4096
-"""Longest sequence that is computed in advance; see :class:`Weighted`."""
+"""Length of the longest sequence computed in advance; see :class:`Weighted`."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -41,13 +55,13 @@ class Member(Generic[T]):
     """One thing to pick; equal only to itself.
 
     Attributes:
-        name: its name in the pool.
-        target: the thing itself; not shown by ``repr``, as it may hold a password.
-        weight: its share relative to the others; 0 takes no traffic.
+        name: Its name in the pool.
+        target: The thing itself; not shown by ``repr``, as it may hold a password.
+        weight: Its share relative to the others; 0 takes no traffic.
     """
 
     # Not dataclass(slots=True): before Python 3.12 Member[int](...) fails with it.
-    # A pool remembers members that were removed as long as anybody else does.
+    # A pool keeps weak references to removed members.
     __slots__ = ("__weakref__", "name", "target", "weight")
 
     name: str
@@ -74,16 +88,16 @@ def _able(members: Sequence[Member[T]]) -> Sequence[Member[T]]:
     """Return the members that take traffic, at least one.
 
     Raises:
-        NoMemberAvailable: there is none.
+        NoMemberAvailableError: There is none.
     """
     able = [member for member in members if member.weight > 0]
     if not able:
-        raise NoMemberAvailable({member.name: "weight 0" for member in members})
+        raise NoMemberAvailableError({member.name: "weight 0" for member in members})
     return able
 
 
 def _rotation(sequence: Sequence[Member[T]]) -> Pick[T]:
-    """Return a pick function that walks *sequence* for ever from a random place."""
+    """Return a pick function that repeats *sequence*, from a random position on."""
     start = random.randrange(len(sequence))  # noqa: S311 - no secret
     if _has_gil():
         return cycle((*sequence[start:], *sequence[:start])).__next__
@@ -91,7 +105,7 @@ def _rotation(sequence: Sequence[Member[T]]) -> Pick[T]:
 
 
 def _shared_rotation(sequence: tuple[Member[T], ...], start: int) -> Pick[T]:
-    """Do the same by a shared counter, for interpreters without a global lock."""
+    """Return the same with a shared counter, for interpreters without the GIL."""
     step, length = count(start).__next__, len(sequence)
 
     def pick() -> Member[T]:
@@ -101,7 +115,7 @@ def _shared_rotation(sequence: tuple[Member[T], ...], start: int) -> Pick[T]:
 
 
 def _shares(weights: Sequence[int]) -> list[int]:
-    """Return *weights* in lowest terms and scaled down to about MAX_STEPS in sum."""
+    """Return *weights* in lowest terms, scaled down to a sum of about MAX_STEPS."""
     total = sum(weights)
     if total // gcd(*weights) > MAX_STEPS:
         weights = [max(1, round(w * MAX_STEPS / total)) for w in weights]
@@ -110,14 +124,13 @@ def _shares(weights: Sequence[int]) -> list[int]:
 
 
 def _spread(shares: Sequence[int]) -> list[int]:
-    """Return one cycle in which each index comes as often as its share, spread evenly.
+    """Return a cycle with each index as often as its share, spread evenly.
 
-    After any number of steps from the beginning each count differs by less than 1
-    from its exact part of them. R. Tijdeman, "The chairman assignment problem"
-    (Discrete Mathematics 32, 1980): a turn may begin once its part has grown to
-    ``1 / (2n - 2)`` of a step and must before it lacks less than that of a whole one;
-    of those that may, the most urgent goes first. Each step costs a heap's push and
-    pop, however many members there are.
+    After any number of steps from the start, the count of each index differs by less
+    than 1 from its exact part. The algorithm is that of R. Tijdeman, "The chairman
+    assignment problem" (Discrete Mathematics 32, 1980): each turn of an index has a
+    first and a last step; at each step, of the turns that may come, the one with the
+    earliest last step comes. A step costs one push and one pop of a heap.
     """
     total, parts = sum(shares), max(1, 2 * len(shares) - 2)
     beginning: list[list[tuple[float, int]]] = [[] for _ in range(total + 1)]
@@ -137,7 +150,7 @@ def _spread(shares: Sequence[int]) -> list[int]:
 
 
 class _Plain:
-    """What the strategies here share: no arguments, no state, a short repr."""
+    """Base of the strategies here: no arguments, no state, a short repr."""
 
     __slots__ = ()
 
@@ -146,10 +159,10 @@ class _Plain:
 
 
 class RoundRobin(_Plain):
-    """Each live member in turn, from a random one on.
+    """Each live member in turn, starting with a random one.
 
-    Over any window, counts differ by at most 1. Weights other than 0 are not looked
-    at; :class:`Weighted` does that.
+    Over any window, counts differ by at most 1. It ignores weights other than 0;
+    :class:`Weighted` and :class:`Random` read them.
     """
 
     __slots__ = ()
@@ -158,18 +171,18 @@ class RoundRobin(_Plain):
         """Return a pick function over *members*.
 
         Raises:
-            NoMemberAvailable: none of *members* takes traffic.
+            NoMemberAvailableError: None of *members* takes traffic.
         """
         return _rotation(_able(members))
 
 
 class Random(_Plain):
-    """By chance, in proportion to weight.
+    """At random, in proportion to weight.
 
-    Picks come from a shuffled deck of about :data:`MAX_STEPS` cards, which holds
-    every member exactly in proportion and is gone through again and again. So a pick
-    costs no random number, processes do not march in step, and shares even out over
-    one deck. Weights are scaled as for :class:`Weighted`.
+    Picks come from a shuffled sequence of about :data:`MAX_STEPS` entries, which
+    contains every member exactly in proportion and is repeated. So a pick draws no
+    random number, processes do not pick in step, and shares are exact over one
+    sequence. Weights are scaled as for :class:`Weighted`.
     """
 
     __slots__ = ()
@@ -178,25 +191,25 @@ class Random(_Plain):
         """Return a pick function over *members*.
 
         Raises:
-            NoMemberAvailable: none of *members* takes traffic.
+            NoMemberAvailableError: None of *members* takes traffic.
         """
         able = _able(members)
         shares = _shares([member.weight for member in able])
         repeats = max(1, MAX_STEPS // sum(shares))
-        deck = [*chain(*map(repeat, able, shares))] * repeats
-        random.shuffle(deck)
-        return _rotation(deck)
+        sequence = [*chain(*map(repeat, able, shares))] * repeats
+        random.shuffle(sequence)
+        return _rotation(sequence)
 
 
 class Weighted(_Plain):
-    """Smooth weighted round robin, from a random place on.
+    """Smooth weighted round robin, from a random position on.
 
     A cycle has ``sum(weights) / gcd(weights)`` picks and gives every member exactly
-    its weight, spread out rather than in bursts: from its beginning on, nobody is ever
-    a whole pick ahead or behind. The cycle is computed in advance, and so a pick costs
-    the same whatever the weights. If it would be longer than :data:`MAX_STEPS`,
-    weights are scaled down to about that sum: shares are then right to half a step,
-    and a tiny weight rounds up to one step, never to nothing.
+    its weight, spread out rather than in bursts: from the start of a cycle, no member
+    is ever a whole pick ahead or behind. The cycle is computed in advance, so a pick
+    costs the same whatever the weights. If it would be longer than
+    :data:`MAX_STEPS`, weights are scaled down to about that sum: shares are then
+    right to half a step, and a small weight rounds up to one step, never to zero.
     """
 
     __slots__ = ()
@@ -205,7 +218,7 @@ class Weighted(_Plain):
         """Return a pick function over *members*.
 
         Raises:
-            NoMemberAvailable: none of *members* takes traffic.
+            NoMemberAvailableError: None of *members* takes traffic.
         """
         able = _able(members)
         shares = _shares([member.weight for member in able])
@@ -219,24 +232,24 @@ BALANCERS: Mapping[str, type[RoundRobin | Random | Weighted]] = MappingProxyType
 
 
 def resolve_balancer(value: Balancer[T] | object) -> Strategy[T]:
-    """Return the strategy that *value* stands for.
+    """Return the strategy that *value* is or names.
 
     Args:
-        value: a name in :data:`BALANCERS`; a dotted path, ``'package.module.name'``
+        value: A name in :data:`BALANCERS`; a dotted path, ``'package.module.name'``
             or ``'package.module:name'``, to any of what follows; a class, which is
             instantiated without arguments; or any callable that takes the members.
 
     Raises:
-        UnknownBalancer: *value* is none of these.
+        UnknownBalancerError: *value* is none of these.
     """
     found = _find(value) if isinstance(value, str) else value
     if isinstance(found, type):
         try:
             found = found()
         except TypeError as error:
-            raise UnknownBalancer(value, BALANCERS, f"{error}") from error
+            raise UnknownBalancerError(value, BALANCERS, f"{error}") from error
     if not callable(found):
-        raise UnknownBalancer(value, BALANCERS, "it cannot be called")
+        raise UnknownBalancerError(value, BALANCERS, "it cannot be called")
     return cast("Strategy[T]", found)
 
 
@@ -246,8 +259,8 @@ def _find(path: str) -> object:
         return BALANCERS[path]
     module, _, name = path.partition(":") if ":" in path else path.rpartition(".")
     if not (module and name):
-        raise UnknownBalancer(path, BALANCERS, "no balancer has this name")
+        raise UnknownBalancerError(path, BALANCERS, "no balancer has this name")
     try:
         return cast("object", attrgetter(name)(import_module(module)))
     except (ImportError, AttributeError, TypeError) as error:
-        raise UnknownBalancer(path, BALANCERS, f"{error}") from error
+        raise UnknownBalancerError(path, BALANCERS, f"{error}") from error

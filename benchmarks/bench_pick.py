@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from balancers import BALANCERS, Pool
+from balancers import Pool
+from balancers.strategies import BALANCERS
 from benchmarks.pairs import Bound, Loop
 
 if TYPE_CHECKING:

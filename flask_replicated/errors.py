@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import OperationalError
 
-from balancers import redact
+from balancers.errors import redact
 
 from .redaction import safe
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from balancers import redact
+from balancers.errors import redact
 
 __all__ = ["safe"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flask import has_request_context
 
-from balancers import redact
+from balancers.errors import redact
 
 from .errors import WriteOnReplicaError
 from .routing.flask_context import endpoint_name, this_request

@@ -139,7 +139,7 @@ class TestBusy:
             first = site.who()
             site.db.session.commit()
             pool = site.db.engine.replicas.replica_pool  # type: ignore[attr-defined]  # the routed engine
-            pool.rest(pool.member(first), 60, OSError("too many clients"))
+            pool.pause(pool.member(first), 60, OSError("too many clients"))
             assert site.who() == first
         assert first not in site.count(6)
 

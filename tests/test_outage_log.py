@@ -117,14 +117,14 @@ def test_not_out(watched: Watched) -> None:
 def test_load(watched: Watched) -> None:
     """A rest is told of once a minute, and its end not at all."""
     for _ in range(3):
-        watched.pool.rest(watched.member(), 1, FULL)
+        watched.pool.pause(watched.member(), 1, FULL)
         watched.pool.recover(watched.member())
     (line,) = watched.said()
     assert line.startswith("WARNING replica 'slave_1' is busy, and rests for 1.0 s: ")
     watched.clock.now += 60
-    watched.pool.rest(watched.member(), 1, FULL)
+    watched.pool.pause(watched.member(), 1, FULL)
     assert len(watched.said()) == 1
-    watched.pool.rest(watched.member("slave_2"), 1, FULL)
+    watched.pool.pause(watched.member("slave_2"), 1, FULL)
     assert len(watched.said()) == 1
 
 
@@ -132,7 +132,7 @@ def test_what_kind(watched: Watched) -> None:
     """Load is told from outages, whoever is out for what."""
     assert not watched.heard.is_load(set())
     assert watched.heard.is_load({"slave_1"})
-    watched.pool.rest(watched.member(), 1, FULL)
+    watched.pool.pause(watched.member(), 1, FULL)
     assert watched.heard.is_load(set())
     assert watched.heard.is_load({"slave_2"})
     watched.pool.trip(watched.member("slave_2"), 1, DOWN)
@@ -242,5 +242,5 @@ class TestPrimaryAmongThem:
         """Where all others are busy that is load."""
         watched.pool.trip(watched.member(), 1, WrongRoleError("slave_1", own=True))
         assert not watched.heard.is_load(set())
-        watched.pool.rest(watched.member("slave_2"), 1, FULL)
+        watched.pool.pause(watched.member("slave_2"), 1, FULL)
         assert watched.heard.is_load(set())

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.pool import QueuePool
 
-from balancers import Random, RoundRobin, UnknownMember, Weighted
+from balancers import Random, RoundRobin, UnknownMemberError, Weighted
 from flask_replicated.errors import ExhaustedError
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class Capacity:
 
     def _less_used(self, slow: Member[Engine]) -> Member[Engine]:
         """Return another one, if this one has a queue and that one has none."""
-        if self._pool.permit(slow).probe or in_use(slow.target) < _LEAST:
+        if self._pool.permit(slow).trial or in_use(slow.target) < _LEAST:
             return slow
         others = self._others(slow)[:_COMPARED]
         other = min(others, key=_share, default=slow)
@@ -143,7 +143,7 @@ class Capacity:
         now = self._clock()
         since, rests = self.exhausted.get(member, (now, 0))
         others = any(one is not member for one in self._pool.live)
-        rest = permit.probe or (others and now - since >= self._bearable)
+        rest = permit.trial or (others and now - since >= self._bearable)
         self._note(member, (since, rests + rest))
         if rest:
             self._rest(member, min(self._longest, _REST * 2.0**rests), permit)
@@ -157,8 +157,8 @@ class Capacity:
             member.name, many, self._bearable, self._bind(member.name)
         )
         try:
-            self._pool.rest(member, seconds, error, permit)
-        except UnknownMember:  # it has been removed meanwhile
+            self._pool.pause(member, seconds, error, permit)
+        except UnknownMemberError:  # it has been removed meanwhile
             pass
 
     def relieved(self, member: Member[Engine]) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import TimeoutError  # noqa: A004 - not the built-in one
 
-from balancers import NoMemberAvailable
+from balancers import NoMemberAvailableError
 from balancers.errors import error_text
 from flask_replicated.errors import (
     MORE_AT_A_TIME,
@@ -187,7 +187,7 @@ class ReplicaPoolEngine(EngineFacade):
                 member = pool.first(kept) or pool.pick()
                 if member is not kept:
                     state.kept[self] = member
-        except NoMemberAvailable:
+        except NoMemberAvailableError:
             return self._without_replicas({}, set(), state)
         if member is not kept and in_use(member.target):
             member = self._where_room_is(member, state)
@@ -317,7 +317,7 @@ class ReplicaPoolEngine(EngineFacade):
             self.replica_pool.trip(member, reset, error)
             return cause, True
         if verdict is Verdict.BUSY:
-            self.replica_pool.rest(member, _REST, error, permit)
+            self.replica_pool.pause(member, _REST, error, permit)
         else:
             self.replica_pool.failed(member, error, permit)
         return cause, verdict is not Verdict.BUSY

@@ -6,7 +6,6 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from balancers.errors import error_text
 from flask_replicated.engine.engines import RoutedEngine
 from flask_replicated.engine.gate import Gate
 from flask_replicated.engine.lazy_begin import leave_out_blocks
@@ -170,29 +169,19 @@ def _make_pool(
     replicas: Mapping[str, Engine],
     listeners: list[Listener],
 ) -> ReplicaPool:
-    try:
-        return make(
-            balancer=settings.balancer,
-            weights={n: w for n, w in settings.weights.items() if n in replicas},
-            threshold=settings.breaker_threshold,
-            reset=settings.breaker_reset,
-            max_reset=settings.breaker_max_reset,
-            slow_start=settings.slow_start,
-            # A trial that is still connecting must not be taken for lost.
-            lease=max(10.0, 3 * settings.connect_timeout),
-            listeners=listeners,
-            limit=settings.max_pools,
-            weights_unread=_say_unread,
-        )
-    except ConfigurationError:
-        raise  # says more already
-    except Exception as error:  # somebody's own balancer may raise anything
-        raise ConfigurationError(
-            "REPLICATED_BALANCER",
-            settings.balancer,
-            "must turn a tuple of live replicas into a function without arguments that "
-            f"returns one of them ({error_text(error)}).",
-        ) from error
+    return make(
+        balancer=settings.balancer,
+        weights={n: w for n, w in settings.weights.items() if n in replicas},
+        threshold=settings.breaker_threshold,
+        reset=settings.breaker_reset,
+        max_reset=settings.breaker_max_reset,
+        slow_start=settings.slow_start,
+        # A trial that is still connecting must not be taken for lost.
+        lease=max(10.0, 3 * settings.connect_timeout),
+        listeners=listeners,
+        limit=settings.max_pools,
+        weights_unread=_say_unread,
+    )
 
 
 def _say_unread() -> None:

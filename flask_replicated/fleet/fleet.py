@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import event
 from sqlalchemy.exc import NoSuchModuleError
 
-from balancers import DuplicateMember, InvalidWeight, UnknownMember
-from balancers.errors import error_text
+from balancers import UnknownMemberError
+from balancers.errors import DuplicateMemberError, InvalidWeightError, error_text
 from flask_replicated.errors import ConfigurationError
 from flask_replicated.forks import in_this_process
 from flask_replicated.settings.binds import is_replica_of
@@ -185,9 +185,9 @@ class Fleet:
         routed.share(engine)
         try:
             member = pool.add(name, engine, weight)
-        except DuplicateMember as error:
+        except DuplicateMemberError as error:
             raise _taken(name, error.known) from None
-        except InvalidWeight as error:
+        except InvalidWeightError as error:
             raise ConfigurationError(
                 "weight",
                 error.weight,
@@ -211,7 +211,7 @@ class Fleet:
         pool = self.routed.replicas.replica_pool
         try:
             member = pool.remove(name)
-        except UnknownMember as error:
+        except UnknownMemberError as error:
             known = ", ".join(map(repr, error.known)) or "none"
             raise ConfigurationError(
                 "name", name, f"no such replica; this bind has {known}."

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakSet
 
 from balancers import Member, Permit
-from balancers.errors import UnknownMember, error_text
+from balancers.errors import UnknownMemberError, error_text
 from flask_replicated.errors import (
     ReplicaLagsError,
     ReplicaSilentError,
@@ -452,7 +452,7 @@ class _MonitorLoop:
             ):
                 self._note_fault(look.member, None)
                 self._pool.recover(look.member, look.permit)
-        except UnknownMember:  # it has been removed meanwhile
+        except UnknownMemberError:  # it has been removed meanwhile
             pass
 
     def _is_in_vain(self, look: ProbeRun, error: Exception) -> bool:
@@ -538,6 +538,6 @@ class _MonitorLoop:
         self._note_fault(member, error)
         # Until the next word, with something to spare.
         seconds = 1.5 * self._policy.interval + 2 * self._policy.timeout
-        with contextlib.suppress(UnknownMember):
+        with contextlib.suppress(UnknownMemberError):
             if not self._pool.trip(member, seconds, error):
                 self._outages.still_out(member.name, error)

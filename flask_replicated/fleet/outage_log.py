@@ -7,8 +7,8 @@ import re
 import time
 from typing import TYPE_CHECKING
 
-from balancers import MemberAdded, MemberClosed, MemberOpened, MemberRemoved
 from balancers.errors import error_text
+from balancers.events import MemberAdded, MemberClosed, MemberOpened, MemberRemoved
 from flask_replicated.errors import DivergedReplicaError, WrongRoleError
 from flask_replicated.replica.failures import Verdict, judge_connect
 from flask_replicated.replica.misconfigured import remedy_for

@@ -8,7 +8,7 @@ import time
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
-from balancers import UnknownMember
+from balancers import UnknownMemberError
 
 from .misconfigured import codes_of, remedy_for
 
@@ -216,7 +216,7 @@ class StorageFailures:
             return False
         if all(other is member for other in pool.live):
             return False
-        with contextlib.suppress(UnknownMember):  # it has been removed meanwhile
+        with contextlib.suppress(UnknownMemberError):  # it has been removed meanwhile
             pool.trip(member, seconds, error)
         return True
 

@@ -1,4 +1,4 @@
-"""``REPLICATED_BALANCER``: from what somebody has written to a balancer that works."""
+"""``REPLICATED_BALANCER``: which balancer it names, and whether that one works."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import difflib
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from balancers import BALANCERS, UnknownBalancer, error_text, resolve_balancer
+from balancers.errors import UnknownBalancerError, error_text
+from balancers.strategies import BALANCERS, resolve_balancer
 from flask_replicated.errors import ConfigurationError
 from flask_replicated.redaction import safe
 
@@ -21,18 +22,18 @@ KEY = "REPLICATED_BALANCER"
 
 
 def read_balancer(value: object) -> Callable[..., Any]:
-    """Return the balancer that a setting stands for.
+    """Return the balancer that the setting's value is or names.
 
-    One that is not of the package ``balancers`` is tried when the first pool is made.
+    One that is not of the package ``balancers`` is checked when the first pool is made.
 
     Raises:
-        ConfigurationError: It stands for none.
+        ConfigurationError: It neither is nor names one.
     """
     try:
         balancer: Callable[..., Any] = resolve_balancer(value)
-    except UnknownBalancer as error:
+    except UnknownBalancerError as error:
         why = error.reason
-    except Exception as error:  # noqa: BLE001 - a module or class of the user's own
+    except Exception as error:  # noqa: BLE001 - a custom module or class may raise anything
         why = error_text(error)
     else:
         if type(balancer) in BALANCERS.values():
@@ -41,16 +42,16 @@ def read_balancer(value: object) -> Callable[..., Any]:
         return _CheckedBalancer(balancer, value)
     close = difflib.get_close_matches(str(value), BALANCERS, n=1, cutoff=0.4)
     hint = f"did you mean {close[0]!r}? " if close and isinstance(value, str) else ""
-    # What cannot be shown has parts in the reason that cannot be recognised.
+    # The reason would show parts of a value that has a password.
     hidden = isinstance(value, str) and safe(value) != value
     raise _refusal(value, "" if hidden else why, hint)
 
 
 class _CheckedBalancer:
-    """A user's balancer, which says at its first call what is wrong with it.
+    """A custom balancer whose first call checks it.
 
-    Later, with requests running, the pool has its own ways: it logs what goes wrong,
-    and the live members take turns.
+    Its errors after that are the pool's to handle: it logs them, and the live members
+    take turns.
     """
 
     def __init__(self, balancer: Callable[..., Any], value: object) -> None:
@@ -62,20 +63,23 @@ class _CheckedBalancer:
         return f"REPLICATED_BALANCER = {safe(self._balancer)!r}"
 
     def __call__(self, members: tuple[Member[Any], ...]) -> Pick[Any]:
-        if not self._checked:
-            self._check(members)
-            self._checked = True
-        pick: Pick[Any] = self._balancer(members)
+        if self._checked:
+            pick: Pick[Any] = self._balancer(members)
+            return pick
+        # With a pick function of its own, so that the check takes no turn.
+        self._check(self._make_pick(members), members)
+        pick = self._make_pick(members)
+        self._checked = True
         return pick
 
-    def _check(self, members: tuple[Member[Any], ...]) -> None:
-        """Use up a pick function that nobody else has, so that no turn is missed.
+    def _make_pick(self, members: tuple[Member[Any], ...]) -> Pick[Any]:
+        """Return the balancer's pick function.
 
         Raises:
-            ConfigurationError: There is none, or it picks what is no member.
+            ConfigurationError: It raises, or returns none.
         """
         try:
-            pick = self._balancer(members)
+            pick: Any = self._balancer(members)
         except Exception as error:
             raise _refusal(self._value, error_text(error)) from error
         if not callable(pick):
@@ -83,6 +87,15 @@ class _CheckedBalancer:
             raise _refusal(
                 self._value, f"it returned {safe(pick)!r}, not a pick function"
             )
+        made: Pick[Any] = pick
+        return made
+
+    def _check(self, pick: Pick[Any], members: tuple[Member[Any], ...]) -> None:
+        """Pick once.
+
+        Raises:
+            ConfigurationError: The function picks what is no member.
+        """
         _refuse_unless_takes(pick, 0, self._value, "its pick function takes nothing")
         try:
             picked: object = pick()
@@ -103,11 +116,11 @@ def _refuse_unless_takes(
     except TypeError as error:
         raise _refusal(value, f"{why}: {error}") from error
     except ValueError:
-        pass  # a built-in that does not tell
+        pass  # a built-in without a signature
 
 
 def _discard(value: object) -> None:
-    """Close what an async function returns, or Python warns that nobody awaits it."""
+    """Close the coroutine of an async function, or Python warns that it never ran."""
     if inspect.iscoroutine(value):
         value.close()
 

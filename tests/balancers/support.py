@@ -72,11 +72,11 @@ def fail(pool: Pool[str], name: str, times: int = 2) -> None:
 
 
 def recover(pool: Pool[str], clock: FakeClock, name: str) -> None:
-    """Let a member fail, wait, and let its probe succeed."""
+    """Let a member fail, wait, and let its trial succeed."""
     fail(pool, name)
     clock.advance(
         pool.snapshot().members[names(pool.members).index(name)].retry_in or 0
     )
-    probe = pool.pick()
-    assert probe.name == name
-    pool.succeeded(probe, pool.permit(probe))
+    trial = pool.pick()
+    assert trial.name == name
+    pool.succeeded(trial, pool.permit(trial))

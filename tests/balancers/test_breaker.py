@@ -1,4 +1,4 @@
-"""The breaker alone: counting, waiting, probing."""
+"""The breaker alone: counting, waiting, trials."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balancers import CircuitBreaker, InvalidSetting, Permit
+from balancers import CircuitBreaker, Permit
+from balancers.errors import InvalidSettingError
 from tests.balancers.support import FakeClock, longest
 
 
@@ -27,13 +28,13 @@ def open_it(breaker: CircuitBreaker) -> None:
 
 
 def wait(breaker: CircuitBreaker, clock: FakeClock) -> float:
-    """Let the wait pass, take the probe, and return how long the wait was."""
+    """Let the wait pass, take the trial, and return how long the wait was."""
     seconds = breaker.retry_in
     assert seconds is not None
     clock.advance(seconds)
     permit = breaker.acquire()
     assert permit is not None
-    assert permit.probe
+    assert permit.trial
     return seconds
 
 
@@ -103,19 +104,19 @@ class TestOpen:
     """How long it stays open."""
 
     def test_late_news_change_nothing(self, breaker: CircuitBreaker) -> None:
-        """While it is open neither success nor failure nor rest moves it."""
+        """While it is open neither success nor failure nor pause moves it."""
         early = breaker.permit()
         open_it(breaker)
         before = breaker.due
         for permit in (early, breaker.permit(), None):
             assert not breaker.succeeded(permit)
             assert not breaker.failed(permit)
-            assert not breaker.rest(99.0, permit)
+            assert not breaker.pause(99.0, permit)
         assert breaker.state == "open"
         assert breaker.due == before
 
     def test_tells_its_times(self, breaker: CircuitBreaker, clock: FakeClock) -> None:
-        """It says for how long it has been open and when it may be probed."""
+        """It says for how long it has been open and when its trial is due."""
         open_it(breaker)
         clock.advance(0.25)
         assert breaker.opened_for == 0.25
@@ -124,7 +125,7 @@ class TestOpen:
         assert breaker.retry_in == 0.0
 
     def test_backs_off(self, breaker: CircuitBreaker, clock: FakeClock) -> None:
-        """Each failed probe doubles the wait up to the longest."""
+        """Each failed trial doubles the wait up to the longest."""
         open_it(breaker)
         waits = []
         for _ in range(6):
@@ -171,7 +172,7 @@ class TestOpen:
         assert 0.5 - 1e-6 <= breaker.retry_in <= 60.0 + 1e-6
 
 
-class TestProbe:
+class TestTrial:
     """Who may try, and whose outcome counts."""
 
     def test_one_at_a_time(self, breaker: CircuitBreaker, clock: FakeClock) -> None:
@@ -183,7 +184,7 @@ class TestProbe:
         assert breaker.state == "half_open"
 
     def test_success_closes(self, breaker: CircuitBreaker, clock: FakeClock) -> None:
-        """A probe that succeeds closes the breaker, and says so."""
+        """A trial that succeeds closes the breaker, and says so."""
         open_it(breaker)
         wait(breaker, clock)
         assert breaker.succeeded(breaker.permit())
@@ -193,7 +194,7 @@ class TestProbe:
     def test_failure_opens_again(
         self, breaker: CircuitBreaker, clock: FakeClock
     ) -> None:
-        """A probe that fails opens it at once, and time out goes on counting."""
+        """A trial that fails opens it at once, and time out goes on counting."""
         open_it(breaker)
         wait(breaker, clock)
         assert breaker.failed()
@@ -201,10 +202,10 @@ class TestProbe:
         assert breaker.failures == 3
         assert breaker.opened_for == 1.0
 
-    def test_a_lost_probe_does_not_stick(
+    def test_a_lost_trial_does_not_stick(
         self, breaker: CircuitBreaker, clock: FakeClock
     ) -> None:
-        """When the lease is over, somebody else gets a new probe."""
+        """When the lease is over, somebody else gets a new trial."""
         open_it(breaker)
         wait(breaker, clock)
         clock.advance(4.9)
@@ -212,12 +213,12 @@ class TestProbe:
         clock.advance(0.2)
         second = breaker.acquire()
         assert second is not None
-        assert second.probe
+        assert second.trial
 
-    def test_a_late_probe_moves_no_door(
+    def test_a_late_trial_changes_nothing(
         self, breaker: CircuitBreaker, clock: FakeClock
     ) -> None:
-        """The outcome of a probe whose lease was given on changes nothing."""
+        """The outcome of a trial whose lease was given on changes nothing."""
         open_it(breaker)
         wait(breaker, clock)
         late = breaker.permit()
@@ -225,14 +226,14 @@ class TestProbe:
         second = breaker.acquire()
         assert not breaker.succeeded(late)
         assert not breaker.failed(late)
-        assert not breaker.rest(1.0, late)
+        assert not breaker.pause(1.0, late)
         assert breaker.state == "half_open"
         assert breaker.succeeded(second)
 
-    def test_news_from_before_the_outage_move_no_door(
+    def test_news_from_before_the_outage_change_nothing(
         self, breaker: CircuitBreaker, clock: FakeClock
     ) -> None:
-        """A success that began before the opening does not end a probe."""
+        """A success that began before the opening does not end a trial."""
         early = breaker.permit()
         open_it(breaker)
         wait(breaker, clock)
@@ -254,11 +255,11 @@ class TestRest:
     """Out for a while without a failure."""
 
     def test_counts_no_failure(self, breaker: CircuitBreaker, clock: FakeClock) -> None:
-        """A rest opens for its time, then asks for a probe, and raises no back-off."""
-        assert breaker.rest(3.0, breaker.permit())
+        """A pause opens for its time, ends in a trial, and adds no back-off."""
+        assert breaker.pause(3.0, breaker.permit())
         assert breaker.failures == 0
         assert wait(breaker, clock) == 3.0
-        assert breaker.rest(3.0)
+        assert breaker.pause(3.0)
         assert breaker.opened_for == 3.0
         wait(breaker, clock)
         assert breaker.succeeded()
@@ -267,9 +268,9 @@ class TestRest:
 
     @pytest.mark.parametrize("seconds", [0, -1.0, math.nan, math.inf])
     def test_needs_a_time(self, breaker: CircuitBreaker, seconds: float) -> None:
-        """A rest of no time, or for ever, is an error and changes nothing."""
-        with pytest.raises(InvalidSetting):
-            breaker.rest(seconds)
+        """A pause of no time, or for ever, is an error and changes nothing."""
+        with pytest.raises(InvalidSettingError):
+            breaker.pause(seconds)
         assert breaker.state == "closed"
 
 
@@ -290,7 +291,7 @@ class TestRest:
 )
 def test_bad_numbers_are_refused(name: str, value: object) -> None:
     """A number out of range is an error that names it and its value."""
-    with pytest.raises(InvalidSetting) as caught:
+    with pytest.raises(InvalidSettingError) as caught:
         CircuitBreaker(**{name: value})  # type: ignore[arg-type]  # that is the point
     assert caught.value.name == name
     assert repr(value) in str(caught.value)
@@ -324,8 +325,8 @@ class TestWatched:
         clock.advance(2.5)
         assert breaker.acquire() is not None
 
-    def test_a_probe_in_flight(self, breaker: CircuitBreaker, clock: FakeClock) -> None:
-        """What a probe finds that began before the last word is late."""
+    def test_a_trial_in_flight(self, breaker: CircuitBreaker, clock: FakeClock) -> None:
+        """What a trial finds that began before the last word is late."""
         open_it(breaker)
         wait(breaker, clock)
         permit = breaker.permit()
@@ -350,5 +351,5 @@ class TestWatched:
     @pytest.mark.parametrize("seconds", [0, -1, math.inf, math.nan])
     def test_seconds(self, breaker: CircuitBreaker, seconds: float) -> None:
         """A wait is a finite time."""
-        with pytest.raises(InvalidSetting):
+        with pytest.raises(InvalidSettingError):
             breaker.trip(seconds)

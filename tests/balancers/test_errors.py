@@ -8,32 +8,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balancers import (
-    BalancerError,
-    DuplicateMember,
-    InvalidPick,
-    InvalidSetting,
-    InvalidWeight,
-    NoMemberAvailable,
-    UnknownBalancer,
-    UnknownMember,
+from balancers import BalancerError, NoMemberAvailableError, UnknownMemberError
+from balancers.errors import (
+    DuplicateMemberError,
+    InvalidPickError,
+    InvalidSettingError,
+    InvalidWeightError,
+    UnknownBalancerError,
     error_text,
     redact,
 )
 
 ERRORS = [
     BalancerError("plain"),
-    NoMemberAvailable({"a": "drained", "b": "weight 0"}),
-    NoMemberAvailable({}),
-    UnknownMember("x", ["a", "b"]),
-    UnknownMember("a", ["a", "b"]),
-    DuplicateMember("a", ["a", "b"]),
-    UnknownBalancer("x", ["a"], "no such name"),
-    UnknownBalancer(lambda: None, ["a"], "it cannot be called"),
-    InvalidPick(print, 3),
-    InvalidWeight("a", -1),
-    InvalidWeight("a", [1]),
-    InvalidSetting("reset", -1.0, "above 0 seconds"),
+    NoMemberAvailableError({"a": "drained", "b": "weight 0"}),
+    NoMemberAvailableError({}),
+    UnknownMemberError("x", ["a", "b"]),
+    UnknownMemberError("a", ["a", "b"]),
+    DuplicateMemberError("a", ["a", "b"]),
+    UnknownBalancerError("x", ["a"], "no such name"),
+    UnknownBalancerError(lambda: None, ["a"], "it cannot be called"),
+    InvalidPickError(print, 3),
+    InvalidWeightError("a", -1),
+    InvalidWeightError("a", [1]),
+    InvalidSettingError("reset", -1.0, "above 0 seconds"),
 ]
 
 
@@ -57,12 +55,12 @@ def test_every_error_pickles(error: BalancerError) -> None:
 def test_one_root_and_the_builtin_kin() -> None:
     """Every error is a BalancerError, and what a Python user would expect besides."""
     kin = {
-        UnknownMember: KeyError,
-        UnknownBalancer: ValueError,
-        InvalidWeight: ValueError,
-        InvalidSetting: ValueError,
-        InvalidPick: TypeError,
-        NoMemberAvailable: Exception,
+        UnknownMemberError: KeyError,
+        UnknownBalancerError: ValueError,
+        InvalidWeightError: ValueError,
+        InvalidSettingError: ValueError,
+        InvalidPickError: TypeError,
+        NoMemberAvailableError: Exception,
     }
     assert all(issubclass(ours, BalancerError) for ours in kin)
     assert all(issubclass(ours, theirs) for ours, theirs in kin.items())
@@ -70,7 +68,9 @@ def test_one_root_and_the_builtin_kin() -> None:
 
 def test_no_member_available_lists_every_member() -> None:
     """The message names each member with its cause."""
-    error = NoMemberAvailable({"a": "drained", "b": "open for 1.2 s more: OSError"})
+    error = NoMemberAvailableError(
+        {"a": "drained", "b": "open for 1.2 s more: OSError"}
+    )
     assert "'a': drained" in str(error)
     assert "'b': open for 1.2 s more: OSError" in str(error)
     assert error.causes == {"a": "drained", "b": "open for 1.2 s more: OSError"}
@@ -132,9 +132,9 @@ def test_error_text_survives_a_broken_str() -> None:
 
 def test_unknown_member_tells_a_foreign_one_apart() -> None:
     """A member of another pool under a known name is called that."""
-    assert "another pool" in str(UnknownMember("a", ["a"]))
-    assert "'a', 'b'" in str(UnknownMember("x", ["a", "b"]))
-    assert "none" in str(UnknownMember("x", []))
+    assert "another pool" in str(UnknownMemberError("a", ["a"]))
+    assert "'a', 'b'" in str(UnknownMemberError("x", ["a", "b"]))
+    assert "none" in str(UnknownMemberError("x", []))
 
 
 @pytest.mark.parametrize("url", ["postgresql://u:se cret@h/d", "u:secret@h"])
@@ -142,9 +142,9 @@ def test_no_error_keeps_a_password(url: str) -> None:
     """What was given instead of a balancer or a number may be a URL."""
     for value in (url, [url], {"url": url}):
         for error in (
-            UnknownBalancer(value, ["a"], f"No module named {url!r}"),
-            InvalidPick(value, value),
-            InvalidWeight("a", value),
-            InvalidSetting("reset", value, "above 0 seconds"),
+            UnknownBalancerError(value, ["a"], f"No module named {url!r}"),
+            InvalidPickError(value, value),
+            InvalidWeightError("a", value),
+            InvalidSettingError("reset", value, "above 0 seconds"),
         ):
             assert "cret" not in f"{error} {error!r} {error.__dict__}"

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balancers import InvalidSetting, MemberAdded, Pool
+from balancers import Pool
+from balancers.errors import InvalidSettingError
+from balancers.events import MemberAdded
 from tests.balancers.support import (
     REFUSED,
     FakeClock,
@@ -54,7 +56,7 @@ class TestSubset:
     @pytest.mark.parametrize("limit", [0, -1, 1.5, True, "2"])
     def test_a_bad_limit_is_an_error(self, limit: object) -> None:
         """A limit is a whole number from 1 up."""
-        with pytest.raises(InvalidSetting, match="limit"):
+        with pytest.raises(InvalidSettingError, match="limit"):
             Pool({}, limit=limit)  # type: ignore[arg-type]  # that is the point
 
     def test_is_stable(self) -> None:
@@ -106,9 +108,9 @@ class TestReplacement:
         assert set(pool.live) - {new} == before - {lost}
         assert tally(pool.pick, 30)[new.name] == 10
         clock.advance(1.0)
-        probe = pool.pick()
-        assert probe is lost
-        pool.succeeded(probe, pool.permit(probe))
+        trial = pool.pick()
+        assert trial is lost
+        pool.succeeded(trial, pool.permit(trial))
         assert set(pool.live) == before
 
     def test_by_drain_and_by_removal_too(self) -> None:

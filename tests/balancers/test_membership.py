@@ -9,17 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from balancers import (
-    DuplicateMember,
-    InvalidWeight,
-    MemberAdded,
-    MemberRemoved,
-    NoMemberAvailable,
-    Pool,
-    Random,
-    UnknownMember,
-    Weighted,
-)
+from balancers import NoMemberAvailableError, Pool, Random, UnknownMemberError, Weighted
+from balancers.errors import DuplicateMemberError, InvalidWeightError
+from balancers.events import MemberAdded, MemberRemoved
 from tests.balancers.support import (
     REFUSED,
     FakeClock,
@@ -58,14 +50,14 @@ class TestAdd:
     def test_has_a_breaker_like_the_others(
         self, pool: Pool[str], clock: FakeClock
     ) -> None:
-        """A new member opens, is probed and recovers by the pool's own numbers."""
+        """A new member opens, has its trial and recovers by the pool's own numbers."""
         pool.add("d", "")
         fail(pool, "d")
         assert names(pool.live) == list("abc")
         clock.advance(1.0)
-        probe = pool.pick()
-        assert probe.name == "d"
-        pool.succeeded(probe, pool.permit(probe))
+        trial = pool.pick()
+        assert trial.name == "d"
+        pool.succeeded(trial, pool.permit(trial))
         assert pool.live == pool.members
 
     def test_to_an_empty_pool(self) -> None:
@@ -84,7 +76,7 @@ class TestAdd:
 
     def test_a_name_twice_is_an_error(self, pool: Pool[str], log: Log) -> None:
         """A name that is taken is refused, and nothing changes."""
-        with pytest.raises(DuplicateMember, match="'b' already") as caught:
+        with pytest.raises(DuplicateMemberError, match="'b' already") as caught:
             pool.add("b", "")
         assert (caught.value.name, caught.value.known) == ("b", ("a", "b", "c"))
         again = pickle.loads(pickle.dumps(caught.value))
@@ -94,7 +86,7 @@ class TestAdd:
 
     def test_a_bad_weight_is_an_error(self, pool: Pool[str]) -> None:
         """A weight that is no whole number from 0 up is refused."""
-        with pytest.raises(InvalidWeight):
+        with pytest.raises(InvalidWeightError):
             pool.add("d", "", weight=-1)
         assert names(pool.members) == list("abc")
 
@@ -117,7 +109,7 @@ class TestRemove:
         assert tally(pool.pick, 10) == {"a": 5, "c": 5}
         assert "b" not in pool.causes()
         assert names(pool.candidates()) in (["a", "c"], ["c", "a"])
-        with pytest.raises(UnknownMember, match="'a', 'c'"):
+        with pytest.raises(UnknownMemberError, match="'a', 'c'"):
             pool.remove("b")
         assert log == [MemberRemoved("b")]
 
@@ -125,7 +117,7 @@ class TestRemove:
         """A pool may be emptied, and filled again."""
         for name in "abc":
             pool.remove(name)
-        with pytest.raises(NoMemberAvailable, match="has none"):
+        with pytest.raises(NoMemberAvailableError, match="has none"):
             pool.pick()
         assert pool.first() is None
         pool.add("a", "")
@@ -139,7 +131,7 @@ class TestRemove:
         pool.add("b", "other")
         for permit in (None, before, pool.permit(member)) * 3:
             pool.failed(member, REFUSED, permit)
-            pool.rest(member, 1.0, REFUSED, permit)
+            pool.pause(member, 1.0, REFUSED, permit)
             pool.succeeded(member, permit)
             assert not pool.trip(member, 1.0, REFUSED)
             pool.recover(member, permit)
@@ -147,26 +139,26 @@ class TestRemove:
         assert pool.snapshot().members[-1].last_error is None
         assert log == [MemberRemoved("b"), MemberAdded("b", 1)]
 
-    def test_one_that_is_out_owes_no_probe(
+    def test_one_that_is_out_owes_no_trial(
         self, pool: Pool[str], clock: FakeClock
     ) -> None:
-        """With an open member its probe goes, and the guard on the pick."""
+        """With an open member its trial goes, and the guard on the pick."""
         fail(pool, "b")
         pool.remove("b")
-        assert pool.pick != pool._publisher._guarded
+        assert pool.pick != pool._publisher._pick_when_due
         clock.advance(100.0)
         assert "b" not in tally(pool.pick, 10)
 
-    def test_a_probe_that_ends_later_is_not_heard(
+    def test_a_trial_that_ends_later_is_not_heard(
         self, pool: Pool[str], clock: FakeClock, log: Log
     ) -> None:
-        """A probe of a member that was removed meanwhile closes nothing."""
+        """A trial of a member that was removed meanwhile closes nothing."""
         fail(pool, "b")
         clock.advance(1.0)
-        probe = pool.pick()
-        permit = pool.permit(probe)
+        trial = pool.pick()
+        permit = pool.permit(trial)
         pool.remove("b")
-        pool.succeeded(probe, permit)
+        pool.succeeded(trial, permit)
         assert log[-1] == MemberRemoved("b")
 
     def test_as_a_wish_gives_the_pick(self, pool: Pool[str]) -> None:
@@ -188,7 +180,7 @@ class TestRemove:
         other = Pool(targets(3))
         foreign = other.remove("b")
         pool.remove("b")
-        with pytest.raises(UnknownMember):
+        with pytest.raises(UnknownMemberError):
             pool.failed(foreign, REFUSED)
 
     def test_nothing_is_kept(self, pool: Pool[str]) -> None:
@@ -202,7 +194,7 @@ class TestRemove:
         pool.drain("a")  # a new rotation
         gc.collect()
         assert [one() for one in left] == [None] * 50
-        assert not pool._membership._gone
+        assert not pool._membership._removed
 
     def test_outlasts_a_change_meanwhile(self) -> None:
         """Also when another change comes between, no pick falls on it afterwards."""

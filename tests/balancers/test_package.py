@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import balancers
 
 PUBLIC = """
-BALANCERS Balancer BalancerError CircuitBreaker DuplicateMember Event InvalidPick
-InvalidSetting InvalidWeight Listener Member MemberAdded MemberClosed MemberDrained
-MemberOpened MemberProbed MemberRemoved MemberRestored MemberSnapshot
-NoMemberAvailable Permit Pick Pool PoolSnapshot Random RoundRobin State Strategy
-UnknownBalancer UnknownMember Weighted error_text redact resolve_balancer
+BalancerError CircuitBreaker Event Listener Member MemberSnapshot
+NoMemberAvailableError Permit Pick Pool PoolSnapshot Random RoundRobin Strategy
+UnknownMemberError Weighted
 """
+
+MODULES = {
+    "breaker": "CircuitBreaker Permit Status check_count check_seconds",
+    "errors": """
+        BalancerError DuplicateMemberError InvalidPickError InvalidSettingError
+        InvalidWeightError NoMemberAvailableError UnknownBalancerError
+        UnknownMemberError error_text redact
+        """,
+    "events": """
+        Event Listener MemberAdded MemberClosed MemberDrained MemberOnTrial
+        MemberOpened MemberRemoved MemberRestored MemberSnapshot PoolSnapshot
+        State
+        """,
+    "pool": "Pool",
+    "strategies": """
+        BALANCERS Balancer MAX_STEPS Member Pick Random RoundRobin Strategy Weighted
+        resolve_balancer
+        """,
+}
 
 ALONE = """
 import sys, threading
@@ -32,26 +52,38 @@ print(sorted(name for name in foreign if not name.startswith(("_", "sitecustomiz
 """
 
 
+def public() -> dict[str, object]:
+    """Return what the package and its public modules offer, by name."""
+    modules = [importlib.import_module(f"balancers.{name}") for name in MODULES]
+    return {n: getattr(m, n) for m in modules for n in m.__all__}
+
+
 def test_public_names_are_frozen() -> None:
     """A name is added or removed on purpose only, and each one exists."""
     assert balancers.__all__ == PUBLIC.split()
     assert all(hasattr(balancers, name) for name in balancers.__all__)
 
 
+@pytest.mark.parametrize(("module", "listed"), MODULES.items())
+def test_names_of_modules_are_frozen(module: str, listed: str) -> None:
+    """So are the names that a module offers besides."""
+    found = importlib.import_module(f"balancers.{module}")
+    assert sorted(found.__all__) == sorted(listed.split())
+    assert all(hasattr(found, name) for name in found.__all__)
+
+
 def test_every_public_thing_is_documented() -> None:
     """Every public class and function has a docstring, and so has each method."""
-    for name in balancers.__all__:
-        thing = getattr(balancers, name)
+    for thing in public().values():
         if not (isinstance(thing, type) or callable(thing)):
             continue
         if getattr(thing, "__module__", "").startswith("balancers"):
-            assert thing.__doc__, name
+            assert thing.__doc__, thing
 
 
 def test_events_document_their_attributes() -> None:
     """An event says when it fires, when it does not, and what each field is."""
-    for name in balancers.__all__:
-        thing = getattr(balancers, name)
+    for name, thing in public().items():
         if name.startswith("Member") and dataclasses.is_dataclass(thing):
             doc = thing.__doc__ or ""
             assert "Attributes:" in doc

@@ -8,15 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from balancers import (
-    InvalidSetting,
-    InvalidWeight,
-    NoMemberAvailable,
-    Pool,
-    Random,
-    UnknownMember,
-    Weighted,
-)
+from balancers import NoMemberAvailableError, Pool, Random, UnknownMemberError, Weighted
+from balancers.errors import InvalidSettingError, InvalidWeightError
 from tests.balancers.support import (
     REFUSED,
     FakeClock,
@@ -46,7 +39,7 @@ class TestMembers:
         """A name that the pool lacks is a KeyError that lists those it has."""
         calls: list[Callable[[str], object]] = [pool.member, pool.drain, pool.restore]
         for call in calls:
-            with pytest.raises(UnknownMember, match="'a', 'b', 'c'") as caught:
+            with pytest.raises(UnknownMemberError, match="'a', 'b', 'c'") as caught:
                 call("x")
             assert isinstance(caught.value, KeyError)
             assert caught.value.name == "x"
@@ -57,25 +50,25 @@ class TestMembers:
         calls: list[Callable[[], object]] = [
             lambda: pool.failed(foreign, REFUSED),
             lambda: pool.succeeded(foreign),
-            lambda: pool.rest(foreign, 1.0, REFUSED),
+            lambda: pool.pause(foreign, 1.0, REFUSED),
             lambda: pool.permit(foreign),
             lambda: pool.candidates(foreign),
             lambda: pool.succeeded("a"),  # type: ignore[arg-type]  # that is the point
         ]
         for call in calls:
-            with pytest.raises(UnknownMember, match="another pool"):
+            with pytest.raises(UnknownMemberError, match="another pool"):
                 call()
 
     @pytest.mark.parametrize("weight", [-1, 1.5, "2", True, None])
     def test_bad_weights_are_errors(self, weight: object) -> None:
         """A weight must be a whole number from 0 up."""
-        with pytest.raises(InvalidWeight) as caught:
+        with pytest.raises(InvalidWeightError) as caught:
             Pool(targets(1), weights={"a": weight})  # type: ignore[dict-item]  # the point
         assert (caught.value.name, caught.value.weight) == ("a", weight)
 
     def test_a_weight_for_nobody_is_an_error(self) -> None:
         """A weight for a name that is no target is refused."""
-        with pytest.raises(UnknownMember):
+        with pytest.raises(UnknownMemberError):
             Pool(targets(1), weights={"b": 1})
 
     def test_weight_zero_takes_no_traffic(self) -> None:
@@ -87,9 +80,9 @@ class TestMembers:
     @pytest.mark.parametrize("number", ["threshold", "reset", "max_reset", "lease"])
     def test_bad_numbers_are_errors(self, number: str) -> None:
         """A number out of range is refused, also by a pool without members."""
-        with pytest.raises(InvalidSetting, match=number):
+        with pytest.raises(InvalidSettingError, match=number):
             Pool({}, **{number: -1})  # type: ignore[arg-type]  # mypy sees no name
-        with pytest.raises(InvalidSetting, match="slow_start"):
+        with pytest.raises(InvalidSettingError, match="slow_start"):
             Pool({}, slow_start=-1)
 
     def test_repr_shows_no_target(self) -> None:
@@ -124,8 +117,8 @@ class TestPick:
         """With nobody left, the error lists every member and why."""
         fail(pool, "a")
         pool.drain("b")
-        pool.rest(pool.member("c"), 7.0, OSError("x://u:secret@h: too many clients"))
-        with pytest.raises(NoMemberAvailable) as caught:
+        pool.pause(pool.member("c"), 7.0, OSError("x://u:secret@h: too many clients"))
+        with pytest.raises(NoMemberAvailableError) as caught:
             pool.pick()
         assert caught.value.causes == {
             "a": "open for 1.0 s more: ConnectionRefusedError: connection refused",
@@ -136,17 +129,17 @@ class TestPick:
     def test_of_an_empty_pool(self) -> None:
         """A pool without members says that it has none."""
         pool: Pool[str] = Pool({})
-        with pytest.raises(NoMemberAvailable, match="has none"):
+        with pytest.raises(NoMemberAvailableError, match="has none"):
             pool.pick()
         assert list(pool.candidates()) == []
 
     def test_of_weight_zero_alone(self) -> None:
         """A pool in which everybody weighs 0 says so."""
         pool = Pool(targets(1), weights={"a": 0})
-        with pytest.raises(NoMemberAvailable, match="'a': weight 0"):
+        with pytest.raises(NoMemberAvailableError, match="'a': weight 0"):
             pool.pick()
 
-    def test_hands_out_one_probe_when_due(
+    def test_hands_out_one_trial_when_due(
         self, pool: Pool[str], clock: FakeClock
     ) -> None:
         """After the wait one caller gets the open member, the others do not."""
@@ -155,22 +148,22 @@ class TestPick:
         clock.advance(1.0)
         assert tally(pool.pick, 10)["a"] == 1
 
-    def test_hands_out_a_probe_when_all_are_out(
+    def test_hands_out_a_trial_when_all_are_out(
         self, pool: Pool[str], clock: FakeClock
     ) -> None:
-        """Due members are probed, longest due first, even if nobody is live."""
+        """Due members have their trial, longest due first, even if nobody is live."""
         for name in "bca":
             fail(pool, name)
             clock.advance(0.1)
         clock.advance(1.0)
         assert [pool.pick().name for _ in range(3)] == ["b", "c", "a"]
-        with pytest.raises(NoMemberAvailable, match="half-open"):
+        with pytest.raises(NoMemberAvailableError, match="half-open"):
             pool.pick()
 
-    def test_a_lost_probe_is_handed_out_again(
+    def test_a_lost_trial_is_handed_out_again(
         self, pool: Pool[str], clock: FakeClock
     ) -> None:
-        """A probe whose outcome nobody reports does not keep the member out."""
+        """A trial whose outcome nobody reports does not keep the member out."""
         fail(pool, "a")
         clock.advance(1.0)
         assert pool.pick().name == "a"
@@ -179,10 +172,10 @@ class TestPick:
         clock.advance(0.1)
         assert pool.pick().name == "a"
 
-    def test_a_drained_member_is_not_probed(
+    def test_a_drained_member_gets_no_trial(
         self, pool: Pool[str], clock: FakeClock
     ) -> None:
-        """Draining outranks the breaker; after restore the probe is due."""
+        """Draining outranks the breaker; after restore the trial is due."""
         fail(pool, "a")
         pool.drain("a")
         clock.advance(100.0)
@@ -190,8 +183,8 @@ class TestPick:
         pool.restore("a")
         assert pool.pick().name == "a"
 
-    def test_a_lonely_restored_member_is_probed(self, clock: FakeClock) -> None:
-        """A restore that makes nobody live still lets a probe happen."""
+    def test_a_lonely_restored_member_gets_a_trial(self, clock: FakeClock) -> None:
+        """A restore that makes nobody live still lets a trial happen."""
         pool = Pool(targets(1), clock=clock)
         pool.drain("a")
         fail(pool, "a")
@@ -285,10 +278,10 @@ class TestCandidates:
             pool.failed(one, REFUSED, pool.permit(one))
         assert sorted(tried) == ["a", "b", "c"]
 
-    def test_nobody_is_probed_before_it_is_asked_for(
+    def test_no_trial_starts_before_it_is_asked_for(
         self, pool: Pool[str], clock: FakeClock
     ) -> None:
-        """A caller content with its first candidate takes one probe at the most."""
+        """A caller content with its first candidate takes one trial at the most."""
         fail(pool, "a")
         fail(pool, "b")
         clock.advance(1.0)

@@ -8,21 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from balancers import (
-    BALANCERS,
-    InvalidPick,
-    InvalidSetting,
-    Member,
+from balancers import Member, Pool, Random, RoundRobin, Weighted
+from balancers.errors import InvalidPickError, InvalidSettingError
+from balancers.events import (
     MemberClosed,
     MemberDrained,
+    MemberOnTrial,
     MemberOpened,
-    MemberProbed,
     MemberRestored,
-    Pool,
-    Random,
-    RoundRobin,
-    Weighted,
 )
+from balancers.strategies import BALANCERS
 from tests.balancers.support import (
     REFUSED,
     FakeClock,
@@ -50,12 +45,12 @@ class TestReports:
             pool.failed(member, REFUSED, permit)
         assert member in pool.live
 
-    def test_rest_counts_no_failure(
+    def test_a_pause_counts_no_failure(
         self, pool: Pool[str], clock: FakeClock, log: Log
     ) -> None:
-        """A member that turns callers away is out for the time, and then probed."""
+        """A member that turns callers away is out for the time, and then on trial."""
         member = pool.member("a")
-        pool.rest(member, 3.0, REFUSED, pool.permit(member))
+        pool.pause(member, 3.0, REFUSED, pool.permit(member))
         assert names(pool.live) == ["b", "c"]
         assert pool.snapshot().members[0].failures == 0
         clock.advance(3.0)
@@ -64,10 +59,10 @@ class TestReports:
         assert log[0] == MemberOpened("a", 0, 3.0, f"ConnectionRefusedError: {REFUSED}")
         assert pool.live == pool.members
 
-    def test_a_bad_rest_changes_nothing(self, pool: Pool[str]) -> None:
-        """A rest of no length is an error and leaves the pool in order."""
-        with pytest.raises(InvalidSetting):
-            pool.rest(pool.member("a"), 0, REFUSED)
+    def test_a_bad_pause_changes_nothing(self, pool: Pool[str]) -> None:
+        """A pause of no length is an error and leaves the pool in order."""
+        with pytest.raises(InvalidSettingError):
+            pool.pause(pool.member("a"), 0, REFUSED)
         assert pool.live == pool.members
         pool.drain("a")
 
@@ -93,9 +88,9 @@ class TestEvents:
         pool.restore("b")
         assert log == [
             MemberOpened("a", 2, 1.0, "ConnectionRefusedError: connection refused"),
-            MemberProbed("a", 10.0),
+            MemberOnTrial("a", 10.0),
             MemberOpened("a", 3, 2.0, "OSError: password=***"),
-            MemberProbed("a", 10.0),
+            MemberOnTrial("a", 10.0),
             MemberClosed("a", 3.0),
             MemberDrained("b"),
             MemberRestored("b"),
@@ -155,7 +150,7 @@ class TestBrokenBalancer:
 
         with pytest.raises(RuntimeError):
             Pool(targets(1), balancer=fails)
-        with pytest.raises(InvalidPick, match="not 3"):
+        with pytest.raises(InvalidPickError, match="not 3"):
             Pool(targets(1), balancer=lambda _: 3)  # type: ignore[arg-type,return-value]  # the point
 
     @pytest.mark.parametrize("garbage", [True, False])
@@ -336,11 +331,11 @@ class TestSnapshot:
         assert plain["members"][1]["drained"]
         assert plain["members"][2]["opened_for"] is None
 
-    def test_causes_name_a_probe_that_is_due(
+    def test_causes_name_a_trial_that_is_due(
         self, pool: Pool[str], clock: FakeClock
     ) -> None:
         """A wait that is over is not shown as zero seconds."""
         fail(pool, "a")
         clock.advance(1.0)
-        assert pool.causes()["a"].startswith("open, a probe is due: ")
+        assert pool.causes()["a"].startswith("open, a trial is due: ")
         assert pool.causes()["b"] == "in rotation"

@@ -7,14 +7,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from balancers import (
-    DuplicateMember,
-    Member,
-    MemberProbed,
-    NoMemberAvailable,
-    Pool,
-    UnknownMember,
-)
+from balancers import Member, NoMemberAvailableError, Pool, UnknownMemberError
+from balancers.errors import DuplicateMemberError
+from balancers.events import MemberOnTrial
 from tests.balancers.support import REFUSED, FakeClock, Log, longest, names, targets
 
 NAMES = st.sampled_from("abc")
@@ -23,7 +18,7 @@ RESET, MAX_RESET, LEASE = 1.0, 4.0, 3.0
 
 
 class Model:
-    """One member: its state, and when a probe may be had."""
+    """One member: its state, and when a trial may be had."""
 
     def __init__(self) -> None:
         self.state = "closed"
@@ -31,8 +26,8 @@ class Model:
         self.due = 0.0
         self.drained = False
 
-    def may_be_probed(self, now: float) -> bool:
-        """Return whether a probe may be had."""
+    def trial_is_due(self, now: float) -> bool:
+        """Return whether a trial may be had."""
         return self.state != "closed" and not self.drained and now >= self.due
 
 
@@ -58,7 +53,7 @@ class PoolMachine(RuleBasedStateMachine):
     def add(self, name: str) -> None:
         """A member comes; it is healthy and the last in order."""
         if name in self.models:
-            with pytest.raises(DuplicateMember):
+            with pytest.raises(DuplicateMemberError):
                 self.pool.add(name, name)
         else:
             self.pool.add(name, name)
@@ -71,19 +66,19 @@ class PoolMachine(RuleBasedStateMachine):
             self.gone.append(self.pool.remove(name))
             del self.models[name]
         else:
-            with pytest.raises(UnknownMember):
+            with pytest.raises(UnknownMemberError):
                 self.pool.remove(name)
 
     @precondition(lambda self: self.gone)
-    @rule(outcome=st.sampled_from(["failed", "succeeded", "rest"]), data=st.data())
+    @rule(outcome=st.sampled_from(["failed", "succeeded", "pause"]), data=st.data())
     def late(self, outcome: str, data: st.DataObject) -> None:
         """A report about a member that is gone changes nothing and tells nothing."""
         member = data.draw(st.sampled_from(self.gone))
         told, permit = len(self.log), self.pool.permit(member)
         if outcome == "failed":
             self.pool.failed(member, REFUSED, permit)
-        elif outcome == "rest":
-            self.pool.rest(member, 1.0, REFUSED, permit)
+        elif outcome == "pause":
+            self.pool.pause(member, 1.0, REFUSED, permit)
         else:
             self.pool.succeeded(member, permit)
         assert len(self.log) == told
@@ -115,12 +110,12 @@ class PoolMachine(RuleBasedStateMachine):
             model.state, model.failures = "closed", 0
 
     @rule(name=NAMES, seconds=st.floats(0.1, 5))
-    def rest(self, name: str, seconds: float) -> None:
+    def pause(self, name: str, seconds: float) -> None:
         """The server turns callers away."""
         if name not in self.models:
             return
         model = self.models[name]
-        self.pool.rest(self.pool.member(name), seconds, REFUSED)
+        self.pool.pause(self.pool.member(name), seconds, REFUSED)
         if model.state != "open":
             model.state, model.due = "open", self.clock.now + seconds
 
@@ -132,7 +127,7 @@ class PoolMachine(RuleBasedStateMachine):
         model, now = self.models[name], self.clock.now
         news = self.pool.trip(self.pool.member(name), seconds, REFUSED)
         assert news == (model.state != "open")
-        due = self.pool._membership.slots[self.pool.member(name)].breaker.due
+        due = self.pool._membership.records[self.pool.member(name)].breaker.due
         assert due >= now + seconds
         if news:
             model.failures += 1
@@ -175,13 +170,13 @@ class PoolMachine(RuleBasedStateMachine):
         for _ in range(picks):
             due, live = self.due(), self.live()
             if not (due or live):
-                with pytest.raises(NoMemberAvailable):
+                with pytest.raises(NoMemberAvailableError):
                     self.pool.pick()
                 continue
             name = self.pool.pick().name
             assert name in (due or live)
             if due:
-                self.probed(name)
+                self.tried(name)
 
     @rule(first=st.none() | NAMES, outcome=st.booleans())
     def connect(self, first: str | None, outcome: bool) -> None:
@@ -191,10 +186,10 @@ class PoolMachine(RuleBasedStateMachine):
         for member in self.pool.candidates(wish):
             tried.append(member.name)
             model = self.models[member.name]
-            # Who knows one that only rests is no trial of it.
+            # A paused member that the caller named first is no trial.
             known = member is wish and model.state != "closed" and not model.failures
-            if not known and model.may_be_probed(self.clock.now):
-                self.probed(member.name)
+            if not known and model.trial_is_due(self.clock.now):
+                self.tried(member.name)
             if outcome:
                 self.connect_succeeds(member.name)
                 break
@@ -224,7 +219,7 @@ class PoolMachine(RuleBasedStateMachine):
             model.state != "closed" and not model.drained
             for model in self.models.values()
         )
-        assert (self.pool.pick == self.pool._publisher._guarded) == waiting
+        assert (self.pool.pick == self.pool._publisher._pick_when_due) == waiting
 
     def live(self) -> list[str]:
         """Return who is healthy and not drained."""
@@ -235,9 +230,9 @@ class PoolMachine(RuleBasedStateMachine):
         ]
 
     def due(self) -> list[str]:
-        """Return who may be probed."""
+        """Return whose trial is due."""
         now = self.clock.now
-        return [name for name, one in self.models.items() if one.may_be_probed(now)]
+        return [name for name, one in self.models.items() if one.trial_is_due(now)]
 
     def open(self, name: str) -> None:
         """The length of a wait is the breaker's own matter; its bounds are not."""
@@ -246,11 +241,11 @@ class PoolMachine(RuleBasedStateMachine):
         assert RESET <= shown.retry_in + 1e-9 <= MAX_RESET + 1e-8
         model = self.models[name]
         model.state = "open"
-        model.due = self.pool._membership.slots[self.pool.member(name)].breaker.due
+        model.due = self.pool._membership.records[self.pool.member(name)].breaker.due
 
-    def probed(self, name: str) -> None:
-        """Note that a member was handed out as a probe."""
-        assert self.log[-1] == MemberProbed(name, LEASE)
+    def tried(self, name: str) -> None:
+        """Note that a member was handed out as a trial."""
+        assert self.log[-1] == MemberOnTrial(name, LEASE)
         model = self.models[name]
         model.state, model.due = "half_open", self.clock.now + LEASE
 

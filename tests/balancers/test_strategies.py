@@ -13,18 +13,22 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from balancers import (
-    BALANCERS,
     Member,
-    NoMemberAvailable,
+    NoMemberAvailableError,
     Pick,
     Random,
     RoundRobin,
     Strategy,
-    UnknownBalancer,
     Weighted,
+)
+from balancers.errors import UnknownBalancerError
+from balancers.strategies import (
+    BALANCERS,
+    MAX_STEPS,
+    _shared_rotation,
+    _spread,
     resolve_balancer,
 )
-from balancers.strategies import MAX_STEPS, _shared_rotation, _spread
 from tests.balancers.support import members, names, tally
 
 if TYPE_CHECKING:
@@ -98,7 +102,7 @@ class ShippedContract(BalancerContract):
     @pytest.mark.parametrize("weights", [[], [0], [0, 0]])
     def test_refuses_to_pick_from_nobody(self, weights: list[int]) -> None:
         """Without a member that takes traffic it says so at once."""
-        with pytest.raises(NoMemberAvailable):
+        with pytest.raises(NoMemberAvailableError):
             self.balancer()(members(weights))
 
     def test_weight_zero_is_never_picked(self) -> None:
@@ -304,7 +308,7 @@ class TestResolveBalancer:
     )
     def test_an_unknown_name(self, value: str) -> None:
         """A name that leads nowhere is an error with the name and the known ones."""
-        with pytest.raises(UnknownBalancer) as caught:
+        with pytest.raises(UnknownBalancerError) as caught:
             resolve_balancer(value)
         assert caught.value.value == value
         assert caught.value.known == ("round_robin", "random", "weighted")
@@ -314,7 +318,7 @@ class TestResolveBalancer:
     @pytest.mark.parametrize("value", [None, 3, [], NeedsArgument])
     def test_no_balancer_at_all(self, value: object) -> None:
         """A value that cannot be called, or a class that needs arguments, fails."""
-        with pytest.raises(UnknownBalancer):
+        with pytest.raises(UnknownBalancerError):
             resolve_balancer(value)
 
     def test_the_names_are_fixed(self) -> None:

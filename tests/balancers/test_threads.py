@@ -11,14 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from balancers import (
-    CircuitBreaker,
-    DuplicateMember,
-    MemberClosed,
-    MemberOpened,
-    NoMemberAvailable,
-    Pool,
-)
+from balancers import CircuitBreaker, NoMemberAvailableError, Pool
+from balancers.errors import DuplicateMemberError
+from balancers.events import MemberClosed, MemberOpened
 from tests.balancers.support import REFUSED, FakeClock, Log, fail, tally, targets
 
 if TYPE_CHECKING:
@@ -55,7 +50,7 @@ def test_picks_lose_nothing() -> None:
         assert sum(one[name] for one in counts) == THREADS * 250  # type: ignore[index]  # Counter
 
 
-def test_exactly_one_thread_gets_the_probe() -> None:
+def test_exactly_one_thread_gets_the_trial() -> None:
     """However many ask when the wait is over, one is handed the member."""
     clock = FakeClock()
     pool = Pool(targets(3), clock=clock)
@@ -104,8 +99,8 @@ def test_transitions_stay_consistent() -> None:
     for _ in range(20):
         clock.advance(100.0)
         for _ in range(4):
-            probe = pool.pick()
-            pool.succeeded(probe, pool.permit(probe))
+            trial = pool.pick()
+            pool.succeeded(trial, pool.permit(trial))
     assert pool.live == pool.members
     assert tally(pool.pick, 40) == dict.fromkeys("abcd", 10)
     assert any(isinstance(event, MemberOpened) for event in log)
@@ -167,7 +162,7 @@ def test_one_of_many_adds_a_name() -> None:
     def add(_: int) -> bool:
         try:
             pool.add("x", "")
-        except DuplicateMember:
+        except DuplicateMemberError:
             return False
         return True
 
@@ -180,7 +175,7 @@ def connect(pool: Pool[str]) -> None:
     """Ask for a member, then for all of them."""
     try:
         pool.pick()
-    except NoMemberAvailable:
+    except NoMemberAvailableError:
         return
     tried = list(pool.candidates())
     assert len(set(tried)) == len(tried)
@@ -215,7 +210,7 @@ class TestFork:
 
         with (
             pool._publisher._lock,
-            pool._membership.slots[pool.member("b")].breaker._lock,
+            pool._membership.records[pool.member("b")].breaker._lock,
         ):
             assert self.in_child(work)
 

@@ -1,11 +1,11 @@
-"""What a pool knows of each of its members."""
+"""What a pool knows of each member."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from .errors import InvalidWeight, UnknownMember
+from .errors import InvalidWeightError, UnknownMemberError
 from .events import MemberOpened, MemberSnapshot
 from .strategies import Member
 
@@ -15,18 +15,20 @@ if TYPE_CHECKING:
     from ._rotations import Ramp
     from .breaker import CircuitBreaker
 
+__all__ = ["MemberRecord", "end_ramps", "grant_trial", "make_members"]
+
 T = TypeVar("T")
 
 
-class Slot(Generic[T]):
-    """One member's condition; changed under the pool's lock only.
+class MemberRecord(Generic[T]):
+    """One member's state; changed under the pool's lock only.
 
     Attributes:
-        member: the member.
-        breaker: its breaker.
-        drained: whether it was taken out by hand.
-        last_error: one line about its last failure.
-        ramp: its slow start; None when it takes its whole share.
+        member: The member.
+        breaker: Its breaker.
+        drained: Whether it is drained, by :meth:`Pool.drain`.
+        last_error: One line about its last failure.
+        ramp: Its slow start; None while it takes its full share.
     """
 
     __slots__ = ("breaker", "drained", "last_error", "member", "ramp")
@@ -40,7 +42,7 @@ class Slot(Generic[T]):
 
     @property
     def enabled(self) -> bool:
-        """Whether it may take traffic or probes at all."""
+        """Whether it may take traffic or trials at all."""
         return self.member.weight > 0 and not self.drained
 
     @property
@@ -50,21 +52,21 @@ class Slot(Generic[T]):
 
     @property
     def ramp_ends(self) -> float:
-        """Clock reading at which its slow start is over; infinity without one."""
+        """Clock reading at which its slow start ends; infinity without one."""
         return sum(self.ramp) if self.ramp else math.inf
 
     @property
     def due(self) -> float:
-        """Clock reading from which there is something to do for it."""
+        """Clock reading of its next trial or the end of its slow start."""
         return min(self.breaker.due, self.ramp_ends) if self.enabled else math.inf
 
     def start_slowly(self, seconds: float) -> None:
-        """Begin a slow start if it has just come back, drop one if it has gone."""
+        """Begin a slow start if it has become live, drop one if it no longer is."""
         ramping = self.live and seconds > 0
         self.ramp = (self.breaker.clock(), seconds) if ramping else None
 
     def opened(self, cause: BaseException) -> MemberOpened:
-        """Return the event that says it has just been opened, and by what."""
+        """Return the event for an opening of its breaker, caused by *cause*."""
         return MemberOpened(
             name=self.member.name,
             failures=self.breaker.failures,
@@ -74,7 +76,7 @@ class Slot(Generic[T]):
         )
 
     def cause(self) -> str:
-        """Return why it is out, or that it is not."""
+        """Return why it is out, or that it is in rotation."""
         if self.drained:
             return "drained"
         if not self.member.weight:
@@ -82,13 +84,13 @@ class Slot(Generic[T]):
         state, wait = self.breaker.state, self.breaker.retry_in or 0.0
         said = {
             "closed": "in rotation",
-            "open": f"open for {wait:.1f} s more" if wait else "open, a probe is due",
-            "half_open": f"half-open, being probed for {wait:.1f} s more at most",
+            "open": f"open for {wait:.1f} s more" if wait else "open, a trial is due",
+            "half_open": f"half-open, on trial for {wait:.1f} s more at most",
         }[state]
         return f"{said}: {self.last_error}" if self.last_error else said
 
     def snapshot(self) -> MemberSnapshot:
-        """Return its condition as plain data."""
+        """Return its state as plain data."""
         return MemberSnapshot(
             name=self.member.name,
             weight=self.member.weight,
@@ -105,45 +107,45 @@ class Slot(Generic[T]):
 def make_members(
     targets: Mapping[str, T], weights: Mapping[str, int]
 ) -> tuple[Member[T], ...]:
-    """Return a member for each target, once every weight is found right.
+    """Return a member for each target.
 
     Raises:
-        UnknownMember: a weight for no target.
-        InvalidWeight: a weight that is no whole number from 0 up.
+        UnknownMemberError: A weight is given for a name that is no target's.
+        InvalidWeightError: A weight is no whole number from 0 up.
     """
     for name, weight in weights.items():
         if name not in targets:
-            raise UnknownMember(name, targets)
+            raise UnknownMemberError(name, targets)
         whole = isinstance(weight, int) and not isinstance(weight, bool)
         if not whole or weight < 0:
-            raise InvalidWeight(name, weight)
+            raise InvalidWeightError(name, weight)
     return tuple(
         Member(name, target, weights.get(name, 1)) for name, target in targets.items()
     )
 
 
-def end_ramps(slots: Iterable[Slot[T]], now: float) -> bool:
-    """End every slow start that is over; return whether there was one."""
-    over = [slot for slot in slots if slot.ramp_ends <= now]
-    for slot in over:
-        slot.ramp = None
+def end_ramps(records: Iterable[MemberRecord[T]], now: float) -> bool:
+    """End every slow start that is over; return whether there was any."""
+    over = [record for record in records if record.ramp_ends <= now]
+    for record in over:
+        record.ramp = None
     return bool(over)
 
 
-def grant_probe(
-    slots: Iterable[Slot[T]], now: float, tried: Collection[Member[T]]
-) -> Slot[T] | None:
-    """Make the one whose probe is longest due half-open and return it, if any is.
+def grant_trial(
+    records: Iterable[MemberRecord[T]], now: float, tried: Collection[Member[T]]
+) -> MemberRecord[T] | None:
+    """Make the breaker half-open whose trial is longest due; return its record, if any.
 
     Args:
-        slots: all of them.
-        now: clock reading.
-        tried: members that the caller does not want again.
+        records: Those of all members.
+        now: Clock reading.
+        tried: Members that the caller does not want again.
     """
     due = (
-        slot
-        for slot in slots
-        if slot.enabled and slot.breaker.due <= now and slot.member not in tried
+        record
+        for record in records
+        if record.enabled and record.breaker.due <= now and record.member not in tried
     )
-    longest_due = sorted(due, key=lambda slot: slot.breaker.due)
-    return next((slot for slot in longest_due if slot.breaker.acquire()), None)
+    longest_due = sorted(due, key=lambda record: record.breaker.due)
+    return next((record for record in longest_due if record.breaker.acquire()), None)
