@@ -273,11 +273,10 @@ class TestSharedMemory:
             REPLICATED_PROBE_INTERVAL=0.01,
         )
         read(engine)
-        looks = engine.monitor._round
+        looks = engine.monitor._loop
         assert looks is not None
         wait_until(lambda: looks._step() > 0, "a step")
-        assert not looks._looks
-        assert not looks._due
+        assert not looks._known
         for _ in range(2):
             read(engine)
         engine.dispose()

@@ -74,7 +74,7 @@ def replica(tmp_path: Path) -> Replica:
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Give what the looks have found so far."""
     found: list[object] = []
-    look = ReplicaProbe.look
+    look = ReplicaProbe.check
 
     def noted(probe: ReplicaProbe, *, anew: bool) -> ReplicaReport:
         try:
@@ -85,7 +85,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[object]:
         found.append(seen)
         return seen
 
-    monkeypatch.setattr(ReplicaProbe, "look", noted)
+    monkeypatch.setattr(ReplicaProbe, "check", noted)
     return found
 
 

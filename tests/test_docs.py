@@ -87,7 +87,7 @@ def test_no_leader_is_503(app: Flask) -> None:
 def test_every_document_is_run() -> None:
     """Code is printed only where a test runs it."""
     elsewhere = {"routing", "testing", "integrations"}
-    here = {"balancers", "fleet", "patroni", "poolers"}
+    here = {"balancers", "fleet", "patroni", "poolers", "production"}
     printing = {
         path.stem for path in DOCS.glob("*.md") if BLOCK.search(path.read_text())
     }
@@ -139,6 +139,20 @@ def test_replicas_come_and_go(app: Flask) -> None:
     FlaskReplicated(found)
 
 
+def test_production(app: Flask) -> None:
+    """The configuration is taken, and the status page lists its replicas."""
+    pytest.importorskip("psycopg")
+    configuration, status = blocks("production")
+    exec(configuration, {"app": app})
+    SQLAlchemy(app)
+    replicated = FlaskReplicated(app)
+    exec(status, {"app": app, "replicated": replicated})
+    assert app.test_client().get("/status").json == [
+        {"replica": f"slave_{number}", "live": True, "last_error": None}
+        for number in (1, 2)
+    ]
+
+
 def test_balancers(app: Flask) -> None:
     """A balancer of one's own is taken, and a pool of anything goes on to the next."""
     own, pool = blocks("balancers")
@@ -163,7 +177,9 @@ def test_balancers(app: Flask) -> None:
 
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
-PAGES = [DOCS.parent / "README.md", DOCS.parent / "CHANGELOG.md", *DOCS.glob("*.md")]
+ROOT = DOCS.parent
+PAGES = [ROOT / "README.md", *sorted({*ROOT.glob("*.md")} - {ROOT / "README.md"})]
+PAGES += sorted(DOCS.glob("*.md"))
 
 
 def anchors(page: Path) -> set[str]:

@@ -95,7 +95,7 @@ def test_role_by_what_was_seen() -> None:
 def test_role_of_a_twin() -> None:
     """Who is the primary's own server is one, unless it says that it replicates."""
     history = ReplicaHistory()
-    history.twin = True
+    history.same_server = True
     assert history.judge(ALONE, 0).primary
     assert history.judge(UNTOLD, 0).primary
     assert history.judge(REPLICATES, 0) == REPLICATES

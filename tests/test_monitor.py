@@ -170,7 +170,7 @@ def test_ends_while_looking(
     probe = ReplicaProbe(member)
     monkeypatch.setattr(probe, "_keep", True)
     look = ProbeRun(probe, Permit(0), 0.0, anew=False)
-    probe.looking = True
+    probe.running = True
     look.run(SimpleQueue())
     if when == "after":
         assert not closed
@@ -182,14 +182,14 @@ def test_ends_while_looking(
 def test_held_up(engine: RoutedEngine, overslept: float, deadline: float) -> None:
     """While this process itself was held up, no server was silent."""
     read(engine)
-    running = engine.monitor._round
+    running = engine.monitor._loop
     assert running is not None
     (member, *_) = engine.replicas.replica_pool.members
     look = ProbeRun(ReplicaProbe(member), Permit(0), 7.0, anew=False)
     engine.monitor.stop()
     wait_until(lambda: not monitors(), "the monitor to end")
-    running._looks = {member: look}
-    running._forgive(overslept)
+    running._entry(member).run = look
+    running._move_deadlines(overslept)
     assert look.deadline == deadline
 
 

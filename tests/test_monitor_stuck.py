@@ -53,12 +53,12 @@ class Stuck:
         self.waiting = 0
         self.many = many
         self._over = threading.Event()
-        self._look = ReplicaProbe.look
+        self._look = ReplicaProbe.check
 
         def look(probe: ReplicaProbe, *, anew: bool) -> ReplicaReport:
             return self._wait(probe, anew=anew)
 
-        monkeypatch.setattr(ReplicaProbe, "look", look)
+        monkeypatch.setattr(ReplicaProbe, "check", look)
 
     def _wait(self, probe: ReplicaProbe, *, anew: bool) -> ReplicaReport:
         if probe.member.name == "slave_1" and self.waiting < self.many:
@@ -108,20 +108,20 @@ def test_no_thread(
 
     def refuse(thread: threading.Thread) -> None:
         nonlocal refused
-        if "look at" in thread.name and refused < 6:
+        if "probe of" in thread.name and refused < 6:
             refused += 1
             raise RuntimeError("can't start new thread")
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
     looked: set[str] = set()
-    look = ReplicaProbe.look
+    look = ReplicaProbe.check
 
     def noted(probe: ReplicaProbe, *, anew: bool) -> ReplicaReport:
         looked.add(probe.member.name)
         return look(probe, anew=anew)
 
-    monkeypatch.setattr(ReplicaProbe, "look", noted)
+    monkeypatch.setattr(ReplicaProbe, "check", noted)
     read(engine)
     wait_until(lambda: looked == set(NAMES), "both to be looked at")
     assert live(engine) == set(NAMES)
@@ -152,6 +152,6 @@ def test_removed_while_it_hangs(
     assert set(hit) == {old}
     monkeypatch.setattr(ReplicaServer, "in_use", False)
     stuck.let_go()
-    round_: Any = engine.monitor._round
-    wait_until(lambda: gone not in round_._due, "nobody to look any more")
+    loop: Any = engine.monitor._loop
+    wait_until(lambda: gone not in loop._known, "nobody to look any more")
     gone.target.dispose()  # nobody else would

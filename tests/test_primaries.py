@@ -215,18 +215,18 @@ class TestFacts:
     def test_postgresql_standby(self) -> None:
         """It is never the primary, and what it says is not kept."""
         status = PrimaryStatus()
-        assert status.accepts(PrimaryReport(False, True, database="shop", timeline=3))
-        assert not status.accepts(PrimaryReport(True, True, database="other"))
-        assert status.facts.database == "shop"
+        assert status.accept(PrimaryReport(False, True, database="shop", timeline=3))
+        assert not status.accept(PrimaryReport(True, True, database="other"))
+        assert status.report.database == "shop"
 
     def test_mysql_made_read_only(self) -> None:
         """The server that took writes stays the primary, until another one does."""
         status = PrimaryStatus()
-        assert not status.accepts(PrimaryReport(True, server=2))
-        assert status.accepts(PrimaryReport(False, server=1))
-        assert status.accepts(PrimaryReport(True, server=1))
-        assert not status.accepts(PrimaryReport(True, server=2))
-        assert status.accepts(PrimaryReport(False, server=2))
+        assert not status.accept(PrimaryReport(True, server=2))
+        assert status.accept(PrimaryReport(False, server=1))
+        assert status.accept(PrimaryReport(True, server=1))
+        assert not status.accept(PrimaryReport(True, server=2))
+        assert status.accept(PrimaryReport(False, server=2))
 
 
 def test_error() -> None:

@@ -37,7 +37,7 @@ def heard(*samples: tuple[float, int]) -> PrimaryStatus:
     """Return a primary that was seen to have positions at times."""
     status = PrimaryStatus()
     for when, position in samples:
-        assert status.heard(
+        assert status.record_probe(
             TimedReport(says(position, timeline=1), when, when, anew=False)
         )
     return status
@@ -91,7 +91,7 @@ class TestLag:
     def test_primary_is_out(self) -> None:
         """What cannot be received is held against nobody; what is not replayed is."""
         status = heard((0, 100), (5, 200))
-        status.lost()
+        status.mark_unreachable()
         assert status.out
         assert lag(status, standby(200), now=500) == 0
         assert lag(status, standby(150), now=500) == 0
@@ -106,15 +106,17 @@ class TestLag:
     def test_primary_is_back(self) -> None:
         """The time that it was away for is no lag."""
         status = heard((0, 100), (5, 200))
-        status.lost()
-        assert status.heard(TimedReport(says(250, timeline=1), 500, 501, anew=True))
+        status.mark_unreachable()
+        assert status.record_probe(
+            TimedReport(says(250, timeline=1), 500, 501, anew=True)
+        )
         assert not status.out
         assert lag(status, standby(200), now=503) == 2
 
     def test_primary_is_busy(self) -> None:
         """If it only turns this process away, the replica's own words count again."""
         status = heard((0, 100))
-        status.lost(lives=True)
+        status.mark_unreachable(lives=True)
         assert not status.out
         assert lag(status, standby(100, age=70), now=60) == 70
 
@@ -146,13 +148,13 @@ class TestLag:
         """What was seen of another cluster tells nothing."""
         status = heard((0, 100), (5, 200))
         facts = says(150, system_identifier=7, timeline=1)
-        status.heard(TimedReport(facts, 10, 10, anew=True))
+        status.record_probe(TimedReport(facts, 10, 10, anew=True))
         assert lag(status, standby(120, 120), now=10.5) == 0.5
 
     def test_successor(self) -> None:
         """An old connection that leads to a former primary is not believed."""
         status = heard((0, 100))
-        assert status.accepts(says(130, timeline=2))
+        assert status.accept(says(130, timeline=2))
         seen: list[tuple[int, bool]] = []
         for position, timeline, anew in (
             (110, 1, False),
@@ -162,15 +164,15 @@ class TestLag:
         ):
             now = 5.0 + len(seen)
             facts = says(position, timeline=timeline)
-            assert status.heard(TimedReport(facts, now, now, anew))
-            seen.append((status.timeline, status.wants_look))
+            assert status.record_probe(TimedReport(facts, now, now, anew))
+            seen.append((status.timeline, status.wants_probe))
         assert seen == [(2, True), (2, False), (1, False)]
         assert lag(status, standby(120, 120), now=7.5) == 1.5
 
     def test_tells_no_more(self) -> None:
         """Positions that grow old without others are not kept."""
         status = heard((0, 100))
-        status.heard(TimedReport(says(None, timeline=1), 5, 5, anew=False))
+        status.record_probe(TimedReport(says(None, timeline=1), 5, 5, anew=False))
         assert lag(status, standby(100, age=70), now=6) == 70
 
     def test_is_bounded(self) -> None:
@@ -201,7 +203,7 @@ class TestLag:
                 position += much
                 written.append((position, now))
             elif what == "ask":
-                status.heard(TimedReport(says(position), now, now, anew=False))
+                status.record_probe(TimedReport(says(position), now, now, anew=False))
             elif what == "receive":
                 shown = min(position, shown + much)
             lacks = [when for end, when in written if end > shown]
@@ -249,11 +251,11 @@ class TestMoments:
         history = ReplicaHistory(status, max_lag=30)
         clock.now = 1.0
         observers = report_queries("postgresql")
-        history.settle(Standby((100, 100)), observers, clock)
-        status.lost()
+        history.ask(Standby((100, 100)), observers, clock)
+        status.mark_unreachable()
         clock.now = 600.0
         server = Standby((180, 100), (250, 180))
-        found = history.settle(server, observers, clock)
+        found = history.ask(server, observers, clock)
         assert server.waited == 1
         assert found.lag == 0
 
@@ -262,7 +264,7 @@ class TestMoments:
         status, clock = heard((0, 100)), FakeClock()
         clock.now = 600.0
         server = Standby(*[(180, 100)] * 4)
-        found = ReplicaHistory(status, max_lag=30).settle(
+        found = ReplicaHistory(status, max_lag=30).ask(
             server, report_queries("postgresql"), clock
         )
         assert server.waited == 3
@@ -276,8 +278,8 @@ class TestStandby:
         """What it says is not the primary's."""
         status = heard((0, 100))
         facts = PrimaryReport(True, True, position={"": 50}, timeline=9)
-        assert not status.heard(TimedReport(facts, 5, 5, anew=True))
-        assert status.facts.timeline == 1
+        assert not status.record_probe(TimedReport(facts, 5, 5, anew=True))
+        assert status.report.timeline == 1
         assert lag(status, standby(100, 100), now=6) == 0
 
 
@@ -289,7 +291,7 @@ class TestSubscriptions:
         status = PrimaryStatus()
         for now, position, confirmed in ((0, 100, 100), (5, 200, 100), (10, 300, 100)):
             facts = says(position, slots={"one": confirmed, "two": position})
-            status.heard(TimedReport(facts, now, now, anew=False))
+            status.record_probe(TimedReport(facts, now, now, anew=False))
         seen = ReplicaReport(primary=True, slots=("one",))
         found = ReplicaHistory(status).judge(seen, now=12)
         assert (found.lag, found.measured) == (5, True)
@@ -321,7 +323,9 @@ class TestNumbers:
         """Give a primary with two streams."""
         status = PrimaryStatus()
         for now, a, b in ((0, 7, 3), (5, 9, 3), (10, 9, 4)):
-            status.heard(TimedReport(says({"a": a, "b": b}), now, now, anew=False))
+            status.record_probe(
+                TimedReport(says({"a": a, "b": b}), now, now, anew=False)
+            )
         return status
 
     @pytest.mark.parametrize(
@@ -361,7 +365,7 @@ class TestNumbers:
 
     def test_primary_is_out(self, status: PrimaryStatus) -> None:
         """While there is no source nobody knows its lag, and nobody is to blame."""
-        status.lost()
+        status.mark_unreachable()
         assert lag(status, replica(None, a=9, b=4), now=500) == 0
         assert lag(status, replica(None, a=9, b=3), now=500) == 0
         stopped = replica(None, a=9, b=4)._replace(pending=True)

@@ -6,8 +6,9 @@ import json
 import re
 import subprocess
 import sys
+from http.cookiejar import CookieJar
 from pathlib import Path
-from urllib.request import Request, build_opener
+from urllib.request import HTTPCookieProcessor, build_opener
 
 from examples.cluster import wait_until
 from examples.servers import free_port
@@ -41,7 +42,8 @@ assert logging.getLogger().handlers
 """
 # What is typed, and what is printed then.
 ASKED = re.compile(
-    r"^\$ curl (?:-X (\w+) )?http://127\.0\.0\.1:5000(\S+)\n(.+)$", re.MULTILINE
+    r"^\$ curl (?:-[bc] (\w+) )?(?:-d (\S+) )?http://127\.0\.0\.1:5000(\S+)\n(.+)$",
+    re.MULTILINE,
 )
 
 
@@ -64,10 +66,10 @@ def test_code_runs_as_printed(tmp_path: Path) -> None:
     )
 
 
-def ask(port: int, method: str, path: str) -> bytes:
-    """Return the body of an answer, once the server is there."""
-    asked = Request(f"http://127.0.0.1:{port}{path}", method=method)
-    with build_opener().open(asked, timeout=10) as response:
+def ask(url: str, form: str, jar: CookieJar) -> bytes:
+    """Return the body of an answer to a form, or to a GET if there is none."""
+    opener = build_opener(HTTPCookieProcessor(jar))
+    with opener.open(url, data=form.encode() or None, timeout=10) as response:
         body: bytes = response.read()
         return body
 
@@ -90,9 +92,10 @@ def test_quickstart_runs_as_typed(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, *command], cwd=tmp_path) as process:
         try:
             wait_until(lambda: listens(port), "Flask to listen", timeout=30)
-            for method, path, answer in asked:
-                assert json.loads(ask(port, method or "GET", path)) == json.loads(
-                    answer
-                )
+            jars = {name: CookieJar() for name, *_ in asked if name}
+            for name, form, path, answer in asked:
+                url = f"http://127.0.0.1:{port}{path}"
+                found = ask(url, form, jars.get(name, CookieJar()))
+                assert json.loads(found) == json.loads(answer)
         finally:
             process.terminate()

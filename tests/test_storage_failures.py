@@ -204,14 +204,14 @@ def test_a_look_does_not_bring_it_back(
         REPLICATED_BREAKER_MAX_RESET=60,
     )
     pool, looks = engine.replicas.replica_pool, 0
-    look = ReplicaProbe.look
+    look = ReplicaProbe.check
 
     def counted(probe: ReplicaProbe, *, anew: bool) -> ReplicaReport:
         nonlocal looks
         looks += probe.member.name == "slave_1"
         return look(probe, anew=anew)
 
-    monkeypatch.setattr(ReplicaProbe, "look", counted)
+    monkeypatch.setattr(ReplicaProbe, "check", counted)
     damage(files["slave_1"])
     failed = 0
     for _ in range(4):

@@ -29,7 +29,7 @@ class Scene:
         self.now += 1
         facts = PrimaryReport(False, True, position={"": position}, timeline=timeline)
         anew = anew or self.status.doubted
-        self.status.heard(TimedReport(facts, self.now, self.now, anew))
+        self.status.record_probe(TimedReport(facts, self.now, self.now, anew))
 
     def replica(
         self,
@@ -109,7 +109,7 @@ class TestOlder:
         scene = Scene()
         scene.primary(120, timeline=2)
         assert scene.replica(120, timeline=2) is None
-        scene.status.lost()
+        scene.status.mark_unreachable()
         assert scene.replica(120, timeline=1, cut_off=True) is None
 
     def test_nothing_known(self) -> None:
@@ -124,7 +124,7 @@ class TestOlder:
         """While the primary is out, a timeline that others follow counts."""
         scene = Scene()
         scene.primary(100)
-        scene.status.lost()
+        scene.status.mark_unreachable()
         other = ReplicaHistory(scene.status)
         found = ReplicaReport(False, 0.0, True, 120, 120, timeline=2, exact=True)
         assert other.judge(found, scene.now).apart is None
@@ -155,7 +155,7 @@ class TestOwnWay:
         scene = Scene()
         scene.primary(100)
         assert scene.replica(110, timeline=2) is None
-        assert scene.status.wants_look
+        assert scene.status.wants_probe
         scene.primary(105)
         why = scene.replica(111, timeline=2)
         assert why is not None
@@ -174,8 +174,8 @@ class TestOwnWay:
         scene = Scene()
         scene.primary(100)
         assert scene.replica(110, timeline=2) is None
-        scene.status.lost()
-        assert not scene.status.wants_look
+        scene.status.mark_unreachable()
+        assert not scene.status.wants_probe
         assert scene.replica(115, timeline=2) is None
         assert scene.replica(120, timeline=2) is None
 

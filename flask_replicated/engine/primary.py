@@ -136,7 +136,7 @@ class Primary:
             raise
         if self._first_words.end(record):
             raise self._unavailable(_SILENT)
-        if not self.status.accepts(facts):
+        if not self.status.accept(facts):
             raise self._unavailable(_STANDBY, standby=True)
 
     def _unavailable(

@@ -12,7 +12,7 @@ from flask_replicated.engine.lazy_begin import leave_out_blocks
 from flask_replicated.engine.primary import Primary, watch_primary, watch_statements
 from flask_replicated.errors import ConfigurationError
 from flask_replicated.replica.connection_events import ReplicaServer
-from flask_replicated.replica.primary_status import can_be_asked
+from flask_replicated.replica.primary_status import can_probe
 from flask_replicated.replica.same_database import PrimaryIdentity, SameDatabaseCheck
 from flask_replicated.replica.same_server import can_compare
 from flask_replicated.replica.throttle import limit_connecting, limit_waiting
@@ -81,10 +81,10 @@ def routed_engine(
         timeout=settings.connect_timeout,
         max_lag=settings.max_lag,
         role_check=settings.role_check,
-        primary=_compared(settings, primary),
-        watched=_watched(settings, primary),
+        compared_primary=_compared(settings, primary),
+        probed_primary=_watched(settings, primary),
         status=status,
-        bound=_bound(settings),
+        answer_timeout=_bound(settings),
         surroundings=surroundings,
     )
     monitor = Monitor(pool, prepared, policy, outages)
@@ -117,7 +117,7 @@ def _take_care(
         max_lag=settings.max_lag,
         watched=settings.probe_interval > 0 and not engine.dialect.is_async,
         primary=_compared(settings, primary),
-        kinship=SameDatabaseCheck(name, engine.dialect.name, met)
+        same_database=SameDatabaseCheck(name, engine.dialect.name, met)
         if settings.role_check
         else None,
         shared=shares_connection(engine, primary),
@@ -160,7 +160,7 @@ def _compared(settings: Settings, primary: Engine) -> Engine | None:
 def _watched(settings: Settings, primary: Engine) -> Engine | None:
     """Return the primary, if it is looked at, too."""
     matters = settings.role_check or settings.max_lag is not None
-    return primary if matters and can_be_asked(primary) else None
+    return primary if matters and can_probe(primary) else None
 
 
 def _make_pool(

@@ -1,9 +1,9 @@
-"""The background check: does each replica answer, is it one, and how far behind?
+"""The background check: does each replica answer, is it one, and how far behind is it?
 
-The primary is asked, too, how far it has written: beside that a replica's lag counts.
-One thread for each pool and process keeps the times; each look runs in a short-lived
-thread of its own, over a connection of its own, so one that hangs holds up nothing.
-A request waits for none of this.
+The primary is probed too, for the position of its log: that is what a replica's lag is
+measured by. One thread per pool and process keeps the schedule. Each probe runs in a
+short-lived thread of its own, over a connection of its own, so a probe that hangs holds
+up no other. No request waits for any of this.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import random
 import threading
 import time
 import weakref
-from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakSet
 
@@ -53,30 +52,31 @@ __all__ = ["Monitor", "ProbePolicy"]
 logger = logging.getLogger("flask_replicated")
 
 _LATE = 0.05
-"""Seconds that a process may wake too late before it doubts its own clock."""
+"""Seconds that this process may wake up late before deadlines are moved."""
 _PATIENCE = 3
-"""How often a look is given up before another one is begun beside it."""
+"""How often a run is found late before another one is started beside it."""
 _STUCK = 2
-"""How many looks at one replica may be left to themselves."""
-_REST = 1.0
-"""Seconds without a replica some of whose connections were silent."""
+"""How many runs that hang may be left alone, for each member."""
+_PAUSE = 1.0
+"""Seconds that a replica is left alone when some of its connections were silent."""
 _IN_VAIN = 2
-"""After how many looks without a connection nobody waits for an answer any more."""
+"""Runs in a row without a connection after which open connections are ended."""
 
 
 class ProbePolicy(NamedTuple):
-    """What the monitor asks of a replica, and how often.
+    """What the monitor checks, and how often.
 
     Attributes:
-        interval: Seconds between two looks at one replica; 0 for none at all.
-        timeout: Seconds that a look may take.
+        interval: Seconds between two probes of one replica; 0 for no probes at all.
+        timeout: Seconds that a probe may take.
         max_lag: Seconds that a replica may be behind; None for any.
         role_check: Whether a server that is no replica is left out.
-        primary: The primary's engine, where it has to be asked for that; or None.
-        watched: The primary's engine, where that is looked at as well; or None.
-        status: Told what a look at the primary has found.
-        bound: Seconds that a statement may wait for an answer before its server is
-            asked whether it works on it.
+        compared_primary: The primary's engine, where a replica may have to be compared
+            with it; or None.
+        probed_primary: The primary's engine, where that is probed as well; or None.
+        status: Receives what a probe of the primary has found.
+        answer_timeout: Seconds that a statement may wait for an answer before its
+            server is asked whether it works on it.
         surroundings: Returns the block to connect in.
     """
 
@@ -84,27 +84,28 @@ class ProbePolicy(NamedTuple):
     timeout: float
     max_lag: float | None
     role_check: bool
-    primary: Engine | None = None
-    watched: Engine | None = None
+    compared_primary: Engine | None = None
+    probed_primary: Engine | None = None
     status: PrimaryStatus | None = None
-    bound: float = math.inf
+    answer_timeout: float = math.inf
     surroundings: Surroundings = contextlib.nullcontext
 
 
 class Monitor:
-    """Looks at each replica of one pool, and tells the pool.
+    """Probes each replica of one pool, and tells the pool what it finds.
 
-    It begins with the first routed read of a process, or of a forked child, and ends
-    with its owner.
+    It starts with the first routed read of a process, or of a forked child, and stops
+    when its owner is garbage-collected.
 
     Args:
         pool: The replicas.
-        replicas: What takes care of each replica's connections, by name.
-        policy: What to ask of them.
+        replicas: What is known of each replica's server, by name.
+        policy: What to check.
         outages: Told why a replica is still out.
 
     Attributes:
-        idle: Whether it should be started. Asked at each connect, so it costs nothing.
+        idle: Whether to call :meth:`start`. A plain attribute, as it is read at each
+            connect.
     """
 
     def __init__(
@@ -119,28 +120,28 @@ class Monitor:
         self._policy = policy
         self._outages = outages
         self._lock = threading.Lock()
-        self._round: _MonitorLoop | None = None
+        self._loop: _MonitorLoop | None = None
         # An async driver cannot be asked outside its event loop.
         blocking = not any(m.target.dialect.is_async for m in pool.members)
         self._wanted = policy.interval > 0 and blocking
         self.idle = self._wanted
 
     def start(self, owner: object) -> None:
-        """Begin, unless it has begun already.
+        """Start the thread, unless it runs already.
 
         Args:
-            owner: It ends when nobody keeps this any more.
+            owner: The thread stops when this is garbage-collected.
         """
         with self._lock:
             if not self.idle:
                 return
             self.idle = False
-            self._round = _MonitorLoop(
+            self._loop = _MonitorLoop(
                 self._pool, self._replicas, self._policy, self._outages, owner
             )
             _running.add(self)
         thread = threading.Thread(
-            target=self._round.run, name="flask_replicated monitor", daemon=True
+            target=self._loop.run, name="flask_replicated monitor", daemon=True
         )
         try:
             thread.start()
@@ -148,21 +149,21 @@ class Monitor:
             logger.warning("replicas are not monitored: no thread could be started")
 
     def stop(self) -> None:
-        """End, close its connections, and begin again when there is a reason to."""
+        """Stop the thread and close its connections; the next read starts it again."""
         with self._lock:
-            ended, self._round = self._round, None
+            ended, self._loop = self._loop, None
             self.idle = self._wanted
         if ended is not None:
             ended.stop()
 
     def after_fork(self) -> None:
-        """Forget, in a child process, what is the parent's: its thread, its sockets."""
+        """In a child process, forget the parent's thread and sockets."""
         self._lock = threading.Lock()
-        if self._round is not None:
-            self._round.abandon()
+        if self._loop is not None:
+            self._loop.abandon()
             # To drop a driver's connection might end it, for the parent too.
-            _inherited.append(self._round)
-        self._round = None
+            _inherited.append(self._loop)
+        self._loop = None
         self.idle = self._wanted
 
 
@@ -176,8 +177,48 @@ def _stop_all() -> None:
         monitor.stop()
 
 
+class _Watched:
+    """All that the monitor keeps of one replica, or of the primary.
+
+    Attributes:
+        member: The member of the pool; one that is in no pool for the primary.
+        server: What takes care of its connections; None for the primary. It is kept
+            after the member's removal, as long as its connections are in use.
+        probe: The connection to it; None before the first run.
+        run: The run under way, unless it was left alone because it hangs.
+        due: When the next run is due, by the monotonic clock; None while the member is
+            not probed.
+        stuck: How many runs were left alone and have not ended.
+        unreached: Runs in a row that could not connect.
+        unmeasured: Whether it was logged that it does not report its lag.
+    """
+
+    def __init__(self, member: Member[Engine]) -> None:
+        self.member = member
+        self.server: ReplicaServer | None = None
+        self.probe: ReplicaProbe | None = None
+        self.run: ProbeRun | None = None
+        self.due: float | None = None
+        self.stuck = 0
+        self.unreached = 0
+        self.unmeasured = False
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a connection to it is in use."""
+        return self.server is not None and self.server.in_use
+
+    def stop(self) -> None:
+        """Close its connection, and begin anew should it be probed again."""
+        self.due = self.server = None
+        self.unreached = 0
+        probe, self.probe = self.probe, None
+        if probe is not None:
+            probe.end()
+
+
 class _MonitorLoop:
-    """The running monitor: a schedule, and what it makes of each look."""
+    """The running monitor: the schedule, and the conclusions from each probe."""
 
     def __init__(
         self,
@@ -193,18 +234,11 @@ class _MonitorLoop:
         self._outages = outages
         self._owner = weakref.ref(owner)
         # By its module's name: it may be gevent's by now, and the class that was there
-        # when this was imported would hold up every greenlet.
+        # when this was imported would block every greenlet.
         self._done: queue.SimpleQueue[ProbeRun | None] = queue.SimpleQueue()
-        self._looks: dict[Member[Engine], ProbeRun] = {}
-        self._probes: dict[Member[Engine], ReplicaProbe] = {}
-        self._due: dict[Member[Engine], float] = {}
-        # Also of those that were removed, as long as somebody waits for them.
-        self._cared: dict[Member[Engine], ReplicaServer] = {}
-        self._stuck: Counter[Member[Engine]] = Counter()
-        self._unreached: Counter[Member[Engine]] = Counter()
-        self._unmeasured: WeakSet[Member[Engine]] = WeakSet()
-        self._watch = StuckStatements(
-            policy.bound,
+        self._known: dict[Member[Engine], _Watched] = {}
+        self._stuck_statements = StuckStatements(
+            policy.answer_timeout,
             policy.timeout,
             self._done,
             self._lose_some,
@@ -213,9 +247,8 @@ class _MonitorLoop:
         self._threadless = False
         self._stopped = self._abandoned = False
         self._status = policy.status or PrimaryStatus()
-        watched = policy.watched
-        # In no pool: nobody picks it.
-        self._primary = None if watched is None else Member("primary", watched, 1)
+        primary = policy.probed_primary
+        self._primary = None if primary is None else Member("primary", primary, 1)
         self._primary_lost = False
 
     def stop(self) -> None:
@@ -224,266 +257,280 @@ class _MonitorLoop:
         self._done.put(None)
 
     def abandon(self) -> None:
-        """Do nothing any more in a forked child, where greenlets go on.
+        """In a forked child, where greenlets go on: do nothing any more.
 
-        Nothing is sent to a server: what is open belongs to the parent. Nor do they
-        end, for ``threading`` has forgotten them and would say so; they wait for
-        nothing.
+        Nothing is sent to a server, because open connections belong to the parent. The
+        greenlets do not end either: ``threading`` has forgotten them, and would
+        complain. They wait for good.
         """
         self._stopped = self._abandoned = True
-        self._watch.abandon()
-        for probe in self._probes.values():
-            probe.abandon()
+        self._stuck_statements.abandon()
+        for one in self._known.values():
+            if one.probe is not None:
+                one.probe.abandon()
 
     def run(self) -> None:
-        """Look at every replica again and again."""
-        look: ProbeRun | None = None
+        """Probe every replica again and again, until stopped."""
+        run: ProbeRun | None = None
         while not self._stopped and self._owner() is not None:
             try:
-                if look is not None:
-                    self._conclude(look)
+                if run is not None:
+                    self._conclude(run)
                 wait = self._step()
             except Exception:
                 logger.exception("the monitor of replicas has failed and goes on")
                 wait = self._policy.interval
             asleep = time.monotonic()
             try:
-                look = self._done.get(timeout=wait)
+                run = self._done.get(timeout=wait)
             except queue.Empty:
-                look = None
-            self._forgive(time.monotonic() - asleep - wait)
+                run = None
+            self._move_deadlines(time.monotonic() - asleep - wait)
         while self._abandoned:
             self._done.get()
-        self._watch.end()
-        for probe in self._probes.values():
-            probe.end()
+        self._stuck_statements.end()
+        for one in self._known.values():
+            if one.probe is not None:
+                one.probe.end()
 
-    def _forgive(self, seconds: float) -> None:
-        """Hold no silence against a replica while which nobody here could listen.
+    def _move_deadlines(self, late: float) -> None:
+        """Give each run the time during which this process could not read answers.
 
-        A process that is stopped, starved, or whose greenlets a driver holds up, has
-        not heard the answer that may be there.
+        A process that was suspended, starved of CPU, or whose greenlets were blocked by
+        a driver has not seen answers that may have arrived.
+
+        Args:
+            late: Seconds that the monitor woke up too late.
         """
-        if seconds > _LATE:
-            for look in self._looks.values():
-                look.deadline += seconds
+        if late > _LATE:
+            for one in self._known.values():
+                if one.run is not None:
+                    one.run.deadline += late
 
     def _step(self) -> float:
-        """Begin what is due, give up what is late; return seconds to the next step."""
+        """Start what is due, give up what is late; return seconds to the next step."""
         now = time.monotonic()
-        self._watch.conclude(now)
-        for look in list(self._looks.values()):
-            if now >= look.deadline:
-                self._give_up(look, now)
-        members = self._watched()
-        for gone in self._due.keys() - members - self._looks.keys():
-            self._forget(gone)
-        if self._primary is not None:
-            # First, so that replicas are seen beside it.
-            self._due.setdefault(self._primary, now + self._spread(0.0, 0.1))
-            if self._status.wants_look:
-                self._due[self._primary] = now
-        for member in members:
-            # Spread from the start: many workers begin in one moment.
-            due = self._due.setdefault(member, now + self._spread(0.1, 0.3))
-            suspects = self._watch.see(member, self._cared.get(member), now)
-            if member not in self._looks and (suspects or now >= due):
-                self._begin(member, now, suspects)
-        times = [self._due[m] for m in members if m not in self._looks]
-        times += self._watch.times()
-        times += [look.deadline for look in self._looks.values()]
-        # An owner that is gone is noticed within a second.
+        self._stuck_statements.finish_queries(now)
+        for one in list(self._known.values()):
+            if one.run is not None and now >= one.run.deadline:
+                self._give_up(one, one.run, now)
+        watched = self._watched()
+        self._forget_others(watched)
+        for one in watched:
+            due = self._schedule(one, now)
+            waiting = self._stuck_statements.scan(one.member, one.server, now)
+            if one.run is None and (waiting or now >= due):
+                self._start(one, now, waiting)
+        times = [one.due for one in watched if one.run is None and one.due is not None]
+        times += self._stuck_statements.deadlines()
+        times += [one.run.deadline for one in self._known.values() if one.run]
+        # At most a second, to notice that the owner is gone.
         return max(0.0, min([*times, now + 1.0]) - now)
 
-    def _watched(self) -> set[Member[Engine]]:
-        """Return those in use, and those that have gone while somebody has them."""
-        # Spare ones are not in use, and should cost no connection. One that is shared
-        # would be closed by the look, for everybody.
-        members = {
-            member
-            for member in set(self._pool.members) - set(self._pool.spares)
-            if not is_handed_one(member.target)
-        }
-        for member in members - self._cared.keys():
-            replica = self._replicas.get(member.name)
-            if replica is not None and replica.is_of(member.target):
-                self._cared[member] = replica
-        if self._primary is not None:
-            members.add(self._primary)
-        gone = self._due.keys() - members
-        return members | {one for one in gone if self._is_waited_for(one)}
+    def _watched(self) -> list[_Watched]:
+        """Return who is probed: the primary first, so that its position is known.
 
-    def _is_waited_for(self, member: Member[Engine]) -> bool:
-        replica = self._cared.get(member)
-        return replica is not None and replica.in_use
+        Then the replicas in rotation, and those that have left it while a connection to
+        them is in use.
+        """
+        found = [] if self._primary is None else [self._entry(self._primary)]
+        spares = set(self._pool.spares)
+        for member in self._pool.members:
+            # Spare ones are not in use, and should cost no connection. A connection
+            # that is shared would be closed by the probe, for everyone.
+            if member in spares or is_handed_one(member.target):
+                continue
+            one = self._entry(member)
+            server = self._replicas.get(member.name)
+            if (
+                one.server is None
+                and server is not None
+                and server.is_of(member.target)
+            ):
+                one.server = server
+            found.append(one)
+        others = self._known.keys() - {one.member for one in found}
+        left = [self._known[member] for member in others]
+        return found + [one for one in left if one.due is not None and one.in_use]
 
-    def _forget(self, gone: Member[Engine]) -> None:
-        del self._due[gone]
-        self._cared.pop(gone, None)
-        del self._unreached[gone]
-        self._watch.forget(gone)
-        probe = self._probes.pop(gone, None)
-        if probe is not None:
-            probe.end()
+    def _entry(self, member: Member[Engine]) -> _Watched:
+        one = self._known.get(member)
+        if one is None:
+            one = self._known[member] = _Watched(member)
+        return one
+
+    def _forget_others(self, watched: list[_Watched]) -> None:
+        """Stop probing what is not watched any more, once its run has ended."""
+        in_pool = set(self._pool.members)
+        for member in self._known.keys() - {one.member for one in watched}:
+            one = self._known[member]
+            if one.run is not None:
+                continue
+            if one.due is not None:
+                self._stuck_statements.forget(member)
+                one.stop()
+            # A run that hangs counts, should the member come back into rotation.
+            if member not in in_pool and not one.stuck:
+                del self._known[member]
+
+    def _schedule(self, one: _Watched, now: float) -> float:
+        """Return when the next run of this one is due."""
+        primary = one.member is self._primary
+        if one.due is None:
+            # Spread from the start: many workers begin at the same moment.
+            one.due = now + (
+                self._spread(0.0, 0.1) if primary else self._spread(0.1, 0.3)
+            )
+        if primary and self._status.wants_probe:
+            one.due = now
+        return one.due
 
     def _spread(self, least: float, most: float) -> float:
         return self._policy.interval * random.uniform(least, most)  # noqa: S311 - no secret
 
-    def _begin(
-        self, member: Member[Engine], now: float, suspects: list[WaitingStatement]
+    def _start(
+        self, one: _Watched, now: float, waiting: list[WaitingStatement]
     ) -> None:
-        self._due[member] = now + self._spread(0.8, 1.2)
-        probe = self._probes.get(member)
-        if probe is None:
-            probe = self._probes[member] = self._new_probe(member)
+        member = one.member
+        one.due = now + self._spread(0.8, 1.2)
+        if one.probe is None:
+            one.probe = self._new_probe(one)
         if member is self._primary:
             permit, anew = Permit(0), self._status.doubted
         else:
             permit = self._pool.permit(member)
             # Only a new connection can tell whether an outage is over.
             anew = not permit.quiet
-        probe.heeds = self._is_waited_for(member)
-        look = ProbeRun(probe, permit, now + self._policy.timeout, anew=anew)
-        look.suspects = suspects
-        self._watch.asked(suspects, now)
+        one.probe.checks_former = one.in_use
+        run = ProbeRun(one.probe, permit, now + self._policy.timeout, anew=anew)
+        run.waiting = waiting
+        self._stuck_statements.mark_asked(waiting, now)
         thread = threading.Thread(
-            target=look.run,
+            target=run.run,
             args=(self._done,),
-            name=f"flask_replicated look at {member.name}",
+            name=f"flask_replicated probe of {member.name}",
             daemon=True,
         )
-        self._looks[member], probe.looking = look, True
+        one.run, one.probe.running = run, True
         try:
             thread.start()
         except RuntimeError:  # no more threads: that says nothing of the replica
-            del self._looks[member]
-            probe.looking = False
+            one.run, one.probe.running = None, False
             if not self._threadless:
                 logger.warning("no thread could be started to look at a replica")
             self._threadless = True
 
-    def _new_probe(self, member: Member[Engine]) -> ReplicaProbe:
-        if member is self._primary:
-            return PrimaryProbe(member, self._policy.surroundings)
-        replica = self._cared.get(member)
-        history = None if replica is None else replica.history
+    def _new_probe(self, one: _Watched) -> ReplicaProbe:
+        policy = self._policy
+        if one.member is self._primary:
+            return PrimaryProbe(one.member, policy.surroundings)
+        history = None if one.server is None else one.server.history
         return ReplicaProbe(
-            member, history, self._policy.primary, self._policy.surroundings
+            one.member, history, policy.compared_primary, policy.surroundings
         )
 
-    def _give_up(self, look: ProbeRun, now: float) -> None:
-        """Take out a replica that says nothing, and release who waits for it."""
-        member = look.member
-        silence = ReplicaSilentError(member.name, self._policy.timeout)
-        if member is self._primary:
-            # A pooler lets wait whom it has no connection for.
-            pooled = isinstance(look.probe, PrimaryProbe) and look.probe.pooled
+    def _give_up(self, one: _Watched, run: ProbeRun, now: float) -> None:
+        """Take out a replica that is silent, and end the waits for its answers."""
+        silence = ReplicaSilentError(one.member.name, self._policy.timeout)
+        if one.member is self._primary:
+            # A pooler lets a client wait when it has no server connection for it.
+            pooled = isinstance(run.probe, PrimaryProbe) and run.probe.pooled
             self._lose_primary(silence, lives=pooled)
         else:
-            self._unfit(member, silence)
-        look.given_up += 1
-        # Again and again: it may have been connecting, and wait for an answer by now.
-        look.probe.wake()
-        # Whoever has begun to wait meanwhile is released at the next word.
-        if not look.probe.serves:
-            self._release(member)
-        look.deadline = now + self._policy.interval
-        if look.given_up >= _PATIENCE and self._stuck[member] < _STUCK:
+            self._take_out(one, silence)
+        run.given_up += 1
+        # Again each time: it may have been connecting before, and wait for an answer
+        # now.
+        run.probe.wake()
+        # Reads that have begun to wait meanwhile are released the next time.
+        if not run.probe.former_answers:
+            self._release(one)
+        run.deadline = now + self._policy.interval
+        if run.given_up >= _PATIENCE and one.stuck < _STUCK:
             # Nothing ends it. The next one may find the server well again.
-            self._stuck[member] += 1
-            del self._looks[member]
-            self._probes[member] = look.probe.successor()
-            look.probe.end()
-            self._due[member] = now
+            one.stuck += 1
+            one.run = None
+            one.probe = run.probe.successor()
+            run.probe.end()
+            one.due = now
 
     def _lose_some(self, member: Member[Engine], error: UnansweredError) -> None:
-        """Take out a replica some of whose connections are silent; look soon.
+        """Take out a replica some of whose connections are silent; probe it soon.
 
-        The last one stays: new connections to it are well.
+        The last one stays: new connections to it work.
         """
+        one = self._entry(member)
         if any(other is not member for other in self._pool.live):
-            self._unfit(member, error)
-            self._due[member] = time.monotonic() + _REST
+            self._take_out(one, error)
+            one.due = time.monotonic() + _PAUSE
             return
-        replica = self._cared.get(member)
-        if replica is not None:
-            replica.retire_connections()
+        if one.server is not None:
+            one.server.retire_connections()
         logger.warning("replica %r: %s", member.name, error)
 
-    def _release(self, member: Member[Engine]) -> None:
-        replica = self._cared.get(member)
-        released = replica.hang_up() if replica is not None else 0
+    def _release(self, one: _Watched) -> None:
+        """End every connection to a replica, so that its reads go on elsewhere."""
+        released = one.server.hang_up() if one.server is not None else 0
         if released:
             logger.warning(
                 "replica %r does not answer: %d connections to it were ended, and "
                 "their reads go on elsewhere where that is safe",
-                member.name,
+                one.member.name,
                 released,
             )
 
-    def _conclude(self, look: ProbeRun) -> None:
-        """Tell the pool what a look has found."""
-        if self._looks.get(look.member) is not look:
-            # It was left to itself, and another was begun beside it.
-            self._stuck[look.member] -= 1
-            if self._stuck[look.member] <= 0:
-                del self._stuck[look.member]
+    def _conclude(self, run: ProbeRun) -> None:
+        """Tell the pool what a run has found."""
+        one = self._known[run.member]
+        if one.run is not run:
+            one.stuck -= 1  # it was left alone, and another one started beside it
             return
-        del self._looks[look.member]
-        if look.member is self._primary:
-            self._hear_primary(look)
+        one.run = None
+        if one.member is self._primary:
+            self._conclude_primary(run)
             return
-        fault = self._fault(look)
-        reached = not isinstance(look.found, Exception)
+        fault = self._fault(one, run)
+        reached = not isinstance(run.found, Exception)
         if reached:
-            del self._unreached[look.member]
-        self._watch.judge(
-            look.member, look.suspects, look.backends, time.monotonic(), well=reached
+            one.unreached = 0
+        self._stuck_statements.judge(
+            one.member, run.waiting, run.backends, time.monotonic(), well=reached
         )
         try:
             if fault is not None:
-                self._unfit(look.member, fault)
-                if fault is look.found and self._is_in_vain(look, fault):
-                    self._release(look.member)
-            elif not (
-                look.late
-                or isinstance(look.found, Exception)
-                or self._ails(look.member)
-            ):
-                self._note_fault(look.member, None)
-                self._pool.recover(look.member, look.permit)
+                self._take_out(one, fault)
+                if fault is run.found and self._is_in_vain(one, run, fault):
+                    self._release(one)
+            elif reached and not run.late and not _needs_more_than_a_probe(one.server):
+                self._note_fault(one, None)
+                self._pool.recover(one.member, run.permit)
         except UnknownMemberError:  # it has been removed meanwhile
             pass
 
-    def _is_in_vain(self, look: ProbeRun, error: Exception) -> bool:
-        """Whether older connections hang as well, where a look could not connect.
+    def _is_in_vain(self, one: _Watched, run: ProbeRun, error: Exception) -> bool:
+        """Whether open connections hang too, where a run could not connect.
 
-        A server may turn new ones away and serve those it has: it shuts down and lets
-        them finish, or is drained by what balances. An old one of the look's own tells,
+        A server may refuse new connections and serve the open ones: it shuts down
+        gracefully, or a load balancer drains it. An old connection of the probe tells,
         or the server itself. Where neither does, nothing answers there.
         """
-        if look.probe.serves or not self._is_waited_for(look.member):
+        if run.probe.former_answers or not one.in_use:
             return False
-        if look.seconds > 0.9 * self._policy.timeout:
+        if run.seconds > 0.9 * self._policy.timeout:
             return True
         if refuses_but_lives(error):
             return False
-        self._unreached[look.member] += 1
-        return self._unreached[look.member] >= _IN_VAIN
+        one.unreached += 1
+        return one.unreached >= _IN_VAIN
 
-    def _ails(self, member: Member[Engine]) -> bool:
-        """Whether it takes more than an answer to say that a replica is well."""
-        replica = self._cared.get(member)
-        return replica is not None and (replica.storage_fails or replica.pool_exhausted)
-
-    def _hear_primary(self, look: ProbeRun) -> None:
-        """Keep what the primary has said of itself."""
-        answer = look.probe.answer if isinstance(look.probe, PrimaryProbe) else None
-        if isinstance(look.found, Exception):
-            if not look.late:
-                self._lose_primary(look.found)
-        elif answer is not None:
-            if self._status.heard(answer):
+    def _conclude_primary(self, run: ProbeRun) -> None:
+        """Keep what the primary has reported."""
+        report = run.probe.report if isinstance(run.probe, PrimaryProbe) else None
+        if isinstance(run.found, Exception):
+            if not run.late:
+                self._lose_primary(run.found)
+        elif report is not None:
+            if self._status.record_probe(report):
                 self._find_primary()
             else:
                 self._lose_primary(ConnectionError("its address leads to a standby"))
@@ -497,7 +544,7 @@ class _MonitorLoop:
         """Note that the primary cannot be asked, and say so once."""
         # One that is busy lives; so does one that does not know the account.
         lives = lives or judge_connect(error) is not Verdict.DOWN
-        self._status.lost(lives=lives)
+        self._status.mark_unreachable(lives=lives)
         if not lives and not self._primary_lost:
             self._primary_lost = True
             logger.warning(
@@ -506,38 +553,40 @@ class _MonitorLoop:
                 error_text(error),
             )
 
-    def _fault(self, look: ProbeRun) -> Exception | None:
+    def _fault(self, one: _Watched, run: ProbeRun) -> Exception | None:
         """Return why a replica must not be used, if so."""
-        found = look.found
+        found, policy = run.found, self._policy
         if isinstance(found, Exception):
-            # One that is busy lives; and how a late look ended says nothing more.
+            # A busy server lives; and how a late run ended says nothing new.
             verdict = judge_connect(found)
-            return None if look.late or verdict is Verdict.BUSY else found
-        policy = self._policy
+            return None if run.late or verdict is Verdict.BUSY else found
         fault = unfit_error(
-            look.member.name,
+            one.member.name,
             found,
             role_check=policy.role_check,
             max_lag=policy.max_lag,
         )
-        if fault is None and policy.max_lag is not None and not found.measured:
-            self._say_unmeasured(look.member)
+        unmeasured = fault is None and policy.max_lag is not None and not found.measured
+        if unmeasured and not one.unmeasured:
+            one.unmeasured = True
+            logger.info(
+                "replica %r does not tell how far it is behind", one.member.name
+            )
         return fault
 
-    def _say_unmeasured(self, member: Member[Engine]) -> None:
-        if member not in self._unmeasured:
-            self._unmeasured.add(member)
-            logger.info("replica %r does not tell how far it is behind", member.name)
+    def _note_fault(self, one: _Watched, error: Exception | None) -> None:
+        if one.server is not None:
+            one.server.history.lags = isinstance(error, ReplicaLagsError)
 
-    def _note_fault(self, member: Member[Engine], error: Exception | None) -> None:
-        replica = self._cared.get(member)
-        if replica is not None:
-            replica.history.lags = isinstance(error, ReplicaLagsError)
-
-    def _unfit(self, member: Member[Engine], error: Exception) -> None:
-        self._note_fault(member, error)
-        # Until the next word, with something to spare.
+    def _take_out(self, one: _Watched, error: Exception) -> None:
+        self._note_fault(one, error)
+        # Until the next run has ended, with something to spare.
         seconds = 1.5 * self._policy.interval + 2 * self._policy.timeout
         with contextlib.suppress(UnknownMemberError):
-            if not self._pool.trip(member, seconds, error):
-                self._outages.still_out(member.name, error)
+            if not self._pool.trip(one.member, seconds, error):
+                self._outages.still_out(one.member.name, error)
+
+
+def _needs_more_than_a_probe(server: ReplicaServer | None) -> bool:
+    """Whether a replica is out for what a probe cannot see: it answers all the same."""
+    return server is not None and (server.storage_fails or server.pool_exhausted)

@@ -1,4 +1,4 @@
-"""One look at one replica, over the monitor's own connection to it."""
+"""One probe of one replica, or of the primary, over a connection of the monitor's."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from flask_replicated.replica.poolers import backend_pid
 from flask_replicated.replica.primary_status import TimedReport, ask_primary
 from flask_replicated.replica.replica_status import (
     ReplicaReport,
-    observe,
     ping,
+    query_server,
     report_queries,
 )
 from flask_replicated.replica.same_server import SameServerCheck
@@ -39,19 +39,25 @@ __all__ = ["PrimaryProbe", "ProbeRun", "ReplicaProbe"]
 
 
 class ProbeRun:
-    """One look at one replica, in a thread of its own.
+    """One probe of one member, in a thread of its own.
+
+    Args:
+        probe: Whose connection to use.
+        permit: As the attribute.
+        deadline: As the attribute.
+        anew: Whether to open a new connection.
 
     Attributes:
-        member: The replica.
-        permit: What the breaker knew when it began.
-        deadline: The clock's reading at which it is given up; after that, at which
-            this is said again.
-        given_up: How often it was given up.
-        found: What it saw, or the error.
-        seconds: How long it took.
-        probe: Whose connection it looks over.
-        suspects: The waits over other connections that the server is asked about.
-        backends: What it does for its clients, if it was asked and has answered.
+        member: The replica, or what stands for the primary.
+        permit: What the breaker knew when the run began.
+        deadline: When the run counts as late, by the monotonic clock; once it is late,
+            when that is acted on again.
+        given_up: How often it was found to be late.
+        found: What the server reported, or the error.
+        seconds: How long the run took.
+        probe: As the argument.
+        waiting: Statements over other connections that the server is asked about.
+        backends: What the server does for its clients, if it was asked and answered.
     """
 
     def __init__(
@@ -64,29 +70,29 @@ class ProbeRun:
         self.found: ReplicaReport | Exception = ReplicaReport()
         self.seconds = 0.0
         self.probe = probe
-        self.suspects: list[WaitingStatement] = []
+        self.waiting: list[WaitingStatement] = []
         self.backends: list[Backend] | None = None
         self._anew = anew
 
     @property
     def late(self) -> bool:
-        """Whether it was given up."""
+        """Whether it has missed its deadline."""
         return self.given_up > 0
 
     def run(self, done: SimpleQueue[ProbeRun | None]) -> None:
-        """Look, then say so."""
+        """Probe, then put this run into *done*."""
         probe, began = self.probe, time.monotonic()
         try:
-            self.found = probe.look(anew=self._anew)
+            self.found = probe.check(anew=self._anew)
         except Exception as error:  # noqa: BLE001 - drivers raise what they like
             self.found = error
-        if self.suspects:
+        if self.waiting:
             self.backends = probe.list_backends()
         self.seconds = time.monotonic() - began
         # In this order, and the other way round in end(): whichever thread comes
         # second sees that it has to close the connection.
-        probe.looking = False
-        if probe.over:
+        probe.running = False
+        if probe.ended:
             probe.close()
         done.put(self)
         probe.compare()
@@ -97,25 +103,25 @@ class ProbeRun:
 class ReplicaProbe:
     """The monitor's own connection to one replica.
 
-    It is kept from one look to the next. Where only a new one can vouch for the
-    server (after an outage), or keeping one costs more than it saves (a file), it is
-    opened anew.
+    It is kept from one run to the next. A new one is opened where only a new one can
+    prove that the server is well (after an outage), or where keeping it costs more than
+    it saves (a file).
 
     Args:
         member: The replica.
-        history: What was seen of it before.
-        primary: The primary's engine, where the replica may be asked whether its
-            server is the same.
+        history: What is known of it already.
+        primary: The primary's engine, where the replica may be asked whether both are
+            the same server.
         surroundings: Returns the block to connect in.
 
     Attributes:
         member: The replica.
-        looking: Whether a look goes on.
-        over: Whether nobody will look any more.
-        abandoned: Whether it is the parent's, in a forked child.
-        heeds: Whether the replica's other connections are in use, so that a look over
-            a new one has to find out first whether an old one is served.
-        serves: Whether the latest look over a new connection has found that.
+        running: Whether a run is under way.
+        ended: Whether there will be no more runs.
+        abandoned: Whether it belongs to the parent, in a forked child.
+        checks_former: Whether the replica's other connections are in use, so that a
+            run over a new connection first checks whether an old one is answered.
+        former_answers: Whether the latest run over a new connection found that.
     """
 
     def __init__(
@@ -127,10 +133,10 @@ class ReplicaProbe:
     ) -> None:
         self.member = member
         engine = member.target
-        self._observers = report_queries(engine.dialect.name)
+        self._queries = (*report_queries(engine.dialect.name), ping)
         self._keep = engine.dialect.name != "sqlite"
         self._connection: Any = None
-        # Opened before an outage, and kept while it tells how others of its age fare.
+        # Opened before an outage, and kept as a sample of the connections of its age.
         self._former: Any = None
         self._history = history or ReplicaHistory()
         self._primary = primary
@@ -140,22 +146,28 @@ class ReplicaProbe:
             if primary is None
             else SameServerCheck(primary, engine, surroundings=surroundings)
         )
-        # Once for each connection: by its name another server may be found next time.
-        self._wonders = False
-        self.looking = self.over = self.abandoned = False
-        self.heeds = self.serves = False
+        # Once for each connection: the same name may lead to another server next time.
+        self._compare_next = False
+        self.running = self.ended = self.abandoned = False
+        self.checks_former = self.former_answers = False
 
-    def look(self, *, anew: bool) -> ReplicaReport:
-        """Ask the server; once more before it is held against it.
+    def check(self, *, anew: bool) -> ReplicaReport:
+        """Ask the server for its status; retry once over a new connection.
 
-        A kept connection may have grown old, and a new one be cut by somebody.
+        A kept connection may have gone stale, and a new one may be cut on its way.
+
+        Args:
+            anew: Whether to open a new connection.
+
+        Raises:
+            Exception: The driver's, or why the server has the wrong database.
         """
-        self.serves = False
+        self.former_answers = False
         if anew:
             self._set_aside()
         try:
             found = self._ask()
-        except Exception:  # noqa: BLE001 - the next line says what it was
+        except Exception:  # noqa: BLE001 - the retry raises what is wrong
             self._drop()
             found = self._ask_again()
         self._drop_former()
@@ -169,13 +181,13 @@ class ReplicaProbe:
             raise
 
     def _set_aside(self) -> None:
-        """Make place for a new connection; see first whether the old one is served."""
+        """Make room for a new connection; check first whether the old one answers."""
         if self._connection is not None:
             self._drop_former()
             self._former, self._connection = self._connection, None
         if self._former is not None:
-            self.serves = self.heeds and _answers(self._former)
-            if not self.serves:
+            self.former_answers = self.checks_former and _answers(self._former)
+            if not self.former_answers:
                 self._drop_former()
 
     def _ask(self) -> ReplicaReport:
@@ -183,24 +195,22 @@ class ReplicaProbe:
         if anew:
             self._connection = connect_unpooled(self.member.target, self._surroundings)
             prepare_unpooled(self.member.target, self._connection)
-            self._wonders = self._comparison is not None
-        found = self._question(self._connection, anew=anew)
+            self._compare_next = self._comparison is not None
+        found = self._query(self._connection, anew=anew)
         if not self._keep:
             self._drop()
         return found
 
-    def _question(self, connection: Any, *, anew: bool) -> ReplicaReport:
+    def _query(self, connection: Any, *, anew: bool) -> ReplicaReport:
         """Ask over a connection, which may be new, and leave no transaction on it."""
-        kinship = self._history.kinship
-        if kinship is not None:
-            kinship.look(connection, anew=anew)
-        found = self._history.settle(
-            connection, (*self._observers, ping), time.monotonic
-        )
+        same_database = self._history.same_database
+        if same_database is not None:
+            same_database.check_probe(connection, anew=anew)
+        found = self._history.ask(connection, self._queries, time.monotonic)
         connection.rollback()  # or it would stay idle in a transaction
-        # It says when it was started, and so whether it is the one that was compared.
+        # The start time tells whether this is the server that was compared before.
         compared = found.own is not None and found.started is not None
-        self._wonders = self._wonders and found.doubtful and not compared
+        self._compare_next = self._compare_next and found.doubtful and not compared
         return found
 
     def list_backends(self) -> list[Backend] | None:
@@ -215,27 +225,27 @@ class ReplicaProbe:
             return None
 
     def successor(self) -> ReplicaProbe:
-        """Return what looks in its place, while a look of its own does not end."""
+        """Return a probe to use instead, while a run of this one does not end."""
         other = ReplicaProbe(
             self.member, self._history, self._primary, self._surroundings
         )
-        if self.serves:
+        if self.former_answers:
             other._former, self._former = self._former, None
         return other
 
     def compare(self) -> None:
-        """Ask the primary for what a server has not told: whether it is the same.
+        """Find out whether the replica is the primary's own server, if that is open.
 
-        Over connections of its own, so that no look has to wait for the primary; what
-        comes of it is known by the next one.
+        This uses connections of its own, after the run has reported: a run never waits
+        for the primary. The next run knows the result.
         """
-        comparison, wonders = self._comparison, self._wonders
-        self._wonders = False
-        if comparison is not None and wonders and not self.over:
+        comparison, wanted = self._comparison, self._compare_next
+        self._compare_next = False
+        if comparison is not None and wanted and not self.ended:
             try:
-                self._history.found_twin(comparison.is_twin())
+                self._history.found_same_server(comparison.is_same_server())
             except Exception:  # noqa: BLE001 - the primary may be out; ask again
-                self._wonders = True
+                self._compare_next = True
 
     def close(self) -> None:
         """Close what is open."""
@@ -251,26 +261,26 @@ class ReplicaProbe:
         _close(connection)
 
     def end(self) -> None:
-        """Close the connection for good; a look that goes on does it when it ends."""
-        self.over = True
+        """Close the connection for good, now or when the present run ends."""
+        self.ended = True
         if self._comparison is not None:
             self._comparison.end()
-        if self.looking:
+        if self.running:
             self.wake()
         else:
             self.close()
 
     def abandon(self) -> None:
-        """Leave the connection to the parent of this process, for good."""
-        self.over = self.abandoned = True
+        """In a forked child, leave the connections to the parent process, for good."""
+        self.ended = self.abandoned = True
         if self._comparison is not None:
             self._comparison.abandon()
         for connection in filter(None, (self._connection, self._former)):
             leave_to_parent(connection)
 
     def wake(self) -> None:
-        """End a look that hangs, if it waits on a socket that can be known."""
-        waiting = self._connection or (None if self.serves else self._former)
+        """End a run that hangs, if its driver shows the socket it waits on."""
+        waiting = self._connection or (None if self.former_answers else self._former)
         if waiting is not None:
             hang_up(waiting)
 
@@ -283,8 +293,8 @@ class PrimaryProbe(ReplicaProbe):
         surroundings: Returns the block to connect in.
 
     Attributes:
-        answer: What the latest look has found.
-        pooled: Whether it was reached through a connection pooler.
+        report: What the latest run has found.
+        pooled: Whether the primary was reached through a connection pooler.
     """
 
     def __init__(
@@ -293,23 +303,23 @@ class PrimaryProbe(ReplicaProbe):
         surroundings: Surroundings = contextlib.nullcontext,
     ) -> None:
         super().__init__(member, surroundings=surroundings)
-        self.answer: TimedReport | None = None
+        self.report: TimedReport | None = None
         self.pooled = False
 
-    def _question(self, connection: Any, *, anew: bool) -> ReplicaReport:
+    def _query(self, connection: Any, *, anew: bool) -> ReplicaReport:
         asked = time.monotonic()
         dialect = self.member.target.dialect
-        facts = ask_primary(connection, dialect.name, whole=True)
-        self.answer = TimedReport(facts, asked, time.monotonic(), anew)
+        report = ask_primary(connection, dialect.name, whole=True)
+        self.report = TimedReport(report, asked, time.monotonic(), anew)
         told = backend_pid(dialect.driver, connection)
-        self.pooled = bool(told) and facts.backend not in {None, told}
-        # By its name the primary may be found next time; and a pooler might set aside
-        # one of its few connections for one that is kept.
-        self._keep = not (facts.standby or self.pooled)
+        self.pooled = bool(told) and report.backend not in {None, told}
+        # A new connection may find the primary behind the same name; and a pooler might
+        # reserve one of its few server connections for one that is kept.
+        self._keep = not (report.standby or self.pooled)
         return ReplicaReport()
 
     def successor(self) -> ReplicaProbe:
-        """Return what looks in its place, while a look of its own does not end."""
+        """Return a probe to use instead, while a run of this one does not end."""
         other = PrimaryProbe(self.member, self._surroundings)
         other.pooled = self.pooled
         return other
@@ -317,7 +327,7 @@ class PrimaryProbe(ReplicaProbe):
 
 def _answers(connection: Any) -> bool:
     try:
-        observe(connection, ping)
+        query_server(connection, ping)
         connection.rollback()
     except Exception:  # noqa: BLE001 - drivers raise what they like
         return False

@@ -1,8 +1,8 @@
-"""Statements that wait in vain, while a replica is well for who looks at it.
+"""Releases statements that wait for an answer which will never come.
 
-A firewall may forget some flows and not others; of several servers behind one address
-one may hang. A look over its own connection sees nothing of that. So whoever has waited
-for long has the server asked whether it works for them.
+A firewall may drop some connections and not others; of several servers behind one
+address, one may hang. A probe over its own connection sees nothing of that. So once a
+statement has waited for long, its server is asked whether it works on it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["StuckStatements", "WaitingStatement"]
 
 _SLOW = 0.2
-"""Seconds without a word after which an answer is slow."""
+"""Seconds without traffic after which an answer is slow."""
 _MEMORY = 5.0
 """Seconds for which a replica that was slow is taken to be slow."""
 _GRACE = 0.25
@@ -38,33 +38,33 @@ _GRACE = 0.25
 
 @dataclass(eq=False)
 class WaitingStatement:
-    """A wait that goes on, with readings of the clock.
+    """A statement that waits for an answer; times are by the monotonic clock.
 
     Attributes:
-        wait: As it was when it was first seen.
+        pending: The wait as it was first seen.
         since: When something was last sent or received.
         sent: When something was last sent.
-        ask: When its server is to be asked, should it have waited for long.
-        end: When it is to be ended, should it still be there.
+        ask_at: When to ask its server, if it has waited for long.
+        end_at: When to end its connection, if it still waits.
     """
 
-    wait: PendingAnswer
+    pending: PendingAnswer
     since: float
     sent: float
-    ask: float = 0.0
-    end: float = math.inf
+    ask_at: float = 0.0
+    end_at: float = math.inf
 
 
 class StuckStatements:
-    """Over the waits of a pool's replicas. For one thread.
+    """Watches the statements that wait on a pool's replicas. For one thread.
 
     Args:
-        bound: Seconds that a statement may wait before its server is asked, and until
-            it is asked again.
-        timeout: Seconds for an inquiry.
-        done: Gets something when an inquiry is done.
-        unfit: Told which replica must not be used for a while, and why, before who
-            waits there goes elsewhere.
+        bound: Seconds that a statement may wait before its server is asked, and again
+            before it is asked once more.
+        timeout: Seconds for an activity query.
+        done: Receives something when an activity query is done.
+        take_out: Told which replica must not be used for a while, and why, before its
+            waiting statements are released.
         surroundings: Returns the block to connect in.
     """
 
@@ -73,140 +73,148 @@ class StuckStatements:
         bound: float,
         timeout: float,
         done: SimpleQueue[Any],
-        unfit: Callable[[Member[Engine], UnansweredError], None],
+        take_out: Callable[[Member[Engine], UnansweredError], None],
         surroundings: Surroundings,
     ) -> None:
         self._bound = bound
         self._timeout = timeout
         self._done = done
-        self._unfit = unfit
+        self._take_out = take_out
         self._surroundings = surroundings
-        self._suspects: dict[
+        # By the connection, and what it has received: with more it is another wait.
+        self._waiting: dict[
             Member[Engine], dict[tuple[int, int], WaitingStatement]
         ] = {}
-        self._inquiries: dict[
+        self._queries: dict[
             ActivityQuery, tuple[Member[Engine], list[WaitingStatement]]
         ] = {}
 
-    def see(
-        self, member: Member[Engine], replica: ReplicaServer | None, now: float
+    def scan(
+        self, member: Member[Engine], server: ReplicaServer | None, now: float
     ) -> list[WaitingStatement]:
-        """Look who waits, and end what is to be ended; return whom to ask about."""
-        known, found = self._suspects.pop(member, {}), {}
-        for wait in () if replica is None else replica.waits():
-            key = (id(wait.connection), wait.received)
+        """See which statements wait, and end those whose time has come.
+
+        Returns:
+            The statements that the server is to be asked about.
+        """
+        known, found = self._waiting.pop(member, {}), {}
+        for pending in () if server is None else server.pending_answers():
+            key = (id(pending.connection), pending.received)
             one = known.get(key)
             if one is None:
-                one = WaitingStatement(wait, now - wait.silent, now - wait.sent)
+                one = WaitingStatement(
+                    pending, now - pending.silent, now - pending.sent
+                )
             found[key] = one
-        if not found or replica is None:
+        if not found or server is None:
             return []
         if any(now - one.since >= _SLOW for one in found.values()):
-            replica.slow_until = now + _MEMORY
-        self._suspects[member] = found
-        ended = [one for one in found.values() if now >= one.end]
+            server.slow_until = now + _MEMORY
+        self._waiting[member] = found
+        ended = [one for one in found.values() if now >= one.end_at]
         if ended:
-            self._end(member, replica, ended)
+            self._end(member, server, ended)
         return [one for one in found.values() if now >= self._due(one)]
 
     def _due(self, one: WaitingStatement) -> float:
-        return max(one.since + self._bound, one.ask)
+        return max(one.since + self._bound, one.ask_at)
 
-    def times(self) -> list[float]:
-        """Return the readings of the clock at which there is something to do."""
-        suspects = [one for found in self._suspects.values() for one in found.values()]
-        inquiries = [inquiry.deadline for inquiry in self._inquiries]
-        return [min(self._due(one), one.end) for one in suspects] + inquiries
+    def deadlines(self) -> list[float]:
+        """Return the times at which there is something to do."""
+        waiting = [one for found in self._waiting.values() for one in found.values()]
+        queries = [query.deadline for query in self._queries]
+        return [min(self._due(one), one.end_at) for one in waiting] + queries
 
     def forget(self, member: Member[Engine]) -> None:
-        """Forget a replica that nobody uses any more."""
-        self._suspects.pop(member, None)
+        """Forget a replica that is not used any more."""
+        self._waiting.pop(member, None)
 
-    def asked(self, suspects: list[WaitingStatement], now: float) -> None:
-        """Note that these are being asked about."""
-        for one in suspects:
-            one.ask = now + self._bound
+    def mark_asked(self, waiting: list[WaitingStatement], now: float) -> None:
+        """Note that a server is being asked about these."""
+        for one in waiting:
+            one.ask_at = now + self._bound
 
     def judge(
         self,
         member: Member[Engine],
-        suspects: list[WaitingStatement],
+        waiting: list[WaitingStatement],
         backends: list[Backend] | None,
         now: float,
         *,
         well: bool,
     ) -> None:
-        """Decide over waits, by what one server of a replica's address says.
+        """Decide over statements, by what one server of a replica's address says.
 
         Args:
             member: The replica.
-            suspects: The waits.
+            waiting: The statements.
             backends: What the server does; None if none could be asked.
-            now: The clock's reading.
-            well: Whether new connections to the replica can be had.
+            now: The time.
+            well: Whether the replica takes new connections.
         """
         if backends is None:
             return
-        left = self._decide(member, suspects, backends, now)
+        left = self._decide(member, waiting, backends, now)
         if not left:
             return
         if not well:
-            self._condemn(left, now)
+            _end_soon(left, now)
             return
         until = now + self._timeout
-        inquiry = ActivityQuery(member.target, until, self._surroundings)
-        self._inquiries[inquiry] = member, left
-        inquiry.begin(self._done)
+        query = ActivityQuery(member.target, until, self._surroundings)
+        self._queries[query] = member, left
+        query.begin(self._done)
 
-    def conclude(self, now: float) -> None:
-        """Decide over waits whose inquiries are done, or have taken too long."""
-        for inquiry, (member, suspects) in list(self._inquiries.items()):
-            if inquiry.done or now >= inquiry.deadline:
-                del self._inquiries[inquiry]
-                inquiry.end()
-                left = self._decide(member, suspects, list(inquiry.backends), now)
-                self._condemn(left, now)
+    def finish_queries(self, now: float) -> None:
+        """Decide over statements whose activity queries are done or have timed out."""
+        for query, (member, waiting) in list(self._queries.items()):
+            if query.done or now >= query.deadline:
+                del self._queries[query]
+                query.end()
+                left = self._decide(member, waiting, list(query.backends), now)
+                _end_soon(left, now)
 
     def _decide(
         self,
         member: Member[Engine],
-        suspects: list[WaitingStatement],
+        waiting: list[WaitingStatement],
         backends: list[Backend],
         now: float,
     ) -> list[WaitingStatement]:
-        """Return those of which this server knows nothing."""
+        """Return the statements of which these backends know nothing."""
         driver, left = member.target.dialect.driver, []
-        for one in suspects:
-            works = works_on(one.wait, one.sent, driver, backends)
+        for one in waiting:
+            works = works_on(one.pending, one.sent, driver, backends)
             if works is None:
                 left.append(one)
             elif works:
-                one.ask = now + self._bound
+                one.ask_at = now + self._bound
             else:
-                self._condemn([one], now)
+                _end_soon([one], now)
         return left
-
-    def _condemn(self, suspects: list[WaitingStatement], now: float) -> None:
-        for one in suspects:
-            one.end = now + _GRACE
 
     def _end(
         self,
         member: Member[Engine],
-        replica: ReplicaServer,
-        suspects: list[WaitingStatement],
+        server: ReplicaServer,
+        waiting: list[WaitingStatement],
     ) -> None:
-        # First: who is released picks another replica at once.
-        self._unfit(member, UnansweredError(member.name, len(suspects), self._bound))
-        for one in suspects:
-            replica.end(one.wait)
+        # First: a read that is released picks another replica at once.
+        self._take_out(member, UnansweredError(member.name, len(waiting), self._bound))
+        for one in waiting:
+            server.end_connection(one.pending)
 
     def end(self) -> None:
-        """End the inquiries."""
-        for inquiry in self._inquiries:
-            inquiry.end()
+        """End the activity queries."""
+        for query in self._queries:
+            query.end()
 
     def abandon(self) -> None:
-        """Leave their connections to the parent of this process, for good."""
-        for inquiry in self._inquiries:
-            inquiry.abandon()
+        """In a forked child, leave their connections to the parent, for good."""
+        for query in self._queries:
+            query.abandon()
+
+
+def _end_soon(waiting: list[WaitingStatement], now: float) -> None:
+    for one in waiting:
+        one.end_at = now + _GRACE

@@ -28,19 +28,19 @@ if TYPE_CHECKING:
     from .dbapi_connections import Surroundings
     from .in_flight import PendingAnswer
 
-__all__ = ["ActivityQuery", "Backend", "can_ask", "list_backends", "works_on"]
+__all__ = ["ActivityQuery", "Backend", "can_list_backends", "list_backends", "works_on"]
 
 
 class Backend(NamedTuple):
     """What a server does for one of its clients.
 
     Attributes:
-        pid: The id by which its driver knows it.
+        pid: The id by which the client's driver knows it.
         port: The client's TCP port, as the server sees it; None for other sockets.
         works: Whether a statement runs, and neither side waits for the other.
-        began: When the statement did, by this process's monotonic clock; None if the
+        began: When the statement began, by this process's monotonic clock; None if the
             server does not tell.
-        spread: Seconds that this may be wrong.
+        spread: Seconds by which *began* may be wrong.
     """
 
     pid: int
@@ -50,16 +50,18 @@ class Backend(NamedTuple):
     spread: float
 
     def may_have_begun(self, sent: float, later: float) -> bool:
-        """Whether its statement may be what was sent then, if it came *later* at most.
+        """Whether its statement may be the one that was sent then.
 
-        All in seconds.
+        Args:
+            sent: When that one was sent, by the monotonic clock.
+            later: Seconds that it may have taken to arrive.
         """
         if self.began is None:
             return True
         return -self.spread <= self.began - sent <= later + self.spread
 
 
-# Where a statement's text cannot be seen, neither can the rest; but one's own can.
+# An account always sees its own sessions; of others it may see the pid alone.
 _POSTGRESQL = """
 SELECT pid, client_port,
        state NOT LIKE 'idle%' AND wait_event_type IS DISTINCT FROM 'Client',
@@ -85,7 +87,7 @@ _WRITES = frozenset({"Writing to net", "Sending to client"})
 
 
 def _mysql(cursor: Any) -> list[Backend]:
-    """Ask for the threads of one's own account; it takes a privilege to see others."""
+    """Ask for the threads of this account; to see others takes a privilege."""
     cursor.execute("SHOW PROCESSLIST")
     now = time.monotonic()
     names = [column[0] for column in cursor.description]
@@ -94,30 +96,30 @@ def _mysql(cursor: Any) -> list[Backend]:
         row = values if isinstance(values, dict) else dict(zip(names, values))  # noqa: B905 - as many as there are names
         port = str(row["Host"]).rpartition(":")[2]
         works = row["Command"] in _COMMANDS and row["State"] not in _WRITES
-        # Whole seconds are told, rounded down.
+        # The server reports whole seconds, rounded down.
         began = None if row["Time"] is None else now - float(row["Time"]) - 0.5
         number = int(port) if port.isdigit() else None
         found.append(Backend(row["Id"], number, works, began, 1.0))
     return found
 
 
-_QUESTIONS: dict[str, Callable[[Any], list[Backend]]] = {
+_QUERIES: dict[str, Callable[[Any], list[Backend]]] = {
     "postgresql": _postgresql,
     "mysql": _mysql,
     "mariadb": _mysql,
 }
 
 
-def can_ask(dialect: str) -> bool:
-    """Whether a dialect's servers can be asked, by SQLAlchemy's name for it."""
-    return dialect in _QUESTIONS
+def can_list_backends(dialect: str) -> bool:
+    """Whether servers of a dialect can be asked (SQLAlchemy's name for it)."""
+    return dialect in _QUERIES
 
 
 def list_backends(dialect: str, connection: Any) -> list[Backend]:
     """Ask a server what it does for the clients of its database.
 
     Args:
-        dialect: One that :func:`can_ask`.
+        dialect: One that :func:`can_list_backends`.
         connection: A DBAPI connection; its transaction is rolled back.
 
     Raises:
@@ -125,7 +127,7 @@ def list_backends(dialect: str, connection: Any) -> list[Backend]:
     """
     cursor = connection.cursor()
     try:
-        found = _QUESTIONS[dialect](cursor)
+        found = _QUERIES[dialect](cursor)
     finally:
         cursor.close()
     connection.rollback()
@@ -133,31 +135,32 @@ def list_backends(dialect: str, connection: Any) -> list[Backend]:
 
 
 def works_on(
-    wait: PendingAnswer, since: float, driver: str, backends: list[Backend]
+    pending: PendingAnswer, sent: float, driver: str, backends: list[Backend]
 ) -> bool | None:
-    """Whether a server works on what somebody waits for; None if it may be another's.
+    """Whether a server works on a statement; None if another server may do so.
 
-    Where the server sees the client itself, the two ids tell. Behind a proxy only that
-    of the process is the same, and where an address stands for several servers, another
-    one may have it, too. Behind a pooler neither is; there a statement that began when
-    this one was sent is taken for it.
+    Where the server sees the client directly, the backend's pid and the client's port
+    identify the statement. Behind a proxy only the pid is the same, and where an
+    address stands for several servers, another one may have the same pid. Behind a
+    pooler neither is the same; there a statement that began when this one was sent is
+    taken for it.
 
     Args:
-        wait: The wait.
-        since: When the statement was sent, by this process's monotonic clock.
-        driver: The connection's.
+        pending: The wait for the statement's answer.
+        sent: When the statement was sent, by this process's monotonic clock.
+        driver: SQLAlchemy's name for the connection's driver.
         backends: What the server does.
     """
-    pid = _pid(driver, wait.connection)
+    pid = _pid(driver, pending.connection)
     own = [one for one in backends if one.pid == pid]
     for one in own:
-        if one.port == wait.port:
+        if one.port == pending.port:
             return one.works
     later, alike = math.inf, own
-    # MariaDB's and MySQL's poolers do not show.
-    if not own and (POOLED in wait.record.info or driver == "pymysql"):
+    # Poolers of MariaDB and MySQL cannot be recognised.
+    if not own and (POOLED in pending.record.info or driver == "pymysql"):
         later, alike = 0.0, backends
-    return any(one.works and one.may_have_begun(since, later) for one in alike) or None
+    return any(one.works and one.may_have_begun(sent, later) for one in alike) or None
 
 
 def _pid(driver: str, connection: Any) -> int:
@@ -173,15 +176,19 @@ _TRIES = 3
 
 
 class ActivityQuery:
-    """One inquiry, in threads of its own.
+    """Asks a replica's address what its server does for its clients.
+
+    It opens several connections at once, each in a thread of its own. Where the address
+    stands for several servers, each connection may reach another one, and one of them
+    may hang.
 
     Args:
-        engine: The replica's.
-        deadline: The clock's reading at which nobody waits for more answers.
+        engine: The replica's engine.
+        deadline: When to stop waiting for answers, by the monotonic clock.
         surroundings: Returns the block to connect in.
 
     Attributes:
-        deadline: The same.
+        deadline: As the argument.
         backends: What was found so far.
     """
 
@@ -196,8 +203,8 @@ class ActivityQuery:
         self._engine = engine
         self._surroundings = surroundings
         self._left = 0
-        self._over = self._abandoned = False
-        # Each thread has a place of its own, and the count a lock.
+        self._ended = self._abandoned = False
+        # Each thread has an index of its own; the lock is for the count.
         self._open: list[Any] = [None] * _TRIES
         self._lock = threading.Lock()
 
@@ -207,28 +214,29 @@ class ActivityQuery:
         return not self._left
 
     def begin(self, done: SimpleQueue[Any]) -> None:
-        """Ask.
+        """Start the threads.
 
         Args:
-            done: Gets None once no more answers will come.
+            done: Receives None once no more answers will come.
         """
-        for place in range(_TRIES):
+        self._left = _TRIES
+        for index in range(_TRIES):
             thread = threading.Thread(
                 target=self._run,
-                args=(place, done),
-                name="flask_replicated inquiry",
+                args=(index, done),
+                name="flask_replicated activity query",
                 daemon=True,
             )
-            self._left += 1
             try:
                 thread.start()
             except RuntimeError:  # no more threads
-                self._left -= 1
+                with self._lock:
+                    self._left -= 1
 
-    def _run(self, place: int, done: SimpleQueue[Any]) -> None:
+    def _run(self, index: int, done: SimpleQueue[Any]) -> None:
         try:
-            found = self._ask(place)
-        except Exception:  # noqa: BLE001 - one that cannot be asked tells nothing
+            found = self._ask(index)
+        except Exception:  # noqa: BLE001 - an unreachable server tells nothing
             found = []
         with self._lock:
             self.backends += found
@@ -238,27 +246,27 @@ class ActivityQuery:
         while self._abandoned:
             done.get()  # a greenlet in a forked child
 
-    def _ask(self, place: int) -> list[Backend]:
+    def _ask(self, index: int) -> list[Backend]:
         connection = connect_unpooled(self._engine, self._surroundings)
-        self._open[place] = connection
+        self._open[index] = connection
         try:
-            if self._over:  # looked at once it can be ended, or it might be missed
+            if self._ended:  # checked after end() can see the connection
                 return []
             prepare_unpooled(self._engine, connection)
             return list_backends(self._engine.dialect.name, connection)
         finally:
             with contextlib.suppress(Exception):
                 connection.close()
-            self._open[place] = None
+            self._open[index] = None
 
     def end(self) -> None:
-        """End what still waits on a socket that can be known."""
-        self._over = True
+        """End connections that still wait, where the driver shows the socket."""
+        self._ended = True
         for connection in filter(None, self._open):
             hang_up(connection)
 
     def abandon(self) -> None:
-        """Leave the connections to the parent of this process, for good."""
-        self._over = self._abandoned = True
+        """In a forked child, leave the connections to the parent, for good."""
+        self._ended = self._abandoned = True
         for connection in filter(None, self._open):
             leave_to_parent(connection)

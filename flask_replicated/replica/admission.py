@@ -1,4 +1,4 @@
-"""What a server must say of itself before a new connection to it is used."""
+"""Asks a server for its role and lag before a new connection to it is used."""
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ if TYPE_CHECKING:
 __all__ = ["Admission", "accept_any_lag"]
 
 accept_any_lag: ContextVar[bool] = ContextVar("flask_replicated_any_lag", default=False)
-"""Whether whoever connects takes a replica that is too far behind, as none is not."""
+"""Whether a connect accepts a replica that is too far behind, as all others are."""
 
 _AGAIN = 5.0
-"""Seconds after which one is asked again where no look in the background does it."""
-_COMPARED = 60.0
-"""Seconds for which it is not compared with the primary again, there too."""
+"""Seconds after which a server is asked again where no background probe does it."""
+_COMPARE_AGAIN = 60.0
+"""Seconds after which it is compared with the primary again, there too."""
 
 
 class Admission:
     """Refuses connections to a server that is no replica, or too far behind.
 
-    It is asked over each new connection, before anybody else has it: so a process that
-    has just begun, and a replica that is new or back, need not wait for a look. Where
-    there is no look, a pooled connection is replaced by a new one from time to time.
+    The server is asked over each new connection before that is handed out. So neither a
+    process that has just started nor a replica that is new or back has to wait for a
+    background probe. Where there is no probe, a pooled connection is replaced by a new
+    one from time to time.
 
     Args:
         name: The replica's bind name.
@@ -43,9 +44,10 @@ class Admission:
         history: What was seen of the server.
         role_check: Whether one that is no replica is refused.
         max_lag: Seconds that it may be behind; None for any.
-        watched: Whether there is a look in the background.
-        comparison: Finds out whether it is the primary, where no look does it; or None.
-        clock: Returns seconds that never go backwards.
+        watched: Whether the replica is probed in the background.
+        comparison: Finds out whether it is the primary's own server, where no probe
+            does it; or None.
+        clock: Returns monotonic seconds.
     """
 
     def __init__(
@@ -63,16 +65,16 @@ class Admission:
         self._history = history
         self._fault = partial(unfit_error, name, role_check=role_check, max_lag=max_lag)
         self._clock = clock
-        self._observers = _observers(dialect, role_check, max_lag)
+        self._queries = _queries(dialect, role_check, max_lag)
         self._asked = clock()
-        self._again = None if watched or not self._observers else _AGAIN
+        self._again = None if watched or not self._queries else _AGAIN
         self._comparison = comparison
         self._compare_at = clock()
 
     def is_due(self) -> bool:
-        """Whether a pooled connection must make place for one that asks.
+        """Whether a pooled connection must be replaced by a new one, which asks again.
 
-        Only the first who wants to know is told so.
+        It is true once; from then on, not until the interval is over again.
         """
         if self._again is None:
             return False
@@ -89,38 +91,38 @@ class Admission:
             MisconfiguredReplicaError: The server has another database.
             WrongRoleError: It is no replica.
             DivergedReplicaError: It does not follow the primary.
-            ReplicaLagsError: It is too far behind, or nobody knows how far.
+            ReplicaLagsError: It is too far behind, or it is unknown how far.
             Exception: The driver's, if it does not answer at all.
         """
-        if not self._observers:
+        if not self._queries:
             return
         self._asked = self._clock()
-        if self._history.kinship is not None:
-            self._history.kinship.ask(connection)
         history = self._history
+        if history.same_database is not None:
+            history.same_database.check(connection)
         progress = history.progress.copy()
-        found = history.settle(connection, self._observers, self._clock, progress)
+        found = history.ask(connection, self._queries, self._clock, progress)
         history.progress = progress
         if found.doubtful:
             self._compare()
         fault = self._fault(found)
-        # Not the error itself, which would keep alive who is waiting here.
-        self._history.lags = lags = isinstance(fault, ReplicaLagsError)
+        # Not the error itself: its traceback would keep the caller's frames alive.
+        history.lags = lags = isinstance(fault, ReplicaLagsError)
         if fault is not None and not (lags and accept_any_lag.get()):
             raise fault
 
     def _compare(self) -> None:
-        """Find out whether it is the primary, for the connections after this one."""
+        """Find out in the background whether it is the primary's own server."""
         now = self._clock()
         if self._comparison is not None and now >= self._compare_at:
-            self._compare_at = now + _COMPARED
-            self._comparison.begin(self._history.found_twin)
+            self._compare_at = now + _COMPARE_AGAIN
+            self._comparison.begin(self._history.found_same_server)
 
 
-def _observers(
+def _queries(
     dialect: str, role_check: bool, max_lag: float | None
 ) -> tuple[ReportQuery, ...]:
-    """Return what to ask, and what next if the server does not know that."""
+    """Return what to ask, and what to ask next if the server does not know that."""
     if not role_check and max_lag is None:
         return ()
     if dialect in {"mysql", "mariadb"}:

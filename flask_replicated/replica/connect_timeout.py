@@ -50,18 +50,29 @@ _TIMEOUT_ARGUMENT = {
 
 
 def timeout_argument(driver: str) -> str | None:
-    """Return what a driver's limit on connecting is called, if it has one."""
+    """Return the name of a driver's connect timeout argument, if it has one."""
     return _TIMEOUT_ARGUMENT.get(driver)
 
 
 def limit_connect(
     engine: Engine, seconds: int, read_timeout: float | None
 ) -> Callable[[Any, Any], None] | None:
-    """Bound the time to connect; return what lifts the bound from a new connection."""
+    """Give the driver a timeout for connecting.
+
+    Args:
+        engine: Before its first connection.
+        seconds: How long a connect may take.
+        read_timeout: Seconds that a statement may take, or None. Some drivers have one
+            socket timeout for both.
+
+    Returns:
+        A listener to ``connect`` that takes the timeout off the new connection, where
+        the driver would apply it to statements too; or None.
+    """
     argument = timeout_argument(engine.driver)
     if argument is None:
         return None
-    # A second more than the server has, so that it is the one to say so.
+    # A second more than the server's own limit, so that the server reports it first.
     read_seconds = None if read_timeout is None else math.ceil(read_timeout) + 1
     others: dict[str, float] = {}
     if engine.driver == "mysqldb" and read_seconds is not None:
@@ -82,17 +93,17 @@ def limit_connect(
 
 
 def _lift_socket_limit(connection: Any, _record: Any) -> None:
-    """Let pg8000 wait for answers; its limit on connecting is one on every read."""
+    """Let pg8000 wait for answers: its connect timeout applies to every read."""
     connection._usock.settimeout(None)  # noqa: SLF001 - it has no other name
 
 
 def _limit_greeting(
     engine: Engine, seconds: int, read_seconds: int | None
 ) -> Callable[[Any, Any], None]:
-    """Bound the wait for the server's first words, which PyMySQL does not.
+    """Limit the wait for the server's greeting, which PyMySQL does not.
 
-    Its ``connect_timeout`` ends when the kernel has accepted, and a server that hangs
-    lets the kernel accept. So the limit on reads stands in until it has spoken.
+    Its ``connect_timeout`` covers the TCP connect alone, which the kernel of a server
+    that hangs still accepts. So ``read_timeout`` is used until the server has answered.
     """
     ours = False
 
@@ -114,35 +125,37 @@ def _limit_greeting(
 
 _LIBPQ = frozenset({"psycopg", "psycopg2"})
 _LIMIT = "connect_timeout"
-_TAKES_ONE = 170000  # the version of libpq from which on a second is not taken for two
+_TAKES_ONE = 170000  # the first version of libpq that does not turn 1 into 2
 
 
 ONE_BIND_EACH = "Give each host a bind of its own"
-"""What helps a replica."""
+"""Remedy for a replica."""
 NAME_A_LIMIT = "Say how long each host may take, as in '?connect_timeout=2'"
-"""What helps a primary, whose successors its URL may well name."""
+"""Remedy for a primary, whose URL may well name several hosts for failover."""
 
 
 def connect_share(seconds: int, dialect: Dialect, arguments: Mapping[str, Any]) -> int:
-    """Return the whole seconds that each of a replica's hosts may take to connect.
+    """Return the whole seconds that each host of a URL may take to connect.
+
+    libpq's drivers try several hosts one after the other, with one timeout for each.
 
     Args:
         seconds: What all may take together; drivers take no fractions.
-        dialect: The replica's.
-        arguments: What the driver is told.
+        dialect: The engine's.
+        arguments: The driver's connect arguments.
     """
     tries = _tries(dialect, arguments)
     return seconds if tries == 1 else max(seconds // tries, _least(dialect))
 
 
 def warn_of_hosts(whose: str, engine: Engine, seconds: int, remedy: str) -> None:
-    """Say so if a URL's hosts together may take longer to connect than a server may.
+    """Log a warning if a URL's hosts together may exceed the connect timeout.
 
     Args:
         whose: Whose URL it is.
         engine: Its engine.
-        seconds: What a connect may take.
-        remedy: What to do, unless more time is given.
+        seconds: The connect timeout.
+        remedy: What to do, unless the timeout is raised.
     """
     dialect = engine.dialect
     if dialect.driver not in _LIBPQ:
@@ -167,31 +180,31 @@ def warn_of_hosts(whose: str, engine: Engine, seconds: int, remedy: str) -> None
 
 
 def _tries(dialect: Dialect, arguments: Mapping[str, Any]) -> int:
-    """Return how many connects a driver may try for one; a name's addresses apart."""
+    """Return how many hosts a driver may try for one connect."""
     if dialect.driver not in _LIBPQ:
         return 1
     hosts = arguments.get("hostaddr") or arguments.get("host") or ""
-    # It looks for a standby first, and then takes what there is.
+    # libpq tries every host for a standby first, and then for any server.
     twice = arguments.get("target_session_attrs") == "prefer-standby"
     return (str(hosts).count(",") + 1) * (2 if twice else 1)
 
 
 def _least(dialect: Dialect) -> int:
-    """Return the fewest seconds that a driver gives to a host, whatever it is told."""
-    # psycopg 3 says no such thing, and takes 1 for 2 with every libpq.
+    """Return the shortest timeout, in seconds, that a driver applies to a host."""
+    # psycopg 3 does not show this, and takes 1 for 2 with every libpq.
     libpq: int = getattr(dialect.dbapi, "__libpq_version__", 0)
     return 1 if libpq >= _TAKES_ONE else 2
 
 
 class TimeLimit:
-    """Ends the conversation on a connection after some time, unless it is lifted.
+    """Ends a connection after some time, unless the limit is lifted.
 
-    Whoever waits on the connection then gets the driver's error of a lost one. Where
-    the driver does not show its socket there is no limit.
+    A thread that waits on the connection then gets the driver's error of a lost one.
+    Where the driver does not show its socket there is no limit.
 
     Args:
         connection: A DBAPI connection.
-        seconds: How long.
+        seconds: How long it may take.
 
     Attributes:
         reached: Whether the connection was ended.
@@ -207,7 +220,7 @@ class TimeLimit:
         self._timer.daemon = True
 
     def start(self) -> TimeLimit:
-        """Let the time run from here on."""
+        """Start the timer."""
         if fileno_of(self._connection) is not None:
             try:
                 self._timer.start()
@@ -216,23 +229,26 @@ class TimeLimit:
         return self
 
     def lift(self) -> bool:
-        """Do nothing to the connection from here on; return whether it was ended."""
+        """Stop the timer; return whether the connection was ended."""
         self._timer.cancel()
         with self._lock:
             self._lifted = True
         return self.reached
 
     def _reach(self) -> None:
-        with self._lock:  # no socket is waited for here
+        with self._lock:  # shutting a socket down does not block
             if not self._lifted:
                 self.reached = hang_up(self._connection)
 
 
 class SetupTimeout:
-    """Bounds the time from when a server has accepted until it has said enough.
+    """Limits what happens between a server's log-in and the use of the connection.
 
-    All that listens to ``connect`` in between shares it: SQLAlchemy's own questions,
-    the application's listeners that were registered before, and this package's.
+    Drivers limit the connect, and nothing that follows: SQLAlchemy asks a new server
+    for its version, and this package asks for its role. A pooler accepts connections
+    for a server that is down, and a server may freeze at that moment. Without a limit
+    the caller would wait for minutes, and so would everyone who waits for the first
+    connection of a process. All listeners to ``connect`` share this one limit.
 
     Args:
         engine: The engine, before its first connection.
@@ -247,6 +263,6 @@ class SetupTimeout:
         record.info[self] = TimeLimit(connection, self._seconds).start()
 
     def end(self, record: ConnectionPoolEntry) -> bool:
-        """Lift the limit; return whether the server was silent for too long."""
+        """Lift the limit; return whether the connection was ended by it."""
         limit: TimeLimit | None = record.info.pop(self, None)
         return limit is not None and limit.lift()

@@ -1,8 +1,8 @@
-"""What is asked of every replica's engine, through SQLAlchemy's own events.
+"""Listeners to the connection events of one replica's engine.
 
-None of them is on the path of a statement: a limit on the time to connect, a look
-at its role, a session that the server itself keeps read-only, and a look at a pooled
-connection before it is used again.
+A new connection has a timeout, is asked for the server's role and lag, and gets a
+read-only session. A pooled one is checked before it is used again. Nothing here runs
+for a statement.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from flask_replicated.errors import ReplicaSilentError
 from flask_replicated.forks import refuse_inherited
 from flask_replicated.sockets import hang_up, watch_socket
 
-from .activity import can_ask
+from .activity import can_list_backends
 from .admission import Admission
 from .connect_timeout import ONE_BIND_EACH, SetupTimeout, limit_connect, warn_of_hosts
 from .dbapi_connections import closed_if_refused
@@ -45,28 +45,28 @@ if TYPE_CHECKING:
 __all__ = ["CHANGED", "ReplicaServer"]
 
 CHANGED = "flask_replicated.changed"
-"""Set in a connection's ``info``: its session is no more as it was prepared."""
+"""Key in a connection's ``info``: the session's settings were changed by its user."""
 
 
 class ReplicaServer:
-    """One replica's engine, with what is asked of its connections.
+    """One replica's server: its open connections, and what is known of it.
 
     Args:
         name: The replica's bind name.
         engine: Its engine, before the first connection.
-        connect_timeout: Seconds to connect in; whole ones, rounded up, because
+        connect_timeout: Seconds to connect in, rounded up to whole ones, because
             drivers take no others; several hosts share them. The bind's own
-            ``connect_args`` are stronger. As many for what is asked of the server
-            then, before anybody has the connection.
-        read_timeout: Seconds that a statement may take, or None. The server keeps
-            to it; with PyMySQL and mysqlclient the socket too, a second later.
+            ``connect_args`` take precedence. As many seconds again for what the server
+            is asked before the connection is handed out.
+        read_timeout: Seconds that a statement may take, or None. The server enforces
+            it; with PyMySQL and mysqlclient the socket too, a second later.
         role_check: Whether a server that is surely no replica is refused.
         max_lag: Seconds that the server may be behind; None for any.
-        watched: Whether it is looked at in the background.
-        primary: The primary's engine, where that has to be asked whether the server
-            is its own; or None.
-        kinship: Compares what the server says of itself with what its primary says, if
-            it is to be compared.
+        watched: Whether it is probed in the background.
+        primary: The primary's engine, if the replica is to be compared with it (see
+            :class:`SameServerCheck`); or None.
+        same_database: Compares the server's database with the primary's; None for no
+            check.
         shared: Whether its connection may be the primary's too, and so must be able
             to write.
         status: What is known of the primary; nothing by default.
@@ -78,7 +78,7 @@ class ReplicaServer:
             can find to be over.
         crowded: Whether it is out because its connection pool was exhausted for long,
             of which no look knows either.
-        slow_until: The clock's reading up to which its answers are taken to be slow.
+        slow_until: Until when its answers count as slow, by the monotonic clock.
         history: What was seen of its server.
         admission: Asks the server whether it may be used.
     """
@@ -94,12 +94,12 @@ class ReplicaServer:
         max_lag: float | None = None,
         watched: bool = True,
         primary: Engine | None = None,
-        kinship: SameDatabaseCheck | None = None,
+        same_database: SameDatabaseCheck | None = None,
         shared: bool = False,
         status: PrimaryStatus | None = None,
         surroundings: Surroundings = nullcontext,
     ) -> None:
-        self.history = ReplicaHistory(status, kinship, max_lag)
+        self.history = ReplicaHistory(status, same_database, max_lag)
         self.admission = Admission(
             name,
             engine.dialect.name,
@@ -107,7 +107,7 @@ class ReplicaServer:
             role_check=role_check,
             max_lag=max_lag,
             watched=watched,
-            # The look in the background asks by itself.
+            # The background probe makes the comparison itself.
             comparison=None
             if watched or primary is None
             else SameServerCheck(primary, engine, surroundings=surroundings),
@@ -118,7 +118,9 @@ class ReplicaServer:
         self._name = name
         self._engine = weakref.ref(engine)
         self._driver = engine.dialect.driver
-        self._tells = shows_pending(self._driver) and can_ask(engine.dialect.name)
+        self._shows_pending = shows_pending(self._driver) and can_list_backends(
+            engine.dialect.name
+        )
         self._records: WeakSet[ConnectionPoolEntry] = WeakSet()
         self._seconds = seconds = math.ceil(connect_timeout)
         warn_of_hosts(f"replica {name!r}", engine, seconds, ONE_BIND_EACH)
@@ -128,62 +130,62 @@ class ReplicaServer:
             keep_read_only(
                 name, engine, read_timeout, self.admission.ask, self._in_time
             )
-        if lift is not None:  # no sooner: a server may be silent after the log-in too
+        if lift is not None:  # last: a server may be silent after the log-in too
             event.listen(engine, "connect", lift)
-        self._first_words: SetupTimeout | None = None
-        if engine.dialect.name != "sqlite":  # a file is always there or never
-            # Before anything is asked of it, so that who waits can be released.
+        self._setup_timeout: SetupTimeout | None = None
+        if engine.dialect.name != "sqlite":  # a file is there, or it is not
+            # First, so that a connection that hangs in what follows can be ended.
             event.listen(engine, "connect", self._stamp, insert=True)
-            self._first_words = SetupTimeout(engine, seconds)
+            self._setup_timeout = SetupTimeout(engine, seconds)
             event.listen(engine, "connect", self._finish)
             event.listen(engine, "checkout", self._refuse_stale)
             refuse_inherited(engine)
 
     def hang_up(self) -> int:
-        """End every connection that is open, whoever waits on it.
+        """End every open connection.
 
-        A thread that waits for an answer gets the error of a lost connection at once.
+        A thread that waits for an answer gets the driver's error of a lost connection.
 
         Returns:
-            How many were ended that had not been ended before.
+            How many were ended, not counting those that had been ended before.
         """
         self.pool_exhausted = False
         return sum(map(_end, self._known()))
 
-    def waits(self) -> list[PendingAnswer]:
-        """Return who waits for an answer, as far as that can be known here.
+    def pending_answers(self) -> list[PendingAnswer]:
+        """Return the answers that its connections wait for, as far as can be seen.
 
-        Not who waits for a new connection's first words: they have a bound already.
+        Connections that are still being set up are left out: they have a timeout.
         """
-        if not self._tells:
+        if not self._shows_pending:
             return []
         found = (
             pending_answer(self._driver, record)
             for record in self._known()
-            if self._first_words not in record.info
+            if self._setup_timeout not in record.info
         )
-        return [wait for wait in found if wait is not None]
+        return [pending for pending in found if pending is not None]
 
-    def end(self, wait: PendingAnswer) -> bool:
-        """End a connection if that wait still goes on; whether it did."""
-        now = pending_answer(self._driver, wait.record)
-        if now is None or now.connection is not wait.connection:
+    def end_connection(self, pending: PendingAnswer) -> bool:
+        """End a connection if it still waits for that answer; return whether it did."""
+        now = pending_answer(self._driver, pending.record)
+        if now is None or now.connection is not pending.connection:
             return False
-        if now.received != wait.received:
+        if now.received != pending.received:
             return False
         self.pool_exhausted = False  # there is room again
-        return _end(wait.record)
+        return _end(pending.record)
 
     @property
     def in_use(self) -> bool:
-        """Whether somebody has a connection to it, or is about to have one."""
+        """Whether a connection to it is in use, or being set up."""
         return any(
-            record.in_use or self._first_words in record.info
+            record.in_use or self._setup_timeout in record.info
             for record in self._known()
         )
 
     def is_of(self, engine: Engine) -> bool:
-        """Whether it takes care of this engine, and not of one of the same name."""
+        """Whether it belongs to this engine, and not to another of the same name."""
         return self._engine() is engine
 
     def _known(self) -> list[ConnectionPoolEntry]:
@@ -196,7 +198,7 @@ class ReplicaServer:
     def retire_connections(self) -> None:
         """Let no connection that is open now be used again.
 
-        After an outage only a new connection can vouch for the server. Each old
+        After an outage only a new connection proves that the server is well. Each old
         one is closed when the connection pool would hand it out.
         """
         self.outages += 1
@@ -206,14 +208,14 @@ class ReplicaServer:
         self._records.add(record)
 
     def _finish(self, connection: Any, record: ConnectionPoolEntry) -> None:
-        """Leave a new connection to who asked for it: its server has said enough."""
+        """End the timeout of a new connection, which is ready to be used."""
         with closed_if_refused(connection, record):
             if self._was_silent(record):
                 raise ReplicaSilentError(self._name, self._seconds)
 
     @contextlib.contextmanager
     def _in_time(self, record: ConnectionPoolEntry) -> Iterator[None]:
-        """Give the right reason, where a new connection was ended for its silence."""
+        """Raise the right error where the timeout has ended a new connection."""
         try:
             yield
         except Exception as error:
@@ -222,12 +224,12 @@ class ReplicaServer:
             raise
 
     def _was_silent(self, record: ConnectionPoolEntry) -> bool:
-        return self._first_words is not None and self._first_words.end(record)
+        return self._setup_timeout is not None and self._setup_timeout.end(record)
 
     def _refuse_stale(
         self, _connection: Any, record: ConnectionPoolEntry, _proxy: Any
     ) -> None:
-        """Replace a pooled connection that the server has ended meanwhile."""
+        """Replace a pooled connection that must not be used again, or was closed."""
         outages, readable = record.info.get(self, _UNKNOWN)
         if outages != self.outages:
             raise DisconnectionError("opened before the replica's last outage")
@@ -239,19 +241,19 @@ class ReplicaServer:
             raise DisconnectionError("the server has closed this idle connection")
 
 
-# Of a connection from before this extension was registered.
+# For a connection that was opened before these listeners were added.
 _UNKNOWN = (None, None)
 _ENDED = "flask_replicated.ended"
 
 
 def _end(record: ConnectionPoolEntry) -> bool:
-    """End a record's connection; whether it had not been ended before.
+    """End a record's connection; return whether it had not been ended before.
 
-    Its socket does not tell: it can be shut down again and again without an error.
+    Its socket does not tell: it can be shut down repeatedly without an error.
     """
     connection = record.dbapi_connection
     if connection is None or record.info.get(_ENDED) is connection:
         return False
-    # By its name: the record may have another one at any moment.
+    # The connection itself is noted: the record may get another one at any moment.
     record.info[_ENDED] = connection
     return hang_up(connection)

@@ -30,7 +30,7 @@ __all__ = ["closed_if_refused", "connect_unpooled", "prepare_unpooled"]
 
 
 def connect_unpooled(engine: Engine, surroundings: Surroundings = nullcontext) -> Any:
-    """Open a DBAPI connection as the engine's pool does, and keep it out of the pool.
+    """Open a DBAPI connection as the engine's connection pool does, outside of it.
 
     The engine's creator, or its ``do_connect`` listeners, get a record of its own.
 
@@ -41,22 +41,22 @@ def connect_unpooled(engine: Engine, surroundings: Surroundings = nullcontext) -
 
     Returns:
         The connection. The caller closes it, and calls :func:`prepare_unpooled`
-        before anything else: that may have to wait for the server, too.
+        before anything else, as that may have to wait for the server too.
 
     Raises:
         Exception: Whatever the creator, a listener or the driver raises.
     """
     pool: Any = engine.pool  # read each time: dispose() replaces it
-    # What the pool itself passes. The public base class of it keeps no info.
+    # What the pool itself passes. Its public base class has no info.
     record = _ConnectionRecord(pool, connect=False)
     with unlimited(), surroundings():
         return pool._invoke_creator(record)  # noqa: SLF001 - calls creator() and creator(record) alike
 
 
 def prepare_unpooled(engine: Engine, connection: Any) -> None:
-    """Do to such a connection what the engine's dialect does to each new one.
+    """Prepare such a connection like the engine's dialect prepares each new one.
 
-    So a dialect's own settings, and the engine's ``isolation_level``, hold for it.
+    So the dialect's own settings and the engine's ``isolation_level`` apply to it.
     """
     dialect: Any = engine.dialect
     on_connect = dialect.on_connect_url(engine.url)
@@ -69,29 +69,29 @@ def prepare_unpooled(engine: Engine, connection: Any) -> None:
 
 @contextmanager
 def closed_if_refused(connection: Any, record: Any) -> Iterator[None]:
-    """Let a new connection be closed if what is asked of it inside raises.
+    """Close a new connection if this block of a ``connect`` listener raises.
 
-    It is closed once: some drivers take a second time for an error, which SQLAlchemy
+    It is closed once: some drivers raise an error if closed twice, which SQLAlchemy
     would log with a traceback instead of the real cause.
 
     Args:
         connection: The DBAPI connection.
-        record: Its record in the pool, whose attribute for it may be set.
+        record: Its record in the connection pool, which may be changed.
     """
     try:
         yield
     except BaseException:
         if not _pool_closes():
-            record.dbapi_connection = None  # or the pool might, if it is not a new one
+            record.dbapi_connection = None  # or the pool might close it again
             connection.close()
         raise
 
 
 @functools.cache
 def _pool_closes() -> bool:
-    """Whether this version of SQLAlchemy closes what a listener has refused.
+    """Whether this version of SQLAlchemy closes a connection if a listener raises.
 
-    2.1 does, and the later ones of 2.0; the earlier ones leave it open.
+    2.1 and later releases of 2.0 do; earlier ones leave it open.
     """
     closed: list[bool] = []
     connection: Any = SimpleNamespace(close=lambda: closed.append(True))

@@ -38,14 +38,13 @@ class Verdict(Enum):
     DOWN = "down"
     """It cannot be reached, or is starting up or shutting down."""
     BUSY = "busy"
-    """It lives, and has no connection to spare."""
+    """It is alive, and has no connection to spare."""
     MISCONFIGURED = "misconfigured"
-    """It lives, and never takes such a connection, or has another database."""
+    """It is alive, and never accepts such a connection, or has another database."""
 
 
-# Drivers give no SQLSTATE on connect, unless they speak the protocol themselves, so the
-# English messages are known too. Another language of messages makes a server that is
-# busy look down, which costs it a second.
+# Drivers that use libpq give no SQLSTATE on connect, so the English messages are
+# matched too. In another language a busy server counts as down, for a second.
 _BUSY = frozenset({"53300", "53400"})
 _MYSQL_BUSY = frozenset({1040, 1203, 1226})  # too many connections: all, an account's
 _BUSY_WORDS = re.compile(
@@ -54,21 +53,21 @@ _BUSY_WORDS = re.compile(
 )
 _SHUTTING_DOWN = re.compile(r"the database system is shutting down")
 _READ_ONLY_TRANSACTION = "25006"
-# On a standby nothing else conflicts: it takes no serializable transactions. The
-# second is a deadlock, of which replay is one side.
+# On a standby only replay conflicts with a read, as it takes no serializable
+# transactions. The second is a deadlock with replay.
 _RECOVERY_CONFLICTS = frozenset({"40001", "40P01"})
 _SOCKET_CLOSED = "connection socket closed"
-# A full disk, no memory, a limit of the server's; data, or an index, that is damaged; a
-# server that is at odds with itself. All of class 58 are the system's.
-_AILS = frozenset({"53100", "53200", "53400", "XX000", "XX001", "XX002"})
+# A full disk, no memory, a configured limit; an internal error, damaged data, a damaged
+# index. All of class 58 are system errors.
+_STORAGE = frozenset({"53100", "53200", "53400", "XX000", "XX001", "XX002"})
 _SYSTEM_ERRORS = "58"
-# A full disk; a file that cannot be read or written; what the engine has from the
-# system; an index, or a table, that is damaged; no memory. And a node of Galera that is
-# not of its cluster (1047): it answers whoever asks for no table.
-_MYSQL_AILS = frozenset(
+# A full disk; a file that cannot be read or written; an error of the storage engine; a
+# damaged index or table; no memory. And a Galera node that has left its cluster (1047):
+# it answers statements that read no table.
+_MYSQL_STORAGE = frozenset(
     {1021, 1024, 1026, 1030, 1034, 1037, 1038, 1041, 1047, 1114, 1194, 1195}
 )
-_SQLITE_AILS = frozenset(
+_SQLITE_STORAGE = frozenset(
     {
         "database disk image is malformed",
         "database or disk is full",
@@ -76,22 +75,22 @@ _SQLITE_AILS = frozenset(
         "file is not a database",
     }
 )
-# A shutdown, or the end of this connection alone, while it is in use: not all drivers
-# and not all versions of SQLAlchemy take these for its loss. ProxySQL has no server.
+# A shutdown, or the end of this one connection, while it is in use: not all drivers and
+# versions of SQLAlchemy take these for a disconnect. 9001: ProxySQL has no server.
 _MYSQL_LOST = frozenset({1053, 1077, 1079, 1152, 1184, 1927, 3168, 3169, 9001})
-# A table, a column, a function, anything else that has a name, a schema.
+# A table, a column, a function, any other object, a schema.
 _MISSING = frozenset({"42P01", "42703", "42883", "42704", "3F000"})
-# A label of an enum has the state of any value that cannot be one.
+# An unknown label of an enum has the SQLSTATE of any malformed value.
 _WRONG_VALUE = "22P02"
-# A database, a column, a table (three times), a function (three times), an index that a
-# hint names, what a view is made of.
+# A database, a column, a table (three codes), a function (three codes), an index that a
+# hint names, an object that a view uses.
 _MYSQL_MISSING = frozenset({1049, 1054, 1051, 1109, 1146, 1128, 1305, 1630, 1176, 1356})
 _SQLITE_MISSING = re.compile(
     r"no such (?:table|column|function|index|module|collation sequence)\b"
 )
-# The transaction is read only; the server is.
+# The transaction is read-only; the server is.
 _MYSQL_READ_ONLY = frozenset({1792, 1836})
-# The server runs with an option that forbids it: --read-only, or some other.
+# The server runs with an option that forbids it: --read-only, or another one.
 _MYSQL_OPTION = 1290
 _SQLITE_READ_ONLY = "attempt to write a readonly database"
 
@@ -110,20 +109,20 @@ def judge_connect(error: BaseException) -> Verdict:
 
 
 def refuses_but_lives(error: BaseException) -> bool:
-    """Whether a server lives that has refused a connection, and may serve others.
+    """Whether a server that refused a connection may still serve open ones.
 
     Args:
         error: What a connect raised.
     """
     if judge_connect(error) is not Verdict.DOWN:
         return True
-    # The SQLSTATE would not do: it is the same while a server starts, which has ended
-    # all its connections before.
+    # The SQLSTATE is not enough: it is the same for a server that is starting, and
+    # that has no open connections.
     return _SHUTTING_DOWN.search(str(getattr(error, "orig", error))) is not None
 
 
 def is_read_only_error(error: DBAPIError) -> bool:
-    """Whether a server refused a statement because it may only read there."""
+    """Whether a server refused a statement because it is a write."""
     state, code = codes_of(error)
     return (
         state == _READ_ONLY_TRANSACTION
@@ -134,10 +133,10 @@ def is_read_only_error(error: DBAPIError) -> bool:
 
 
 def failed_on_server(error: DBAPIError) -> bool:
-    """Whether a read has failed on this connection for a reason of the server's own.
+    """Whether a read failed for a reason of the server's, and may succeed elsewhere.
 
-    Replay was in its way; it ails, or shuts down; or psycopg has seen its socket fail,
-    and says so without giving the connection up.
+    It conflicted with replay; the server's storage fails, or it shuts down; or psycopg
+    has found its socket closed, which it reports without invalidating the connection.
     """
     state, code = codes_of(error)
     return (
@@ -149,20 +148,20 @@ def failed_on_server(error: DBAPIError) -> bool:
 
 
 def is_storage_error(error: DBAPIError) -> bool:
-    """Whether a server that answers could not do its work: its disk, its memory."""
+    """Whether a server that answers has failed inside: disk, memory, damaged data."""
     state, code = codes_of(error)
     return (
-        state in _AILS
+        state in _STORAGE
         or state.startswith(_SYSTEM_ERRORS)
-        or code in _MYSQL_AILS
-        or code in _SQLITE_AILS
+        or code in _MYSQL_STORAGE
+        or code in _SQLITE_STORAGE
     )
 
 
 def is_missing_object(error: DBAPIError) -> bool:
-    """Whether a statement names what its server does not have.
+    """Whether a statement uses a table, column, function or other name that is missing.
 
-    A replica may not have it yet: a table, a column, a function, a type, a schema.
+    A replica may not have replayed its creation yet.
     """
     state, code = codes_of(error)
     return (
@@ -173,8 +172,8 @@ def is_missing_object(error: DBAPIError) -> bool:
     )
 
 
-_MEMORY = 5.0  # seconds; errors that lie further apart cost little, and tell little
-_GOES_ON = 2  # errors
+_MEMORY = 5.0  # seconds; errors further apart cost little, and say little
+_REPEATED = 2  # errors
 
 
 class _Seen(NamedTuple):
@@ -183,14 +182,15 @@ class _Seen(NamedTuple):
 
 
 class StorageFailures:
-    """Takes a replica out while its storage fails, and that of no other does.
+    """Takes a replica out when its storage fails reads, and no other replica's does.
 
-    What fails on several of them is a matter of the statement or of the data: it
-    would fail anywhere, and must not take out one replica after the other. For the
-    same reason the last one stays.
+    A replica with a full disk or a damaged file still accepts connections and answers
+    probes; only reads can tell. What fails on several replicas is caused by the
+    statement or the data: it would fail anywhere, and must not take out one replica
+    after the other. For the same reason the last one stays.
 
     Args:
-        clock: Returns seconds that never go backwards.
+        clock: Returns monotonic seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -204,15 +204,15 @@ class StorageFailures:
         pool: Pool[Engine],
         seconds: float,
     ) -> bool:
-        """Hear that a replica's storage has failed a read; return whether it must rest.
+        """Count a read that storage has failed; return whether to avoid the replica.
 
         Args:
             member: The replica.
-            error: What it said.
+            error: The error.
             pool: Its pool.
-            seconds: For how long it is taken out at least, should it be.
+            seconds: How long it is taken out, at least.
         """
-        if not self._goes_on_here(member):
+        if not self._is_repeated(member):
             return False
         if all(other is member for other in pool.live):
             return False
@@ -220,13 +220,13 @@ class StorageFailures:
             pool.trip(member, seconds, error)
         return True
 
-    def _goes_on_here(self, member: Member[Engine]) -> bool:
-        """Note an error; whether it is not the first, and all others have none."""
+    def _is_repeated(self, member: Member[Engine]) -> bool:
+        """Count an error; return whether it is not the first, and no other has any."""
         now = self._clock()
         seen = {m: what for m, what in self._seen.items() if now - what.last < _MEMORY}
         times = 1 + (seen[member].times if member in seen else 0)
         seen[member] = _Seen(times, now)
-        # Without a lock, which a forked child might inherit closed: what two threads
-        # note in one moment may count once.
+        # Without a lock, which a forked child might inherit locked: what two threads
+        # count at the same moment may count once.
         self._seen = seen
-        return times >= _GOES_ON and len(seen) == 1
+        return times >= _REPEATED and len(seen) == 1

@@ -1,4 +1,8 @@
-"""What was seen of one replica, judged beside what is known of its primary."""
+"""Whether a server may be used as a replica: its role, its timeline, its lag.
+
+A promoted standby, one that does not follow the primary, and one that is too far behind
+are unfit. New connections (``admission``) and background probes are judged alike.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from flask_replicated.errors import (
 )
 
 from .primary_status import PrimaryStatus
-from .replica_status import ReplayHistory, ReplicaReport, observe, sleep_on_server
+from .replica_status import ReplayHistory, ReplicaReport, query_server, sleep_on_server
 from .timeline import Timeline
 
 if TYPE_CHECKING:
@@ -23,108 +27,107 @@ if TYPE_CHECKING:
 
 __all__ = ["ReplicaHistory", "unfit_error"]
 
-_MOMENTS = 3
-"""How often a server is asked again that may only just have something to replay."""
+_RETRIES = 3
+"""How often a server is asked again that may be about to replay its last change."""
 
 
 class ReplicaHistory:
-    """What was seen of one server, by whoever looked, while this process lives.
+    """What this process has seen of one server, over any connection.
 
     Args:
         status: What is known of the primary; nothing by default.
-        kinship: Compares what it says of itself with what its primary says, if it is to
-            be compared.
+        same_database: Compares its database with the primary's; None for no check.
         max_lag: Seconds that it may be behind; None for any.
 
     Attributes:
-        progress: How far it had got at each look.
-        twin: Whether it was found to be the primary's own server.
-        own: The same of it as it is now; None where nobody has found out yet.
-        latest: What was seen last, as it was judged.
-        kinship: As given.
+        progress: What it had received and replayed at each report.
+        same_server: Whether it was found to be the primary's own server.
+        own: The same for the server as it is now; None until that is known.
+        latest: The last report, with role and lag as judged.
+        same_database: As the argument.
         lags: Whether it was found unfit last, and for its lag alone.
     """
 
     def __init__(
         self,
         status: PrimaryStatus | None = None,
-        kinship: SameDatabaseCheck | None = None,
+        same_database: SameDatabaseCheck | None = None,
         max_lag: float | None = None,
     ) -> None:
-        self.kinship = kinship
+        self.same_database = same_database
         self.progress = ReplayHistory()
-        self.twin = False
+        self.same_server = False
         self.own: bool | None = None
         self.latest = ReplicaReport()
         self.lags = False
         self._status = PrimaryStatus() if status is None else status
-        self._lineage = Timeline(self._status)
+        self._timeline = Timeline(self._status)
         self._max_lag = max_lag
         self._replicated = False
         self._started: float | None = None
 
-    def found_twin(self, twin: bool) -> None:
+    def found_same_server(self, same: bool) -> None:
         """Note whether its server was found to be the primary's own."""
-        self.twin = self.own = twin
+        self.same_server = self.own = same
 
-    def settle(
+    def ask(
         self,
         connection: Any,
-        observers: Iterable[ReportQuery],
+        queries: Iterable[ReportQuery],
         clock: Callable[[], float],
         progress: ReplayHistory | None = None,
     ) -> ReplicaReport:
-        """Ask a server what it is; give it a few moments before it is too far behind.
+        """Ask a server for a report; ask again before it counts as too far behind.
 
         Behind a primary that was idle, or out, the last transaction is old, and what is
-        not replayed may have only just come. Nobody knows until it is replayed.
+        not replayed yet may have arrived just now. Only its replay tells.
 
         Args:
             connection: A DBAPI connection.
-            observers: What to ask, each for when the one before fails.
-            clock: Returns seconds that never go backwards.
+            queries: What to ask, each for when the one before fails.
+            clock: Returns monotonic seconds.
             progress: As for :meth:`judge`.
 
         Raises:
             Exception: The driver's, if it does not answer.
         """
-        found = self.judge(observe(connection, *observers), clock(), progress)
-        for _ in range(_MOMENTS):
+        found = self.judge(query_server(connection, *queries), clock(), progress)
+        for _ in range(_RETRIES):
             replays = found.pending and found.received is not None
             if not replays or not _too_far(found, self._max_lag):
                 break
-            observe(connection, sleep_on_server)
-            found = self.judge(observe(connection, *observers), clock(), progress)
+            query_server(connection, sleep_on_server)
+            found = self.judge(query_server(connection, *queries), clock(), progress)
         return found
 
     def judge(
         self, found: ReplicaReport, now: float, progress: ReplayHistory | None = None
     ) -> ReplicaReport:
-        """Return what was seen with its role, its lag and more, as far as it is known.
+        """Return a report completed with role and lag, as far as they are known.
 
-        One that has replicated and has no source any more was promoted, or cut off:
-        either way it goes its own way.
+        A server that has replicated and has no source any more was promoted, or
+        detached: either way it is a primary of its own.
 
         Args:
-            found: What was seen.
-            now: When, by a clock that never goes backwards.
-            progress: Stands in for the attribute, for a thread of its own.
+            found: The report.
+            now: When it was made, by a monotonic clock.
+            progress: Used instead of the attribute, by a thread of its own.
         """
         if found.primary is False:
             self._replicated = True
         if found.primary is False or found.started != self._started:
-            self.own = None  # it is, or may be, another one than was compared
+            self.own = None  # it is, or may be, another server than was compared
         self._started = found.started
-        if (found.alone and self._replicated) or (found.doubtful and self.twin):
+        if (found.alone and self._replicated) or (found.doubtful and self.same_server):
             found = found._replace(primary=True)
         own = (progress or self.progress).lag(found, now)
         if found.primary:
-            self._lineage.found_primary()
-            lag = self._status.subscribed(found.slots) if found.slots else None
+            self._timeline.found_primary()
+            lag = self._status.subscriber_lag(found.slots) if found.slots else None
             found = found._replace(lag=lag, measured=lag is not None, own=self.own)
         else:
             lag, measured = self._status.lag(found, own, now)
-            apart = self._lineage.judge(found, now)
+            apart = self._timeline.judge(found, now)
             found = found._replace(lag=lag, measured=measured, apart=apart)
         self.latest = found
         return found
@@ -137,7 +140,7 @@ def unfit_error(
 
     Args:
         name: The replica's bind name.
-        found: What was seen of it, as it was judged.
+        found: A report that :meth:`ReplicaHistory.judge` returned.
         role_check: Whether its role and history matter.
         max_lag: Seconds that it may be behind; None for any.
     """

@@ -1,7 +1,7 @@
-"""Who waits for an answer over a connection, and for how long.
+"""Which connections wait for an answer, and for how long.
 
-The driver knows whether an answer is outstanding, and the kernel when something was
-last sent or received. So nothing has to be noted when a statement is sent.
+The driver knows whether an answer is outstanding, and the kernel knows when something
+was last sent or received. So nothing has to be recorded when a statement is sent.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ _OUTSTANDING: dict[str, Callable[[Any], bool]] = {
     ),
     "pymysql": lambda driver: driver._result is None and driver._next_seq_id != 2,  # noqa: PLR2004, SLF001 - as said; it has no other sign
 }
-# Of the kernel's report, in milliseconds and bytes: how long ago something was sent,
-# and received; how much was received. The last is there from Linux 4.1 on.
-_REPORT = struct.Struct("=44xI4xI72xQ")
-_KNOWS = hasattr(socket, "TCP_INFO") and hasattr(select, "poll")
+# Fields of the kernel's TCP_INFO, in milliseconds and bytes: time since something was
+# sent, and received; bytes received. The last one exists from Linux 4.1 on.
+_TCP_INFO = struct.Struct("=44xI4xI72xQ")
+_SUPPORTED = hasattr(socket, "TCP_INFO") and hasattr(select, "poll")
 
 
 class PendingAnswer(NamedTuple):
-    """Somebody's wait for the next word over one connection.
+    """A statement's wait for the server's next bytes over one connection.
 
     Attributes:
-        record: What the connection's pool knows of it.
+        record: The connection pool's entry of the connection.
         connection: The driver's connection.
         received: Bytes that it has received so far. With one more it is another wait.
         silent: Seconds since anything was sent or received.
@@ -58,18 +58,18 @@ class PendingAnswer(NamedTuple):
 
 
 def shows_pending(driver: str) -> bool:
-    """Whether the waits over a driver's connections can be known here."""
-    return _KNOWS and driver in _OUTSTANDING
+    """Whether pending answers over a driver's connections can be seen here."""
+    return _SUPPORTED and driver in _OUTSTANDING
 
 
 def pending_answer(driver: str, record: ConnectionPoolEntry) -> PendingAnswer | None:
-    """Return the wait over a pool's connection, if somebody waits.
+    """Return the answer that a pooled connection waits for, if any.
 
-    None as well where nothing tells: the connection was closed, or is no TCP one.
+    None also where that cannot be seen: the connection was closed, or is not TCP.
 
     Args:
-        driver: SQLAlchemy's name for it, of those that :func:`can_tell`.
-        record: What the pool knows of the connection.
+        driver: SQLAlchemy's name for it, one that :func:`shows_pending`.
+        record: The connection pool's entry of the connection.
     """
     connection = record.dbapi_connection
     if connection is None:
@@ -78,20 +78,20 @@ def pending_answer(driver: str, record: ConnectionPoolEntry) -> PendingAnswer | 
         if not _OUTSTANDING[driver](connection):
             return None
         with socket_of(connection) as sock:
-            return None if sock is None else _asked(record, connection, sock)
+            return None if sock is None else _measured(record, connection, sock)
     except Exception:  # noqa: BLE001 - closed meanwhile; drivers differ in what they say
         return None
 
 
-def _asked(
+def _measured(
     record: ConnectionPoolEntry, connection: Any, sock: socket.socket
 ) -> PendingAnswer | None:
-    if sock.family not in (socket.AF_INET, socket.AF_INET6) or _has_words(sock):
+    if sock.family not in (socket.AF_INET, socket.AF_INET6) or _is_readable(sock):
         return None
-    report = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _REPORT.size)
-    if len(report) < _REPORT.size:
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+    if len(info) < _TCP_INFO.size:
         return None
-    sent, heard, received = _REPORT.unpack(report)
+    sent, heard, received = _TCP_INFO.unpack(info)
     return PendingAnswer(
         record,
         connection,
@@ -102,8 +102,8 @@ def _asked(
     )
 
 
-def _has_words(sock: socket.socket) -> bool:
-    """Whether there is something to read: then it is this process that is late."""
+def _is_readable(sock: socket.socket) -> bool:
+    """Whether an answer has arrived: then it is this process that is late."""
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     return bool(poll.poll(0))

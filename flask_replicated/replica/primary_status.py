@@ -13,7 +13,7 @@ from .replica_status import (
     Position,
     ReplicaReport,
     covers,
-    observe,
+    query_server,
     read_gtids,
     replication_status,
 )
@@ -28,7 +28,7 @@ __all__ = [
     "PrimaryStatus",
     "TimedReport",
     "ask_primary",
-    "can_be_asked",
+    "can_probe",
 ]
 
 
@@ -65,13 +65,13 @@ class TimedReport(NamedTuple):
     """What a look at the primary has found.
 
     Attributes:
-        facts: What its server said.
+        report: What its server said.
         asked: When it was asked, by a clock that never goes backwards.
         answered: When the answer was there.
         anew: Whether it was over a connection that was new.
     """
 
-    facts: PrimaryReport
+    report: PrimaryReport
     asked: float
     answered: float
     anew: bool
@@ -129,7 +129,7 @@ class PrimaryStatus:
     _MOST = 1000  # positions; beyond it older ones are thinned out
 
     def __init__(self) -> None:
-        self.facts = PrimaryReport()
+        self.report = PrimaryReport()
         self.out = self.doubted = False
         self.confirmed = -math.inf
         self._answers = False
@@ -140,28 +140,28 @@ class PrimaryStatus:
         self._from: Position | None = None
         self._followed = 0
 
-    def accepts(self, facts: PrimaryReport) -> bool:
+    def accept(self, facts: PrimaryReport) -> bool:
         """Keep what a server has said; return False instead if it is a standby.
 
         MariaDB and MySQL do not say so for sure: a primary that replicates from another
         server may have been made read only for a while. So one that was seen to take
         writes stays the primary until its address leads to another one.
         """
-        if facts.standby and (facts.proven or facts.server != self.facts.server):
+        if facts.standby and (facts.proven or facts.server != self.report.server):
             return False
-        self.facts = facts
+        self.report = facts
         return True
 
-    def heard(self, answer: TimedReport) -> bool:
+    def record_probe(self, answer: TimedReport) -> bool:
         """Keep what a look has found; return False instead if it is a standby.
 
         It is called by one thread alone.
         """
-        earlier, facts = self._looked, answer.facts
+        earlier, facts = self._looked, answer.report
         if not answer.anew and self._is_outdated(facts):
             self.doubted = True
             return True
-        if not self.accepts(facts):
+        if not self.accept(facts):
             return False
         self._looked = facts
         if facts.system_identifier != earlier.system_identifier:
@@ -177,11 +177,11 @@ class PrimaryStatus:
 
     def _is_outdated(self, facts: PrimaryReport) -> bool:
         """Whether its successor was met already, over a newer connection."""
-        known = self.facts
+        known = self.report
         same = facts.system_identifier == known.system_identifier
         return same and (facts.timeline or 0) < (known.timeline or 0)
 
-    def lost(self, *, lives: bool = False) -> None:
+    def mark_unreachable(self, *, lives: bool = False) -> None:
         """Hear that it cannot be asked.
 
         Args:
@@ -190,7 +190,7 @@ class PrimaryStatus:
         self.out, self._answers = not lives, False
 
     @property
-    def wants_look(self) -> bool:
+    def wants_probe(self) -> bool:
         """Whether a look at it should not wait until its time has come."""
         return self.doubted and self._answers
 
@@ -217,10 +217,10 @@ class PrimaryStatus:
         While the primary answers it is that of the primary. Else replicas may have
         followed another one already.
         """
-        own = self.facts.timeline or 0
+        own = self.report.timeline or 0
         return max(own, self._followed) if self.out else own
 
-    def follows(self, timeline: int) -> None:
+    def replica_follows(self, timeline: int) -> None:
         """Hear that a replica receives a timeline."""
         self._followed = max(self._followed, timeline)
 
@@ -263,7 +263,7 @@ class PrimaryStatus:
             return (None if own is None else max(own, bounds.least)), True
         return bounds.least, True
 
-    def subscribed(self, slots: tuple[str, ...]) -> float | None:
+    def subscriber_lag(self, slots: tuple[str, ...]) -> float | None:
         """Return the lag of a logical subscriber; None if it follows another server.
 
         Args:
@@ -316,7 +316,7 @@ def _between(
     return None if own is None else max(own, bounds.least)
 
 
-def can_be_asked(engine: Engine) -> bool:
+def can_probe(engine: Engine) -> bool:
     """Whether the position of a primary can be asked for in the background."""
     return engine.dialect.name in _QUESTIONS and not engine.dialect.is_async
 
@@ -334,7 +334,7 @@ def ask_primary(connection: Any, dialect: str, *, whole: bool = False) -> Primar
         Exception: The driver's, if the server does not answer at all.
     """
     questions = _QUESTIONS.get(dialect, ())
-    facts = observe(connection, *questions[0 if whole else 1 :], _tells_nothing)
+    facts = query_server(connection, *questions[0 if whole else 1 :], _tells_nothing)
     # Not a rollback, which would take back what a listener has just set.
     connection.commit()
     return facts

@@ -19,9 +19,9 @@ __all__ = [
     "ReplicaReport",
     "ReportQuery",
     "covers",
-    "observe",
     "ping",
     "query_role",
+    "query_server",
     "read_gtids",
     "replication_status",
     "report_queries",
@@ -110,7 +110,7 @@ class ReportQuery(Protocol):
         """Ask over a DBAPI cursor."""
 
 
-def observe(connection: Any, *observers: Callable[[Any], _T]) -> _T:
+def query_server(connection: Any, *observers: Callable[[Any], _T]) -> _T:
     """Ask a server, and ask less if it does not know that.
 
     Args:

@@ -1,9 +1,9 @@
-"""Whether a replica's server has the database that the primary has.
+"""Refuses a replica whose server has another database than the primary.
 
-Only servers can say: a pooler may call one database by several names, and an address
-may lead anywhere. So each new connection to a replica asks for its database and its
-cluster, and what it hears is compared with what the primary has said of itself. Where
-that has not been asked, or does not tell, nothing is held against anybody.
+Only servers can tell: a pooler may give one database several names, and an address may
+lead anywhere. So each new connection to a replica asks for its database and its
+cluster, and the answer is compared with the primary's. As long as the primary has not
+been asked, or does not tell, no replica is refused.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from flask_replicated.forks import in_this_process
 from .connect_timeout import TimeLimit
 from .dbapi_connections import connect_unpooled, prepare_unpooled
 from .primary_status import ask_primary
-from .replica_status import observe, replication_status
+from .replica_status import query_server, replication_status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,28 +34,28 @@ __all__ = ["PrimaryIdentity", "SameDatabaseCheck"]
 
 logger = logging.getLogger("flask_replicated")
 
-_MOMENT = 0.25
-"""Part of the time to connect for which a new connection waits for the primary."""
+_WAIT_SHARE = 0.25
+"""Share of the connect timeout for which a new connection waits for the primary."""
 _AGAIN = 30.0
-"""Seconds after which a primary that has said nothing is asked again."""
+"""Seconds after which a primary that did not answer is asked again."""
 
 
 class PrimaryIdentity:
-    """Asks a primary what it is, at the latest when one of its replicas is met.
+    """Asks a primary for its database and cluster, when one of its replicas is asked.
 
-    A process that only reads might never connect to its primary. So it is asked in the
+    A process that only reads might never connect to its primary. So this asks in the
     background, over a connection of its own, which is closed at once.
 
     Args:
         engine: The primary's engine.
-        status: What is known of it.
-        seconds: How long it may take to say the first words.
+        status: What is known of the primary.
+        seconds: How long its server may take to answer.
         surroundings: Returns the block to connect in.
 
     Attributes:
         engine: The primary's engine.
-        status: What is known of it.
-        surroundings: The same as the argument.
+        status: What is known of the primary.
+        surroundings: As the argument.
     """
 
     def __init__(
@@ -69,29 +69,28 @@ class PrimaryIdentity:
         self.status = status
         self._seconds = seconds
         self.surroundings = surroundings
-        # Whether this process has asked, and when: a forked child has none of its
-        # parent's threads.
+        # Whether this process has asked, and when: a forked child has no thread of it.
         self._asked: tuple[Callable[[], bool], float, threading.Event] | None = None
 
     @property
     def known(self) -> PrimaryReport:
-        """What the primary has said so far."""
-        return self.status.facts
+        """The primary's latest report."""
+        return self.status.report
 
-    def make(self, *, wait: bool) -> None:
-        """Let the primary be asked, if it has not said anything yet.
+    def ensure_asked(self, *, wait: bool) -> None:
+        """Ask the primary in the background, unless it has answered already.
 
         Args:
-            wait: Whether to wait for it, for a moment.
+            wait: Whether to wait a moment for the answer.
         """
-        # An async engine's connections are made in the loop of who uses them.
+        # Connections of an async engine are made in the event loop that uses them.
         if self.known.database is None and not self.engine.dialect.is_async:
             done = self._begin()
             if wait:
-                done.wait(_MOMENT * self._seconds)
+                done.wait(_WAIT_SHARE * self._seconds)
 
     def _begin(self) -> threading.Event:
-        """Return what is set once the primary has been asked."""
+        """Return the event that is set once the primary has been asked."""
         now = time.monotonic()
         if self._asked is not None:
             in_its_process, at, done = self._asked
@@ -111,8 +110,8 @@ class PrimaryIdentity:
 
     def _ask(self, done: threading.Event) -> None:
         try:
-            with suppress(Exception):  # it may be out, and says nothing then
-                self.status.accepts(self._asked_anew())
+            with suppress(Exception):  # it may be out
+                self.status.accept(self._asked_anew())
         finally:
             done.set()
 
@@ -128,12 +127,12 @@ class PrimaryIdentity:
 
 
 class _DatabaseIdentity(NamedTuple):
-    """What a replica's server says of itself.
+    """Which database a replica's server has.
 
     Attributes:
         database: The name of the connection's database; None if untold.
         cluster: Its system identifier (PostgreSQL); None if untold.
-        renames: Whether its source may call the database otherwise; None if untold.
+        renames: Whether its source may use another name for it; None if untold.
     """
 
     database: str | None = None
@@ -142,23 +141,23 @@ class _DatabaseIdentity(NamedTuple):
 
 
 class SameDatabaseCheck:
-    """Compares what one replica says of itself with what its primary has said.
+    """Compares one replica's database and cluster with the primary's.
 
     Args:
         name: The replica's bind name.
-        dialect: SQLAlchemy's name for it.
-        primary: What its primary says.
+        dialect: SQLAlchemy's name for its dialect.
+        primary: Knows the primary's.
     """
 
     def __init__(self, name: str, dialect: str, primary: PrimaryIdentity) -> None:
         self._name = name
         self._primary = primary
-        self._questions = _QUESTIONS.get(dialect)
+        self._queries = _QUERIES.get(dialect)
         self._may_rename = dialect in {"mysql", "mariadb"}
-        self._said = _DatabaseIdentity()
+        self._found = _DatabaseIdentity()
         self._warned = False
 
-    def ask(self, connection: Any) -> None:
+    def check(self, connection: Any) -> None:
         """Ask over a new connection that a caller waits for.
 
         Raises:
@@ -167,12 +166,12 @@ class SameDatabaseCheck:
         """
         self._compare(connection, wait=True)
 
-    def look(self, connection: Any, *, anew: bool) -> None:
-        """Ask over the connection of the background look.
+    def check_probe(self, connection: Any, *, anew: bool) -> None:
+        """Ask over the connection of a background probe.
 
         Args:
             connection: A DBAPI connection.
-            anew: Whether it is new, or else was asked before.
+            anew: Whether it is new; one that was asked before is not asked again.
 
         Raises:
             MisconfiguredReplicaError: The server has another database.
@@ -181,11 +180,11 @@ class SameDatabaseCheck:
         self._compare(connection if anew else None, wait=False)
 
     def _compare(self, connection: Any, *, wait: bool) -> None:
-        if self._questions is None:
+        if self._queries is None:
             return
-        self._primary.make(wait=wait)
+        self._primary.ensure_asked(wait=wait)
         if connection is not None:
-            self._said = self._hear(connection, *self._questions)
+            self._found = self._identity(connection, *self._queries)
         why = self._difference()
         if why is not None:
             raise MisconfiguredReplicaError(
@@ -195,17 +194,17 @@ class SameDatabaseCheck:
                 "REPLICATED_ROLE_CHECK = False if it replicates logically.",
             )
 
-    def _hear(
-        self, connection: Any, *questions: Callable[[Any], _DatabaseIdentity]
+    def _identity(
+        self, connection: Any, *queries: Callable[[Any], _DatabaseIdentity]
     ) -> _DatabaseIdentity:
-        said = observe(connection, *questions)
-        if not self._may_rename or self._is_same(said.database):
-            return said
-        return said._replace(renames=observe(connection, _renames, _is_untold))
+        found = query_server(connection, *queries)
+        if not self._may_rename or self._is_same(found.database):
+            return found
+        return found._replace(renames=query_server(connection, _renames, _is_untold))
 
     def _difference(self) -> str | None:
-        """Return what its server has, and the primary has not, if that is sure."""
-        ours, theirs = self._primary.known, self._said
+        """Return how its database differs from the primary's, if that is certain."""
+        ours, theirs = self._primary.known, self._found
         clusters = ours.system_identifier, theirs.cluster
         if None not in clusters and clusters[0] != clusters[1]:
             return (
@@ -227,11 +226,11 @@ class SameDatabaseCheck:
         return what if theirs.renames is False else None
 
     def _is_same(self, database: str | None) -> bool:
-        """Whether the primary's database is known to be called so."""
+        """Whether this is known to be the name of the primary's database."""
         known = self._primary.known.database
         if database is None or known is None:
             return False
-        if self._may_rename:  # and may not tell small letters from capital ones
+        if self._may_rename:  # MariaDB and MySQL, whose names may ignore case
             return database.casefold() == known.casefold()
         return database == known
 
@@ -254,7 +253,7 @@ def _renames(cursor: Any) -> bool | None:
     """Whether replicate-rewrite-db is set; None if that is not told."""
     status = replication_status(cursor)
     if status == {}:
-        return False  # it replicates from nobody
+        return False  # it has no source
     if status and "Replicate_Rewrite_DB" in status:
         return bool(status["Replicate_Rewrite_DB"])
     cursor.execute("SHOW GLOBAL VARIABLES LIKE 'replicate_rewrite_db'")
@@ -272,7 +271,7 @@ def _row(cursor: Any) -> list[Any]:
     return list(row.values() if isinstance(row, dict) else row or ())
 
 
-_QUESTIONS: dict[str, tuple[Callable[[Any], _DatabaseIdentity], ...]] = {
+_QUERIES: dict[str, tuple[Callable[[Any], _DatabaseIdentity], ...]] = {
     "postgresql": (
         _postgresql(
             "SELECT current_database(), "

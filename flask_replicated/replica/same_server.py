@@ -1,4 +1,9 @@
-"""Whether a replica's server is the primary's own."""
+"""Whether a replica's server is the primary's own.
+
+A bind that names the primary's server is left out of the pool, and an operator is told
+so. MariaDB and MySQL cannot be asked for their role, so nothing else notices it there.
+On PostgreSQL the answer tells the primary itself from a second primary.
+"""
 
 from __future__ import annotations
 
@@ -23,24 +28,24 @@ __all__ = ["SameServerCheck", "can_compare"]
 
 
 def can_compare(engine: Engine) -> bool:
-    """Whether a primary can be asked for it."""
-    return engine.dialect.name in _WAYS and not engine.dialect.is_async
+    """Whether a primary's server can be compared with others."""
+    return engine.dialect.name in _COMPARISONS and not engine.dialect.is_async
 
 
 class SameServerCheck:
-    """Asks two servers whether they are one.
+    """Finds out whether two engines lead to one server.
 
     Names, ids and folders are the same in clones of a container, and an address may
-    stand for several servers. What does belong to one server alone, and takes no
-    privilege to ask: on MariaDB and MySQL a named lock, which is not replicated. So one
-    of a name that nobody else has is taken on the replica, and looked for on the
-    primary. On PostgreSQL the microsecond in which the server was started.
+    stand for several servers. Two things do belong to one server alone, and need no
+    privilege. On MariaDB and MySQL that is a named lock, which is not replicated: one
+    with a unique name is taken on the replica, and looked for on the primary. On
+    PostgreSQL it is the microsecond in which the server was started.
 
-    Its two connections are opened past the pools, and closed at once.
+    The two connections are opened outside the connection pools, and closed at once.
 
     Args:
-        primary: The one engine.
-        replica: The other.
+        primary: The primary's engine.
+        replica: The replica's engine.
         surroundings: Returns the block to connect in.
     """
 
@@ -55,36 +60,35 @@ class SameServerCheck:
         self._replica = replica
         self._surroundings = surroundings
         self._open: list[Any] = []
-        self._over = False
-        # Whether this is the process that asks: a forked child has not its parent's
-        # threads. None if none does.
+        self._ended = False
+        # Whether this process is asking: a forked child has no thread of its parent.
         self._asking: Callable[[], bool] | None = None
 
-    def is_twin(self) -> bool:
-        """Ask both.
+    def is_same_server(self) -> bool:
+        """Ask both servers.
 
         Raises:
-            Exception: One of them does not answer, or leaves it open; or another thread
+            Exception: One of them does not answer, or does not tell; or another thread
                 is asking.
         """
-        if self._goes_on():
+        if self._is_running():
             raise RuntimeError("one that has not ended yet may hang")
         self._asking = in_this_process()
         try:
             with self._cursor(self._replica) as ours:
-                way = _WAYS[self._primary.dialect.name](ours)
+                compare = _COMPARISONS[self._primary.dialect.name](ours)
                 with self._cursor(self._primary) as theirs:
-                    return way(theirs)
+                    return compare(theirs)
         finally:
             self._asking = None
 
     def begin(self, tell: Callable[[bool], None]) -> None:
-        """Ask both in a thread of its own, so that nobody waits for the primary.
+        """Ask both servers in a thread, so that no caller waits for the primary.
 
         Args:
-            tell: Told whether it is one server; not called where nobody knows.
+            tell: Called with the answer; not called where there is none.
         """
-        if self._goes_on():
+        if self._is_running():
             return
         name = "flask_replicated comparison"
         thread = threading.Thread(
@@ -95,13 +99,13 @@ class SameServerCheck:
 
     def _find_out(self, tell: Callable[[bool], None]) -> None:
         try:
-            twin = self.is_twin()
+            same_server = self.is_same_server()
         except Exception:  # noqa: BLE001 - the primary may be out
             return
-        tell(twin)
+        tell(same_server)
 
-    def _goes_on(self) -> bool:
-        """Whether somebody is asking."""
+    def _is_running(self) -> bool:
+        """Whether a thread of this process is asking."""
         asking = self._asking
         return asking is not None and asking()
 
@@ -111,7 +115,7 @@ class SameServerCheck:
         connection = connect_unpooled(engine, self._surroundings)
         self._open.append(connection)
         try:
-            self._check()  # again: it may have been ended meanwhile
+            self._check()  # again: end() may not have seen the connection
             prepare_unpooled(engine, connection)
             with closing(connection.cursor()) as cursor:
                 yield cursor
@@ -120,24 +124,24 @@ class SameServerCheck:
             connection.close()
 
     def _check(self) -> None:
-        if self._over:
-            raise RuntimeError("nobody wants to know any more")
+        if self._ended:
+            raise RuntimeError("the comparison was ended")
 
     def end(self) -> None:
-        """End it for good, if it waits on a socket that can be known."""
-        self._over = True
+        """End it for good, if its driver shows the socket that it waits on."""
+        self._ended = True
         for connection in list(self._open):
             hang_up(connection)
 
     def abandon(self) -> None:
-        """Leave its connections to the parent of this process, for good."""
-        self._over = True
+        """In a forked child, leave its connections to the parent, for good."""
+        self._ended = True
         for connection in list(self._open):
             leave_to_parent(connection)
 
 
 def _by_lock(ours: Any) -> Callable[[Any], bool]:
-    """Take a lock on the replica; return what looks for it on the primary."""
+    """Take a lock on the replica; return a function that finds it on the primary."""
     name = f"flask_replicated.{uuid.uuid4().hex}"
     if not _ask(ours, f"SELECT GET_LOCK('{name}', 0)"):
         raise RuntimeError("no lock could be taken")
@@ -145,7 +149,7 @@ def _by_lock(ours: Any) -> Callable[[Any], bool]:
 
 
 def _by_start(ours: Any) -> Callable[[Any], bool]:
-    """Ask the replica when it was started; return what asks the primary."""
+    """Ask the replica for its start time; return a function that asks the primary."""
     started = _ask(ours, _STARTED)
 
     def compare(theirs: Any) -> bool:
@@ -157,7 +161,7 @@ def _by_start(ours: Any) -> Callable[[Any], bool]:
 
 
 _STARTED = "SELECT EXTRACT(EPOCH FROM pg_postmaster_start_time())::text"
-_WAYS = {"postgresql": _by_start, "mysql": _by_lock, "mariadb": _by_lock}
+_COMPARISONS = {"postgresql": _by_start, "mysql": _by_lock, "mariadb": _by_lock}
 
 
 def _ask(cursor: Any, question: str) -> Any:

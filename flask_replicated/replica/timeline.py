@@ -71,7 +71,7 @@ class Timeline:
                 f"{latest} since a promotion: it may show rows that the primary does "
                 f"not have. {_COMES_BACK}"
             )
-        self._status.follows(found.timeline)
+        self._status.replica_follows(found.timeline)
         return None
 
     def _is_cut_off(self, found: ReplicaReport) -> str | None:
@@ -99,7 +99,7 @@ class Timeline:
         """
         status = self._status
         # To get back it has to be stopped; or the primary's history becomes its own.
-        state = (found.started, status.facts.timeline, status.facts.system_identifier)
+        state = (found.started, status.report.timeline, status.report.system_identifier)
         if self._apart is not None and self._apart[0] == state:
             return self._apart[1]
         self._apart = None
@@ -116,7 +116,7 @@ class Timeline:
 
     def _own_way(self, found: ReplicaReport) -> str | None:
         status = self._status
-        own = status.facts.timeline
+        own = status.report.timeline
         if found.exact and found.timeline and own and found.timeline > own:
             return (
                 f"it follows timeline {found.timeline}, and the primary is on timeline "

@@ -68,13 +68,13 @@ def why(engine: RoutedEngine, name: str) -> str:
 def compared(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Give the answers to every question whether two servers are one."""
     found: list[bool] = []
-    is_twin = SameServerCheck.is_twin
+    is_same_server = SameServerCheck.is_same_server
 
     def noted(comparison: SameServerCheck) -> bool:
-        found.append(is_twin(comparison))
+        found.append(is_same_server(comparison))
         return found[-1]
 
-    monkeypatch.setattr(SameServerCheck, "is_twin", noted)
+    monkeypatch.setattr(SameServerCheck, "is_same_server", noted)
     return found
 
 
@@ -113,7 +113,7 @@ class TestTwin:
 
         engines = [sa.create_engine("mysql+pymysql://", creator=create) for _ in "12"]
         comparison = SameServerCheck(*engines)
-        assert comparison.is_twin()
+        assert comparison.is_same_server()
         assert compared == [True]
 
     def test_another_server(
@@ -170,7 +170,7 @@ class TestTwin:
         """With REPLICATED_ROLE_CHECK = False any server will do."""
         settings: dict[str, Any] = {"REPLICATED_ROLE_CHECK": False}
         engine = build(servers.primary, servers.primary, **settings)
-        assert engine.monitor._policy.primary is None
+        assert engine.monitor._policy.compared_primary is None
         read(engine)
         assert not compared
 
@@ -246,7 +246,7 @@ class TestAtConnect:
         for _ in range(2):
             read(engine)  # which nobody has to wait for
         history = engine.monitor._replicas["slave_1"].history
-        wait_until(lambda: history.twin, "it to be compared")
+        wait_until(lambda: history.same_server, "it to be compared")
         engine.replicas.replica_pool.member("slave_1").target.dispose()
         for _ in range(4):
             read(engine)
@@ -278,7 +278,7 @@ def test_ended_while_it_asks(servers: Servers) -> None:
         comparison.end()
 
     with pytest.raises(RuntimeError, match="nobody wants to know"):
-        comparison.is_twin()
+        comparison.is_same_server()
     assert not comparison._open
     with pytest.raises(RuntimeError, match="nobody wants to know"):
-        comparison.is_twin()
+        comparison.is_same_server()

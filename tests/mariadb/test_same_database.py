@@ -169,11 +169,11 @@ class Old:
 def test_where_nobody_can_tell(caplog: pytest.LogCaptureFixture) -> None:
     """It is used, and a WARNING, once, says what to look at."""
     status = PrimaryStatus()
-    status.accepts(PrimaryReport(database="market"))
+    status.accept(PrimaryReport(database="market"))
     primary = PrimaryIdentity(sa.create_engine("mysql+pymysql://h/market"), status, 1)
-    kinship = SameDatabaseCheck("slave_1", "mysql", primary)
+    check = SameDatabaseCheck("slave_1", "mysql", primary)
     for _ in range(2):
-        kinship.ask(Old())
+        check.check(Old())
     (line,) = said(caplog, logging.WARNING)
     assert "replicate-rewrite-db" in line
     assert "'attic'" in line

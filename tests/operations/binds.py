@@ -19,14 +19,14 @@ INSERT = insert(Book).values(title="new")
 
 @operation("`bind_arguments={'bind': db.engines['slave_1']}`, a read")
 def named_replica(w: World) -> object:
-    """Named, so obeyed."""
+    """An explicit server."""
     bind = {"bind": w.engines["slave_1"]}
     return w.session.scalars(select(Author), bind_arguments=bind).all()
 
 
 @operation("`bind_arguments={'bind': db.engines['slave_1']}`, a write")
 def named_replica_write(w: World) -> object:
-    """Named, so obeyed: the server refuses, with the driver's error."""
+    """An explicit server; it refuses, with the driver's error."""
     bind = {"bind": w.engines["slave_1"]}
     return w.session.execute(INSERT, bind_arguments=bind)
 
@@ -46,7 +46,7 @@ def named_default_write(w: World) -> object:
 
 @operation("reading a model whose `__bind_key__` has replicas")
 def read_analytics(w: World) -> object:
-    """Routed as ever, over its bind's own replicas."""
+    """Routed as usual, over its bind's own replicas."""
     return w.session.scalars(select(Visit)).all()
 
 
@@ -72,13 +72,13 @@ def connect_analytics(w: World) -> object:
 
 @operation("reading a model whose `__bind_key__` has no replicas")
 def read_drafts(w: World) -> object:
-    """None of this package's business."""
+    """Not routed by this package."""
     return w.session.scalars(select(Draft)).all()
 
 
 @operation("writing a model whose `__bind_key__` has no replicas")
 def write_drafts(w: World) -> None:
-    """None of this package's business: it neither latches nor pins."""
+    """Not routed by this package: it neither latches nor pins."""
     w.session.add(Draft(text="new"))
     w.session.flush()
 

@@ -20,7 +20,7 @@ INSERT = insert(Book).values(title="new")
 
 @operation("`session.connection()`, then a read")
 def session_connection(w: World) -> object:
-    """Nobody knows what it is for, so it is the primary's."""
+    """Its purpose is unknown, so it is the primary's."""
     return w.session.connection().execute(select(Author.id)).all()
 
 
@@ -83,7 +83,7 @@ def begin_write(w: World) -> object:
 
 @operation("`session.connection().connection.cursor()`")
 def driver_cursor(w: World) -> object:
-    """What is done with it cannot be followed, so it counts as a write."""
+    """Its use cannot be observed, so it counts as a write."""
     with closing(w.session.connection().connection.cursor()) as cursor:
         cursor.execute("SELECT id FROM author")
         return cursor.fetchall()
@@ -100,7 +100,7 @@ def raw_connection(w: World) -> object:
 
 @operation("`db.engine.execution_options(...).connect()`")
 def option_engine(w: World) -> object:
-    """Another engine, which cannot be followed."""
+    """Another engine, which cannot be routed."""
     engine = w.engine.execution_options(logging_token="report")
     with engine.connect() as connection:
         return connection.execute(select(Author.id)).all()
@@ -128,13 +128,13 @@ def plain_session_write(w: World) -> object:
 
 @operation("`db.engines['slave_1'].connect()`, then a read")
 def named_replica(w: World) -> object:
-    """Named, so obeyed."""
+    """An explicit server."""
     with w.engines["slave_1"].connect() as connection:
         return connection.execute(select(Author.id)).all()
 
 
 @operation("`db.engines['slave_1'].connect()`, then a write")
 def named_replica_write(w: World) -> object:
-    """Named, so obeyed: the server refuses, with the driver's error."""
+    """An explicit server; it refuses, with the driver's error."""
     with w.engines["slave_1"].connect() as connection:
         return connection.execute(INSERT)

@@ -19,13 +19,13 @@ operation = SECTION.operation
 
 @operation("`session.execute(select(table))`")
 def select_table(w: World) -> object:
-    """A table is as good as a model."""
+    """A table is routed like a model."""
     return w.session.execute(select(author)).all()
 
 
 @operation("`select(table).select_from(join)`")
 def core_join(w: World) -> object:
-    """The `FROM` clause is walked; this one only reads."""
+    """The `FROM` clause is checked; this one only reads."""
     joined = author.outerjoin(book, book.c.author_id == author.c.id)
     return w.session.execute(select(author.c.id).select_from(joined)).all()
 
@@ -78,13 +78,13 @@ def table_valued(w: World) -> object:
 
 @operation("`text().columns()`")
 def text_columns(w: World) -> object:
-    """The text is looked at."""
+    """The text is checked."""
     chosen = text("SELECT id FROM author").columns(sa.column("id", sa.Integer))
     return w.session.execute(chosen).all()
 
 
 @operation("`select()` from `text().columns().subquery()`")
 def text_subquery(w: World) -> object:
-    """The text is looked at, within the `FROM` clause too."""
+    """The text is checked, within the `FROM` clause too."""
     inner = text("SELECT id FROM author").columns(sa.column("id", sa.Integer))
     return w.session.execute(select(inner.subquery())).all()

@@ -147,7 +147,7 @@ def delete_evaluate(w: World) -> object:
 
 @operation("`insert(table)`, `update(table)`, `delete(table)`")
 def core_dml(w: World) -> object:
-    """A table is as good as a model."""
+    """A table is routed like a model."""
     w.session.execute(insert(book), [{"title": "a"}, {"title": "b"}])
     w.session.execute(update(book).where(book.c.id == 1).values(title="new"))
     return w.session.execute(delete(book).where(book.c.id == 1))
@@ -155,20 +155,20 @@ def core_dml(w: World) -> object:
 
 @operation("`insert()` as a `lambda_stmt()`")
 def lambda_insert(w: World) -> object:
-    """What the lambda has built is looked at."""
+    """The statement that the lambda builds is checked."""
     return w.session.execute(lambda_stmt(lambda: insert(book).values(title="new")))
 
 
 @operation("`select(Model).from_statement(insert().returning())`")
 def from_insert(w: World) -> object:
-    """The inner statement is looked at."""
+    """The inner statement is checked."""
     made = insert(Book).values(title="new").returning(Book)
     return w.session.scalars(select(Book).from_statement(made)).all()
 
 
 @operation("`select(Model).from_statement(text('INSERT ...'))`")
 def from_text_insert(w: World) -> object:
-    """The inner statement is looked at."""
+    """The inner statement is checked."""
     made = text("INSERT INTO book (title) VALUES ('new') RETURNING *")
     return w.session.scalars(select(Book).from_statement(made)).all()
 

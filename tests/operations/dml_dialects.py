@@ -81,34 +81,34 @@ def _made() -> CTE:
 
 @operation("`select()` from an `insert().returning().cte()`", on=(POSTGRESQL,))
 def select_insert(w: World) -> object:
-    """A CTE is walked, and this one writes."""
+    """CTEs are checked, and this one writes."""
     return w.session.scalars(select(_made().c.id)).all()
 
 
 @operation("`select()` from an `update().returning().cte()`", on=(POSTGRESQL,))
 def select_update(w: World) -> object:
-    """A CTE is walked, and this one writes."""
+    """CTEs are checked, and this one writes."""
     changed = update(Book).values(title="new").returning(Book.id).cte("changed")
     return w.session.execute(select(changed)).all()
 
 
 @operation("`select(Model).join(dml_cte)`", on=(POSTGRESQL,))
 def join_insert(w: World) -> object:
-    """What is joined is walked."""
+    """Joined tables are checked."""
     made = _made()
     return w.session.scalars(select(Author).join(made, made.c.id > Author.id)).all()
 
 
 @operation("`select().add_cte(delete())`", on=(POSTGRESQL,))
 def add_cte(w: World) -> object:
-    """An added CTE is looked at, though nothing selects from it."""
+    """An added CTE is checked, though nothing selects from it."""
     gone = delete(Book).where(Book.id == 1).cte("gone")
     return w.session.scalars(select(Author).add_cte(gone)).all()
 
 
 @operation("`select()` from a CTE over a DML CTE", on=(POSTGRESQL,))
 def cte_of_cte(w: World) -> object:
-    """CTEs in the `FROM` clause are walked to the bottom."""
+    """CTEs in the `FROM` clause are checked at any depth."""
     outer = select(_made().c.id).cte("outer_cte")
     return w.session.execute(select(outer)).all()
 
@@ -122,7 +122,7 @@ def union_with_insert(w: World) -> object:
 
 @operation("a DML CTE in a scalar subquery", on=(POSTGRESQL,))
 def scalar_subquery(w: World) -> object:
-    """Columns that are no plain columns are walked."""
+    """Columns that are expressions are checked."""
     number = select(sa.func.max(_made().c.id)).scalar_subquery()
     return w.session.execute(select(number)).all()
 

@@ -52,7 +52,7 @@ def setval(w: World) -> object:
 
 @operation("`func.nextval()` in an expression", on=(POSTGRESQL,))
 def expression(w: World) -> object:
-    """Columns that are no plain columns are walked."""
+    """Columns that are expressions are checked."""
     number = func.nextval("numbers") + 1
     return w.session.scalar(select(sa.func.coalesce(number, 1).label("n")))
 
@@ -64,9 +64,7 @@ def literal(w: World) -> object:
 
 
 SECTION.text("SELECT nextval('numbers')", "Text is searched too.", on=(POSTGRESQL,))
-SECTION.text(
-    "SELECT 'nextval(''numbers'')'", "What stands in quotes is skipped.", on=SERVERS
-)
+SECTION.text("SELECT 'nextval(''numbers'')'", "Quoted text is skipped.", on=SERVERS)
 
 
 @operation("`func.pg_advisory_xact_lock()`", on=(POSTGRESQL,))
@@ -90,7 +88,7 @@ def get_lock(w: World) -> object:
 
 @operation("`func.last_insert_id()`", on=(MARIADB,))
 def last_insert_id(w: World) -> object:
-    """Speaks of a write of this connection."""
+    """Reports a write of this connection."""
     return w.session.scalar(select(func.last_insert_id()))
 
 
@@ -102,7 +100,7 @@ def notify(w: World) -> object:
 
 @operation("`func.set_config()`", on=(POSTGRESQL,))
 def set_config(w: World) -> object:
-    """Set where writes may follow."""
+    """Set on the primary, where writes may follow."""
     return w.session.scalar(select(func.set_config("my.name", "x", True)))
 
 
@@ -142,6 +140,6 @@ def in_where(w: World) -> object:
 
 @operation("`func.pg_try_advisory_xact_lock()` in `where()`", on=(POSTGRESQL,))
 def lock_in_where(w: World) -> object:
-    """Seen in the SQL that is about to be sent; no server would mind."""
+    """Seen in the SQL that is about to be sent; no server would refuse it."""
     free = func.pg_try_advisory_xact_lock(Book.id)
     return w.session.scalars(select(Book).where(free)).all()

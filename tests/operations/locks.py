@@ -39,7 +39,7 @@ def nowait(w: World) -> object:
 
 @operation("`with_for_update(skip_locked=True)`")
 def skip_locked(w: World) -> object:
-    """The same: a queue is worked off on the primary."""
+    """The same: a queue is processed on the primary."""
     locked = select(Author).limit(1).with_for_update(skip_locked=True)
     return w.session.scalars(locked).all()
 
@@ -80,41 +80,41 @@ def refresh(w: World) -> Iterator[None]:
 
 @operation("`select(table).with_for_update()`")
 def core(w: World) -> object:
-    """A table is as good as a model."""
+    """A table is routed like a model."""
     return w.session.execute(select(Author.__table__).with_for_update()).all()
 
 
 @operation("a lock in a subquery in `FROM`")
 def subquery(w: World) -> object:
-    """The `FROM` clause is walked."""
+    """The `FROM` clause is checked."""
     inner = select(Author.id).with_for_update().subquery()
     return w.session.execute(select(inner)).all()
 
 
 @operation("a lock in a CTE")
 def cte(w: World) -> object:
-    """A CTE is walked."""
+    """CTEs are checked."""
     inner = select(Author.id).limit(1).with_for_update(skip_locked=True).cte()
     return w.session.execute(select(inner)).all()
 
 
 @operation("a lock in a joined subquery")
 def joined(w: World) -> object:
-    """What is joined is walked."""
+    """Joined tables are checked."""
     inner = select(Author.id).with_for_update().subquery()
     return w.session.scalars(select(Book).join(inner, inner.c.id == Book.id)).all()
 
 
 @operation("a lock in an aliased subquery")
 def aliased(w: World) -> object:
-    """A mapped alias of a subquery is walked like the subquery."""
+    """A mapped alias of a subquery is checked like the subquery."""
     inner = select(Author).with_for_update().subquery()
     return w.session.scalars(select(orm.aliased(Author, inner))).all()
 
 
 @operation("a lock in a scalar subquery")
 def scalar(w: World) -> object:
-    """Columns that are no plain columns are walked."""
+    """Columns that are expressions are checked."""
     inner = select(Author.id).limit(1).with_for_update().scalar_subquery()
     return w.session.execute(select(inner)).all()
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tests.operations.world import World
 
 _SHOWN = {
-    (): "nobody",
+    (): "no server",
     ("primary",): "primary",
     ("replica",): "replica",
     ("other",): "its bind",

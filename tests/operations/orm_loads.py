@@ -112,6 +112,6 @@ def merge(w: World) -> object:
 
 @operation("`with_loader_criteria()`")
 def loader_criteria(w: World) -> object:
-    """A criterion more."""
+    """One more criterion."""
     option = orm.with_loader_criteria(Book, Book.id == 1)
     return w.session.scalars(select(Book).options(option)).all()

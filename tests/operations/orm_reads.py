@@ -83,13 +83,13 @@ def paginate(w: World) -> object:
 
 @operation("`db.get_or_404()`, `db.first_or_404()`")
 def or_404(w: World) -> object:
-    """A read with another ending."""
+    """A read, and a 404 if it finds nothing."""
     return db.get_or_404(Author, 1), db.first_or_404(select(Author))
 
 
 @operation("`select().join()`")
 def join(w: World) -> object:
-    """Tables that are joined are looked at too."""
+    """Joined tables are checked, too."""
     return w.session.execute(select(Author, Book).join(Author.books)).all()
 
 
@@ -101,7 +101,7 @@ def alias(w: World) -> object:
 
 @operation("`select()` from a subquery")
 def subquery(w: World) -> object:
-    """A `FROM` clause is walked; this one only reads."""
+    """A `FROM` clause is checked; this one only reads."""
     inner = select(Author.id).subquery()
     return w.session.execute(select(inner.c.id)).all()
 
@@ -134,21 +134,21 @@ def union(w: World) -> object:
 
 @operation("`select(Model).from_statement(union)`")
 def from_union(w: World) -> object:
-    """The inner statement is looked at."""
+    """The inner statement is checked."""
     both = sa.union(select(Author), select(Author))
     return w.session.scalars(select(Author).from_statement(both)).all()
 
 
 @operation("`select(Model).from_statement(text)`")
 def from_text(w: World) -> object:
-    """The text is looked at."""
+    """The text is checked."""
     inner = text("SELECT * FROM author")
     return w.session.scalars(select(Author).from_statement(inner)).all()
 
 
 @operation("`lambda_stmt()`")
 def lambda_statement(w: World) -> object:
-    """What the lambda has built is looked at."""
+    """The statement that the lambda builds is checked."""
     return w.session.scalars(lambda_stmt(lambda: select(Author))).all()
 
 

@@ -85,19 +85,19 @@ def empty_flush(w: World) -> Iterator[None]:
 
 @operation("`session.bulk_save_objects()`")
 def bulk_save(w: World) -> None:
-    """A flush by another name."""
+    """The same as a flush."""
     w.session.bulk_save_objects([Book(title="bulk")])
 
 
 @operation("`session.bulk_insert_mappings()`")
 def bulk_insert(w: World) -> None:
-    """A flush by another name."""
+    """The same as a flush."""
     w.session.bulk_insert_mappings(Book, [{"title": "bulk"}])
 
 
 @operation("`session.bulk_update_mappings()`")
 def bulk_update(w: World) -> None:
-    """A flush by another name."""
+    """The same as a flush."""
     w.session.bulk_update_mappings(Book, [{"id": 1, "title": "bulk"}])
 
 

@@ -36,7 +36,7 @@ def given_master(w: World) -> object:
 
 @operation("`select().execution_options(replicated='slave')`")
 def statement_slave(w: World) -> object:
-    """The statement asks, and is obeyed like an innermost `using_slave()`."""
+    """The statement asks, like an innermost `using_slave()`."""
     return w.session.scalars(select(Author).execution_options(**SLAVE)).all()
 
 

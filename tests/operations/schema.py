@@ -87,7 +87,7 @@ SECTION.text("OPTIMIZE TABLE scratch", "Writes.", on=(MARIADB,))
 
 @operation("`db.create_all()`, nothing new")
 def create_all(w: World) -> None:
-    """Replicas own no tables. It looks what is there over `db.engine.begin()`."""
+    """Replicas own no tables. It checks what exists over `db.engine.begin()`."""
     db.create_all(bind_key=None)
 
 

@@ -20,7 +20,7 @@ add("\n\t  select id from author", "Leading blanks and case make no difference."
 add("-- insert into author\nSELECT id FROM author", "Comments are skipped.")
 add("/* UPDATE author */ SELECT id FROM author", "The same.")
 add("SELECT id /* for update */ FROM author -- delete", "The same.")
-add("SELECT 'delete from author; insert into x'", "What stands in quotes is skipped.")
+add("SELECT 'delete from author; insert into x'", "Quoted text is skipped.")
 add("SELECT 'it''s an update'", "The same, with a quote in it.")
 add("SELECT replace(name, 'a', 'b') FROM author", "A function, not a statement.")
 add("SELECT id AS updated FROM author", "A word that only contains another.")
@@ -37,7 +37,7 @@ add("INSERT INTO book (title) SELECT name FROM author", "A write that reads.")
 
 @operation("`text()` with bound parameters")
 def parameters(w: World) -> object:
-    """Parameters are never looked at."""
+    """Parameters are not checked."""
     chosen = text("SELECT id FROM author WHERE name = :name")
     return w.session.execute(chosen, {"name": "delete from author"}).all()
 

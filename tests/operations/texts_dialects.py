@@ -19,7 +19,7 @@ add('SELECT "name" AS "delete" FROM author', (SQLITE, POSTGRESQL), "Quoted names
 add("VALUES (1), (2)", (SQLITE, POSTGRESQL, MARIADB), "Rows of its own.")
 add("EXPLAIN SELECT id FROM author", (SQLITE, POSTGRESQL, MARIADB), "A plan.")
 add("EXPLAIN DELETE FROM book", (SQLITE, POSTGRESQL), "A plan is not run.")
-add("EXPLAIN DELETE FROM book", MARIA, "The server refuses even to plan it there.")
+add("EXPLAIN DELETE FROM book", MARIA, "That server refuses even the plan.")
 add("EXPLAIN QUERY PLAN SELECT id FROM author", LITE, "A plan.")
 add("PRAGMA table_info(author)", LITE, "A pragma that describes.")
 add("PRAGMA user_version = 7", LITE, "A pragma that may change something.")
@@ -39,7 +39,7 @@ add("SHOW TABLES", MARIA, "A report.")
 add("DESCRIBE author", MARIA, "A report.")
 add("SELECT $$delete$$, $a$update b$a$", POSTGRES, "Dollar quotes are quotes.")
 add(r"SELECT E'it\'s an update'", POSTGRES, "Escapes are understood.")
-add(r"SELECT 'it\'s an update'", MARIA, "What ends a string depends on the server.")
+add(r"SELECT 'it\'s an update'", MARIA, "Where a string ends depends on the server.")
 add("SELECT `name` AS `delete` FROM author", MARIA, "Quoted names.")
 add("SELECT id FROM author # update\n", MARIA, "Comments are skipped.")
 add("SELECT id FROM author FOR UPDATE", BOTH, "A lock.")
@@ -78,5 +78,9 @@ add("MERGE INTO book USING author ON false WHEN NOT MATCHED THEN DO NOTHING",
 add("REFRESH MATERIALIZED VIEW titles", POSTGRES, "A write.")
 add("NOTIFY news", POSTGRES, "Only the primary can notify.")
 add("LISTEN news", POSTGRES, "Only the primary can notify.")
-add("SET LOCAL statement_timeout = 1000", POSTGRES, "Set where writes may follow.")
-add("SET @a = 1", MARIA, "Set where writes may follow.")
+add(
+    "SET LOCAL statement_timeout = 1000",
+    POSTGRES,
+    "Set on the primary, where writes may follow.",
+)
+add("SET @a = 1", MARIA, "Set on the primary, where writes may follow.")

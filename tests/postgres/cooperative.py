@@ -31,7 +31,7 @@ AT_ONCE = 12
 
 def look_at(name: str) -> threading.Thread | None:
     """Return the thread that looks at a replica, if one does."""
-    wanted = f"flask_replicated look at {name}"
+    wanted = f"flask_replicated probe of {name}"
     return next((one for one in threading.enumerate() if one.name == wanted), None)
 
 

@@ -58,13 +58,13 @@ def main(how: str, primary: str, *standbys: str) -> None:
     site = make_site(primary, binds)
     before = serve(site, "before")
     read, write = os.pipe()
-    inherited = routed(site).monitor._round
+    inherited = routed(site).monitor._loop
     child = FORKS[how]()
     if not child:
         with os.fdopen(write, "w") as pipe:
             direct = ask_directly(site)
             served = serve(site, "child")
-            own = routed(site).monitor._round not in (inherited, None)
+            own = routed(site).monitor._loop not in (inherited, None)
             json.dump({**served, "direct": direct, "looks": own}, pipe)
         # As a worker ends: objects are cleaned up, exit functions run.
         sys.exit()

@@ -40,8 +40,8 @@ def looking() -> list[int]:
     """Return the backends that this process's own monitor keeps, one on each server."""
     state: Any = app.extensions["replicated"].state(app)
     monitor = state.routes[None].monitor
-    probes = [] if monitor._round is None else list(monitor._round._probes.values())
-    found = [probe._connection for probe in probes]
+    known = [] if monitor._loop is None else list(monitor._loop._known.values())
+    found = [one.probe._connection for one in known if one.probe is not None]
     return [one.info.backend_pid for one in found if one is not None]
 
 

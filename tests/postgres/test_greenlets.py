@@ -58,7 +58,7 @@ with primary.connect() as connection:
 monkey.patch_all()
 with using_slave(), engine.connect() as connection:
     connection.execute(sa.text("SELECT 1"))
-print(type(engine.monitor._round._done).__module__.partition(".")[0])
+print(type(engine.monitor._loop._done).__module__.partition(".")[0])
 """
 
 

@@ -322,7 +322,7 @@ def test_primary_known_to_be_out(site: Site) -> None:
 
     def view() -> str:
         site.who()
-        routed.status.lost()
+        routed.status.mark_unreachable()
         with pytest.raises(ProgrammingError, match="label"):
             site.db.session.scalar(text(NEW["table"]))
         return "raised"

@@ -214,7 +214,7 @@ def test_identity(build: Build, healthy_cluster: Cluster) -> None:
     with site.app.app_context():
         routed: Any = site.db.engine
         url = routed.real.url
-    assert routed.status.facts == PrimaryReport()
+    assert routed.status.report == PrimaryReport()
 
     @event.listens_for(routed.real, "do_connect")
     def by_few(_dialect: Any, _record: Any, _args: Any, options: Any) -> None:
@@ -224,7 +224,7 @@ def test_identity(build: Build, healthy_cluster: Cluster) -> None:
         pass
     ((system,),) = primary.execute("select system_identifier from pg_control_system()")
     ((timeline,),) = primary.execute("select timeline_id from pg_control_checkpoint()")
-    facts = routed.status.facts
+    facts = routed.status.report
     assert facts.system_identifier == system
     assert facts.database == url.database
     assert facts.timeline == timeline

@@ -13,7 +13,7 @@ from sqlalchemy import make_url, text
 
 from examples.cluster import Cluster, wait_until
 from flask_replicated import FlaskReplicated, using_slave
-from flask_replicated.replica import same_database as kinship
+from flask_replicated.replica import same_database
 from tests.chaos.proxy import Proxy
 from tests.pgbouncer import DRIVER_OPTIONS, PROGRAM, pgbouncer
 from tests.postgres.support import bind, make_site, named
@@ -156,7 +156,7 @@ class TestLeftOut:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """A process that only reads hears it from the primary all the same."""
-        monkeypatch.setattr(kinship, "_AGAIN", 0.0)
+        monkeypatch.setattr(same_database, "_AGAIN", 0.0)
         with Proxy(healthy_cluster.primary.port) as proxy:
             proxy.refusing = True
             site = make_site(

@@ -89,11 +89,12 @@ def wait_for_a_look(site: Site) -> None:
     site.wait_live("slave_1", "slave_2")
     with site.app.app_context():
         monitor = site.db.engine.monitor  # type: ignore[attr-defined]  # a RoutedEngine
-    probes: Any = monitor._round._probes
+    known: Any = monitor._loop._known
     member = site.pool.member("slave_1")
 
     def kept() -> bool:
-        return member in probes and probes[member]._connection is not None
+        one = known.get(member)
+        return bool(one and one.probe and one.probe._connection is not None)
 
     wait_until(kept, "a look at slave_1")
 

@@ -45,7 +45,7 @@ def verdict(row: Row, place: Place) -> str:
     if seen.state == "closed":
         return "stays"
     if not seen.failures:
-        return "rests"
+        return "paused"
     loud = any("not configured right" in error for error in errors)
     return "out, reported" if loud else "out"
 

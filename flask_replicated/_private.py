@@ -1,0 +1,310 @@
+"""The private names of other libraries that this package uses, with the reasons.
+
+No other module reads a private name of a library. Classes that inherit from one of
+SQLAlchemy's read or override a few in themselves; :data:`INHERITED` lists those.
+``tests/test_private.py`` looks for each name in the installed versions.
+"""
+
+from __future__ import annotations
+
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import RootTransaction, event, util
+from sqlalchemy.orm import session as _orm_session
+from sqlalchemy.pool import base as _pool_base
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from flask import Flask
+    from sqlalchemy import URL, Connection, Engine, Select
+    from sqlalchemy.engine.interfaces import PoolProxiedConnection
+    from sqlalchemy.orm import Session, SessionTransaction
+    from sqlalchemy.pool import QueuePool
+
+INHERITED: Mapping[str, frozenset[str]] = util.immutabledict(
+    {
+        # Whether events are listened to, and statements logged. Without these each
+        # end of a read would have to be announced.
+        "Connection": frozenset({"_has_events", "_echo", "_transaction"}),
+        # The class of its connections, which notice commits and failures; and what an
+        # engine keeps, which a facade shows of the real engine.
+        "Engine": frozenset(
+            {
+                "_compiled_cache",
+                "_connection_cls",
+                "_echo",
+                "_execution_options",
+                "_has_events",
+            }
+        ),
+        # How a transaction begins and ends at the driver. Without these each read
+        # would begin a block and send a rollback.
+        "RootTransaction": frozenset(
+            {"_connection_begin_impl", "_connection_rollback_impl"}
+        ),
+        # Read at each statement, where a call would cost as much as routing it.
+        "Session": frozenset({"_flushing", "_transaction"}),
+    }
+)
+"""Names that subclasses of these classes read, set or override in themselves."""
+
+# ------------------------------------------------------------- SQLAlchemy: statements
+# What a construct was built from. The public accessors of a Select compute its final
+# FROM list, for ten times the price of classifying it. Without these every statement
+# would be a tree to walk.
+
+raw_columns = attrgetter("_raw_columns")
+"""What a Select was given to select: columns, tables, functions."""
+
+select_parts = attrgetter(
+    "_setup_joins", "_from_obj", "_independent_ctes", "_for_update_arg"
+)
+"""A Select's joins, FROM clauses, added CTEs and locking clause."""
+
+query_parts = attrgetter("_independent_ctes", "_for_update_arg")
+"""Added CTEs and locking clause of a Select, union and the like."""
+
+for_update = attrgetter("_for_update_arg")
+"""The locking clause of a Select, union and the like, or None."""
+
+resolved_lambda = attrgetter("_resolved")
+"""What a lambda statement has built. Without it each counts as a write."""
+
+
+def has_hints(part: Any) -> bool:
+    """Return whether text of the program's is put into a query as a hint.
+
+    Without this, a query with a hint could pass for one that SQLAlchemy alone wrote.
+    """
+    hints = getattr(part, "_hints", None) or getattr(part, "_statement_hints", None)
+    return bool(hints)
+
+
+def user_options(statement: Any) -> Iterable[Any]:
+    """Return what ``.options()`` has added to a statement.
+
+    Without this the role of a statement would not reach its relationship loads.
+    """
+    found: Iterable[Any] = getattr(statement, "_with_options", ())
+    return found
+
+
+def set_user_options(statement: Select[Any], options: Iterable[Any]) -> None:
+    """Replace what ``.options()`` has added: it can add, and not replace."""
+    statement._with_options = tuple(options)
+
+
+# ------------------------------------------- SQLAlchemy: connection pools and dialects
+
+ConnectionRecord: Any = _pool_base._ConnectionRecord
+"""What a pool gives to creators and listeners; the public base class keeps no ``info``.
+Without it, connections outside the pool could use no creator that reads it."""
+
+invoke_creator = attrgetter("_invoke_creator")
+"""A pool's creator, whether it takes a record or nothing. Without it, connections
+outside the pool would not be made as those of the pool are."""
+
+max_overflow: Callable[[QueuePool], int] = attrgetter("_max_overflow")
+"""How many connections a pool may open beyond its size. Without it a read could not
+tell that it would have to wait, and go to another replica."""
+
+
+def limit_pool_timeout(pool: QueuePool, seconds: float, default: object) -> None:
+    """Limit the wait for a connection, where it is the default object.
+
+    It is set after the engine was made, and has no setter. Without this a read waits 30
+    seconds for an exhausted replica.
+    """
+    if pool._timeout is default:
+        pool._timeout = min(seconds, pool._timeout)
+
+
+def isolation_level_setter(dialect: Any) -> Callable[[Any, Any], None] | None:
+    """Return what sets the engine's ``isolation_level`` on a new connection.
+
+    Without this, connections outside the pool would have the server's level.
+    """
+    found: Callable[[Any, Any], None] | None = dialect._builtin_onconnect()
+    return found
+
+
+# ------------------------------------------ SQLAlchemy: connections and transactions
+
+pooled_connection: Callable[[Connection], PoolProxiedConnection | None] = attrgetter(
+    "_dbapi_connection"
+)
+"""What a Connection has from its pool, or None. The public attribute opens one where
+there is none, and counts as handing out the driver's connection."""
+
+
+def has_listeners(connection: Connection) -> bool:
+    """Return whether a listener may be called for what a connection does.
+
+    Without this, listeners that come later than the connection would be missed.
+    """
+    return connection._has_events or connection.engine._has_events
+
+
+def is_observed(connection: Connection) -> bool:
+    """Return whether a listener or the log is told of each transaction.
+
+    Without this, a transaction that needs no block could not be left out.
+    """
+    return has_listeners(connection) or connection._echo
+
+
+def drop_transaction(connection: Connection) -> None:
+    """Let a connection have no transaction any more, without a word to the server.
+
+    Without this, each read ends with a rollback that has nothing to roll back.
+    """
+    connection._transaction = None
+
+
+def begin_as_root(transaction: Any) -> None:
+    """Begin at the driver as a plain transaction does, whatever its class overrides."""
+    RootTransaction._connection_begin_impl(transaction)
+
+
+def roll_back_as_root(transaction: Any) -> None:
+    """Roll back at the driver as a plain transaction does."""
+    RootTransaction._connection_rollback_impl(transaction)
+
+
+def parent_of(engine: Any) -> Engine | None:
+    """Return the engine that one with options of its own was made from.
+
+    Without this, both would call the same listener.
+    """
+    found: Engine | None = getattr(engine, "_proxied", None)
+    return found
+
+
+# ---------------------------------------------------------- SQLAlchemy: listeners
+
+EventKey: Any = event._EventKey
+"""What ``event.listen()`` makes of its arguments. Without it, one registration could
+not stand for listeners on all servers, nor be removed as one."""
+
+
+def add_listener(target: Any, key: Any, options: Mapping[str, Any]) -> None:
+    """Add a listener as ``event.listen()`` does, under the key of another target."""
+    target.dispatch._listen(key.with_dispatch_target(target), **options)
+
+
+def joined_dispatch(dispatch: Any, engine: Engine) -> Any:
+    """Return a connection's dispatch with its engine's, as its constructor makes it.
+
+    Without this it would be made for each connection: a fifth of what it costs to
+    connect.
+    """
+    return dispatch._join(engine.dispatch)
+
+
+# ------------------------------------------------------------ SQLAlchemy: sessions
+
+ADD_EVENT = "_add_event"
+"""The argument of ``Session.execute()`` for one more ``do_orm_execute`` handler, which
+is called last. Without it, what the program's handlers change would not be seen."""
+
+
+def unflushed_sessions() -> Iterator[Session]:
+    """Return all sessions of the process that have changes to flush.
+
+    Without this, ``using_master(pin=False)`` would forget the write of a change that
+    was made before the block. ``session.new`` and its like copy what another thread
+    may be changing.
+    """
+    for reference in _orm_session._sessions.valuerefs():
+        session = reference()
+        if session is not None and not session._is_clean():
+            yield session
+
+
+is_flushing: Callable[[Session], bool] = attrgetter("_flushing")
+"""Whether a session is in ``flush()``. Without it, see :func:`unflushed_sessions`."""
+
+connections_of: Callable[[SessionTransaction], Mapping[Any, Any]] = attrgetter(
+    "_connections"
+)
+"""The connections of a session's transaction, as keys. The public method opens one
+where there is none."""
+
+
+# ------------------------------------------------------------- Flask-SQLAlchemy, Lite
+# How they make their engines, which subclasses of theirs may override. Without these a
+# replica that is added later would have other options than the first ones.
+
+
+def makes_own_engines(db: Any) -> bool:
+    """Return whether a subclass of Flask-SQLAlchemy's extension makes the engines."""
+    from flask_sqlalchemy import SQLAlchemy  # noqa: PLC0415 - not for every use
+
+    return type(db)._make_engine is not SQLAlchemy._make_engine
+
+
+def make_flask_sqlalchemy_engine(
+    app: Flask, db: Any, name: str, bind: Mapping[str, Any]
+) -> Engine:
+    """Make an engine as ``SQLAlchemy.init_app()`` does for a bind."""
+    from flask_sqlalchemy import record_queries  # noqa: PLC0415 - the same
+
+    options = {**db._engine_options, **bind}
+    options.setdefault("echo", app.config["SQLALCHEMY_ECHO"])
+    options.setdefault("echo_pool", app.config["SQLALCHEMY_ECHO"])
+    db._apply_driver_defaults(options, app)
+    engine: Engine = db._make_engine(name, options, app)
+    if app.config["SQLALCHEMY_RECORD_QUERIES"]:
+        record_queries._listen(engine)
+    return engine
+
+
+def lite_engine_options(
+    app: Flask, db: Any, setting: str, bind: str | URL | dict[str, Any]
+) -> dict[str, Any]:
+    """Return the options of an engine as Flask-SQLAlchemy-Lite prepares them."""
+    from flask_sqlalchemy_lite import _make  # noqa: PLC0415 - it may be missing
+
+    return _make._prepare_engine_options(app, setting, db._engine_options, bind)
+
+
+# ------------------------------------------------------------------------- drivers
+
+_SECOND_PACKET = 2
+
+
+def pymysql_socket(connection: Any) -> Any:
+    """Return PyMySQL's socket, or None: it has no ``fileno()``.
+
+    Without this, a thread that waits on a hung MySQL server could not be released.
+    """
+    return getattr(connection, "_sock", None)
+
+
+def pymysql_awaits_answer(connection: Any) -> bool:
+    """Return whether PyMySQL waits for an answer, or for more of one.
+
+    It has no result then, and has read no packet of the answer or several; one packet
+    alone says that something was done. Without this, a statement that is lost on its
+    way could not be told from an idle connection.
+    """
+    idle: bool = connection._next_seq_id == _SECOND_PACKET
+    return connection._result is None and not idle
+
+
+def set_pymysql_read_timeout(connection: Any, seconds: float | None) -> None:
+    """Set the time that PyMySQL may wait for an answer, on an open connection.
+
+    Without this, a limit on the server's greeting would be one on every answer.
+    """
+    connection._read_timeout = seconds
+
+
+pg8000_socket = attrgetter("_usock")
+"""The socket of pg8000. Without it, its limit on connecting is one on every answer."""
+
+pg8000_key_data: Callable[[Any], bytes] = attrgetter("_backend_key_data")
+"""The process ID and secret that PostgreSQL has sent to pg8000. Without it, a pooler
+between the two is not recognised."""

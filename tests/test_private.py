@@ -1,0 +1,138 @@
+"""The private names of other libraries are where the package expects them."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import sqlalchemy as sa
+from flask_sqlalchemy import SQLAlchemy, record_queries
+from sqlalchemy import event, orm
+from sqlalchemy.pool import base
+from sqlalchemy.sql.lambdas import StatementLambdaElement
+
+from flask_replicated import _private
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Attributes of a driver's connection, by the module whose source must set them.
+DRIVERS = {
+    "pymysql.connections": ["_next_seq_id", "_read_timeout", "_result", "_sock"],
+    "pg8000.core": ["_backend_key_data", "_usock"],
+}
+
+Owners = dict[str, list[object]]
+
+
+@pytest.fixture
+def owners() -> Iterator[Owners]:
+    """Give for each name the objects that must have it."""
+    select = sa.select(sa.table("entry", sa.column("text")))
+    union = sa.union(select, select)
+    engine = sa.create_engine("sqlite://", poolclass=sa.QueuePool)
+    with engine.connect() as connection, orm.Session(engine) as session:
+        session.connection()
+        yield {
+            "_raw_columns": [select],
+            "_setup_joins": [select],
+            "_from_obj": [select],
+            "_independent_ctes": [select, union],
+            "_for_update_arg": [select, union],
+            "_hints": [select],
+            "_statement_hints": [select],
+            "_with_options": [select],
+            "_resolved": [StatementLambdaElement],
+            "_ConnectionRecord": [base],
+            "_invoke_creator": [engine.pool],
+            "_max_overflow": [engine.pool],
+            "_timeout": [engine.pool],
+            "_builtin_onconnect": [engine.dialect],
+            "_dbapi_connection": [connection],
+            "_transaction": [connection, session],
+            "_connection_begin_impl": [sa.RootTransaction],
+            "_connection_rollback_impl": [sa.RootTransaction],
+            "_echo": [connection],
+            "_has_events": [engine],
+            "_compiled_cache": [engine],
+            "_connection_cls": [engine],
+            "_execution_options": [engine],
+            "_proxied": [engine.execution_options(logging_token="x")],
+            "_EventKey": [event],
+            "_join": [engine.dispatch],
+            "_listen": [engine.dispatch, engine.pool.dispatch, record_queries],
+            "_sessions": [import_module("sqlalchemy.orm.session")],
+            "_is_clean": [session],
+            "_flushing": [session],
+            "_connections": [session.get_transaction()],
+            "_make_engine": [SQLAlchemy],
+            "_apply_driver_defaults": [SQLAlchemy],
+            "_engine_options": [SQLAlchemy()],
+        }
+    engine.dispose()
+
+
+READERS = {"attrgetter", "getattr", "methodcaller", "setattr"}
+
+
+def names_in(path: Path) -> set[str]:
+    """Return the private names that a module reads of something other than itself."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute):
+            own = ast.unparse(node.value) in {"self", "cls", "super()"}
+            found |= set() if own else {node.attr}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in READERS:
+            strings = [one for one in node.args if isinstance(one, ast.Constant)]
+            found |= {one.value for one in strings if isinstance(one.value, str)}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {alias.name for alias in node.names}
+    return {name for name in found if re.fullmatch(r"_[A-Za-z]\w+", name)}
+
+
+def test_names_exist(owners: Owners) -> None:
+    """SQLAlchemy and Flask-SQLAlchemy have what is read of them."""
+    missing = {
+        name: owner
+        for name, found in owners.items()
+        for owner in found
+        if not hasattr(owner, name)
+    }
+    assert not missing
+
+
+def test_names_of_lite() -> None:
+    """So has Flask-SQLAlchemy-Lite."""
+    lite = pytest.importorskip("flask_sqlalchemy_lite")
+    make = import_module("flask_sqlalchemy_lite._make")
+    parameters = inspect.signature(make._prepare_engine_options).parameters
+    assert list(parameters) == ["app", "config_name", "base", "engine_config"]
+    assert hasattr(lite.SQLAlchemy(), "_engine_options")
+
+
+def test_arguments_exist() -> None:
+    """``Session.execute()`` takes a handler of its own."""
+    assert _private.ADD_EVENT in inspect.signature(orm.Session.execute).parameters
+
+
+@pytest.mark.parametrize(("module", "names"), DRIVERS.items())
+def test_names_of_drivers(module: str, names: list[str]) -> None:
+    """A driver's connections have what is read of them."""
+    if find_spec(module.partition(".")[0]) is None:
+        pytest.skip(f"{module} is not installed")
+    source = inspect.getsource(import_module(module))
+    assert not [name for name in names if not re.search(rf"self\.{name}\b", source)]
+
+
+def test_every_name_is_looked_for(owners: Owners) -> None:
+    """A name that the package reads is looked for by a test here."""
+    known = {*owners, *(name for names in DRIVERS.values() for name in names)}
+    known |= {"_make", "_prepare_engine_options"}
+    assert names_in(Path(_private.__file__)) - known == set()
+    assert set().union(*_private.INHERITED.values()) <= owners.keys()
