@@ -275,7 +275,7 @@ def plain() -> str:
 
 fresh = use_master_database(plain)
 
-WRITTEN = {
+WRITTEN: dict[str, Any] = {
     "@use_master_database": use_master_database,
     "@changes_database": changes_database,
     "@use_slave_database": use_slave_database,
@@ -293,11 +293,10 @@ class TestAboveTheRoute:
     ) -> None:
         """It has no effect, and a warning names the view and the right order, once."""
 
-        @WRITTEN[written]
-        @site.app.get("/page")
         def page() -> str:
             return site.role()
 
+        WRITTEN[written](site.app.get("/page")(page))
         for _ in range(2):
             assert site.get("/page") == "replica"
         (record,) = caplog.records
@@ -327,13 +326,10 @@ class TestAboveTheRoute:
     ) -> None:
         """In the right order nothing is logged."""
 
-        @site.app.get("/page")
-        @other
-        @changes_database
-        @other
         def page() -> str:
             return site.role()
 
+        site.app.get("/page")(other(changes_database(other(page))))
         site.get("/page")
         assert caplog.records == []
 
