@@ -454,6 +454,8 @@ class RoutedEngine(EngineFacade):
 
     Attributes:
         app: The application's state.
+        classifier: Tells what a statement does.
+        classify: The classifier's own ``kind``, at hand for each statement.
         reads: Counts who got how many reads.
         monitor: What looks at the replicas in the background.
         primary: The primary, as a session uses it for writes.
@@ -484,6 +486,8 @@ class RoutedEngine(EngineFacade):
     ) -> None:
         super().__init__(real)
         self.app = app
+        self.classifier = app.classifier(real.dialect.name)
+        self.classify = self.classifier.kind
         self.reads = reads
         self.monitor = monitor
         self.status = status

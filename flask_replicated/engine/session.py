@@ -126,7 +126,7 @@ class RoutedSession(orm.Session):
                     or mapper in known.state.app.plain_mappers
                     or known.finds_plain(mapper)
                 )
-                and known.state.app.classify(clause) is _READ
+                and known.routed.classify(clause) is _READ  # type: ignore[union-attr]  # set by serve()
             ):
                 if (
                     known.state.decided or known.state.decision_for(self)
@@ -185,7 +185,7 @@ class RoutedSession(orm.Session):
         self, known: SessionState, routed: RoutedEngine, mapper: Any, clause: Any
     ) -> Role:
         if clause is not None and not self._flushing:
-            kind = routed.app.classify(clause)
+            kind = routed.classify(clause)
         else:
             # A flush, a bulk operation's second call, or connection(): what
             # will run is not known.

@@ -63,10 +63,11 @@ def routed_engine(
     status = Primary(
         primary, setting, settings.connect_timeout, role_check=settings.role_check
     ).status
-    watch_statements(primary, app.classifier)
+    classifier = app.classifier(primary.dialect.name)
+    watch_statements(primary, classifier)
     surroundings = app.surroundings()
     met = PrimaryIdentity(primary, status, settings.connect_timeout, surroundings)
-    care = partial(_take_care, settings, Gate(app), met)
+    care = partial(_take_care, settings, Gate(app, classifier), met)
     prepared: dict[str, ReplicaServer] = {}
     fleet = Fleet(care, prepared, limited=settings.max_pools is not None)
     for name, engine in replicas.items():

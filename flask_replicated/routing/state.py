@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from balancers import Member
     from flask_replicated.settings.config import Settings
+    from flask_replicated.sql.dml import TableWrite
 
     from .housekeeping import Sent
 
@@ -83,8 +84,6 @@ class AppState(ForkAware):
         engines: The engines that Flask-SQLAlchemy has, by bind key; a test may put in
             others.
         metadatas: Returns the MetaData of all its tables; None if they are unknown.
-        classifier: Tells what a statement does.
-        classify: The classifier's method ``kind``.
         unpinned: Tells which writes are housekeeping; false if none is.
         advice: Finds endpoints that write in requests that are only to read.
         plain_mappers: Mapped classes on the default bind that prefer no role.
@@ -102,10 +101,9 @@ class AppState(ForkAware):
         self.routes: dict[str | None, Any] = {}
         self.engines: Mapping[str | None, object] = {}
         self.metadatas: Callable[[], Collection[MetaData] | None] = _none
-        self.classifier = Classifier(settings.write_functions)
-        self.classify = self.classifier.kind
+        self._classifiers: dict[str, Classifier] = {}
         self.unpinned = Unpinned(settings.unpinned)
-        self.advice = HousekeepingAdvice(self.classifier.text.writes, settings.unpinned)
+        self.advice = HousekeepingAdvice(self.find_writes, settings.unpinned)
         self.plain_mappers: set[Any] = set()
         self._heeds_matches = False
         super().__init__()
@@ -170,12 +168,28 @@ class AppState(ForkAware):
         )
         return otherwise is Role.REPLICA
 
-    # --- writes ---
+    # --- statements, and what they write ---
+
+    def classifier(self, dialect: str) -> Classifier:
+        """Return the classifier of a dialect's statements.
+
+        Args:
+            dialect: SQLAlchemy's name for it.
+        """
+        found = self._classifiers.get(dialect)
+        if found is None:
+            made = Classifier(self.settings.write_functions, dialect)
+            found = self._classifiers.setdefault(dialect, made)
+        return found
+
+    def find_writes(self, sql: str, dialect: str) -> tuple[TableWrite, ...] | None:
+        """Return what a statement does to which tables; None if that is unknown."""
+        return self.classifier(dialect).text.writes(sql)
 
     def is_unpinned(self, sql: str, dialect: Dialect) -> bool:
         """Whether a statement surely writes nothing but housekeeping."""
         return bool(self.unpinned) and self.unpinned.covers(
-            self.classifier.text.writes(sql, dialect.name), dialect
+            self.find_writes(sql, dialect.name), dialect
         )
 
     def note_raw_connection(self) -> None:
