@@ -12,7 +12,11 @@ import sqlalchemy as sa
 from flask_replicated.sql.constructs import Classifier
 from flask_replicated.sql.function_names import LOCKING, PURE, WRITING
 
-may_write = Classifier().text.may_write
+
+def may_write(sql: str, dialect: str) -> bool:
+    """Whether a statement may write on a server of this dialect."""
+    return Classifier(dialect=dialect).text.may_write(sql)
+
 
 # What writes outside the database, or is told what to do by its arguments.
 SQLITE_WRITES = {"fts3_tokenizer", "load_extension", "optimize", "sqlite_log"}

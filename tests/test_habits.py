@@ -20,6 +20,8 @@ from tests.support import REPLICAS, Build, Site, build_fixture, pin_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from flask_replicated.sql.dml import TableWrite
+
 build = build_fixture
 
 LINE = re.compile(r"REPLICATED_UNPINNED = (\{.*?\})")
@@ -35,6 +37,11 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     """Return what was said at the level of a warning."""
     levels = {logging.WARNING, logging.ERROR}
     return [one.getMessage() for one in caplog.records if one.levelno in levels]
+
+
+def find_writes(sql: str, dialect: str) -> tuple[TableWrite, ...] | None:
+    """Return what a statement does to which tables."""
+    return Classifier(dialect=dialect).text.writes(sql)
 
 
 def add(site: Site, view: Callable[[], Any], name: str = "page") -> str:
@@ -299,7 +306,7 @@ def test_sessions_in_the_database(site: Site, caplog: pytest.LogCaptureFixture) 
 
 def test_memory_is_bounded() -> None:
     """It keeps no more than so many endpoints, tables, columns and statements."""
-    habits = HousekeepingAdvice(Classifier().text.writes, {})
+    habits = HousekeepingAdvice(find_writes, {})
     many = [Sent(f"UPDATE t{n} SET c{n} = 1", "sqlite") for n in range(300)]
     same = [Sent(f"UPDATE t SET c{n} = 1", "sqlite") for n in range(300)]
     odd = [Sent(f"UPDATE t SET c = f{n}()", "sqlite") for n in range(300)]
@@ -325,7 +332,7 @@ def test_names(
     caplog: pytest.LogCaptureFixture, dialect: str, sql: str, rules: Any
 ) -> None:
     """Names are shown as the setting has to have them."""
-    habits = HousekeepingAdvice(Classifier().text.writes, {})
+    habits = HousekeepingAdvice(find_writes, {})
     writes: Iterable[Sent] = [Sent(sql, dialect)]
     for _ in range(8):
         habits.note("page", list(writes))

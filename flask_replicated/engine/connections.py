@@ -132,7 +132,7 @@ class PrimaryConnection(_LateJoined):
             self.unshared = True
             if not leaves_no_trace(self):
                 self.suspected = True
-                self.facade.routed.app.given_out()
+                self.facade.routed.app.note_raw_connection()
         return super().connection
 
     # The overloads of Connection differ in the type of their result alone.
@@ -179,7 +179,7 @@ class PrimaryConnection(_LateJoined):
 
     def _shown(self, statement: Any) -> Kind | None:
         """Return what a statement does as far as it shows; None if that is no news."""
-        kind = self.facade.routed.app.classify(statement)
+        kind = self.facade.routed.classify(statement)
         if kind is Kind.READ:
             if self.read and self._transaction is not None:
                 return None  # the first read of a transaction says why it is here
@@ -214,9 +214,7 @@ class PrimaryConnection(_LateJoined):
         self.read = self.read or kind in {Kind.READ, Kind.LOCK}
         if kind is Kind.LOCK:
             app.latch(WROTE)
-        if kind in {Kind.WRITE, None} or app.classifier.text.may_write(
-            sql, self.dialect.name
-        ):
+        if kind in {Kind.WRITE, None} or routed.classifier.text.may_write(sql):
             self._note_write(sql, context, sure=kind is Kind.WRITE)
 
     def _why(self, context: ExecutionContext) -> Reason:
@@ -310,7 +308,7 @@ class PrimaryConnection(_LateJoined):
             or (self.doubtful and not app.only_pinned())
         )
         self.wrote = self.suspected = self.doubtful = False
-        if wrote or (self.read and app.in_known_writer()):
+        if wrote or (self.read and app.decider.in_known_writer()):
             app.committed()
         if self.writes or self.guesses:
             name = self.dialect.name

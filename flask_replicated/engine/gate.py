@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from flask_replicated.replica.connection_events import ReplicaServer
     from flask_replicated.routing.state import AppState
+    from flask_replicated.sql.constructs import Classifier
 
 __all__ = ["Gate"]
 
@@ -53,13 +54,14 @@ class Gate:
 
     Args:
         app: The application's state.
+        classifier: Tells what a statement does.
     """
 
-    def __init__(self, app: AppState) -> None:
+    def __init__(self, app: AppState, classifier: Classifier) -> None:
         # The monitor's thread keeps engines alive, and so would keep the application.
         self._app = weakref.ref(app)
-        self._classify = app.classifier.sent
-        self._stands_alone = app.classifier.text.stands_alone
+        self._classify = classifier.sent
+        self._stands_alone = classifier.text.stands_alone
         # Those that need no block, and those that begin one.
         self._known_reads: set[str] = set()
         self._known_in_blocks: set[str] = set()
@@ -206,7 +208,7 @@ class Gate:
             "name the function that writes",
         )
         connection.failure = context.original_exception, refusal
-        connection.facade.routed.app.learn_writer(refusal)
+        connection.facade.routed.app.decider.learn_writer(refusal)
         return refusal
 
     def _note_ailing(

@@ -32,8 +32,8 @@ from flask_replicated.replica.primary_status import (
     PrimaryStatus,
     ask_primary,
 )
-from flask_replicated.replica.sockets import watch_socket
 from flask_replicated.replica.throttle import limit_connecting
+from flask_replicated.sockets import watch_socket
 
 from .connections import PrimaryConnection, ReplicaConnection
 
@@ -65,7 +65,7 @@ def watch_statements(engine: Engine, classifier: Classifier) -> None:
         engine: The primary's engine.
         classifier: Tells what a text does.
     """
-    may_write, dialect = classifier.text.may_write, engine.dialect.name
+    may_write = classifier.text.may_write
 
     def note(_cursor: Any, sql: str, _parameters: Any, context: Any) -> None:
         connection = context.root_connection
@@ -73,7 +73,7 @@ def watch_statements(engine: Engine, classifier: Classifier) -> None:
             return
         if context.compiled is not None:
             sql = context.compiled.string  # the same each time
-        if connection.undecided is not None or may_write(sql, dialect):
+        if connection.undecided is not None or may_write(sql):
             connection.judge(sql, context)
 
     def note_bare(cursor: Any, sql: str, context: Any) -> None:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
 
+from flask_replicated._private import pg8000_key_data
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -35,7 +37,7 @@ _READ_ONLY = {"default_transaction_read_only": "on"}
 
 
 def _pid_of_pg8000(connection: Any) -> int:
-    pid: int = struct.unpack_from("!i", connection._backend_key_data)[0]  # noqa: SLF001 - it has no other name
+    pid: int = struct.unpack_from("!i", pg8000_key_data(connection))[0]
     return pid
 
 

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from sqlalchemy import inspect
-from sqlalchemy.orm.session import (
-    _sessions,  # the only one that knows of every session, whatever has made it
-)
+
+from flask_replicated import _private
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from sqlalchemy import Connection
     from sqlalchemy.orm import Session
@@ -26,26 +25,20 @@ __all__ = ["are_flushing", "expire_unmodified", "unflushed_sessions"]
 
 def unflushed_sessions() -> WeakSet[Session]:
     """Return the sessions that have changes to flush."""
-    known = (reference() for reference in _sessions.valuerefs())
-    return WeakSet(
-        session
-        for session in known
-        if session is not None and not session._is_clean()  # noqa: SLF001 - what flush() asks; session.new and its like copy what they find
-    )
+    return WeakSet(_private.unflushed_sessions())
 
 
 def are_flushing(sessions: Iterable[Session], connection: Connection) -> bool:
     """Whether one of these sessions is flushing over this connection."""
     return any(
-        session._flushing  # noqa: SLF001 - nothing else tells
-        and connection in _connections(session)
+        _private.is_flushing(session) and connection in _connections(session)
         for session in sessions
     )
 
 
-def _connections(session: Session) -> Iterable[object]:
+def _connections(session: Session) -> Collection[object]:
     transaction = session.get_transaction()
-    return () if transaction is None else transaction._connections  # noqa: SLF001 - it has no public name
+    return () if transaction is None else _private.connections_of(transaction)
 
 
 def expire_unmodified(session: Session) -> None:

@@ -6,7 +6,8 @@ import difflib
 import logging
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import make_url
@@ -26,7 +27,9 @@ from .validators import (
     interval,
     names,
     optional_count,
+    optional_seconds,
     predicate,
+    refuse_cookie_conflict,
     seconds,
     tables,
     weight,
@@ -66,96 +69,169 @@ class DiscoverySource(NamedTuple):
         return f"{type(self).__name__}({shown})"
 
 
+def _setting(
+    key: str, default: object, check: Callable[..., Any], **limits: Any
+) -> Any:
+    """Return a field of :class:`Settings`.
+
+    Args:
+        key: The key of ``app.config``.
+        default: What the key has where it is not set.
+        check: Takes the key and its value; returns what the field holds, or raises.
+        limits: Further arguments of *check*.
+    """
+    read = partial(check, key, **limits)
+    return field(metadata={"key": key, "default": default, "read": read})
+
+
+def _falls_back(key: str, value: object) -> bool:
+    return choice(key, value, "master", "error") == "master"
+
+
+def _methods(key: str, value: object) -> frozenset[str]:
+    found = names(key, value, wanted="a set of HTTP methods, such as {'GET', 'HEAD'}")
+    return frozenset(name.upper() for name in found)
+
+
+def _weights(key: str, value: object) -> dict[str, int]:
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(
+            key, value, "must be a mapping of replica binds, such as {'slave_1': 3}."
+        )
+    return {
+        name: weight(f"{key}[{safe(name)!r}]", share) for name, share in value.items()
+    }
+
+
+def _discovery(key: str, value: object) -> dict[str, DiscoverySource]:
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(
+            key, value, "must be a mapping, such as {'slave': {'url': ...}}."
+        )
+    return {
+        name: _source(f"{key}[{safe(name)!r}]", name, value[name]) for name in value
+    }
+
+
+def _source(item: str, name: object, value: object) -> DiscoverySource:
+    if not (isinstance(name, str) and re.fullmatch(r"(.+_)?(slave|replica)", name)):
+        raise ConfigurationError(
+            item,
+            value,
+            "its key must be 'slave', or 'x_slave' for replicas of a bind 'x'.",
+        )
+    options: dict[str, Any] = (
+        dict(value) if isinstance(value, Mapping) else {"url": value}
+    )
+    every = interval(f"{item}['every']", options.pop("every", 30))
+    try:
+        url = make_url(options.pop("url", ""))
+    except (ArgumentError, ValueError):  # the latter for a port that is not a number
+        url = None
+    if url is None or not url.host:
+        # The value is not shown: it may be anything, a bare password included.
+        raise ConfigurationError(
+            item,
+            None,
+            "must be a URL whose host is the DNS name to look up, or a dict with that "
+            "'url', with 'every' (seconds) and with engine options.",
+        )
+    return DiscoverySource(url, options, every)
+
+
 @dataclass(frozen=True)
 class Settings:
     """The settings of one application.
 
+    Each field names its key of ``app.config``, its default and its check; nothing
+    else knows the defaults.
+
     Attributes:
-        balancer: Turns live replicas into a pick function, one for each pool.
-        weights: Shares of the traffic by bind key; others weigh 1.
-        readonly_methods: HTTP methods that read from a replica.
-        read_on_replica: ``AUTO_READ_ON_SLAVE``.
-        is_read: Says whether a request only reads; None leaves it to the method.
-        write_functions: Names of SQL functions that write.
-        learn_writers: Whether an endpoint whose write a replica has refused
-            starts on the primary from then on.
-        pin_seconds: How long a client reads its own writes; 0 is off.
-        pin_cookie: The name of the cookie that carries the pin.
-        fall_back: Whether the primary serves reads when every replica is out.
-        connect_timeout: Seconds that one replica may take to connect.
-        failover_timeout: Seconds after a failed connect for which others are tried.
-        breaker_threshold: Failures in a row that take a replica out.
+        balancer: Turns live replicas into a pick function; called once for each pool.
+        breaker_max_reset: The longest wait between two trials, in seconds.
         breaker_reset: Seconds until the first trial of a replica that is out.
-        breaker_max_reset: The longest time between two trials, in seconds.
-        discovery: Where DNS names replicas, by what their names begin with.
-        max_connecting: How many new connections to one replica this process opens
-            at a time; None for any number.
-        max_pools: How many replicas of a bind this process uses; None for all.
-        slow_start: Seconds over which a replica that is back takes its share again.
-        probe_interval: Seconds between two background looks at a replica; 0 is off.
-        read_timeout: Seconds that one statement may take on a replica; None for any.
-        max_lag: Seconds that a replica may be behind; None for any.
-        role_check: Whether a server that is no replica is left out.
+        breaker_threshold: Failures in a row that open a replica's breaker.
+        connect_timeout: Seconds that one replica may take to connect.
+        discovery: Where DNS names replicas, by the prefix of their names.
+        failover_timeout: Seconds after a failed connect for which others are tried.
+        fall_back: Whether the primary serves reads when every replica is out.
+        is_read: Says whether a request only reads; None leaves it to the method.
         lazy_begin: Whether a replica's transaction is begun on its server only when
             a statement needs it.
+        learn_writers: Whether an endpoint whose write a replica has refused starts
+            on the primary from then on.
+        max_connecting: How many new connections to one replica this process opens
+            at a time; None for no limit.
+        max_lag: Seconds that a replica may be behind; None for no limit.
+        max_pools: How many replicas of a bind this process uses; None for all.
+        pin_cookie: The name of the cookie that carries the pin.
+        pin_seconds: How long a client reads its own writes; 0 switches pins off.
+        probe_interval: Seconds between two background probes of a replica; 0
+            switches them off.
+        read_on_replica: ``AUTO_READ_ON_SLAVE``.
+        read_timeout: Seconds that one statement may take on a replica; None for no
+            limit.
+        readonly_methods: HTTP methods that read from a replica.
+        role_check: Whether a server that is not a replica is left out.
+        slow_start: Seconds over which a replica that is back takes its share again.
         unpinned: What is housekeeping, by table: the columns that an update may set,
             or None for every write.
+        weights: Shares of the traffic by bind key; others weigh 1.
+        write_functions: Names of SQL functions that write.
     """
 
-    balancer: Callable[..., Any]
-    weights: Mapping[str, int] = field(default_factory=dict)
-    readonly_methods: frozenset[str] = frozenset({"GET", "HEAD"})
-    read_on_replica: bool = True
-    is_read: Callable[[Request], bool | None] | None = None
-    write_functions: frozenset[str] = frozenset()
-    learn_writers: bool = True
-    pin_seconds: float = 5
-    pin_cookie: str = "replicated_pin"
-    fall_back: bool = True
-    connect_timeout: float = 2
-    failover_timeout: float = 3
-    breaker_threshold: int = 2
-    breaker_reset: float = 1
-    breaker_max_reset: float = 30
-    discovery: Mapping[str, DiscoverySource] = field(default_factory=dict)
-    max_connecting: int | None = 4
-    max_pools: int | None = None
-    slow_start: float = 0
-    probe_interval: float = 5
-    read_timeout: float | None = None
-    max_lag: float | None = 30
-    role_check: bool = True
-    lazy_begin: bool = True
-    unpinned: Mapping[str, frozenset[str] | None] = field(default_factory=dict)
+    balancer: Callable[..., Any] = _setting(  # noqa: RUF009 - it returns field()
+        "REPLICATED_BALANCER", "round_robin", lambda _, value: read_balancer(value)
+    )
+    breaker_max_reset: float = _setting(
+        "REPLICATED_BREAKER_MAX_RESET", 30, seconds, above=0
+    )
+    breaker_reset: float = _setting("REPLICATED_BREAKER_RESET", 1, seconds, above=0)
+    breaker_threshold: int = _setting("REPLICATED_BREAKER_THRESHOLD", 2, count)
+    connect_timeout: float = _setting("REPLICATED_CONNECT_TIMEOUT", 2, seconds, above=0)
+    discovery: Mapping[str, DiscoverySource] = _setting(
+        "REPLICATED_DISCOVERY", {}, _discovery
+    )
+    failover_timeout: float = _setting("REPLICATED_FAILOVER_TIMEOUT", 3, seconds)
+    fall_back: bool = _setting("REPLICATED_FALLBACK", "master", _falls_back)
+    is_read: Callable[[Request], bool | None] | None = _setting(  # noqa: RUF009 - the same
+        "REPLICATED_IS_READ", None, predicate
+    )
+    lazy_begin: bool = _setting("REPLICATED_LAZY_BEGIN", True, boolean)
+    learn_writers: bool = _setting("REPLICATED_LEARN_WRITERS", True, boolean)
+    max_connecting: int | None = _setting(
+        "REPLICATED_MAX_CONNECTING", 4, optional_count
+    )
+    # A replica may be days behind on purpose; this is only compared.
+    max_lag: float | None = _setting(
+        "REPLICATED_MAX_LAG", 30, optional_seconds, most=YEAR
+    )
+    max_pools: int | None = _setting("REPLICATED_MAX_POOLS", None, optional_count)
+    pin_cookie: str = _setting("REPLICATED_PIN_COOKIE", "replicated_pin", cookie_name)
+    pin_seconds: float = _setting("REPLICATED_PIN_SECONDS", 5, seconds)
+    probe_interval: float = _setting("REPLICATED_PROBE_INTERVAL", 5, interval, off=True)
+    read_on_replica: bool = _setting("AUTO_READ_ON_SLAVE", True, boolean)
+    read_timeout: float | None = _setting(
+        "REPLICATED_READ_TIMEOUT", None, optional_seconds, above=0
+    )
+    readonly_methods: frozenset[str] = _setting(
+        "REPLICATED_READONLY_METHODS", frozenset({"GET", "HEAD"}), _methods
+    )
+    role_check: bool = _setting("REPLICATED_ROLE_CHECK", True, boolean)
+    slow_start: float = _setting("REPLICATED_SLOW_START", 0, seconds)
+    unpinned: Mapping[str, frozenset[str] | None] = _setting(
+        "REPLICATED_UNPINNED", {}, tables
+    )
+    weights: Mapping[str, int] = _setting("REPLICATED_WEIGHTS", {}, _weights)
+    write_functions: frozenset[str] = _setting(
+        "REPLICATED_WRITE_FUNCTIONS", (), names, wanted="a list of names"
+    )
 
 
 DEFAULTS: Mapping[str, Any] = {
-    "AUTO_READ_ON_SLAVE": True,
-    "REPLICATED_BALANCER": "round_robin",
-    "REPLICATED_BREAKER_MAX_RESET": 30,
-    "REPLICATED_BREAKER_RESET": 1,
-    "REPLICATED_BREAKER_THRESHOLD": 2,
-    "REPLICATED_CONNECT_TIMEOUT": 2,
-    "REPLICATED_DISCOVERY": {},
-    "REPLICATED_FAILOVER_TIMEOUT": 3,
-    "REPLICATED_FALLBACK": "master",
-    "REPLICATED_IS_READ": None,
-    "REPLICATED_LAZY_BEGIN": True,
-    "REPLICATED_LEARN_WRITERS": True,
-    "REPLICATED_MAX_CONNECTING": 4,
-    "REPLICATED_MAX_LAG": 30,
-    "REPLICATED_MAX_POOLS": None,
-    "REPLICATED_PIN_COOKIE": "replicated_pin",
-    "REPLICATED_PIN_SECONDS": 5,
-    "REPLICATED_PROBE_INTERVAL": 5,
-    "REPLICATED_READONLY_METHODS": frozenset({"GET", "HEAD"}),
-    "REPLICATED_READ_TIMEOUT": None,
-    "REPLICATED_ROLE_CHECK": True,
-    "REPLICATED_SLOW_START": 0,
-    "REPLICATED_UNPINNED": {},
-    "REPLICATED_WEIGHTS": {},
-    "REPLICATED_WRITE_FUNCTIONS": (),
+    one.metadata["key"]: one.metadata["default"] for one in fields(Settings)
 }
+"""What each key of ``app.config`` has where it is not set."""
 
 
 def read_settings(
@@ -173,68 +249,44 @@ def read_settings(
     """
     _refuse_unknown(config)
     given = {
+        **DEFAULTS,
         "REPLICATED_READONLY_METHODS": methods,
         "REPLICATED_PIN_COOKIE": _pin_cookie(config),
         **config,
     }
-    weights, discovery = _weights(config, replicas), _discovery(config)
-
-    def read(check: Callable[..., Any], key: str, *more: Any, **limits: Any) -> Any:
-        return check(key, _get(given, key), *more, **limits)
-
-    return Settings(
-        **_times(config),
-        balancer=_balancer(config, weights or discovery),
-        weights=weights,
-        readonly_methods=read(_methods, "REPLICATED_READONLY_METHODS"),
-        read_on_replica=read(boolean, "AUTO_READ_ON_SLAVE"),
-        is_read=read(predicate, "REPLICATED_IS_READ"),
-        write_functions=read(names, "REPLICATED_WRITE_FUNCTIONS", "a list of names"),
-        learn_writers=read(boolean, "REPLICATED_LEARN_WRITERS"),
-        pin_cookie=read(cookie_name, "REPLICATED_PIN_COOKIE", config),
-        fall_back=read(choice, "REPLICATED_FALLBACK", "master", "error") == "master",
-        breaker_threshold=read(count, "REPLICATED_BREAKER_THRESHOLD"),
-        discovery=discovery,
-        max_connecting=read(optional_count, "REPLICATED_MAX_CONNECTING"),
-        max_pools=read(optional_count, "REPLICATED_MAX_POOLS"),
-        role_check=read(boolean, "REPLICATED_ROLE_CHECK"),
-        unpinned=read(tables, "REPLICATED_UNPINNED"),
-        lazy_begin=read(boolean, "REPLICATED_LAZY_BEGIN"),
+    settings = Settings(
+        **{
+            one.name: one.metadata["read"](given[one.metadata["key"]])
+            for one in fields(Settings)
+        }
     )
+    refuse_cookie_conflict("REPLICATED_PIN_COOKIE", settings.pin_cookie, config)
+    _check_resets(settings)
+    _check_weighted(settings.weights, replicas)
+    if "REPLICATED_BALANCER" not in config and (settings.weights or settings.discovery):
+        # Weights that no balancer reads would be a trap.
+        return replace(settings, balancer=Weighted())
+    return settings
 
 
-def _times(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings in seconds, by the names that they have here."""
-
-    def read(name: str, also: str = "", **limits: float) -> float:
-        key = f"REPLICATED_{name.upper()}"
-        return seconds(key, _get(config, key), also=also, **limits)
-
-    def optional(name: str, **limits: float) -> float | None:
-        unset = _get(config, f"REPLICATED_{name.upper()}") is None
-        return None if unset else read(name, ", or None for no limit", **limits)
-
-    probe = "REPLICATED_PROBE_INTERVAL"
-    reset = read("breaker_reset", above=0)
-    longest = read("breaker_max_reset", above=0)
-    if longest < reset:
+def _check_resets(settings: Settings) -> None:
+    if settings.breaker_max_reset < settings.breaker_reset:
         raise ConfigurationError(
             "REPLICATED_BREAKER_MAX_RESET",
-            longest,
-            f"must be at least REPLICATED_BREAKER_RESET = {reset!r}.",
+            settings.breaker_max_reset,
+            f"must be at least REPLICATED_BREAKER_RESET = {settings.breaker_reset!r}.",
         )
-    return {
-        "breaker_reset": reset,
-        "breaker_max_reset": longest,
-        "pin_seconds": read("pin_seconds"),
-        "connect_timeout": read("connect_timeout", above=0),
-        "failover_timeout": read("failover_timeout"),
-        "slow_start": read("slow_start"),
-        "probe_interval": interval(probe, _get(config, probe), off=True),
-        "read_timeout": optional("read_timeout", above=0),
-        # A replica may be days behind on purpose; this is only compared.
-        "max_lag": optional("max_lag", most=YEAR),
-    }
+
+
+def _check_weighted(weights: Mapping[str, int], replicas: Collection[str]) -> None:
+    # An app without replicas may share its settings with one that has some.
+    for name, share in weights.items() if replicas else ():
+        if name not in replicas:
+            raise ConfigurationError(
+                f"REPLICATED_WEIGHTS[{safe(name)!r}]",
+                share,
+                f"no such replica; SQLALCHEMY_BINDS has {', '.join(replicas)}.",
+            )
 
 
 def _refuse_unknown(config: Mapping[Any, Any]) -> None:
@@ -293,10 +345,6 @@ def _nearest(letters: str, known: Mapping[str, str]) -> str | None:
     return known[close[0]] if close else None
 
 
-def _get(config: Mapping[str, Any], key: str) -> Any:
-    return config.get(key, DEFAULTS[key])
-
-
 def _pin_cookie(config: Mapping[str, Any]) -> str:
     """Return what the pin is called where no setting says so.
 
@@ -305,75 +353,3 @@ def _pin_cookie(config: Mapping[str, Any]) -> str:
     name = DEFAULTS["REPLICATED_PIN_COOKIE"]
     session = config.get("SESSION_COOKIE_NAME") or "session"
     return name if session == "session" else f"{session}_{name}"
-
-
-def _methods(key: str, value: object) -> frozenset[str]:
-    found = names(key, value, "a set of HTTP methods, such as {'GET', 'HEAD'}")
-    return frozenset(name.upper() for name in found)
-
-
-def _discovery(config: Mapping[str, Any]) -> dict[str, DiscoverySource]:
-    key = "REPLICATED_DISCOVERY"
-    value = _get(config, key)
-    if not isinstance(value, Mapping):
-        raise ConfigurationError(
-            key, value, "must be a mapping, such as {'slave': {'url': ...}}."
-        )
-    return {
-        name: _source(f"{key}[{safe(name)!r}]", name, value[name]) for name in value
-    }
-
-
-def _source(item: str, name: object, value: object) -> DiscoverySource:
-    if not (isinstance(name, str) and re.fullmatch(r"(.+_)?(slave|replica)", name)):
-        raise ConfigurationError(
-            item,
-            value,
-            "its key must be 'slave', or 'x_slave' for replicas of a bind 'x'.",
-        )
-    options: dict[str, Any] = (
-        dict(value) if isinstance(value, Mapping) else {"url": value}
-    )
-    every = interval(f"{item}['every']", options.pop("every", 30))
-    try:
-        url = make_url(options.pop("url", ""))
-    except (ArgumentError, ValueError):  # the latter of a port that is no number
-        url = None
-    if url is None or not url.host:
-        # What stands where a URL should may be anything, a password alone too.
-        raise ConfigurationError(
-            item,
-            None,
-            "must be a URL whose host is the DNS name to look up, or a dict with that "
-            "'url', with 'every' (seconds) and with engine options.",
-        )
-    return DiscoverySource(url, options, every)
-
-
-def _weights(config: Mapping[str, Any], replicas: Collection[str]) -> dict[str, int]:
-    key = "REPLICATED_WEIGHTS"
-    value = _get(config, key)
-    if not isinstance(value, Mapping):
-        raise ConfigurationError(
-            key, value, "must be a mapping of replica binds, such as {'slave_1': 3}."
-        )
-    for name, share in value.items():
-        item = f"{key}[{safe(name)!r}]"
-        # An app without replicas may share its settings with one that has some.
-        if replicas and name not in replicas:
-            raise ConfigurationError(
-                item,
-                share,
-                f"no such replica; SQLALCHEMY_BINDS has {', '.join(replicas)}.",
-            )
-        weight(item, share)
-    return dict(value)
-
-
-def _balancer(
-    config: Mapping[str, Any], weights: Mapping[str, Any]
-) -> Callable[..., Any]:
-    key = "REPLICATED_BALANCER"
-    if key not in config and weights:
-        return Weighted()  # weights that nobody reads would be a trap
-    return read_balancer(_get(config, key))

@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl, unquote
 
 from sqlalchemy import StaticPool, event
 
+from flask_replicated._private import invoke_creator
 from flask_replicated.errors import MisconfiguredReplicaError
 
 if TYPE_CHECKING:
@@ -66,8 +67,8 @@ def _name(arguments: Sequence[Any], options: Mapping[str, Any]) -> _Name | None:
 
 def _has_own_creator(engine: Engine) -> bool:
     """Whether connections are made by a function of the user's, past the URL."""
-    # SQLAlchemy has no public name for it, and its own function is a closure.
-    creator: Any = engine.pool._creator  # noqa: SLF001 - as said
+    # SQLAlchemy's own function is a closure, told by its module.
+    creator = invoke_creator(engine.pool)
     return getattr(creator, "__module__", None) != "sqlalchemy.engine.create"
 
 

@@ -25,7 +25,9 @@ __all__ = [
     "interval",
     "names",
     "optional_count",
+    "optional_seconds",
     "predicate",
+    "refuse_cookie_conflict",
     "seconds",
     "tables",
     "weight",
@@ -88,6 +90,13 @@ def seconds(
             f"{'day' if most == DAY else 'year'}){also}.",
         )
     return float(value)
+
+
+def optional_seconds(key: str, value: Any, **limits: float) -> float | None:
+    """Return what :func:`seconds` does; None means that there is no limit."""
+    if value is None:
+        return None
+    return seconds(key, value, also=", or None for no limit", **limits)
 
 
 def interval(key: str, value: Any, *, off: bool = False) -> float:
@@ -199,8 +208,8 @@ def _is_column(name: object) -> bool:
     return isinstance(name, str) and _COLUMN.fullmatch(name) is not None
 
 
-def cookie_name(key: str, value: object, config: Mapping[str, Any]) -> str:
-    """Return a name that a cookie of this application may have beside its others."""
+def cookie_name(key: str, value: object) -> str:
+    """Return a name that a cookie may have."""
     if not isinstance(value, str) or not _TOKEN.fullmatch(value):
         raise ConfigurationError(
             key,
@@ -208,6 +217,21 @@ def cookie_name(key: str, value: object, config: Mapping[str, Any]) -> str:
             "must be a name that a cookie may have: letters, digits and _ - . alone, "
             "at most 100 characters.",
         )
+    return value
+
+
+def refuse_cookie_conflict(key: str, value: str, config: Mapping[str, Any]) -> None:
+    """Refuse a cookie's name that this application cannot use.
+
+    Args:
+        key: The setting.
+        value: The name.
+        config: ``app.config``.
+
+    Raises:
+        ConfigurationError: Another of its cookies has the name, or browsers would
+            drop the cookie.
+    """
     for other, name in {**_COOKIES, **config}.items():
         # Extensions call theirs so: JWT_ACCESS_COOKIE_NAME, SECURITY_CSRF_COOKIE_NAME.
         if str(other).endswith("_COOKIE_NAME") and value == name:
@@ -219,7 +243,6 @@ def cookie_name(key: str, value: object, config: Mapping[str, Any]) -> str:
             )
     if value.lower().startswith(_PREFIXES):
         _refuse_unless_secure(key, value, config)
-    return value
 
 
 def _refuse_unless_secure(key: str, value: str, config: Mapping[str, Any]) -> None:

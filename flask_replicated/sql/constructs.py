@@ -1,10 +1,10 @@
-"""What a statement does, given as a SQLAlchemy construct: read, set, lock or write.
+"""Classifies SQLAlchemy constructs: does a statement read, set, lock or write?
 
-Whatever cannot be shown to be a read counts as a write. The one exception is
-depth: a ``Select`` is judged by its outer parts (locking clause, CTEs, columns,
-``FROM`` and joins), because walking the whole tree costs more than the routing
-that it serves. A write hidden deeper, or behind a function that is not known
-here, meets a read-only connection on the replica.
+Whatever cannot be shown to be a read counts as a write, except for depth: a
+``Select`` is classified by its outer parts (locking clause, CTEs, columns, ``FROM``
+and joins), because walking the whole tree costs more than the rest of routing. A
+write that is nested deeper shows in the compiled text, which is classified before a
+replica gets it; a function that is not known to write meets a read-only connection.
 """
 
 from __future__ import annotations
@@ -31,6 +31,15 @@ from sqlalchemy.sql.expression import FunctionElement, TextualSelect
 from sqlalchemy.sql.lambdas import StatementLambdaElement
 from sqlalchemy.sql.selectable import FromClause, GenerativeSelect
 
+from flask_replicated._private import (
+    for_update,
+    has_hints,
+    query_parts,
+    resolved_lambda,
+    select_parts,
+    selects_tables_only,
+)
+
 from .text import Kind, TextClassifier
 
 if TYPE_CHECKING:
@@ -38,19 +47,23 @@ if TYPE_CHECKING:
 
 __all__ = ["Classifier", "Kind"]
 
-_READ = Kind.READ  # an enum's attribute costs as much as the rest of a verdict
+_READ = Kind.READ
 
 
 class Classifier:
-    """Judges statements, constructs and text alike.
+    """Classifies statements, given as constructs or as text.
 
     Args:
         write_functions: Names of SQL functions that write, beyond the well-known
             ones; case does not matter.
+        dialect: SQLAlchemy's name for the server's dialect; empty if it is not known.
+
+    Attributes:
+        text: Classifies text.
     """
 
-    def __init__(self, write_functions: Iterable[str] = ()) -> None:
-        self.text = TextClassifier(write_functions)
+    def __init__(self, write_functions: Iterable[str] = (), dialect: str = "") -> None:
+        self.text = TextClassifier(write_functions, dialect)
         self._rules: tuple[tuple[type, Callable[[Any], Kind]], ...] = (
             (UpdateBase, self._write),
             (StatementLambdaElement, self._lambda),
@@ -65,46 +78,28 @@ class Classifier:
             (RollbackToSavepointClause, self._read),
             (ReleaseSavepointClause, self._read),
         )
-        # The classes of a program are few.
+        # Bounded: a program may create classes as it runs.
         self._rule_for = lru_cache(maxsize=512)(self._find_rule)
 
     def kind(self, statement: Any) -> Kind:
         """Return what a statement does.
 
-        ``None`` (a connection is wanted, the statement unknown) is a write, and
-        so is anything that is not recognised, data definition included.
+        ``None`` (a connection is wanted for an unknown statement) is a write, and so
+        is anything that is not recognised, data definition included.
         """
-        if type(statement) is Select:  # nine in ten, at a third of the price
-            # What _select() would find, for those of one or more whole tables. Asked
-            # of the object's own dictionary: a default of the class is dearer.
-            own = statement.__dict__
-            for column in own["_raw_columns"]:
-                if column.__visit_name__ != "table":
-                    break
-            else:
-                if (
-                    "_setup_joins" not in own
-                    and "_from_obj" not in own
-                    and "_independent_ctes" not in own
-                    and own.get("_for_update_arg") is None
-                ):
-                    return _READ
-            return self._select(statement)
-        if type(statement) is TextClause:
-            return self.text.statement(statement.text)
         cls: Any = type(statement)
         return self._rule_for(cls)(statement)
 
     def sent(self, sql: str, statement: Any) -> Kind:
-        """Return what SQL does that is about to be sent.
+        """Return what compiled SQL does.
 
         Args:
-            sql: The text.
+            sql: The text that is about to be sent.
             statement: The construct that it was compiled from, or None.
         """
         kind = self.text.statement(sql)
         if kind is Kind.WRITE and _is_query(statement):
-            return self.text.called(sql)  # it is a name that looks like a write
+            return self.text.query(sql)  # a name in it looks like a write
         return kind
 
     def _find_rule(self, cls: type) -> Callable[[Any], Kind]:
@@ -126,41 +121,35 @@ class Classifier:
         return self.kind(statement.element)
 
     def _lambda(self, statement: StatementLambdaElement) -> Kind:
-        # What the lambda has built has no public name.
-        return self.kind(statement._resolved)  # noqa: SLF001
+        return self.kind(resolved_lambda(statement))
 
     def _function(self, statement: FunctionElement[Any]) -> Kind:
         return self._parts([statement])
 
     def _generative(self, statement: GenerativeSelect) -> Kind:
-        # SQLAlchemy has no public name for the locking clause or added CTEs.
-        kind = self._parts(statement._independent_ctes)  # noqa: SLF001
-        locks = statement._for_update_arg is not None  # noqa: SLF001
-        return max(kind, Kind.LOCK) if locks else kind
+        ctes, lock = query_parts(statement)
+        kind = self._parts(ctes)
+        return kind if lock is None else max(kind, Kind.LOCK)
 
     def _compound(self, statement: CompoundSelect[Any]) -> Kind:
         return max(self._generative(statement), *map(self.kind, statement.selects))
 
     def _select(self, statement: Select[Any]) -> Kind:
-        # The private attributes are what Select was built from; its public
-        # accessors compute the final FROM list, for ten times this one's cost.
+        if selects_tables_only(statement):
+            return _READ
+        columns, joins, froms, ctes, lock = select_parts(statement)
         kind = _READ
-        for column in statement._raw_columns:  # noqa: SLF001
+        for column in columns:
             if column.__visit_name__ != "table":
                 kind = max(kind, self._column(column))
-        if (
-            statement._setup_joins  # noqa: SLF001
-            or statement._from_obj  # noqa: SLF001
-            or statement._independent_ctes  # noqa: SLF001
-            or statement._for_update_arg is not None  # noqa: SLF001
-        ):
-            joined = (target for target, *_ in statement._setup_joins)  # noqa: SLF001
+        if joins or froms or ctes or lock is not None:
+            joined = (target for target, *_ in joins)
             kind = max(
                 kind,
                 self._generative(statement),
-                # A relationship or mapped class has no clause of its own to judge.
+                # A relationship or mapped class has no clause of its own.
                 self._parts(f for f in joined if isinstance(f, FromClause)),
-                self._parts(statement._from_obj),  # noqa: SLF001
+                self._parts(froms),
             )
         return kind
 
@@ -170,7 +159,7 @@ class Classifier:
         return self._parts([column if column.table is None else column.table])
 
     def _parts(self, elements: Iterable[Any]) -> Kind:
-        """Judge clause elements by walking them: the rare, dear case."""
+        """Classify clause elements by walking their trees, which is slow."""
         return max(
             (
                 self._part(part)
@@ -189,8 +178,7 @@ class Classifier:
         if isinstance(part, FunctionElement):
             return self.text.function(str(getattr(part, "name", "")))
         if isinstance(part, GenerativeSelect):
-            locks = part._for_update_arg is not None  # noqa: SLF001
-            return Kind.LOCK if locks else _READ
+            return _READ if for_update(part) is None else Kind.LOCK
         if isinstance(part, TextClause):
             return self.text.fragment(part.text)
         if getattr(part, "is_literal", False):  # literal_column()
@@ -199,20 +187,19 @@ class Classifier:
 
 
 def _is_query(statement: Any) -> bool:
-    """Whether a construct surely is a query with nothing but queries in it."""
+    """Whether a construct is a query that contains nothing but queries."""
     if not isinstance(statement, GenerativeSelect):
         return False
     return all(map(_is_plain, visitors.iterate(statement)))
 
 
 def _is_plain(part: Any) -> bool:
-    """Whether SQLAlchemy itself has written what a part is compiled to."""
+    """Whether SQLAlchemy alone decides what a part is compiled to."""
     return not (
         isinstance(part, UpdateBase | TextClause | Sequence)
         or (isinstance(part, CTE) and isinstance(part.element, UpdateBase))
         or getattr(part, "is_literal", False)
-        or getattr(part, "_hints", None)
-        or getattr(part, "_statement_hints", None)
-        # Somebody's own construct may be compiled to anything.
+        or has_hints(part)
+        # A custom construct may be compiled to anything.
         or not type(part).__module__.startswith("sqlalchemy.")
     )

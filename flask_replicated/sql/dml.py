@@ -1,8 +1,9 @@
-"""Which tables and columns a statement surely writes.
+"""Which tables and columns a data-modifying statement certainly writes.
 
-For what leaves no trace: a write that is not understood in full counts as any other, so
-everything that is not plain is given up on. What is read is what is sent, whatever it
-was built from: a flush, a construct, a text.
+Used for writes that ``REPLICATED_UNPINNED`` exempts: a statement that is not understood
+in full counts as any other write, so the parser gives up on everything that is not
+plain. It reads the text that is sent, whether that comes from a flush, a construct or a
+string.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class Identifier(NamedTuple):
     """A name in SQL.
 
     Attributes:
-        text: What it says, without quotes.
-        quoted: Whether it has some.
+        text: The name, without quotes.
+        quoted: Whether it was quoted.
     """
 
     text: str
@@ -41,9 +42,9 @@ class TableWrite(NamedTuple):
     """What a statement does to one table.
 
     Attributes:
-        schema: Its schema, if it is named.
-        table: Its name.
-        columns: The columns that an update sets; None if rows come or go.
+        schema: The table's schema, if the statement names one.
+        table: The table's name.
+        columns: The columns that an update sets; None if rows are inserted or deleted.
     """
 
     schema: Identifier | None
@@ -52,19 +53,19 @@ class TableWrite(NamedTuple):
 
 
 class _AmbiguousError(Exception):
-    """A statement is not plain enough."""
+    """The statement cannot be parsed for certain."""
 
 
 def find_writes(
     sql: str, dialect: str, computes: Callable[[str], bool]
 ) -> tuple[TableWrite, ...] | None:
-    """Return what a statement writes; None where that is not sure.
+    """Return what a statement writes; None where that is not certain.
 
     Args:
-        sql: The text.
+        sql: One statement.
         dialect: SQLAlchemy's name for the server's dialect.
-        computes: Tells of a word before a parenthesis whether it surely writes nothing
-            else.
+        computes: Whether a word before a parenthesis is known to call nothing that
+            writes.
     """
     tokens = tokenize(sql, dialect)
     if tokens is None:
@@ -74,11 +75,11 @@ def find_writes(
         return None
     try:
         return tuple(_Parser(dialect, computes).statement(found[0]))
-    except (_AmbiguousError, IndexError):  # the latter of a statement that is cut off
+    except (_AmbiguousError, IndexError):  # the latter if a statement is cut off
         return None
 
 
-# What may not stand in the rest of a statement: it would write, or lock, as well.
+# Not allowed in the rest of a statement, which would write or lock as well.
 _VERBS = frozenset(
     [
         "call",
@@ -99,7 +100,7 @@ _MODIFIERS = frozenset(
 _CONFLICTS = frozenset(["abort", "fail", "ignore", "replace", "rollback"])
 _CLAUSES = frozenset(["from", "limit", "order", "returning", "where"])
 _JOINS = frozenset({"join", "straight_join"})
-# What may stand behind a table's name and is not its alias.
+# May follow a table's name without being its alias.
 _NO_ALIAS = _JOINS.union(
     [
         "cross",
@@ -118,16 +119,17 @@ _NO_ALIAS = _JOINS.union(
 
 
 class _Parser:
-    """Reads statements of one dialect.
+    """Parses statements of one dialect.
 
     Args:
-        dialect: SQLAlchemy's name for it.
+        dialect: SQLAlchemy's name for the dialect.
         computes: See :func:`find_writes`.
     """
 
     def __init__(self, dialect: str, computes: Callable[[str], bool]) -> None:
         self._computes = computes
-        self._joins = dialect in {"mysql", "mariadb"}  # writes may have several tables
+        # There a statement may write several tables.
+        self._joins = dialect in {"mysql", "mariadb"}
 
     def statement(self, tokens: Sequence[Token]) -> list[TableWrite]:
         """Return what one statement writes."""
@@ -150,7 +152,7 @@ class _Parser:
     def _with(
         self, tokens: Sequence[Token], writes: list[TableWrite]
     ) -> Sequence[Token]:
-        """Add what CTEs write; return the statement that they belong to."""
+        """Append what CTEs write; return the statement that follows them."""
         if is_word(tokens[0], "recursive"):
             tokens = tokens[1:]
         while True:
@@ -174,7 +176,7 @@ class _Parser:
         elif not self._joins:
             raise _AmbiguousError
         schema, table, rest = _table(tokens)
-        # What it does to rows that are there already is a part of it.
+        # What an upsert does to existing rows is part of the insert.
         rest = [
             token
             for before, token in zip((None, *rest), rest, strict=False)
@@ -202,7 +204,7 @@ class _Parser:
     def _update_joined(
         self, known: _Known, assigned: Sequence[Sequence[Token]]
     ) -> list[TableWrite]:
-        """Return what an update sets, by columns that may name their table."""
+        """Return what an update of several tables sets, by the columns' qualifiers."""
         columns: dict[_Table, list[Identifier]] = {}
         for part in assigned:
             *qualifiers, column = self._left_side(part)
@@ -213,16 +215,16 @@ class _Parser:
         return [TableWrite(*table, tuple(names)) for table, names in columns.items()]
 
     def _assigned(self, part: Sequence[Token]) -> list[Identifier]:
-        """Return the columns of an assignment, where no table is named."""
+        """Return the columns of an assignment to the only table."""
         if is_mark(part[0], "("):
             end = _end(part)
             self._read(part[end + 1 :])
             return [_only_name(one) for one in split(part[1:end])]
-        # Behind it may stand an element, or a part, of what the column holds.
+        # An element or a field of the column may follow its name.
         return self._left_side(part)[:1]
 
     def _left_side(self, part: Sequence[Token]) -> list[Identifier]:
-        """Return the names before the sign of an assignment, which are one column."""
+        """Return the dotted name before the sign of an assignment."""
         sign = next(
             (n for n, token in enumerate(part) if is_mark(token, "=", ":=", "[")), None
         )
@@ -242,7 +244,7 @@ class _Parser:
             return [TableWrite(schema, table, None)]
         if not self._joins:
             raise _AmbiguousError
-        # Rows of those tables go that are named first, by the names that follow.
+        # DELETE t FROM table AS t: the targets are aliases of what follows.
         named, rest = tokens[:start], tokens[start + 1 :]
         if not start and using is not None:
             named, rest = tokens[1:using], tokens[using + 1 :]
@@ -254,10 +256,10 @@ class _Parser:
         ]
 
     def _read(self, tokens: Sequence[Token]) -> None:
-        """See that a part of a statement does nothing but read.
+        """Check that a part of a statement only reads.
 
         Raises:
-            _AmbiguousError: It calls what is not known, or may do more.
+            _AmbiguousError: It calls an unknown function, or may write or lock.
         """
         for index, token in enumerate(tokens):
             if token.kind not in {"word", "name"}:
@@ -272,7 +274,7 @@ class _Parser:
                 raise _AmbiguousError
 
     def _is_harmless(self, tokens: Sequence[Token], index: int) -> bool:
-        """Whether what stands before a parenthesis calls nothing that may write."""
+        """Whether the word before a parenthesis calls nothing that may write."""
         token = tokens[index]
         if index and is_mark(tokens[index - 1], "."):
             if index < 2 or not is_word(tokens[index - 2], "pg_catalog"):  # noqa: PLR2004 - a name and a dot
@@ -305,7 +307,7 @@ def _without_modifiers(tokens: Sequence[Token]) -> Sequence[Token]:
 
 
 def _find(tokens: Sequence[Token], *words: str) -> int | None:
-    """Return where the first of these keywords is that no parentheses enclose."""
+    """Return the index of the first of these keywords outside parentheses."""
     depth = 0
     for index, token in enumerate(tokens):
         if is_mark(token, "(", "["):
@@ -314,14 +316,14 @@ def _find(tokens: Sequence[Token], *words: str) -> int | None:
             depth -= 1
         elif not depth and is_word(token, *words):
             before = tokens[index - 1] if index else None
-            # IS DISTINCT FROM is an operator; what follows a dot is a name.
+            # IS DISTINCT FROM is an operator, and a word after a dot is a name.
             if not (is_word(before, "distinct") or is_mark(before, ".")):
                 return index
     return None
 
 
 def _end(tokens: Sequence[Token]) -> int:
-    """Return where the parenthesis closes that these begin with."""
+    """Return the index where the parenthesis that these begin with is closed."""
     end = find_closing(tokens, 0) if is_mark(tokens[0], "(") else None
     if end is None:
         raise _AmbiguousError
@@ -345,9 +347,9 @@ def _only_name(tokens: Sequence[Token]) -> Identifier:
 def _table(
     tokens: Sequence[Token],
 ) -> tuple[Identifier | None, Identifier, Sequence[Token]]:
-    """Return the schema and the name of a table, and what follows."""
+    """Return a table's schema and name, and the tokens that follow."""
     if tokens[0].kind == "schema":
-        # What schema_translate_map stands for, under the name that the model has.
+        # A placeholder of schema_translate_map, with the model's own schema.
         text = tokens[0].text
         name, rest = _name(tokens[2:])
         return (Identifier(text, quoted=True) if text else None), name, rest
@@ -361,14 +363,14 @@ def _table(
 
 
 def _alias(tokens: Sequence[Token]) -> Identifier | None:
-    """Return the alias that is all that there is, if there is any."""
+    """Return the alias that these tokens are; None if there are none."""
     if tokens and is_word(tokens[0], "as"):
         tokens = tokens[1:]
     return _only_name(tokens) if tokens else None
 
 
 def _references(tokens: Sequence[Token]) -> _Known:
-    """Return tables by what columns may call them; None of what is no table."""
+    """Return tables by lower-case alias; None for a derived table."""
     known: _Known = {}
     for part in split(tokens):
         rest = part
@@ -385,7 +387,7 @@ def _references(tokens: Sequence[Token]) -> _Known:
 def _reference(
     tokens: Sequence[Token],
 ) -> tuple[Identifier, _Table | None, Sequence[Token]]:
-    """Return what a table is called, which it is, and what follows."""
+    """Return a table's alias, the table itself, and the tokens that follow."""
     table = None
     if is_mark(tokens[0], "("):
         end = _end(tokens)
@@ -405,7 +407,7 @@ def _reference(
 
 
 def _target(tokens: Sequence[Token]) -> Identifier:
-    """Return the last name of a table whose rows go."""
+    """Return the last part of the name of a delete's target."""
     if len(tokens) > 1 and is_mark(tokens[-1], "*") and is_mark(tokens[-2], "."):
         tokens = tokens[:-2]
     return [_only_name(one) for one in split(tokens, ".")][-1]

@@ -1,4 +1,4 @@
-"""Names of SQL functions: what locks, what writes, and what surely does neither."""
+"""Names of SQL functions: those that lock, write or set, and the harmless ones."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _LOCKING = """
     pg_try_advisory_lock_shared pg_try_advisory_xact_lock
     pg_try_advisory_xact_lock_shared
     """
-# currval() and its like write nothing: they speak of a write of their connection.
-# And some can only be answered by the primary.
+# currval() and the like write nothing, but depend on a write of their connection;
+# others can only be answered by the primary.
 _WRITING = """
     nextval setval currval lastval next_value last_insert_id
     pg_notify txid_current pg_current_xact_id pg_export_snapshot
@@ -38,7 +38,7 @@ _WRITING = """
     pg_replication_origin_drop pg_replication_origin_advance pg_backup_start
     pg_backup_stop pg_import_system_collations
     """
-# Words that may stand before a parenthesis and call nothing.
+# Keywords and types that may precede a parenthesis without being a call.
 _WORDS = """
     all and any array as between by case cast convert cross cube distinct else end
     escape except exists extract filter from full group grouping having in inner
@@ -49,10 +49,11 @@ _WORDS = """
     nchar numeric nvarchar precision real smallint text time timestamp varbinary
     varchar varying json jsonb uuid signed unsigned datetime
     """
-# What each server documents to compute or tell something. Whatever is not here counts
-# as a possible write where that is cheap: on the primary, for a pin. Of PostgreSQL,
-# what its catalogue calls volatile and writes nothing all the same, what is grammar,
-# and what applications use of well-known extensions; the rest of it is generated.
+# Functions that each server documents as only computing or reporting. On the primary,
+# a call of any other function counts as a possible write and pins its client. For
+# PostgreSQL these are the functions that its catalogue calls volatile although they
+# write nothing, grammar, and common functions of well-known extensions; the rest is
+# generated (postgresql_functions.py).
 _POSTGRESQL = """
     array_sample array_shuffle clock_timestamp coalesce columns current_catalog
     current_date current_query current_time current_timestamp gen_random_uuid
@@ -77,7 +78,7 @@ _POSTGRESQL = """
     xmlattributes xmlconcat xmlelement xmlforest xmlnamespaces xmlparse xmlpi
     xmlroot xmlserialize xmltable
     """
-# MariaDB's and MySQL's manuals.
+# From MariaDB's and MySQL's manuals.
 _MYSQL = """
     abs acos add_months adddate addtime aes_decrypt aes_encrypt any_value area
     asbinary ascii asin astext aswkb aswkt atan atan2 avg benchmark bin
@@ -163,7 +164,7 @@ _MYSQL = """
     wsrep_last_seen_gtid wsrep_last_written_gtid wsrep_sync_wait_upto_gtid x y
     year yearweek
     """
-# SQLite's, with its full-text search and its trees.
+# SQLite's own, with full-text search and R*Trees.
 _SQLITE = """
     abs acos acosh asin asinh atan atan2 atanh avg bm25 ceil ceiling changes
     coalesce concat concat_ws cos cosh count cume_dist current_date current_time
@@ -186,7 +187,7 @@ _SQLITE = """
     unistr_quote unixepoch unlikely upper zeroblob
     """
 
-# And words in a literal that mean a day of it.
+# Or words in a literal that are resolved when it begins.
 _TRANSACTION_TIME = """
     age current_date current_time current_timestamp localtime localtimestamp now
     transaction_timestamp today tomorrow yesterday
@@ -195,13 +196,13 @@ _TRANSACTION_TIME = """
 LOCKING = frozenset(_LOCKING.split())
 """Functions that lock rows or names."""
 WRITING = frozenset(_WRITING.split())
-"""Functions that change something, or can only be answered where that happens."""
+"""Functions that change something, or that only the primary can answer."""
 SEQUENCE = frozenset({"nextval", "currval", "lastval", "last_insert_id"})
-"""Functions of what numbers the rows of a table, and so are a part of its inserts."""
+"""Functions of the sequence that numbers a table's rows: part of its inserts."""
 SETTING = frozenset({"set_config"})
 """Functions that change the session."""
 TRANSACTION_TIME = frozenset(_TRANSACTION_TIME.split())
-"""Words that stand for the time at which a transaction began."""
+"""Words that depend on when their transaction began."""
 PURE = {
     dialect: frozenset(_WORDS.split()).union(more.split(), generated)
     for dialect, more, generated in (
@@ -211,4 +212,4 @@ PURE = {
         ("sqlite", _SQLITE, ()),
     )
 }
-"""What may stand before a parenthesis and surely writes nothing, by dialect."""
+"""Words before a parenthesis that are known to write nothing, by dialect."""

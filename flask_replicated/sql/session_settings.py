@@ -1,7 +1,7 @@
-"""Whether what a statement sets ends with its transaction, as PostgreSQL reads it.
+"""Whether a setting made by PostgreSQL text ends with its transaction.
 
-``SET LOCAL`` does, and so does ``set_config(name, value, true)``: the same in the only
-form that takes a parameter. A connection that has seen no other setting is as it was.
+``SET LOCAL`` does, and so does ``set_config(name, value, true)``, the only form that
+takes parameters. After such settings alone a connection can be reused as it is.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
 
 __all__ = ["is_local"]
 
-_LONG = 20_000  # characters; longer texts are rare, and read each time
+_LONG = 20_000  # characters; longer texts are rare, and not cached
 _TRUE = frozenset(
     word[:length]
     for word in ("true", "yes", "on", "1")
     for length in range(2 if word == "on" else 1, len(word) + 1)
 )
-"""What PostgreSQL takes for true, unique beginnings included."""
+"""What PostgreSQL accepts as true, unambiguous prefixes included."""
 _CASTS = ("bool", "boolean", "text", "varchar")
-"""Types that leave true what is true. SQLAlchemy casts its parameters, too."""
+"""Types whose casts keep true true; SQLAlchemy casts its parameters."""
 
 
 def is_local(sql: str, parameters: Iterable[Any]) -> bool:
     """Whether everything that PostgreSQL text sets ends with its transaction.
 
     Args:
-        sql: The text; it sets something.
-        parameters: What it is sent with: a mapping or a sequence for each execution.
+        sql: Text that sets something.
+        parameters: A mapping or a sequence of parameters for each execution.
     """
     read = _judge if len(sql) > _LONG else _remembered
     flags = read(sql)
@@ -55,7 +55,7 @@ def is_local(sql: str, parameters: Iterable[Any]) -> bool:
 
 
 def _is_true(parameters: Any, key: str | int) -> bool:
-    """Whether a parameter is visibly true."""
+    """Whether a parameter is known to be true."""
     try:
         if isinstance(key, int) is isinstance(parameters, Mapping):
             return False
@@ -68,10 +68,10 @@ def _is_true(parameters: Any, key: str | int) -> bool:
 
 
 def _judge(sql: str) -> tuple[bool | str | int, ...]:
-    """Return of each setting in SQL whether it is local, or which parameter says so.
+    """Return for each setting whether it is local, or which parameter decides.
 
-    Parameters go by their name, or by their place. Nothing at all where it cannot be
-    told.
+    Parameters are given by name or by index. Nothing is returned where the text
+    cannot be read for certain.
     """
     tokens = tokenize(sql, "postgresql")
     if tokens is None:
@@ -86,9 +86,9 @@ def _judge(sql: str) -> tuple[bool | str | int, ...]:
 
 
 def _ends(statement: Sequence[Token]) -> bool:
-    """Whether it is a SET LOCAL or SET TRANSACTION, and no setting of such a name."""
+    """Whether it is SET LOCAL or SET TRANSACTION, not a setting of such a name."""
     return (
-        len(statement) > 2  # noqa: PLR2004 - a word must follow those two
+        len(statement) > 2  # noqa: PLR2004 - SET LOCAL and a name
         and is_word(statement[1], "local", "transaction")
         and statement[2].kind in {"word", "name"}
         and not is_word(statement[2], "to", "from")
@@ -99,7 +99,7 @@ _remembered = lru_cache(maxsize=256)(_judge)
 
 
 def _with_places(tokens: Iterable[Token]) -> tuple[Token, ...]:
-    """Give each placeholder that is known by its place the number of it."""
+    """Replace each positional placeholder by its index."""
     found, place = [], 0
     for token in tokens:
         if token == ("bind", "%s"):
@@ -113,7 +113,7 @@ def _with_places(tokens: Iterable[Token]) -> tuple[Token, ...]:
 
 
 def _calls(statement: Sequence[Token]) -> Iterator[bool | str | int]:
-    """Return the flag of each call of set_config()."""
+    """Return the is_local flag of each call of set_config()."""
     for index, token in enumerate(statement[:-1]):
         if _named(token).lower() != "set_config":
             continue
@@ -123,20 +123,20 @@ def _calls(statement: Sequence[Token]) -> Iterator[bool | str | int]:
         if index and is_mark(statement[index - 1], "."):
             schema = _named(statement[index - 2]) if index > 1 else "?"
         end = find_closing(statement, index + 1)
-        # A user's own function of this name does what it likes.
+        # A user's own function of this name may do anything.
         known = _named(token) == "set_config" and schema in {"", "pg_catalog"}
         yield known and end is not None and _flag(statement[index + 2 : end])
 
 
 def _named(token: Token) -> str:
-    """Return the name that a token stands for; one without quotes in lower case."""
+    """Return a token's name; without quotes it is folded to lower case."""
     if token.kind == "word":
         return token.text.lower()
     return token.text if token.kind == "name" else ""
 
 
 def _flag(arguments: Sequence[Token]) -> bool | str | int:
-    """Return what the third argument of a call says."""
+    """Return the third argument of a call, as :func:`_value` reads it."""
     parts = split(arguments)
     named = [part for part in parts if len(part) > 1 and is_mark(part[1], "=>", ":=")]
     for part in named:
@@ -146,7 +146,7 @@ def _flag(arguments: Sequence[Token]) -> bool | str | int:
 
 
 def _value(tokens: Sequence[Token]) -> bool | str | int:
-    """Return what a boolean expression surely is, or which parameter it is."""
+    """Return whether a boolean expression is true, or which parameter it is."""
     while len(tokens) > 1:
         inner = _without_cast(tokens)
         if inner is None:
@@ -163,7 +163,7 @@ def _value(tokens: Sequence[Token]) -> bool | str | int:
 
 
 def _without_cast(tokens: Sequence[Token]) -> Sequence[Token] | None:
-    """Return what stands in parentheses, or is cast; None if neither does."""
+    """Return what is in parentheses, or is cast; None if nothing is."""
     if is_mark(tokens[0], "(") and find_closing(tokens, 0) == len(tokens) - 1:
         return tokens[1:-1]
     if is_word(tokens[0], "bool", "boolean") and tokens[1].kind == "string":

@@ -1,8 +1,8 @@
-"""What a string of SQL does.
+"""Classifies SQL text: does it read, set, lock or write?
 
-A small scanner and not a parser: it has to be right about keywords outside
-comments and quotes, in the dialects of three servers, quickly and without a
-dependency; it does not have to understand the rest. Verdicts are cached.
+Not a parser: it has to be right about the keywords and calls that are left when
+comments and quotes are gone, quickly and without a dependency; it does not have to
+understand the rest. Verdicts are cached.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from .dml import find_writes
 from .function_names import LOCKING, PURE, SEQUENCE, SETTING, TRANSACTION_TIME, WRITING
+from .strip import strip
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,38 +37,6 @@ class Kind(IntEnum):
     """Changes data, or may: only the primary."""
 
 
-# Everything that can hide a keyword or a semicolon. ``/*!`` and ``/*M!`` are
-# comments that MySQL and MariaDB execute, so they are none here.
-_HIDDEN = r"""
-      {comment}
-    | /\*(?!M?!)(?:[^*]|\*(?!/))*\*/
-    | \b[eE]'(?:[^'\\]|\\.|'')*'
-    | {strings}
-    | `(?:[^`]|``)*`
-    """
-_TAG = r"[A-Za-z_\x80-\U0010ffff][\w\x80-\U0010ffff]*"
-_DOLLARS = rf"| (?<![\w$\x80-\U0010ffff])\$(?P<tag>{_TAG})?\$.*?\$(?(tag)(?P=tag))\$"
-_FLAGS = re.VERBOSE | re.DOTALL | re.MULTILINE
-_STRINGS = r"""'(?:[^']|'')*' | "(?:[^"]|"")*" """
-_STANDARD = re.compile(
-    _HIDDEN.format(comment=r"--[^\n]* | (?:^|(?<=\s))\#\s[^\n;]*", strings=_STRINGS)
-    + _DOLLARS,
-    _FLAGS,
-)
-# As PostgreSQL reads: # is an operator there, and a carriage return ends a line.
-_OPERATOR = re.compile(
-    _HIDDEN.format(comment=r"--[^\r\n]*", strings=_STRINGS) + _DOLLARS, _FLAGS
-)
-# As MySQL reads: a backslash escapes a quote, every # begins a comment, -- only where
-# a blank follows; and a dollar is a letter.
-_AS_MYSQL = _HIDDEN.format(
-    comment=r"--(?=\s|$)[^\n]* | \#[^\n]*",
-    strings=r"""'(?:[^'\\]|\\.|'')*' | "(?:[^"\\]|\\.|"")*" """,
-)
-_MYSQL = re.compile(_AS_MYSQL + _DOLLARS, _FLAGS)
-_DOLLAR_NAMES = re.compile(_AS_MYSQL, _FLAGS)
-_RETURN = re.compile(r"--[^\n]*\r(?!\n)")
-_READ_DIFFERENTLY = re.compile(rf"[\\#]|--(?!\s|$)|\$(?:{_TAG})?\$|{_RETURN.pattern}")
 _FIRST_WORD = re.compile(r"[\s(]*([A-Za-z]+)")
 _EXPLAIN = re.compile(
     r"[\s(]*(?:EXPLAIN|DESCRIBE|DESC)\b(?P<options>\s*\([^)]*\)|(?:\s+(?:ANALYZE|ANALYSE|VERBOSE|EXTENDED"
@@ -79,8 +48,8 @@ _LOCKS = re.compile(
     r"|\bLOCK\s+IN\s+SHARE\s+MODE\b",
     re.IGNORECASE,
 )
-# Some of these may be names as well: of a column, a label, a table, a CTE. What may
-# stand behind a name, and never behind a verb:
+# Some of these may also be names: of a column, a label, a table, a CTE. What may
+# follow a name, but never a verb:
 _NAMED = (
     r"(?!\s*(?:[(.,)=<>!+*/%|]|AS\b|DESC\b|ASC\b|IS\b|IN\b|LIKE\b|AND\b|NOT\b"
     r"|BETWEEN\b|LIMIT\b|{more}$))"
@@ -95,9 +64,9 @@ _WRITES = re.compile(
     r"|\b(?:NEXT|PREVIOUS)\s+VALUE\s+FOR\b",
     re.IGNORECASE,
 )
-# With its schema. A user's count() is not the server's.
+# With its schema: a user's own count() is not the server's.
 _CALLED_NAMES = re.compile(r"(?:([\w$]+|'')\s*\.\s*)?(?<![\w$])([^\W\d][\w$]*)\s*\(")
-# A name with a list of columns: an alias, or a CTE.
+# A name with a list of columns: an alias or a CTE.
 _LISTS = re.compile(
     r"\bAS\s+(?!(?:NOT\s+)?MATERIALIZED\b)[^\W\d][\w$]*\s*(?=\()"
     r"|(?<![\w$.])[^\W\d][\w$]*\s*\([\w\s,$']*\)\s*"
@@ -105,22 +74,21 @@ _LISTS = re.compile(
     r"\(\s*(?:\(|(?:SELECT|WITH|VALUES|TABLE)\b))",
     re.IGNORECASE,
 )
-# What may stand before the parenthesis that opens a table, of an own query or of a
-# function; with FROM and its like it surely is one. (OPERATOR(...) is an operator, and
-# so a call may follow.)
+# What may precede the parenthesis that opens a table (a subquery or a function); after
+# FROM, JOIN and LATERAL it certainly is one. After OPERATOR(...) a call may follow.
 _BEFORE_TABLE = re.compile(
     r"(?:(?<![\w$.])(?P<surely>FROM|JOIN|LATERAL)\b|[,(])\s*"
     r"(?P<called>(?:(?:[\w$]+|'')\s*\.\s*)*(?!OPERATOR\b)[^\W\d][\w$]*\s*)?$",
     re.IGNORECASE,
 )
 _OWN_QUERY = re.compile(r"\s*(?:\(|(?:SELECT|WITH|VALUES|TABLE)\b)", re.IGNORECASE)
-# Behind the one that closes it: an alias with a list of columns.
+# What may follow the closing one: an alias with a list of columns.
 _ALIAS = re.compile(
     r"\s*(?:WITH\s+ORDINALITY\s+)?(?!AS\b)([^\W\d][\w$]*)(?=\s*\()", re.IGNORECASE
 )
 _PARENTHESES = re.compile(r"[()]")
-_LONGEST_NAME = 300  # with its schema; a longer one is not looked at
-# Beside those that are known as words: what may stand before a parenthesis.
+_LONGEST_NAME = 300  # characters, with its schema; longer ones are not considered
+# More words that may precede a parenthesis without being a call.
 _GRAMMAR = """
     against bernoulli check ilike index key materialized offset operator regexp rlike
     system to use xor
@@ -136,30 +104,28 @@ _READING_PRAGMAS = re.compile(
     r"\s*PRAGMA\s+(?:\w+\.)?(?:(?:table_x?info|table_list|index_list|index_x?info"
     r"|foreign_key_list|database_list|collation_list|function_list|compile_options"
     r"|pragma_list|module_list)\b[^=;]*"
-    # These set what they are given.
+    # With an argument these set something.
     r"|(?:foreign_keys|journal_mode|user_version|schema_version|data_version"
     r"|application_id|page_count|page_size|freelist_count|cache_size|synchronous"
     r"|encoding|auto_vacuum|busy_timeout|query_only|recursive_triggers)\s*)$",
     re.IGNORECASE,
 )
-# To begin and to end a transaction is no write; dialects and listeners do it.
+# Beginning and ending a transaction writes nothing; dialects and listeners do it.
 _TRANSACTION = re.compile(
     r"\s*(?:BEGIN(?:\s+(?:WORK|TRANSACTION|DEFERRED))*|START\s+TRANSACTION|COMMIT|END"
     r"|ROLLBACK|ABORT|SAVEPOINT|RELEASE|PREPARE\s+TRANSACTION|XA)\b"
-    # Nor may a comment that is executed say more.
+    # Not if an executable comment adds more.
     r"(?!\s+(?:IMMEDIATE|EXCLUSIVE|NOT)\b)(?!.*(?:\bREAD\s+WRITE\b|/\*M?!))",
     re.IGNORECASE | re.DOTALL,
 )
-# A replica's sessions are read only; this would end that.
-_UNLOCKS = re.compile(r"READ(?:\s|/\*M?!\d*)+WRITE|read_only|query_only", re.IGNORECASE)
+# Would let a replica's read-only session write.
+_ENDS_READ_ONLY = re.compile(
+    r"READ(?:\s|/\*M?!\d*)+WRITE|read_only|query_only", re.IGNORECASE
+)
 _SET_STATEMENT = re.compile(
     r"\s*SET\s+STATEMENT\b.*?\bFOR\b", re.IGNORECASE | re.DOTALL
 )
-# What may stand between a quoted name and the parenthesis that makes it a call.
-_BETWEEN = r"(?:\s|--{line}*(?:{end}|$)|\#[^\n]*(?:\n|$)|/\*(?:[^*]|\*(?!/))*\*/)*\("
-_CALLED = re.compile(_BETWEEN.format(line=r"[^\n]", end=r"\n"))
-_CALLED_THERE = re.compile(_BETWEEN.format(line=r"[^\r\n]", end=r"[\r\n]"))
-# The moment at which a transaction began, also as a literal; a false alarm is cheap.
+# The time when a transaction began, also in a literal. A false positive costs little.
 _TRANSACTION_TIME = re.compile(
     rf"\b(?:{'|'.join(sorted(TRANSACTION_TIME))})\b", re.IGNORECASE
 )
@@ -169,23 +135,26 @@ _CACHED_LENGTH = 20_000
 
 
 class TextClassifier:
-    """Judges SQL text.
+    """Classifies SQL text.
 
     Args:
         write_functions: Names of functions that write, beyond the well-known
             ones; case does not matter.
+        dialect: SQLAlchemy's name for the server's dialect. Where it is empty, or not
+            one of those that are known, the worst of all readings counts.
     """
 
-    def __init__(self, write_functions: Iterable[str] = ()) -> None:
+    def __init__(self, write_functions: Iterable[str] = (), dialect: str = "") -> None:
         added = dict.fromkeys(map(str.lower, write_functions), Kind.WRITE)
         self._added = frozenset(added)
+        self._dialect = dialect
         self._functions = {
             **dict.fromkeys(LOCKING, Kind.LOCK),
             **dict.fromkeys(WRITING, Kind.WRITE),
             **dict.fromkeys(SETTING, Kind.SETTING),
             **added,
         }
-        # Bounded in entries here, and in their size by _CACHED_LENGTH.
+        # Bounded in entries here, and in the size of each by _CACHED_LENGTH.
         self._statement = lru_cache(maxsize=1024)(self._judge)
         self._fragment = lru_cache(maxsize=1024)(self._judge_fragment)
         self._writing = lru_cache(maxsize=1024)(self._judge_writing)
@@ -196,91 +165,77 @@ class TextClassifier:
         return (self._judge if len(sql) > _CACHED_LENGTH else self._statement)(sql)
 
     def fragment(self, sql: str) -> Kind:
-        """Return what a piece of a statement does: only its calls can do anything."""
-        return (self._judge_fragment if len(sql) > _CACHED_LENGTH else self._fragment)(
-            sql
-        )
+        """Return what a part of a statement does: only its calls can do anything."""
+        judge = self._judge_fragment if len(sql) > _CACHED_LENGTH else self._fragment
+        return judge(sql)
 
-    def called(self, sql: str) -> Kind:
-        """Return what a query does that is known to hold no other statement.
+    def query(self, sql: str) -> Kind:
+        """Return what a text that is known to be one query does.
 
-        Only its calls and its locking clauses can do anything, whatever the names in
-        it are.
+        Only its calls and locking clauses count, not its words: one that looks like a
+        write is a name.
         """
-        return max(map(self._judge_called, _readings(sql)))
+        return max(map(self._judge_called, strip(sql, self._dialect).every()))
 
-    def may_write(self, sql: str, dialect: str = "") -> bool:
-        """Whether a statement writes, or calls what is not known to write nothing.
-
-        Args:
-            sql: The statement.
-            dialect: SQLAlchemy's name for the server's dialect, whose functions are
-                known.
-        """
+    def may_write(self, sql: str) -> bool:
+        """Whether a statement writes, or calls a function that is not known."""
         judge = self._judge_writing if len(sql) > _CACHED_LENGTH else self._writing
-        return judge(sql, dialect)
+        return judge(sql)
 
-    def writes(self, sql: str, dialect: str) -> tuple[TableWrite, ...] | None:
-        """Return what a statement does to which tables; None where that is not sure.
-
-        Args:
-            sql: The statement.
-            dialect: SQLAlchemy's name for the server's dialect.
-        """
+    def writes(self, sql: str) -> tuple[TableWrite, ...] | None:
+        """Return what a statement does to which tables; None if that is not certain."""
         find = self._find_writes if len(sql) > _CACHED_LENGTH else self._found
-        return find(sql, dialect)
+        return find(sql)
 
     def stands_alone(self, sql: str) -> bool:
-        """Whether PostgreSQL answers a read alike in a transaction of its own.
+        """Whether PostgreSQL answers a read the same in a transaction of its own.
 
-        If each statement sees the newest data anyway. One query, and nothing in it
-        that is fixed when its transaction begins, or that is not known.
+        Provided that each statement sees the newest data. It is a single query that
+        depends on nothing fixed when its transaction begins, and calls only known
+        functions.
         """
-        match = _FIRST_WORD.match(_bare(sql, _STANDARD))
+        match = _FIRST_WORD.match(strip(sql, self._dialect).full[0])
         return (
             match is not None
             and match.group(1).upper() in _QUERIES
             and ";" not in sql
             and not _TRANSACTION_TIME.search(sql)
-            and not self.may_write(sql, "postgresql")
-        )
-
-    def _find_writes(self, sql: str, dialect: str) -> tuple[TableWrite, ...] | None:
-        known = _WORDS.get(dialect, frozenset()) | SEQUENCE
-
-        def computes(name: str) -> bool:
-            return name in known and name not in self._added
-
-        return find_writes(sql, dialect, computes)
-
-    def _judge_writing(self, sql: str, dialect: str) -> bool:
-        if self.statement(sql) is Kind.WRITE:
-            return True
-        known = _WORDS.get(dialect, _ANY_WORDS)
-        # Not by way of kinds: a query that locks may call anything too.
-        return any(
-            self.function(name) is not Kind.LOCK
-            and not (schema.lower() in _SYSTEM_SCHEMAS and name.lower() in known)
-            for bare in _readings(sql)
-            for schema, name in _CALLED_NAMES.findall(_without_lists(bare))
+            and not self.may_write(sql)
         )
 
     def function(self, name: str) -> Kind:
         """Return what a function of this name does."""
         return self._functions.get(name.lower(), Kind.READ)
 
+    def _find_writes(self, sql: str) -> tuple[TableWrite, ...] | None:
+        known = _WORDS.get(self._dialect, frozenset()) | SEQUENCE
+
+        def computes(name: str) -> bool:
+            return name in known and name not in self._added
+
+        return find_writes(sql, self._dialect, computes)
+
+    def _judge_writing(self, sql: str) -> bool:
+        if self.statement(sql) is Kind.WRITE:
+            return True
+        known = _WORDS.get(self._dialect, _ANY_WORDS)
+        # Not by its kind: a query that locks may call unknown functions too.
+        return any(
+            self.function(name) is not Kind.LOCK
+            and not (schema.lower() in _SYSTEM_SCHEMAS and name.lower() in known)
+            for bare in strip(sql, self._dialect).every()
+            for schema, name in _CALLED_NAMES.findall(_without_lists(bare))
+        )
+
     def _judge(self, sql: str) -> Kind:
-        kind = self._judge_bare(_bare(sql, _STANDARD))
-        if _READ_DIFFERENTLY.search(sql):
-            # What is hidden depends on the server; take the worst reading.
-            kind = max(kind, self._judge_bare(_bare(sql, _MYSQL)))
-            # And of what only one of them would see, the calls, and the locks where no
-            # plain string is taken apart: the server refuses the rest.
-            calls = self._judge_calls(_bare(sql, _DOLLAR_NAMES))
-            kind = max(kind, calls, self._judge_called(_bare(sql, _OPERATOR)))
-        if _RETURN.search(sql):
-            kind = max(kind, self._judge_bare(_bare(sql, _OPERATOR)))
-        if kind is Kind.SETTING and _UNLOCKS.search(sql):
+        bare = strip(sql, self._dialect)
+        kind = max(
+            *map(self._judge_bare, bare.full),
+            *map(self._judge_called, bare.locking),
+            *map(self._judge_calls, bare.calling),
+            Kind.READ,
+        )
+        if kind is Kind.SETTING and _ENDS_READ_ONLY.search(sql):
             return Kind.WRITE
         return kind
 
@@ -304,7 +259,7 @@ class TextClassifier:
         return Kind.LOCK if word == "LOCK" else Kind.WRITE
 
     def _set(self, sql: str) -> Kind:
-        if _UNLOCKS.search(sql):
+        if _ENDS_READ_ONLY.search(sql):
             return Kind.WRITE
         match = _SET_STATEMENT.match(sql)  # MariaDB: for one statement, which follows
         kind = self._one(sql[match.end() :]) if match else self._judge_called(sql)
@@ -313,7 +268,7 @@ class TextClassifier:
     def _explain(self, sql: str) -> Kind:
         match = _EXPLAIN.match(sql)
         if match is None or "ANALY" not in match["options"].upper():
-            return Kind.READ  # a plan is shown, nothing is run
+            return Kind.READ  # the plan is shown, nothing runs
         return self._one(sql[match.end() :])
 
     def _query(self, sql: str) -> Kind:
@@ -324,7 +279,7 @@ class TextClassifier:
         return max(called, Kind.LOCK) if without_locks != sql else called
 
     def _judge_fragment(self, sql: str) -> Kind:
-        return max(map(self._judge_calls, _readings(sql)))
+        return max(map(self._judge_calls, strip(sql, self._dialect).every()))
 
     def _judge_called(self, bare: str) -> Kind:
         kind = self._judge_calls(bare)
@@ -335,12 +290,12 @@ class TextClassifier:
 
 
 def ends_read_only(text: str) -> bool:
-    """Whether a setting's name, or value, would let a read-only session write."""
-    return _UNLOCKS.search(text) is not None
+    """Whether a setting's name or value would let a read-only session write."""
+    return _ENDS_READ_ONLY.search(text) is not None
 
 
 def _without_lists(bare: str) -> str:
-    """Take out the names that have a list of columns, and so are no calls."""
+    """Remove names that have a list of columns, which look like calls."""
     opened: list[int] = []
     kept, end = [], 0
     for found in _PARENTHESES.finditer(bare):
@@ -362,29 +317,3 @@ def _opens_table(bare: str, start: int) -> bool:
     return bool(
         before["surely"] or before["called"] or _OWN_QUERY.match(bare, start + 1)
     )
-
-
-def _readings(sql: str) -> list[str]:
-    """Return what is left of SQL without comments and quotes, for each server."""
-    differ = _READ_DIFFERENTLY.search(sql) is not None
-    others = (_MYSQL, _OPERATOR, _DOLLAR_NAMES) if differ else ()
-    return [_bare(sql, hidden) for hidden in (_STANDARD, *others)]
-
-
-def _bare(sql: str, hidden: re.Pattern[str]) -> str:
-    return hidden.sub(_replacement, sql)
-
-
-def _replacement(found: re.Match[str]) -> str:
-    text = found[0]
-    if text.startswith("/*"):
-        # Comments nest in PostgreSQL alone: what follows may be hidden or not.
-        return " /*! " if "/*" in text[2:] else " "
-    if text[0] in "-#":
-        return " "
-    sql, end = found.string, found.end()
-    if text[0] in '"`' and (_CALLED.match(sql, end) or _CALLED_THERE.match(sql, end)):
-        if found.string[max(found.start() - 2, 0) : found.start()].upper() == "U&":
-            return " /*! "  # a name in escapes, which nobody needs for a read
-        return " " + re.sub(r"\W", "_", text[1:-1])  # the name of what is called
-    return "''"

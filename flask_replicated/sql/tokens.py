@@ -1,8 +1,7 @@
-"""The tokens of a statement, as one server reads them.
+"""The lexer: the tokens of a statement, as one server reads them.
 
-For what must be known for sure: which table is written, whether a setting is local.
-The scanner of ``sqltext`` takes the worst of several readings; this takes one, the
-server's own, and gives up where there could be another.
+One for each dialect. It gives up where there could be another reading, because it
+depends on a setting of the server, or because the dialect is not known.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ __all__ = [
     "find_closing",
     "is_mark",
     "is_word",
+    "scan",
     "split",
     "split_statements",
     "tokenize",
@@ -32,8 +32,8 @@ class Token(NamedTuple):
             one), ``'schema'`` (one that ``schema_translate_map`` stands for),
             ``'string'``, ``'number'``, ``'bind'`` (a placeholder) or ``'mark'``
             (anything else).
-        text: What it says: names and strings without their quotes; of a schema the
-            name that the model has for it, or nothing.
+        text: The text; of names and strings without their quotes, of a schema the
+            model's own name for it, or nothing.
     """
 
     kind: str
@@ -51,13 +51,14 @@ _COMMON = r"""
   | (?P<word>[^\W\d][\w$]*)
   | (?P<mark>::|:=|=>|%%|.)
 """
-_QUOTED = r'"(?:[^"]|"")+"'
-_TICKED = r"`(?:[^`]|``)+`"
+_QUOTED = r'"(?:[^"]|"")*"'
+_TICKED = r"`(?:[^`]|``)*`"
 _PARTS = {
     "postgresql": {
         "comment": r"--[^\r\n]*",
-        # What a backslash means in a plain string is a setting. What is no ASCII may
-        # be a letter there, also of a dollar quote's tag, and none here.
+        # A setting decides what a backslash means in a plain string. A character that
+        # is not ASCII is a letter for the server, also in the tag of a dollar quote,
+        # and may be none for Python.
         "unsure": r"'(?:[^'\\]|'')*\\|[uU]&['\"]|(?![^\W\d])[^\x00-\x7f]"
         r"|\$\w*[^\x00-\x7f][\w\x80-\U0010ffff]*\$",
         "bind": r"\$\d+",
@@ -66,10 +67,12 @@ _PARTS = {
         "name": _QUOTED,
     },
     "mysql": {
-        "comment": r"--(?=\s|$)[^\n]*|\#[^\n]*",
-        # Double quotes are strings, or names, by a setting; so neither is a name here.
-        "unsure": r"'(?:[^'\\]|'')*\\" r'|"(?:[^"\\]|"")*\\|@',
+        "comment": r"--(?=(?a:\s)|$)[^\n]*|\#[^\n]*",
+        # A setting decides what a backslash means. And -- begins a comment only
+        # before what the server takes for a blank.
+        "unsure": r"'(?:[^'\\]|'')*\\" r'|"(?:[^"\\]|"")*\\|@|--[^\x21-\x7e]',
         "bind": r"\?",
+        # A setting decides whether double quotes enclose strings or names.
         "string": r"""[bBxXnN]?'(?:[^']|'')*'|"(?:[^"]|"")*\"""",
         "name": _TICKED,
     },
@@ -78,7 +81,7 @@ _PARTS = {
         "unsure": r"(?!)",
         "bind": r"\?\d*|[:@$][^\W\d]\w*",
         "string": r"[xX]?'(?:[^']|'')*'",
-        "name": rf"{_QUOTED}|{_TICKED}|\[[^\]]+\]",
+        "name": rf"{_QUOTED}|{_TICKED}|\[[^\]]*\]",
     },
 }
 _PATTERNS = {
@@ -89,23 +92,36 @@ _PATTERNS["mariadb"] = _PATTERNS["mysql"]
 
 
 def tokenize(sql: str, dialect: str) -> tuple[Token, ...] | None:
-    """Return the tokens of SQL; None where it could be read in more than one way.
+    """Return the tokens of SQL, without blanks and comments.
+
+    None is returned where the dialect is unknown, or where the server's settings
+    decide between several readings.
 
     Args:
         sql: The text.
         dialect: SQLAlchemy's name for the server's dialect.
     """
+    tokens = scan(sql, dialect)
+    if tokens is None:
+        return None
+    return tuple(_token(kind, text) for kind, text in tokens if kind != "blank")
+
+
+def scan(sql: str, dialect: str) -> list[tuple[str, str]] | None:
+    """Return kind and text of each token, blanks and comments included.
+
+    Together the texts are the SQL. None is returned where :func:`tokenize` does so.
+    """
     pattern = _PATTERNS.get(dialect)
     if pattern is None:
         return None
-    found = []
+    tokens = []
     for match in pattern.finditer(sql):
         kind = match.lastgroup or ""
         if kind == "unsure":
             return None
-        if kind != "blank":
-            found.append(_token(kind, match[0]))
-    return tuple(found)
+        tokens.append((kind, match[0]))
+    return tokens
 
 
 def _token(kind: str, text: str) -> Token:
@@ -126,12 +142,12 @@ def is_word(token: Token | None, *words: str) -> bool:
 
 
 def is_mark(token: Token | None, *marks: str) -> bool:
-    """Whether a token is one of these."""
+    """Whether a token is one of these punctuation marks or operators."""
     return token is not None and token.kind == "mark" and token.text in marks
 
 
 def find_closing(tokens: Sequence[Token], start: int) -> int | None:
-    """Return where the parenthesis or bracket that opens at *start* is closed."""
+    """Return the index where the parenthesis or bracket at *start* is closed."""
     depth = 0
     for index in range(start, len(tokens)):
         if is_mark(tokens[index], "(", "["):
@@ -144,7 +160,7 @@ def find_closing(tokens: Sequence[Token], start: int) -> int | None:
 
 
 def split(tokens: Sequence[Token], mark: str = ",") -> list[Sequence[Token]]:
-    """Return the parts between marks that no parentheses or brackets enclose."""
+    """Split tokens at marks outside parentheses and brackets."""
     depth, start = 0, 0
     parts: list[Sequence[Token]] = []
     for index, token in enumerate(tokens):
@@ -159,5 +175,5 @@ def split(tokens: Sequence[Token], mark: str = ",") -> list[Sequence[Token]]:
 
 
 def split_statements(tokens: Sequence[Token]) -> Iterator[Sequence[Token]]:
-    """Return the statements of a text, one after the other, without empty ones."""
+    """Return the statements of a text in order, without empty ones."""
     return (part for part in split(tokens, ";") if part)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.postgres
 
-may_write = Classifier().text.may_write
+may_write = Classifier(dialect="postgresql").text.may_write
 # Renamed or dropped since, and of no use to an application.
 GONE = {"interval_accum", "interval_accum_inv", "interval_combine"}
 OLDER = "postgresql+psycopg://postgres:postgres@127.0.0.1:5432/postgres"
@@ -54,7 +54,7 @@ def test_none_of_them_may_write(catalogue: Catalogue) -> None:
     """What the server itself calls free of side effects is no suspicion."""
     known = [name for name in catalogue.names if name in STABLE]
     assert len(known) > 600
-    assert not [name for name in known if may_write(calls(name), "postgresql")]
+    assert not [name for name in known if may_write(calls(name))]
 
 
 def test_what_nobody_calls(catalogue: Catalogue) -> None:
@@ -62,7 +62,7 @@ def test_what_nobody_calls(catalogue: Catalogue) -> None:
     named = {"charge", "texteq", "textin", "float8_accum", "btint4cmp", "eqsel"}
     assert named <= set(catalogue.support)
     assert not set(catalogue.support) & STABLE
-    known = [n for n in catalogue.support if not may_write(calls(n), "postgresql")]
+    known = [n for n in catalogue.support if not may_write(calls(n))]
     assert known == []
 
 
@@ -100,7 +100,7 @@ def test_what_writes_all_the_same(cluster: Cluster) -> None:
     found = {name for (name,) in cluster.primary.execute(stable)}
     assert {"txid_current", "pg_current_xact_id"} <= found & WRITING
     assert not (LOCKING | WRITING) & PURE["postgresql"]
-    assert all(may_write(calls(name), "postgresql") for name in WRITING)
+    assert all(may_write(calls(name)) for name in WRITING)
 
 
 def test_volatile_ones_by_hand(cluster: Cluster) -> None:
@@ -109,7 +109,7 @@ def test_volatile_ones_by_hand(cluster: Cluster) -> None:
     found = {name for (name,) in cluster.primary.execute(volatile)}
     listed = found & PURE["postgresql"]
     assert {"random", "clock_timestamp", "pg_sleep", "gen_random_uuid"} <= listed
-    assert not [name for name in listed if may_write(calls(name), "postgresql")]
+    assert not [name for name in listed if may_write(calls(name))]
     # Beside these there are such as write.
     assert {"nextval", "lo_put", "pg_advisory_lock", "ts_stat"} <= found - listed
 
@@ -127,7 +127,7 @@ def test_volatile_ones_by_hand(cluster: Cluster) -> None:
 )
 def test_what_applications_call(sql: str) -> None:
     """A query that calls what computes only is no suspicion."""
-    assert not may_write(sql, "postgresql")
+    assert not may_write(sql)
 
 
 @pytest.mark.parametrize(
@@ -143,4 +143,4 @@ def test_what_applications_call(sql: str) -> None:
 )
 def test_what_is_not_the_servers(sql: str) -> None:
     """A user's own function is not taken for the server's of the same name."""
-    assert may_write(sql, "postgresql")
+    assert may_write(sql)

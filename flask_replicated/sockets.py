@@ -1,4 +1,4 @@
-"""The socket under a DBAPI connection: shut it down, watch it, leave it to a parent."""
+"""The socket under a DBAPI connection, and how to wake a thread that waits on it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["fileno_of", "hang_up", "leave_to_parent", "socket_of", "watch_socket"]
+__all__ = ["fileno_of", "hang_up", "socket_of", "watch_socket"]
 
 
 def fileno_of(connection: Any) -> int | None:
@@ -85,22 +85,6 @@ def _copied(connection: Any) -> Iterator[socket.socket | None]:
         os.set_blocking(copy.fileno(), blocks)
         # If it was closed before it was duplicated, this may be another socket.
         yield copy if fileno_of(connection) == number else None
-
-
-def leave_to_parent(connection: Any) -> None:
-    """In a forked child, detach a connection that was inherited from the parent.
-
-    The socket is shared with the parent: data sent or read here would be missing there.
-    A greenlet that waits on it goes on in the child, and a driver sends a goodbye when
-    it closes a connection. So the descriptor is replaced by one of ``/dev/null``; the
-    parent's own stays as it is.
-    """
-    number = fileno_of(connection)
-    if number is None:
-        return
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nowhere, number, inheritable=False)
-    os.close(nowhere)
 
 
 def watch_socket(connection: Any) -> Callable[[], object]:
