@@ -55,19 +55,39 @@ INHERITED: Mapping[str, frozenset[str]] = util.immutabledict(
 # FROM list, for ten times the price of classifying it. Without these every statement
 # would be a tree to walk.
 
-raw_columns = attrgetter("_raw_columns")
-"""What a Select was given to select: columns, tables, functions."""
 
-select_parts = attrgetter(
-    "_setup_joins", "_from_obj", "_independent_ctes", "_for_update_arg"
-)
-"""A Select's joins, FROM clauses, added CTEs and locking clause."""
+def selects_tables_only(statement: Select[Any]) -> bool:
+    """Return whether a Select is one of whole tables, without any join, CTE or lock.
+
+    One call, as nearly every statement is asked.
+    """
+    for column in statement._raw_columns:
+        if column.__visit_name__ != "table":
+            return False
+    return not (
+        statement._setup_joins
+        or statement._from_obj
+        or statement._independent_ctes
+        or statement._for_update_arg is not None
+    )
+
+
+def select_parts(statement: Select[Any]) -> tuple[Any, ...]:
+    """Return what a Select selects, its joins, FROM clauses, added CTEs and lock."""
+    return (
+        statement._raw_columns,
+        statement._setup_joins,
+        statement._from_obj,
+        statement._independent_ctes,
+        statement._for_update_arg,
+    )
+
 
 query_parts = attrgetter("_independent_ctes", "_for_update_arg")
-"""Added CTEs and locking clause of a Select, union and the like."""
+"""The added CTEs and the lock (or None) of a Select, a union and the like."""
 
 for_update = attrgetter("_for_update_arg")
-"""The locking clause of a Select, union and the like, or None."""
+"""The lock (``FOR UPDATE``) of a Select, a union and the like, or None."""
 
 resolved_lambda = attrgetter("_resolved")
 """What a lambda statement has built. Without it each counts as a write."""

@@ -7,7 +7,7 @@ from flask import has_request_context
 from balancers.errors import redact
 
 from .errors import WriteOnReplicaError
-from .routing.state import endpoint_name, this_request
+from .routing.flask_context import endpoint_name, this_request
 
 __all__ = ["shown", "view_name", "write_refused"]
 

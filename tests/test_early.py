@@ -525,7 +525,7 @@ class TestAskedOnce:
                 asked.append(request.path)
                 return None
 
-        site.app.extensions[STATE].pins = Store()
+        site.app.extensions[STATE].responses.store = Store()
 
         def work() -> None:
             site.who()
@@ -561,4 +561,4 @@ def test_own_context(build: Build) -> None:
         assert site.who() == "master"
         state = current_request_state()
         assert state is not None
-        assert state.decided is state.decision.role
+        assert state.decided is state.decision

@@ -132,7 +132,7 @@ class PrimaryConnection(_LateJoined):
             self.unshared = True
             if not leaves_no_trace(self):
                 self.suspected = True
-                self.facade.routed.app.given_out()
+                self.facade.routed.app.note_raw_connection()
         return super().connection
 
     # The overloads of Connection differ in the type of their result alone.
@@ -308,7 +308,7 @@ class PrimaryConnection(_LateJoined):
             or (self.doubtful and not app.only_pinned())
         )
         self.wrote = self.suspected = self.doubtful = False
-        if wrote or (self.read and app.in_known_writer()):
+        if wrote or (self.read and app.decider.in_known_writer()):
             app.committed()
         if self.writes or self.guesses:
             name = self.dialect.name

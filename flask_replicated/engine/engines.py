@@ -12,7 +12,6 @@ import contextlib
 import logging
 import math
 import time
-from os import getpid
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import TimeoutError  # noqa: A004 - not the built-in one
@@ -49,7 +48,7 @@ if TYPE_CHECKING:
     from flask_replicated.fleet.outage_log import OutageLog
     from flask_replicated.replica.connection_events import ReplicaServer
     from flask_replicated.replica.primary_status import PrimaryStatus
-    from flask_replicated.routing.counts import Reads, ReplicaPool
+    from flask_replicated.routing.counts import ReadCounts, ReplicaPool
     from flask_replicated.routing.state import AppState, RequestState
 
 __all__ = ["PrimaryEngine", "ReplicaPoolEngine", "RoutedEngine"]
@@ -95,8 +94,7 @@ class PrimaryEngine(EngineFacade):
     def connect(self) -> Connection:
         """Connect to the primary."""
         app = self.routed.app
-        if app.process != getpid():
-            app.notice_fork()
+        app.notice_fork()
         # SQLAlchemy's own, which others may have wrapped to hear of each connect.
         try:
             return super().connect()
@@ -115,11 +113,10 @@ class PrimaryEngine(EngineFacade):
         What is done with it cannot be followed, so it counts as a write.
         """
         app = self.routed.app
-        if app.process != getpid():
-            app.notice_fork()
+        app.notice_fork()
         connection = self.real.raw_connection()
         if not leaves_no_trace():
-            app.given_out()
+            app.note_raw_connection()
         return connection
 
 
@@ -174,7 +171,7 @@ class ReplicaPoolEngine(EngineFacade):
                 ``REPLICATED_FALLBACK`` is ``'error'``.
         """
         routed = self.routed
-        if routed.monitor.idle or routed.fleet.idle or routed.app.process != getpid():
+        if routed.monitor.idle or routed.fleet.idle or routed.app.was_forked():
             routed.wake()
         state = routed.app.request_state()
         pool = self.replica_pool
@@ -481,7 +478,7 @@ class RoutedEngine(EngineFacade):
         real: Engine,
         replicas: ReplicaPool,
         *,
-        reads: Reads,
+        reads: ReadCounts,
         monitor: Monitor,
         status: PrimaryStatus,
         outages: OutageLog,
@@ -503,8 +500,7 @@ class RoutedEngine(EngineFacade):
 
     def wake(self) -> None:
         """Begin what goes on in the background, in a forked child all of it anew."""
-        if self.app.process != getpid():
-            self.app.notice_fork()
+        self.app.notice_fork()
         if self.monitor.idle:
             self.monitor.start(self)
         if self.fleet.idle:

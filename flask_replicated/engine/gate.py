@@ -208,7 +208,7 @@ class Gate:
             "name the function that writes",
         )
         connection.failure = context.original_exception, refusal
-        connection.facade.routed.app.learn_writer(refusal)
+        connection.facade.routed.app.decider.learn_writer(refusal)
         return refusal
 
     def _note_ailing(

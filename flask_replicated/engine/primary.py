@@ -32,8 +32,8 @@ from flask_replicated.replica.primary_status import (
     PrimaryStatus,
     ask_primary,
 )
-from flask_replicated.replica.sockets import watch_socket
 from flask_replicated.replica.throttle import limit_connecting
+from flask_replicated.sockets import watch_socket
 
 from .connections import PrimaryConnection, ReplicaConnection
 

@@ -23,6 +23,7 @@ from sqlalchemy.exc import (
 from flask_replicated.errors import StaleReadError, WriteOnReplicaError
 from flask_replicated.refusals import write_refused
 from flask_replicated.routing.decision import LACKING, LOST, PINNED, WROTE, Role
+from flask_replicated.routing.flask_context import this_app, this_request
 from flask_replicated.routing.hints import (
     ROLE_OPTION,
     asks_nothing,
@@ -35,7 +36,6 @@ from flask_replicated.routing.overrides import (
     current_block,
     leaves_no_trace,
 )
-from flask_replicated.routing.state import this_app, this_request
 from flask_replicated.sql.text import Kind
 
 from .connections import PrimaryConnection
@@ -128,7 +128,9 @@ class RoutedSession(orm.Session):
                 )
                 and known.routed.classify(clause) is _READ  # type: ignore[union-attr]  # set by serve()
             ):
-                if (known.state.decided or known.state.role_for(self)) is _REPLICA:
+                if (
+                    known.state.decided or known.state.decision_for(self)
+                ).role is _REPLICA:
                     return known.target or known.routed.replicas  # type: ignore[union-attr]  # set by serve()
                 return known.routed.primary  # type: ignore[union-attr]  # the same
         return self._find_bind(known, mapper, clause, kwargs)

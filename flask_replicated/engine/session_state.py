@@ -5,8 +5,9 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from flask_replicated.routing.flask_context import this_app, this_context
 from flask_replicated.routing.hints import reads_primary
-from flask_replicated.routing.state import STATE, this_app, this_context
+from flask_replicated.routing.state import STATE
 
 from .connections import PrimaryConnection, ReplicaConnection
 
@@ -89,7 +90,7 @@ class SessionState:
         app: AppState | None = owner.extensions.get(STATE)
         if app is None:
             return False
-        default = app.routes.get(None)
+        default: RoutedEngine | None = app.routes.get(None)
         # A test may have put in another engine.
         if default is None or app.engines.get(None) is not default:
             return False

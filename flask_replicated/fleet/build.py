@@ -16,7 +16,7 @@ from flask_replicated.replica.primary_status import can_probe
 from flask_replicated.replica.same_database import PrimaryIdentity, SameDatabaseCheck
 from flask_replicated.replica.same_server import can_compare
 from flask_replicated.replica.throttle import limit_connecting, limit_waiting
-from flask_replicated.routing.counts import Reads, ReplicaPool
+from flask_replicated.routing.counts import ReadCounts, ReplicaPool
 from flask_replicated.routing.state import AppState
 from flask_replicated.settings.compatibility import PrimaryBind
 from flask_replicated.settings.config import read_settings
@@ -73,7 +73,7 @@ def routed_engine(
     for name, engine in replicas.items():
         prepared[name] = fleet.care(name, engine)
     outages = OutageLog(prepared, binds)
-    reads = Reads()
+    reads = ReadCounts()
     writers = app.writers if settings.learn_writers else ()
     make = partial(ReplicaPool, replicas, reads, writers)
     pool = _make_pool(settings, make, replicas, [outages, fleet.listener()])

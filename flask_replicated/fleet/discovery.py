@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 import importlib
 import logging
-import os
 import random
 import threading
 import time
@@ -20,6 +19,7 @@ from weakref import WeakSet
 
 from balancers.errors import error_text
 from flask_replicated.errors import ConfigurationError
+from flask_replicated.forks import in_this_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -216,8 +216,9 @@ def _run(
     source: DiscoverySource,
 ) -> None:
     """Look and tell until nobody wants it; keep nobody alive while it waits."""
-    process = os.getpid()  # a greenlet goes on in a forked child, which has its own
-    while not stop.is_set() and os.getpid() == process:
+    # A greenlet goes on in a forked child, which has its own.
+    in_its_process = in_this_process()
+    while not stop.is_set() and in_its_process():
         found: DNSAnswer | Exception
         try:
             found = _look(source)
@@ -226,7 +227,7 @@ def _run(
         told, routed = discovery(), owner()
         if told is None or routed is None or stop.is_set():
             return
-        if os.getpid() != process:
+        if not in_its_process():
             return
         try:
             if isinstance(found, Exception):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Mapping
 from threading import Lock
@@ -14,6 +13,7 @@ from sqlalchemy.exc import NoSuchModuleError
 from balancers import UnknownMemberError
 from balancers.errors import DuplicateMemberError, InvalidWeightError, error_text
 from flask_replicated.errors import ConfigurationError
+from flask_replicated.forks import in_this_process
 from flask_replicated.settings.binds import is_replica_of
 
 if TYPE_CHECKING:
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from sqlalchemy.pool import ConnectionPoolEntry
 
     from balancers import Event, Member
-    from flask_replicated.adapters import Adapter
     from flask_replicated.engine.engines import RoutedEngine
     from flask_replicated.replica.connection_events import ReplicaServer
+    from flask_replicated.settings.bind_owner import BindOwner
 
     from .discovery import Discovery
 
@@ -54,7 +54,7 @@ class Fleet:
     """
 
     routed: RoutedEngine
-    adapter: Adapter | None = None
+    adapter: BindOwner | None = None
     owner: str | None = None
 
     def __init__(
@@ -157,7 +157,7 @@ class Fleet:
 
     def _take_copy(
         self,
-        adapter: Adapter,
+        adapter: BindOwner,
         name: str,
         bind: str | URL | Mapping[str, Any],
         weight: int,
@@ -249,7 +249,7 @@ class Fleet:
     def _engines(self) -> dict[str | None, Engine]:
         return {} if self.adapter is None else self.adapter.engines
 
-    def _owned(self, action: str, name: str) -> Adapter:
+    def _owned(self, action: str, name: str) -> BindOwner:
         adapter = self.adapter
         if adapter is None or not adapter.grows:
             raise ConfigurationError(
@@ -274,7 +274,7 @@ def _taken(name: str, known: Any) -> ConfigurationError:
 
 
 def _make_engine(
-    adapter: Adapter, name: str, bind: str | URL | Mapping[str, Any]
+    adapter: BindOwner, name: str, bind: str | URL | Mapping[str, Any]
 ) -> Engine:
     """Make an engine as it would have been made at start."""
     given: object = bind
@@ -303,9 +303,8 @@ def _close_as_returned(engine: Engine) -> None:
     A connection that comes back is closed on the spot, so nobody has to wait for
     the last, and one that is opened in between goes the same way.
     """
-    process = os.getpid()
     # A forked child has a copy of its parent's connection, which is not its own.
-    _close_returned_if(engine, lambda: os.getpid() == process)
+    _close_returned_if(engine, in_this_process())
     if not engine.dialect.is_async:
         engine.dispose()
 

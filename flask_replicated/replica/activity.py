@@ -13,9 +13,11 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from flask_replicated.forks import leave_to_parent
+from flask_replicated.sockets import hang_up
+
 from .dbapi_connections import connect_unpooled, prepare_unpooled
 from .poolers import POOLED, backend_pid
-from .sockets import hang_up, leave_to_parent
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
 
-from .sockets import fileno_of, hang_up
+from flask_replicated.sockets import fileno_of, hang_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

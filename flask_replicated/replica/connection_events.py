@@ -19,6 +19,7 @@ from sqlalchemy.exc import DisconnectionError
 
 from flask_replicated.errors import ReplicaSilentError
 from flask_replicated.forks import refuse_inherited
+from flask_replicated.sockets import hang_up, watch_socket
 
 from .activity import can_list_backends
 from .admission import Admission
@@ -29,7 +30,6 @@ from .in_flight import pending_answer, shows_pending
 from .keepalive import limit_silence
 from .read_only import keep_read_only
 from .same_server import SameServerCheck
-from .sockets import hang_up, watch_socket
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

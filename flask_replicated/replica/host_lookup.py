@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import os
 import socket
 import threading
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from flask_replicated.forks import in_this_process
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,12 +39,13 @@ class _Lookup:
     """One name that is being looked up.
 
     Attributes:
-        process: Which one does it: a forked child has not its parent's threads.
+        in_its_process: Whether this is the process that does it: a forked child has not
+            its parent's threads.
         found: Its addresses, or why there are none; empty until that is known.
     """
 
     def __init__(self, name: str) -> None:
-        self.process = os.getpid()
+        self.in_its_process = in_this_process()
         self.found: list[str] | OSError = []
         self._name = name
         self._began = time.monotonic()
@@ -159,7 +161,7 @@ class HostLookup:
         """Let a thread look up a name, unless one does; None if there can be none."""
         mine = _Lookup(name)
         lookup = self._pending.setdefault(name, mine)
-        if lookup.process != mine.process:
+        if not lookup.in_its_process():
             lookup = self._pending[name] = mine
         if lookup is mine:
             thread = threading.Thread(

@@ -11,7 +11,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .sockets import socket_of
+from flask_replicated.sockets import socket_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import os
 import time
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import event
 from sqlalchemy.exc import TimeoutError  # noqa: A004 - not the built-in one
 from sqlalchemy.pool import QueuePool
+
+from flask_replicated.forks import in_this_process
 
 from .host_lookup import HostLookup
 
@@ -62,7 +63,7 @@ class _ConnectSlots:
         self._renew()
 
     def _renew(self) -> None:
-        self._process = os.getpid()
+        self._in_its_process = in_this_process()
         self._free = BoundedSemaphore(self._many)
 
     @contextmanager
@@ -76,7 +77,7 @@ class _ConnectSlots:
         Raises:
             TimeoutError: SQLAlchemy's, as for a connection pool that is exhausted.
         """
-        if self._process != os.getpid():
+        if not self._in_its_process():
             self._renew()  # a forked child: those who hold places are not here
         free, outages = self._free, self._outages()
         if not free.acquire(blocking=False):

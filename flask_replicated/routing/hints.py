@@ -1,4 +1,4 @@
-"""What a statement or a model says about itself.
+"""Where a statement or a model asks to be read.
 
 ``execution_options(replicated='master')`` or ``'slave'`` on a statement, and
 ``__replicated__ = 'master'`` on a model.
@@ -39,11 +39,11 @@ ROLE_OPTION = "replicated"
 """The execution option by which a statement asks for a role."""
 
 
-class _Carried(HasCacheKey, UserDefinedOption):
-    """A statement's role, which the objects it loads keep for their own loads.
+class _InheritedRole(HasCacheKey, UserDefinedOption):
+    """A statement's role, which the objects that it loads keep for their own loads.
 
-    It is part of the statement's cache key: what is loaded along with the objects
-    is compiled once, options included.
+    It is part of the statement's cache key: statements for relationships that are
+    loaded along are compiled once, options included.
     """
 
     propagate_to_loaders = True
@@ -76,11 +76,15 @@ def wanted_role(
     options: Mapping[str, Any] | None,
     defaults: Mapping[str, Any] | None = None,
 ) -> Role | None:
-    """Return what the options of a statement ask for, or None.
+    """Return the role that the options of a statement ask for, or None.
 
-    Options given to ``execute()`` are stronger than the statement's own, those are
-    stronger than the defaults of its session, and those than what a loaded object
-    carries to its relationships.
+    The strongest come first: options given to ``execute()``, the statement's own, the
+    defaults of its session, and the role that a loaded object has inherited.
+
+    Args:
+        statement: The statement.
+        options: Execution options given to ``execute()``.
+        defaults: Execution options of the session.
 
     Raises:
         ConfigurationError: The option is no name of a role.
@@ -94,30 +98,30 @@ def wanted_role(
     if value is not None:
         return _role(f"execution_options[{ROLE_OPTION!r}]", value)
     for option in getattr(statement, "_with_options", ()):
-        if type(option) is _Carried:
+        if type(option) is _InheritedRole:
             return option.payload
     return None
 
 
 def carrying(statement: Any, role: Role) -> Any:
-    """Return the statement with its role passed on to relationship loads."""
+    """Return the statement so that the objects that it loads inherit its role."""
     if not isinstance(statement, Select):
         return statement
-    carried = statement.options(_Carried(role))
-    # One alone: an object keeps those of its statement in no order.
+    carried = statement.options(_InheritedRole(role))
+    # Only this one: an object keeps the options of its statement in no order.
     carried._with_options = tuple(  # noqa: SLF001 - what .options() has made has no public name
         option
         for option in carried._with_options  # noqa: SLF001 - the same
-        if type(option) is not _Carried or option.payload is role
+        if type(option) is not _InheritedRole or option.payload is role
     )
     return carried
 
 
 class _PrimaryTables:
-    """The tables that must never be read stale, of all models of this process.
+    """The tables of models that ask for the primary, of all models in this process.
 
     Attributes:
-        version: Another number whenever there is another table.
+        version: Grows with each change, so that users know when to ask again.
     """
 
     def __init__(self) -> None:
@@ -130,10 +134,10 @@ class _PrimaryTables:
         self.version += 1
 
     def pattern(self, metadatas: Collection[MetaData] | None) -> re.Pattern[str] | None:
-        """Return what finds the name of one of them in SQL; None if there is none.
+        """Return a pattern that finds their names in SQL; None if there are none.
 
         Args:
-            metadatas: Whose tables; None for all.
+            metadatas: Only tables of these; None for all.
         """
         tables = [
             table
@@ -146,8 +150,8 @@ class _PrimaryTables:
         schemas = "|".join(
             {re.escape(table.schema) for table in tables if table.schema}
         )
-        # Not a column, a label or a parameter of that name, where that shows; but
-        # behind its schema, or any one behind FROM.
+        # Not a column, a label or a parameter of that name, as far as that shows. But a
+        # name that follows its own schema, or any schema after FROM or JOIN.
         return re.compile(
             rf"""(?<![\w.:])(?<!%\()(?<!\bAS\s)(?P<table>{names})(?!\w)
             |\b(?:FROM|JOIN)\s+(?:["`]?\w+["`]?\.)+["`]?(?P<other>{names})(?!\w)
@@ -158,18 +162,20 @@ class _PrimaryTables:
 
 primary_tables = _PrimaryTables()
 
-# What hides nothing from a server may be left out: /*! is no comment to MySQL, and a
-# minus may stand before a negative number.
-_SILENT = re.compile(r"'(?:[^']|'')*'|--\s[^\n]*|/\*(?!M?!)(?:[^*]|\*(?!/))*\*/")
+# Strings and comments, which name no table. But /*! is no comment to MySQL, and "--"
+# without a space may be a minus before a negative number.
+_STRINGS_AND_COMMENTS = re.compile(
+    r"'(?:[^']|'')*'|--\s[^\n]*|/\*(?!M?!)(?:[^*]|\*(?!/))*\*/"
+)
 
 
 def named_table(pattern: re.Pattern[str] | None, sql: str) -> str | None:
-    """Return the table of :meth:`primary_tables.pattern` that SQL names, or None."""
+    """Return the table of ``primary_tables.pattern()`` that SQL names, or None."""
     if pattern is None:
         return None
-    # A backslash may escape a quote, or not.
-    said = sql if "\\" in sql else _SILENT.sub(" ", sql)
-    found = pattern.search(said)
+    # A backslash may escape a quote or not, so where strings end is unknown.
+    searched = sql if "\\" in sql else _STRINGS_AND_COMMENTS.sub(" ", sql)
+    found = pattern.search(searched)
     return None if found is None else next(filter(None, found.groups()))
 
 
@@ -182,13 +188,13 @@ def _note_model(mapper: Mapper[Any], model: type) -> None:
 
 
 def note_primary_models(mappers: Iterable[Mapper[Any]]) -> None:
-    """Learn of models that were there before this module was imported."""
+    """Note models that were defined before this module was imported."""
     for mapper in mappers:
         _note_model(mapper, mapper.class_)
 
 
 def reads_primary(mapper: Any) -> bool:
-    """Whether a mapped class must never be read stale.
+    """Whether a mapped class asks to be read from the primary alone.
 
     Raises:
         ConfigurationError: ``__replicated__`` is neither ``'master'`` nor

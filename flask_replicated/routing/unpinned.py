@@ -1,4 +1,4 @@
-"""``REPLICATED_UNPINNED``: which writes are housekeeping, and leave no trace."""
+"""``REPLICATED_UNPINNED``: writes that are housekeeping, and neither latch nor pin."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ __all__ = ["Unpinned"]
 
 
 class Unpinned:
-    """Tells of a write whether it is housekeeping.
-
-    It is false where nothing is.
+    """The rules that say which writes are housekeeping; false if there are none.
 
     Args:
         tables: The columns that an update may set, by table; None for every write.
@@ -36,13 +34,13 @@ class Unpinned:
         """Whether a statement's writes are known, and each of them is housekeeping.
 
         Args:
-            writes: What the statement does to each table; None where it is not sure.
-            dialect: The dialect of the engine that it is sent by.
+            writes: What the statement does to each table; None if that is unknown.
+            dialect: The dialect of the engine that sends it.
         """
         listed = list(writes or ())
-        return bool(listed) and all(self._has(write, dialect) for write in listed)
+        return bool(listed) and all(self._allows(write, dialect) for write in listed)
 
-    def _has(self, write: TableWrite, dialect: Dialect) -> bool:
+    def _allows(self, write: TableWrite, dialect: Dialect) -> bool:
         allowed: set[str] = set()
         for schema, table, columns in self._rules:
             if not _is_table(write, schema, table, dialect):
@@ -64,30 +62,30 @@ def _split(name: str) -> tuple[str | None, str]:
 def _is_table(
     write: TableWrite, schema: str | None, table: str, dialect: Dialect
 ) -> bool:
-    if not _is(write.table, table, dialect):
+    if not _same_name(write.table, table, dialect):
         return False
     if write.schema is None or schema is None:
+        # What a name without a schema means when a connection begins.
         default = dialect.default_schema_name
-        # As the connection begins with; a name without a schema means that one.
         if write.schema is None:
             return schema is None or schema == default
-        return default is not None and _is(write.schema, default, dialect)
-    return _is(write.schema, schema, dialect)
+        return default is not None and _same_name(write.schema, default, dialect)
+    return _same_name(write.schema, schema, dialect)
 
 
-def _is(name: Identifier, written: str, dialect: Dialect) -> bool:
+def _same_name(name: Identifier, written: str, dialect: Dialect) -> bool:
     """Whether a name in SQL is that of a table or schema."""
     if dialect.name == "sqlite":
         return name.text.lower() == written.lower()
     if dialect.name == "postgresql":
-        # Without quotes it stands for the same in lower case.
+        # An unquoted name is folded to lower case.
         text = name.text if name.quoted else name.text.lower()
         return text in {written, written.lower()}
-    return name.text == written  # MySQL's are names of files, on most servers
+    return name.text == written  # file names on most MySQL servers, so case counts
 
 
 def _is_column(name: Identifier, written: str, dialect: Dialect) -> bool:
     """Whether a name in SQL is that of a column, whose case counts on PostgreSQL."""
     if dialect.name == "postgresql":
-        return _is(name, written, dialect)
+        return _same_name(name, written, dialect)
     return name.text.lower() == written.lower()

@@ -13,7 +13,7 @@ from .binds import PRIMARY_NAMES, REPLICA_NAME, same_database
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
-    from flask_replicated.adapters import Adapter
+    from .bind_owner import BindOwner
 
 __all__ = ["MisnamedBind", "log_misnamed_binds", "misnamed_binds", "primary_hint"]
 
@@ -124,23 +124,23 @@ def _nearest(name: str, *words: str) -> str | None:
     return None
 
 
-def primary_hint(adapter: Adapter) -> str:
+def primary_hint(owner: BindOwner) -> str:
     """Say which bind is nearly called as the primary is; empty if none is.
 
     One that is another database than the primary is an ordinary bind.
     """
-    default = adapter.engines.get(adapter.default)
-    for name, engine in adapter.engines.items():
+    default = owner.engines.get(owner.default)
+    for name, engine in owner.engines.items():
         meant = _nearest(name, *PRIMARY_NAMES) if isinstance(name, str) else None
         if meant and (default is None or same_database(default, engine)):
             return (
-                f"{adapter.setting}[{name!r}] is not taken for the primary and stays "
+                f"{owner.setting}[{name!r}] is not taken for the primary and stays "
                 f"an ordinary bind. Did you mean {meant!r}?"
             )
     return ""
 
 
-def log_misnamed_binds(app: str, adapters: Iterable[Adapter], *, served: bool) -> None:
+def log_misnamed_binds(app: str, owners: Iterable[BindOwner], *, served: bool) -> None:
     """Say which binds are not taken for replicas though they may be meant so.
 
     Each developer's machine has no replica at all, which is no fault. One that has none
@@ -148,24 +148,20 @@ def log_misnamed_binds(app: str, adapters: Iterable[Adapter], *, served: bool) -
 
     Args:
         app: The application's name.
-        adapters: Who owns its engines.
+        owners: What owns its engines.
         served: Whether there are replicas.
     """
-    found = [
-        (adapter, one)
-        for adapter in adapters
-        for one in misnamed_binds(adapter.engines)
-    ]
+    found = [(owner, one) for owner in owners for one in misnamed_binds(owner.engines)]
     shown = [
-        _shown(adapter, one)
-        for adapter, one in found
-        if not (served and one.other) and (one.sure or _may_be_meant(adapter, one))
+        _shown(owner, one)
+        for owner, one in found
+        if not (served and one.other) and (one.sure or _may_be_meant(owner, one))
     ]
     if served:
         for bind in shown:
             logger.warning("%s is not taken for a replica: %s", bind, _RULE)
         return
-    settings = " and ".join(adapter.setting for adapter in adapters)
+    settings = " and ".join(owner.setting for owner in owners)
     none = f"{app}: {settings} has no 'slave_1': every statement goes to the primary."
     if shown:
         listed = ", ".join(shown)
@@ -174,15 +170,15 @@ def log_misnamed_binds(app: str, adapters: Iterable[Adapter], *, served: bool) -
         logger.info("%s", none)
 
 
-def _may_be_meant(adapter: Adapter, one: MisnamedBind) -> bool:
-    if adapter.owns_tables(one.name):
+def _may_be_meant(owner: BindOwner, one: MisnamedBind) -> bool:
+    if owner.owns_tables(one.name):
         return False
-    key = adapter.default if one.owner is None else one.owner
-    if key not in adapter.engines:
+    key = owner.default if one.owner is None else one.owner
+    if key not in owner.engines:
         return True
-    return adapter.primary_bind(one.owner).resembles(adapter.engines[one.name])
+    return owner.primary_bind(one.owner).resembles(owner.engines[one.name])
 
 
-def _shown(adapter: Adapter, one: MisnamedBind) -> str:
+def _shown(owner: BindOwner, one: MisnamedBind) -> str:
     meant = "" if one.meant is None else f" (did you mean {one.meant!r}?)"
-    return f"{adapter.setting}[{one.name!r}]{meant}"
+    return f"{owner.setting}[{one.name!r}]{meant}"

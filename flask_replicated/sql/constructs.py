@@ -35,9 +35,9 @@ from flask_replicated._private import (
     for_update,
     has_hints,
     query_parts,
-    raw_columns,
     resolved_lambda,
     select_parts,
+    selects_tables_only,
 )
 
 from .text import Kind, TextClassifier
@@ -135,19 +135,21 @@ class Classifier:
         return max(self._generative(statement), *map(self.kind, statement.selects))
 
     def _select(self, statement: Select[Any]) -> Kind:
+        if selects_tables_only(statement):
+            return _READ
+        columns, joins, froms, ctes, lock = select_parts(statement)
         kind = _READ
-        for column in raw_columns(statement):
+        for column in columns:
             if column.__visit_name__ != "table":
                 kind = max(kind, self._column(column))
-        joins, sources, ctes, lock = select_parts(statement)
-        if joins or sources or ctes or lock is not None:
+        if joins or froms or ctes or lock is not None:
             joined = (target for target, *_ in joins)
             kind = max(
                 kind,
                 self._generative(statement),
                 # A relationship or mapped class has no clause of its own.
-                self._parts(one for one in joined if isinstance(one, FromClause)),
-                self._parts(sources),
+                self._parts(f for f in joined if isinstance(f, FromClause)),
+                self._parts(froms),
             )
         return kind
 

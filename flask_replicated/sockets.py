@@ -1,4 +1,4 @@
-"""The socket under a DBAPI connection, and how to wake who waits on it."""
+"""The socket under a DBAPI connection, and how to wake a thread that waits on it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["fileno_of", "hang_up", "leave_to_parent", "socket_of", "watch_socket"]
+__all__ = ["fileno_of", "hang_up", "socket_of", "watch_socket"]
 
 
 def fileno_of(connection: Any) -> int | None:
@@ -30,9 +30,9 @@ def fileno_of(connection: Any) -> int | None:
 
 
 def hang_up(connection: Any) -> bool:
-    """End the conversation on a connection that another thread may wait on.
+    """Shut down the socket of a connection that another thread may wait on.
 
-    Whoever waits gets the driver's own error for a lost connection, at once. The
+    That thread gets the driver's own error for a lost connection, at once. The
     descriptor stays open, so its number cannot be taken by another socket meanwhile;
     its owner closes it.
 
@@ -85,22 +85,6 @@ def _copied(connection: Any) -> Iterator[socket.socket | None]:
         os.set_blocking(copy.fileno(), blocks)
         # Had it been closed before the copy was made, the number might be another's.
         yield copy if fileno_of(connection) == number else None
-
-
-def leave_to_parent(connection: Any) -> None:
-    """In a forked child, let whoever still has a connection reach nobody.
-
-    Its socket is the parent's, too: whatever is sent or read here, the parent would
-    miss. A greenlet that waits on it goes on in the child, and a driver that is done
-    with it says goodbye. So the descriptor stands for nothing from now on; the
-    parent's own is as it was.
-    """
-    number = fileno_of(connection)
-    if number is None:
-        return
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nowhere, number, inheritable=False)
-    os.close(nowhere)
 
 
 def watch_socket(connection: Any) -> Callable[[], object]:
