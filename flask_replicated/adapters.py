@@ -10,9 +10,10 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from flask_sqlalchemy import SQLAlchemy, record_queries
+from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import URL, engine_from_config
 
+from . import _private
 from .engine.session import routed_session_class
 from .errors import ConfigurationError
 from .routing.hints import note_primary_models
@@ -100,7 +101,7 @@ class _FlaskSQLAlchemy(Adapter):
     def __init__(self, app: Flask, db: Any) -> None:
         self._app = app
         self._db = db
-        self.makes_own = type(db)._make_engine is not SQLAlchemy._make_engine  # noqa: SLF001 - it is there to be overridden
+        self.makes_own = _private.makes_own_engines(db)
         with app.app_context():
             self.engines: dict[str | None, Engine] = db.engines
         note_primary_models(db.Model.registry.mappers)
@@ -113,17 +114,8 @@ class _FlaskSQLAlchemy(Adapter):
         return metadata is not None and bool(metadata.tables)
 
     def make_engine(self, name: str, bind: str | URL | Mapping[str, Any]) -> Engine:
-        # As db.init_app() does. The methods that it calls are there to be overridden.
-        app, db = self._app, self._db
         given = {"url": bind} if isinstance(bind, str | URL) else bind
-        options = {**db._engine_options, **given}  # noqa: SLF001 - as said
-        options.setdefault("echo", app.config["SQLALCHEMY_ECHO"])
-        options.setdefault("echo_pool", app.config["SQLALCHEMY_ECHO"])
-        db._apply_driver_defaults(options, app)  # noqa: SLF001 - the same
-        engine: Engine = db._make_engine(name, options, app)  # noqa: SLF001 - the same
-        if app.config["SQLALCHEMY_RECORD_QUERIES"]:
-            record_queries._listen(engine)  # noqa: SLF001 - the same
-        return engine
+        return _private.make_flask_sqlalchemy_engine(self._app, self._db, name, given)
 
     def hide(self, binds: BindRoles) -> None:
         hidden = binds.hidden()
@@ -160,14 +152,9 @@ class _Lite(Adapter):
             self._factory = db.sessionmaker
 
     def make_engine(self, name: str, bind: str | URL | Mapping[str, Any]) -> Engine:
-        # Only here, as Flask-SQLAlchemy-Lite is optional.
-        from flask_sqlalchemy_lite import _make  # noqa: PLC0415
-
-        options = _make._prepare_engine_options(  # noqa: SLF001 - it is how they are made
-            self._app,
-            f'{self.setting}["{name}"]',
-            self._db._engine_options,  # noqa: SLF001 - the same
-            bind if isinstance(bind, str | URL) else {**bind},
+        given = bind if isinstance(bind, str | URL) else {**bind}
+        options = _private.lite_engine_options(
+            self._app, self._db, f'{self.setting}["{name}"]', given
         )
         return engine_from_config(options, prefix="")
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flask_replicated.replica.fitness import ReplicaHistory, unfit_error
+from flask_replicated.replica.lag import _MOST
 from flask_replicated.replica.primary_status import (
     PrimaryReport,
     PrimaryStatus,
@@ -178,7 +179,7 @@ class TestLag:
     def test_is_bounded(self) -> None:
         """Old positions are thinned out, and the lag is never more than it is."""
         status = heard(*((now, 10 * now) for now in range(5000)))
-        assert len(status._runs) <= PrimaryStatus._MOST
+        assert len(status._positions._spans) <= _MOST
         for replayed in range(0, 49990, 37):
             behind = lag(status, standby(replayed, replayed), now=5000)
             assert behind is not None
@@ -208,7 +209,7 @@ class TestLag:
                 shown = min(position, shown + much)
             lacks = [when for end, when in written if end > shown]
             age = now - min(lacks) if lacks else 0
-            bounds = status._bounds({"": shown}, now, now)
+            bounds = status._positions.bounds({"": shown}, now, now)
             if bounds is not None:
                 assert bounds.least <= age
                 assert bounds.most is None or bounds.most >= age

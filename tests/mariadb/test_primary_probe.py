@@ -65,7 +65,8 @@ def build(cluster: Cluster) -> Iterator[Build]:
         histories = [one.history for one in engine.monitor._replicas.values()]
         wait_until(
             lambda: bool(
-                engine.status._runs and all(one.latest.position for one in histories)
+                engine.status._positions._spans
+                and all(one.latest.position for one in histories)
             ),
             "all of them to be known",
         )

@@ -70,7 +70,7 @@ def wait_known(site: Site) -> None:
 
     def known() -> bool:
         seen = all(one.history.latest.replayed for one in replicas)
-        return seen and bool(routed.status._runs)
+        return seen and bool(routed.status._positions._spans)
 
     wait_until(known, "all of them to be known")
 
@@ -412,7 +412,7 @@ def wait_known_of_two(site: Site) -> None:
     """Wait until the two standbys are looked at, and the primary is left out."""
     site.get()
     settle(site, "slave_1", "slave_2")
-    wait_until(lambda: bool(status(site)._runs), "the primary to be known")
+    wait_until(lambda: bool(status(site)._positions._spans), "the primary to be known")
 
 
 @pytest.mark.parametrize("account", ["postgres", "few"])
@@ -458,7 +458,9 @@ def test_subscription(make: Make) -> None:
             count = "select count(*) from item"
             wait_until(lambda: copy.execute(count) == [(1,)], "it to be copied", 20)
             site.get()
-            wait_until(lambda: bool(status(site)._runs), "the primary to be known")
+            wait_until(
+                lambda: bool(status(site)._positions._spans), "the primary to be known"
+            )
             time.sleep(2)
             assert site.live() == {"slave_1"}
             copy.execute("alter subscription one disable")
