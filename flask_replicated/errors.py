@@ -60,6 +60,15 @@ class ConfigurationError(ReplicatedError, ValueError):
         return f"{self.key} = {self.value!r}: {self.remedy}"
 
 
+_MAX_STATEMENT = 200  # characters
+
+
+def _beginning(statement: object) -> str:
+    """Return the beginning of a statement on one line, without passwords."""
+    text = redact(" ".join(str(statement).split()))
+    return text if len(text) <= _MAX_STATEMENT else f"{text[: _MAX_STATEMENT - 1]}…"
+
+
 class WriteOnReplicaError(ReplicatedError):
     """A statement that writes or locks was about to run on a replica.
 
@@ -73,11 +82,11 @@ class WriteOnReplicaError(ReplicatedError):
             the connection to one, or the replica's server.
     """
 
-    def __init__(self, statement: str, view: str | None, why: str) -> None:
-        self.statement = statement
+    def __init__(self, statement: object, view: str | None, why: str) -> None:
+        self.statement = _beginning(statement)
         self.view = view
         self.why = why
-        super().__init__(statement, view, why)
+        super().__init__(self.statement, view, why)
 
     def __str__(self) -> str:
         place = "code outside a request" if self.view is None else f"view {self.view!r}"
@@ -112,11 +121,11 @@ class StaleReadError(ReplicatedError):
         view: The endpoint of the request, or None outside a request.
     """
 
-    def __init__(self, table: str, statement: str, view: str | None) -> None:
+    def __init__(self, table: str, statement: object, view: str | None) -> None:
         self.table = table
-        self.statement = statement
+        self.statement = _beginning(statement)
         self.view = view
-        super().__init__(table, statement, view)
+        super().__init__(table, self.statement, view)
 
     def __str__(self) -> str:
         where = f"view {self.view!r}" if self.view else "code outside a request"

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.sql.elements import SavepointClause
 
-from flask_replicated.refusals import write_refused
+from flask_replicated.errors import WriteOnReplicaError
 from flask_replicated.routing.decision import WROTE, Reason, Role
+from flask_replicated.routing.flask_context import running_endpoint
 from flask_replicated.routing.hints import wanted_role
 from flask_replicated.routing.housekeeping import Sent
 from flask_replicated.routing.overrides import active_role, leaves_no_trace
@@ -187,7 +188,9 @@ class PrimaryConnection(_LateJoined):
                 return None
         stands_in = self.facade is not self.facade.routed.primary
         if stands_in and kind >= Kind.LOCK and active_role() is Role.REPLICA:
-            raise write_refused(statement, "inside using_slave()")
+            raise WriteOnReplicaError(
+                statement, running_endpoint(), "inside using_slave()"
+            )
         return kind
 
     def judge(self, sql: str, context: ExecutionContext) -> None:

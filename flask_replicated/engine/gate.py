@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 
-from flask_replicated.errors import StaleReadError
-from flask_replicated.refusals import shown, view_name, write_refused
+from flask_replicated.errors import StaleReadError, WriteOnReplicaError
 from flask_replicated.replica.connection_events import CHANGED
 from flask_replicated.replica.failures import (
     StorageFailures,
@@ -25,6 +24,7 @@ from flask_replicated.replica.failures import (
     is_storage_error,
 )
 from flask_replicated.routing.decision import Role
+from flask_replicated.routing.flask_context import running_endpoint
 from flask_replicated.routing.hints import named_table, primary_tables, wanted_role
 from flask_replicated.routing.overrides import active_role
 from flask_replicated.sql.session_settings import is_local
@@ -146,7 +146,7 @@ class Gate:
         table = named_table(pattern, sql)
         if table is not None:
             if not _asks_for_replica(context):
-                raise StaleReadError(table, shown(sql), view_name())
+                raise StaleReadError(table, sql, running_endpoint())
         elif len(sql) <= _LONG:
             if len(known) >= _MANY:
                 known.clear()  # a program that writes SQL as it runs
@@ -172,7 +172,11 @@ class Gate:
         if kind >= Kind.LOCK:
             connection.refused = True
             block = " inside using_slave()" if active_role() is Role.REPLICA else ""
-            raise write_refused(sql, f"connected to {connection.member.name!r}{block}")
+            raise WriteOnReplicaError(
+                sql,
+                running_endpoint(),
+                f"connected to {connection.member.name!r}{block}",
+            )
         return kind
 
     def _look_for_tables(self) -> None:
@@ -202,8 +206,9 @@ class Gate:
         if context.statement is None or not is_read_only_error(error):
             return None
         connection.refused = connection.aborted = True
-        refusal = write_refused(
+        refusal = WriteOnReplicaError(
             context.statement,
+            running_endpoint(),
             f"{connection.member.name!r} refused it; REPLICATED_WRITE_FUNCTIONS may "
             "name the function that writes",
         )

@@ -21,9 +21,12 @@ from sqlalchemy.exc import (
 )
 
 from flask_replicated.errors import StaleReadError, WriteOnReplicaError
-from flask_replicated.refusals import write_refused
 from flask_replicated.routing.decision import LACKING, LOST, PINNED, WROTE, Role
-from flask_replicated.routing.flask_context import this_app, this_request
+from flask_replicated.routing.flask_context import (
+    running_endpoint,
+    this_app,
+    this_request,
+)
 from flask_replicated.routing.hints import (
     ROLE_OPTION,
     asks_nothing,
@@ -198,7 +201,9 @@ class RoutedSession(orm.Session):
         if asked is not None:
             # connection(): nothing is sent yet; the gate looks at what it sends.
             if asked is _REPLICA and kind >= Kind.LOCK and not known.connecting:
-                raise write_refused("a flush" if clause is None else clause, why)
+                raise WriteOnReplicaError(
+                    "a flush" if clause is None else clause, running_endpoint(), why
+                )
             return asked
         if kind is not _READ:
             return Role.PRIMARY

@@ -6,7 +6,7 @@ import logging
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
-from flask import Flask, Request, current_app, has_app_context
+from flask import Flask, Request, current_app, has_app_context, has_request_context
 from flask.globals import request, request_ctx
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ __all__ = [
     "background_app_context",
     "endpoint_name",
     "is_matched",
+    "running_endpoint",
     "this_app",
     "this_context",
     "this_request",
@@ -50,6 +51,11 @@ def is_matched(current: Request) -> bool:
 def endpoint_name(current: Request) -> str:
     """Return the endpoint of a request, or a description where it has none."""
     return current.endpoint or (NO_ENDPOINT if is_matched(current) else _NOT_MATCHED)
+
+
+def running_endpoint() -> str | None:
+    """Return the endpoint of the running request, or None outside a request."""
+    return endpoint_name(this_request()) if has_request_context() else None
 
 
 def app_context(app: Flask | None) -> AbstractContextManager[object]:
