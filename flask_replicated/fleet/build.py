@@ -75,7 +75,7 @@ def routed_engine(
         prepared[name] = fleet.prepare(name, engine)
     outages = OutageLog(prepared, binds)
     reads = ReadCounts()
-    writers = app.writers if settings.learn_writers else ()
+    writers = app.decider.writers if settings.learn_writers else ()
     make = partial(ReplicaPool, replicas, reads, writers)
     pool = _make_pool(settings, make, replicas, [outages, fleet.listener()])
     policy = ProbePolicy(
