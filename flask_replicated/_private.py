@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sqlalchemy import URL, Connection, Engine, Select
     from sqlalchemy.engine.interfaces import PoolProxiedConnection
     from sqlalchemy.orm import Session, SessionTransaction
-    from sqlalchemy.pool import QueuePool
+    from sqlalchemy.pool import Pool, QueuePool
 
 INHERITED: Mapping[str, frozenset[str]] = util.immutabledict(
     {
@@ -122,7 +122,7 @@ ConnectionRecord: Any = _pool_base._ConnectionRecord
 """What a pool gives to creators and listeners; the public base class keeps no ``info``.
 Without it, connections outside the pool could use no creator that reads it."""
 
-invoke_creator = attrgetter("_invoke_creator")
+invoke_creator: Callable[[Pool], Callable[[Any], Any]] = attrgetter("_invoke_creator")
 """A pool's creator, whether it takes a record or nothing. Without it, connections
 outside the pool would not be made as those of the pool are."""
 
@@ -131,14 +131,12 @@ max_overflow: Callable[[QueuePool], int] = attrgetter("_max_overflow")
 tell that it would have to wait, and go to another replica."""
 
 
-def limit_pool_timeout(pool: QueuePool, seconds: float, default: object) -> None:
-    """Limit the wait for a connection, where it is the default object.
+def set_pool_timeout(pool: QueuePool, seconds: float) -> None:
+    """Set how long a pool lets callers wait for a connection, once it was made.
 
-    It is set after the engine was made, and has no setter. Without this a read waits 30
-    seconds for an exhausted replica.
+    Without this a read waits 30 seconds for an exhausted replica.
     """
-    if pool._timeout is default:
-        pool._timeout = min(seconds, pool._timeout)
+    pool._timeout = seconds
 
 
 def isolation_level_setter(dialect: Any) -> Callable[[Any, Any], None] | None:

@@ -219,7 +219,7 @@ def _route(plan: _Plan, state: AppState) -> None:
         routes[key].fleet.adapter, routes[key].fleet.owner = adapter, owner
     for name, source in sources.items():
         key = adapter.key(replicated_bind(name))
-        routes[key].fleet.watch(Discovery(name, source))
+        routes[key].fleet.add_discovery(Discovery(name, source))
     adapter.hide(binds)
     if routes:
         adapter.route(routes)

@@ -9,6 +9,8 @@ import select
 import socket
 from typing import TYPE_CHECKING, Any
 
+from ._private import pymysql_socket
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -18,8 +20,8 @@ __all__ = ["fileno_of", "hang_up", "socket_of", "watch_socket"]
 def fileno_of(connection: Any) -> int | None:
     """Return the file descriptor of a DBAPI connection's socket, if it shows one."""
     fileno = getattr(connection, "fileno", None)
-    if fileno is None:  # PyMySQL keeps it to itself
-        fileno = getattr(getattr(connection, "_sock", None), "fileno", None)
+    if fileno is None:
+        fileno = getattr(pymysql_socket(connection), "fileno", None)
     if fileno is None:
         return None
     try:
@@ -57,8 +59,8 @@ def socket_of(connection: Any) -> Iterator[socket.socket | None]:
     Nothing must be sent or received over it. None where the driver shows no socket, or
     it is closed.
     """
-    own = getattr(connection, "_sock", None)
-    if isinstance(own, socket.socket):  # PyMySQL's
+    own = pymysql_socket(connection)
+    if isinstance(own, socket.socket):
         yield own
         return
     with _copied(connection) as copy:

@@ -288,7 +288,7 @@ class Taken:
     def __init__(self) -> None:
         self.names: set[str] = set()
 
-    def discovered(self, name: str, _bind: object, _weight: int) -> None:
+    def add_discovered(self, name: str, _bind: object, _weight: int) -> None:
         """Take one in."""
         self.names.add(name)
 

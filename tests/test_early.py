@@ -477,7 +477,7 @@ class TestWritesBefore:
     def test_hidden(self, build: Build) -> None:
         """One that only a server recognises is repaired, learnt, and latches."""
         site = build()
-        learnt = site.app.extensions[STATE].writers
+        learnt = site.app.extensions[STATE].decider.writers
 
         def work() -> None:
             site.db.session.execute(hidden_write(INSERT)).all()
@@ -506,7 +506,7 @@ class TestWritesBefore:
             return site.who()
 
         assert site.client().post("/page").text == "master"
-        assert site.app.extensions[STATE].writers == {}
+        assert site.app.extensions[STATE].decider.writers == {}
 
 
 class TestAskedOnce:

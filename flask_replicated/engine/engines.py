@@ -504,7 +504,7 @@ class RoutedEngine(EngineFacade):
         if self.monitor.idle:
             self.monitor.start(self)
         if self.fleet.idle:
-            self.fleet.discover()
+            self.fleet.start_discovery()
 
     def role(self) -> Role:
         """Return where a read goes now."""

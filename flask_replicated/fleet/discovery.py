@@ -1,7 +1,7 @@
-"""Replicas that DNS names: looked up again and again in the background.
+"""Discovers replicas in DNS, by a query that is repeated in the background.
 
-An answer with servers in it is believed. No answer, or an empty one, says nothing
-about the servers: those known stay, for an outage of DNS must not become one of the
+An answer that names servers is believed. No answer, or an empty one, says nothing about
+the servers: the known ones stay, as an outage of DNS must not become one of the
 database.
 """
 
@@ -36,9 +36,9 @@ logger = logging.getLogger("flask_replicated")
 _LOOKUP_SECONDS = 5.0
 """Seconds that DNS may take to answer."""
 _MISSES = 3
-"""In how many answers in a row a server must be missing before it is let go."""
+"""Answers in a row in which a server must be missing before it is removed."""
 _OLDEST = 60.0
-"""Seconds for which one answer counts once at the most, as long as it may be kept."""
+"""Seconds at most for which an answer counts once, as a cache may repeat it."""
 
 
 class Address(NamedTuple):
@@ -56,11 +56,11 @@ class Address(NamedTuple):
 
 
 class DNSAnswer(NamedTuple):
-    """What DNS has said.
+    """An answer of DNS.
 
     Attributes:
         places: The servers.
-        ttl: Seconds for which a cache may go on to say the same.
+        ttl: Seconds for which a cache may repeat the same answer.
     """
 
     places: list[Address]
@@ -68,13 +68,13 @@ class DNSAnswer(NamedTuple):
 
 
 class Discovery:
-    """Keeps a fleet's replicas as DNS has them.
+    """Keeps a fleet's replicas in step with DNS.
 
-    Its thread begins with the first routed read of a process, or of a forked child.
+    Its thread starts with the first routed read of a process, or of a forked child.
 
     Args:
-        name: What the names of its replicas begin with, such as ``'slave'``.
-        source: Where to look.
+        name: The prefix of its replicas' names, such as ``'slave'``.
+        source: What to query.
 
     Attributes:
         idle: Whether it should be started.
@@ -104,7 +104,7 @@ class Discovery:
         _all.add(self)
 
     def start(self, routed: RoutedEngine) -> None:
-        """Begin, unless it has begun already; it ends when nobody keeps *routed*."""
+        """Start, unless it runs already; stop when *routed* is garbage-collected."""
         with self._lock:
             if not self.idle:
                 return
@@ -123,20 +123,20 @@ class Discovery:
             logger.warning("%r is not discovered: no thread could start", self._name)
 
     def stop(self) -> None:
-        """End, and begin again with the next routed read."""
+        """Stop, and start again with the next routed read."""
         with self._lock:
             stop, self._stop, self.idle = self._stop, None, True
         if stop is not None:
             stop.set()
 
     def after_fork(self) -> None:
-        """Forget, in a child process, its parent's thread."""
+        """In a child process, forget the parent's thread."""
         self._lock = threading.Lock()
         self._stop = None
         self.idle = True
 
     def failed(self, error: Exception) -> None:
-        """Say once that DNS does not answer."""
+        """Log, once, that DNS does not answer."""
         if not self._failing:
             self._failing = True
             logger.warning(
@@ -149,10 +149,10 @@ class Discovery:
             )
 
     def found(self, fleet: Fleet, answer: DNSAnswer) -> None:
-        """Add the servers that are new, and remove those that have gone.
+        """Add the servers that are new, and remove those that are gone.
 
-        One that is missing is removed when it is missing for the third time in a row:
-        some DNS servers name a part of what they know each time.
+        A server is removed when it is missing from the third answer in a row: some DNS
+        servers return a part of the records each time.
         """
         if self._failing:
             self._failing = False
@@ -167,10 +167,10 @@ class Discovery:
                 self._add(fleet, name, place)
 
     def _missed_too_often(self, named: Iterable[str], ttl: float) -> list[str]:
-        """Count who is missing; return those who have been missing for long enough."""
+        """Count missing servers; return those that were missing for long enough."""
         missing = self._known.keys() - set(named)
         now = time.monotonic()
-        # What a cache says again is no answer more.
+        # An answer that a cache repeats is not counted again.
         again = now < self._counts_from
         if not again:
             self._counts_from = now + min(ttl, _OLDEST)
@@ -186,9 +186,11 @@ class Discovery:
     def _add(self, fleet: Fleet, name: str, place: Address) -> None:
         url = self._source.url.set(host=place.host, port=place.port)
         try:
-            fleet.discovered(name, {**self._source.options, "url": url}, place.weight)
+            fleet.add_discovered(
+                name, {**self._source.options, "url": url}, place.weight
+            )
         except ConfigurationError as error:
-            logger.error("REPLICATED_DISCOVERY[%r]: %s", self._name, error)  # noqa: TRY400 - it says all
+            logger.error("REPLICATED_DISCOVERY[%r]: %s", self._name, error)  # noqa: TRY400 - the message is complete
         self._known[name] = place.weight
 
     def _remove(self, fleet: Fleet, name: str) -> None:
@@ -196,10 +198,10 @@ class Discovery:
         try:
             fleet.remove(name)
         except ConfigurationError:
-            pass  # somebody has removed it by hand
+            pass  # the application has removed it
 
 
-# For the hook below, which can never be taken back.
+# For the exit hook below, which is never unregistered.
 _all: WeakSet[Discovery] = WeakSet()
 
 
@@ -215,14 +217,14 @@ def _run(
     stop: threading.Event,
     source: DiscoverySource,
 ) -> None:
-    """Look and tell until nobody wants it; keep nobody alive while it waits."""
+    """Query DNS and tell until stopped; hold no reference while waiting."""
     # A greenlet goes on in a forked child, which has its own.
     in_its_process = in_this_process()
     while not stop.is_set() and in_its_process():
         found: DNSAnswer | Exception
         try:
-            found = _look(source)
-        except Exception as error:  # noqa: BLE001 - whatever it is, go on
+            found = _query(source)
+        except Exception as error:  # noqa: BLE001 - it is logged, and this goes on
             found = error
         told, routed = discovery(), owner()
         if told is None or routed is None or stop.is_set():
@@ -237,17 +239,17 @@ def _run(
         except Exception:
             logger.exception("the discovery of replicas has failed and goes on")
         del told, routed
-        # Spread, as many workers begin in one moment.
+        # Spread, as many workers start at the same moment.
         stop.wait(source.every * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
 
 
-def _look(source: DiscoverySource) -> DNSAnswer:
-    """Ask DNS.
+def _query(source: DiscoverySource) -> DNSAnswer:
+    """Query DNS.
 
     Raises:
-        Exception: There is no answer, or nobody in it.
+        Exception: There is no answer, or no server in it.
     """
-    # Only here: not everybody has dnspython. (Nor has every checker of types.)
+    # Imported here, and by name for mypy: dnspython is optional.
     dns: Any = importlib.import_module("dns.resolver")
     host = str(source.url.host)
 
@@ -267,7 +269,7 @@ def _look(source: DiscoverySource) -> DNSAnswer:
 
 
 def _of_services(records: list[Any]) -> list[Address]:
-    """Return the servers of the first priority; the others are for when it is gone."""
+    """Return the servers of the best priority; the others are for its failure."""
     able = [record for record in records if record.target.to_text() != "."]
     if not able:
         raise LookupError("the service is said to be not available")

@@ -125,7 +125,7 @@ class SameServerCheck:
 
     def _check(self) -> None:
         if self._ended:
-            raise RuntimeError("the comparison was ended")
+            raise RuntimeError("nobody wants to know any more")
 
     def end(self) -> None:
         """End it for good, if its driver shows the socket that it waits on."""

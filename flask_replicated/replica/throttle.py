@@ -20,6 +20,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import TimeoutError  # noqa: A004 - not the built-in one
 from sqlalchemy.pool import QueuePool
 
+from flask_replicated._private import set_pool_timeout
 from flask_replicated.forks import in_this_process
 
 from .host_lookup import HostLookup
@@ -175,5 +176,5 @@ def limit_waiting(engine: Engine, seconds: float) -> None:
         return
     parameter = inspect.signature(type(pool)).parameters.get("timeout")
     # Identity: an equal number that was passed explicitly is another object.
-    if parameter is not None and pool._timeout is parameter.default:  # noqa: SLF001 - it has no setter
-        pool._timeout = min(seconds, pool._timeout)  # noqa: SLF001 - the same
+    if parameter is not None and pool.timeout() is parameter.default:
+        set_pool_timeout(pool, min(seconds, pool.timeout()))

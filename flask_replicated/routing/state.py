@@ -59,8 +59,7 @@ __all__ = [
 STATE = "replicated.state"
 """The key of ``app.extensions`` under which an application's state is kept."""
 
-# Of the request object itself: every statement asks for it, and so it ends with the
-# request.
+# An attribute of the request object, since each statement asks for it.
 _ATTRIBUTE = "_replicated_state"
 
 _UNDECIDED = Decision(Role.PRIMARY, "nothing is decided yet", "is_read")
@@ -78,7 +77,6 @@ class AppState(ForkAware):
         settings: The application's settings.
         responses: Its responses, which remember clients' writes.
         decider: Decides where its requests read.
-        writers: How often a replica has refused a write, by endpoint.
         routes: The routed engines by bind key, the default under None. They are the
             engine package's, of which this one knows nothing.
         engines: The engines that Flask-SQLAlchemy has, by bind key; a test may put in
@@ -97,7 +95,6 @@ class AppState(ForkAware):
         self.settings = settings
         self.responses = Responses(settings, self._app)
         self.decider = Decider(settings, self._app, self.responses)
-        self.writers = self.decider.writers
         self.routes: dict[str | None, Any] = {}
         self.engines: Mapping[str | None, object] = {}
         self.metadatas: Callable[[], Collection[MetaData] | None] = _none
@@ -105,7 +102,7 @@ class AppState(ForkAware):
         self.unpinned = Unpinned(settings.unpinned)
         self.advice = HousekeepingAdvice(self.find_writes, settings.unpinned)
         self.plain_mappers: set[Any] = set()
-        self._heeds_matches = False
+        self._listens_for_matches = False
         super().__init__()
 
     # --- the running request ---
@@ -239,8 +236,8 @@ class AppState(ForkAware):
     def listen_for_matches(self) -> None:
         """Let requests that have read early know when their URL is matched."""
         app = self._app()
-        if not self._heeds_matches and app is not None:
-            self._heeds_matches = True
+        if not self._listens_for_matches and app is not None:
+            self._listens_for_matches = True
             request_started.connect(self._matched, app)
 
     def _matched(self, _app: Flask) -> None:
