@@ -185,9 +185,10 @@ class AppState(ForkAware):
 
     def is_unpinned(self, sql: str, dialect: Dialect) -> bool:
         """Whether a statement surely writes nothing but housekeeping."""
-        return bool(self.unpinned) and self.unpinned.covers(
-            self.find_writes(sql, dialect.name), dialect
-        )
+        if not self.unpinned:
+            return False
+        self.unpinned.check_names(self.metadatas, dialect)
+        return self.unpinned.covers(self.find_writes(sql, dialect.name), dialect)
 
     def note_raw_connection(self) -> None:
         """Note that the program has a driver's connection in the running request."""
