@@ -20,6 +20,7 @@ from weakref import WeakSet
 from balancers.errors import error_text
 from flask_replicated.errors import ConfigurationError
 from flask_replicated.forks import in_this_process
+from flask_replicated.threads import start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -111,15 +112,8 @@ class Discovery:
             self.idle, stop = False, threading.Event()
             self._stop = stop
         owner = weakref.ref(routed, lambda _: stop.set())
-        thread = threading.Thread(
-            target=_run,
-            args=(weakref.ref(self), owner, stop, self._source),
-            name=f"flask_replicated discovery of {self._name}",
-            daemon=True,
-        )
-        try:
-            thread.start()
-        except RuntimeError:  # the interpreter is shutting down, or out of threads
+        name = f"discovery of {self._name}"
+        if not start_thread(name, _run, weakref.ref(self), owner, stop, self._source):
             logger.warning("%r is not discovered: no thread could start", self._name)
 
     def stop(self) -> None:

@@ -74,10 +74,10 @@ class ReplicaServer:
 
     Attributes:
         outages: How often its breaker has opened, after failed trials too.
-        ails: Whether it is out because its storage fails reads, which only a read
-            can find to be over.
-        crowded: Whether it is out because its connection pool was exhausted for long,
-            of which no look knows either.
+        storage_fails: Whether it is out because its storage fails reads. Only a read
+            can find that to be over.
+        pool_exhausted: Whether it is out because its connection pool was exhausted for
+            long, which a probe does not see either.
         slow_until: Until when its answers count as slow, by the monotonic clock.
         history: What was seen of its server.
         admission: Asks the server whether it may be used.

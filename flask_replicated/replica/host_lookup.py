@@ -17,6 +17,7 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flask_replicated.forks import in_this_process
+from flask_replicated.threads import start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -165,15 +166,10 @@ class HostLookup:
         if not lookup.in_its_process():
             lookup = self._pending[name] = mine
         if lookup is mine:
-            thread = threading.Thread(
-                target=mine.run,
-                args=(self._pending, self._known),
-                name=f"flask_replicated lookup of {name}",
-                daemon=True,
+            started = start_thread(
+                f"lookup of {name}", mine.run, self._pending, self._known
             )
-            try:
-                thread.start()
-            except RuntimeError:  # no more threads: the driver does the lookup
+            if not started:  # the driver does the lookup
                 self._pending.pop(name, None)
                 return None
         return lookup
