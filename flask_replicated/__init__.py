@@ -45,8 +45,8 @@ __all__ = [
 ]
 
 # SQLAlchemy's warnings name the first line outside its own modules, which it knows by
-# their names. These modules call it on behalf of the program, and the warning is to name
-# the program's line.
+# their names. These modules call it on behalf of the program, whose line the warning is
+# to name.
 for _between in (connections, engines, events, session, throttle, transactions):
     _between.__name__ = f"sqlalchemy.ext.{_between.__name__}"
 del _between

@@ -22,7 +22,7 @@ from flask_replicated import (
     replicated_engine,
     using_slave,
 )
-from tests.pools import read
+from tests.pools import monitor_of, read
 from tests.support import Build, build_fixture, make_file, sqlite_url
 
 if TYPE_CHECKING:
@@ -273,7 +273,7 @@ class TestSharedMemory:
             REPLICATED_PROBE_INTERVAL=0.01,
         )
         read(engine)
-        loop = engine.monitor._loop
+        loop = monitor_of(engine)._loop
         assert loop is not None
         wait_until(lambda: loop._step() > 0, "a step")
         assert not loop._known

@@ -24,7 +24,7 @@ from flask_replicated.fleet.outage_log import OutageLog
 from flask_replicated.fleet.probe import ProbeRun, ReplicaProbe
 from flask_replicated.forks import leave_to_parent
 from flask_replicated.replica.replica_status import ReplicaReport, report_queries
-from tests.pools import live, read
+from tests.pools import live, monitor_of, read
 from tests.support import Build, break_file, build_fixture, make_file, sqlite_url
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def test_ends_while_probing(
 def test_held_up(engine: RoutedEngine, overslept: float, deadline: float) -> None:
     """While this process itself was held up, no server was silent."""
     read(engine)
-    running = engine.monitor._loop
+    running = monitor_of(engine)._loop
     assert running is not None
     (member, *_) = engine.replicas.replica_pool.members
     run = ProbeRun(ReplicaProbe(member), Permit(0), 7.0, anew=False)

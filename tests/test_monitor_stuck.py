@@ -12,7 +12,7 @@ from examples.cluster import wait_until
 from flask_replicated import replicated_engine
 from flask_replicated.fleet.probe import ReplicaProbe
 from flask_replicated.replica.connection_events import ReplicaServer
-from tests.pools import live, read
+from tests.pools import live, monitor_of, read
 from tests.support import make_file, sqlite_url
 
 if TYPE_CHECKING:
@@ -152,6 +152,6 @@ def test_removed_while_it_hangs(
     assert set(hit) == {old}
     monkeypatch.setattr(ReplicaServer, "in_use", False)
     stuck.let_go()
-    loop: Any = engine.monitor._loop
+    loop: Any = monitor_of(engine)._loop
     wait_until(lambda: gone not in loop._known, "it to be forgotten")
     gone.target.dispose()  # nothing else would

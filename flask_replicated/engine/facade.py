@@ -1,4 +1,4 @@
-"""What looks like an engine, or like a part of one, over a real one."""
+"""Facades: objects that look like an engine, or a part of one, over a real one."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ if TYPE_CHECKING:
 __all__ = ["Alias", "EngineFacade", "ObjectFacade", "SubclassFacade", "shown_by"]
 
 
-def shown_by(keeper: str, name: str) -> Any:
-    """Return an attribute that something else shows, and that is set on the engine.
+def shown_by(source: str, name: str) -> Any:
+    """Return a property that reads from elsewhere and sets on the real engine.
 
     Args:
-        keeper: The facade's attribute that shows it.
-        name: What it is called there, and by the real engine.
+        source: The facade's attribute from which it is read.
+        name: Its name there, and on the real engine.
     """
 
     def put(self: EngineFacade, value: Any) -> None:
         setattr(self.real, name, value)
 
-    return property(attrgetter(f"{keeper}.{name}"), put)
+    return property(attrgetter(f"{source}.{name}"), put)
 
 
 class EngineFacade(Engine):
-    """Something that connects like an engine, over a real one.
+    """An engine over a real one.
 
-    Whatever an engine keeps is the real engine's, so a listener that is added here
-    hears that engine's connections, and an option that is set here holds for them.
+    All that an engine keeps is the real engine's: a listener that is added here is
+    called for that engine's connections, and an option that is set here holds for them.
     """
 
     def __init__(self, real: Engine) -> None:
@@ -78,11 +78,11 @@ class Alias(EngineFacade):
 
 
 class ObjectFacade:
-    """Something that is taken for another object, but for some attributes of its own.
+    """Passes for another object, except for some attributes of its own.
 
     Args:
-        find: Returns the other object; asked each time.
-        own: The attributes that it has itself.
+        find: Returns the other object; called each time.
+        own: The attributes of its own.
     """
 
     def __init__(self, find: Callable[[], Any], **own: Any) -> None:
@@ -92,7 +92,7 @@ class ObjectFacade:
 
         @property
         def __class__(self) -> Any:
-            """What isinstance() is told."""
+            """The class that isinstance() sees."""
             return type(self._find())
 
     def __getattr__(self, name: str) -> Any:
@@ -103,14 +103,14 @@ class ObjectFacade:
 
 
 class SubclassFacade:
-    """Makes what shares everything with an object, but for some attributes of its own.
+    """Makes a twin that shares an object's attributes, except for some of its own.
 
-    It is an instance of a subclass, so that code which looks at ``type()`` or
+    The twin is an instance of a subclass, so that code which looks at ``type()`` or
     at a class's attributes finds what it looks for.
 
     Args:
         find: Returns the object, which may be another one later.
-        own: The attributes that the twin has itself.
+        own: The attributes of the twin's own.
     """
 
     def __init__(self, find: Callable[[], Any], **own: Any) -> None:

@@ -8,6 +8,7 @@ or the primary's commit would happen by chance.
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, cast
 
 from sqlalchemy import (
@@ -94,9 +95,9 @@ class _Harmless(Transaction):
 
 
 def _give_up(connection: Connection) -> None:
-    """Let nobody have a connection whose transaction may not have ended.
+    """Close a connection whose transaction may not have ended.
 
-    Its pool takes a transaction that was closed for one that has ended.
+    Its connection pool would take a closed transaction for one that has ended.
     """
     if not connection.closed:
         connection.invalidate()
@@ -127,7 +128,7 @@ class ReadTransaction(_Harmless, RootTransaction):
     def close(self) -> None:
         """End it, now or with the session's connection."""
         connection = self.connection
-        if connection.of_session:
+        if connection.session_owned:
             return
         if (
             self.is_active
@@ -138,7 +139,7 @@ class ReadTransaction(_Harmless, RootTransaction):
             and not connection._echo  # noqa: SLF001 - the same
         ):
             # Most reads have begun no block, and to ask the driver whether there is one
-            # costs less than a rollback. But whoever listens, or logs, is told.
+            # costs less than a rollback. But listeners and the log are told.
             self.is_active = False
             connection._transaction = None  # noqa: SLF001 - the same
         else:
@@ -160,18 +161,17 @@ class ReadTransaction(_Harmless, RootTransaction):
 
 
 def _begin(transaction: ReadTransaction | ReadTwoPhase) -> None:
-    """Tell the dialect, and who listens, that a transaction begins.
+    """Tell the dialect, and the listeners, that a transaction begins.
 
     The dialect looks at the driver's connection then, which is no reason for a block.
     """
     connection = transaction.connection
     if connection.dispatch.before_cursor_execute:  # it may send anything
         begin_block(connection)
-    connection.begins = not connection.dispatch.begin
-    try:
+    # A listener to ``begin`` may send anything as well.
+    around = nullcontext if connection.dispatch.begin else connection.without_block
+    with around():
         RootTransaction._connection_begin_impl(transaction)  # noqa: SLF001 - past the reads' own
-    finally:
-        connection.begins = False
 
 
 class ReadTwoPhase(_Harmless, TwoPhaseTransaction):

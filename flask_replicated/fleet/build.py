@@ -98,7 +98,7 @@ def routed_engine(
         monitor=monitor,
         status=status,
         outages=outages,
-        cared=prepared,
+        servers=prepared,
     )
     fleet.routed.fleet = fleet
     fleet.close_spares()

@@ -22,6 +22,8 @@ from flask_replicated.errors import ConfigurationError
 from flask_replicated.forks import in_this_process
 from flask_replicated.threads import start_thread
 
+from .fleet import fleet_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -229,7 +231,7 @@ def _run(
             if isinstance(found, Exception):
                 told.failed(found)
             else:
-                told.found(routed.fleet, found)
+                told.found(fleet_of(routed), found)
         except Exception:
             logger.exception("the discovery of replicas has failed and goes on")
         del told, routed

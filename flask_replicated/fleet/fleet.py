@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Mapping
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import event
 from sqlalchemy.exc import NoSuchModuleError
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from .discovery import Discovery
 
-__all__ = ["Fleet"]
+__all__ = ["Fleet", "fleet_of"]
 
 
 class _SpareEngines:
@@ -259,6 +259,11 @@ class Fleet:
                 "change them there and restart.",
             )
         return adapter
+
+
+def fleet_of(routed: RoutedEngine) -> Fleet:
+    """Return the fleet of a routed engine, which knows no more of it than it needs."""
+    return cast("Fleet", routed.fleet)
 
 
 def _is_spare(shown: Any) -> bool:

@@ -12,7 +12,7 @@ from examples.cluster import wait_until
 from flask_replicated import replicated_engine
 from flask_replicated.fleet.probe import ReplicaProbe
 from flask_replicated.replica.same_server import SameServerCheck
-from tests.pools import live, read
+from tests.pools import live, monitor_of, read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -170,7 +170,7 @@ class TestTwin:
         """With REPLICATED_ROLE_CHECK = False any server will do."""
         settings: dict[str, Any] = {"REPLICATED_ROLE_CHECK": False}
         engine = build(servers.primary, servers.primary, **settings)
-        assert engine.monitor._policy.compared_primary is None
+        assert monitor_of(engine)._policy.compared_primary is None
         read(engine)
         assert not compared
 
@@ -187,7 +187,7 @@ class TestPromotion:
             REPLICATED_MAX_LAG=None,  # or it may go out sooner, as it stops
         )
         read(engine)
-        history = engine.monitor._replicas["slave_1"].history
+        history = monitor_of(engine)._replicas["slave_1"].history
         wait_until(lambda: history._replicated, "it to be seen to replicate")
         servers.replica.promote()
         settle(engine, "slave_2")
@@ -245,7 +245,7 @@ class TestAtConnect:
         )
         for _ in range(2):
             read(engine)  # which no caller has to wait for
-        history = engine.monitor._replicas["slave_1"].history
+        history = monitor_of(engine)._replicas["slave_1"].history
         wait_until(lambda: history.same_server, "it to be compared")
         engine.replicas.replica_pool.member("slave_1").target.dispose()
         for _ in range(4):
