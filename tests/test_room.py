@@ -126,7 +126,7 @@ class TestExhausted:
     def test_it_rests(
         self, build: Build, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """One that gives none back is told of, and no look brings it back."""
+        """One that gives none back is told of, and no probe brings it back."""
         site = build(
             ("slave_2",),
             binds={"slave_1": small(tmp_path, "slave_1")},

@@ -204,7 +204,7 @@ class Patient(QueuePool):
 
 
 class TestWaiting:
-    """How long one waits for a connection that somebody else has."""
+    """How long a caller waits for a connection that another one has."""
 
     @pytest.mark.parametrize(
         ("options", "seconds", "found"),
@@ -230,7 +230,7 @@ class TestWaiting:
             assert engine.pool.timeout() == found
             engine.dispose()
 
-    def test_nobody_waits_in_other_pools(self) -> None:
+    def test_no_wait_in_other_pools(self) -> None:
         """A pool that gives everybody a connection has no limit."""
         limit_waiting(sa.create_engine("sqlite://", poolclass=NullPool), 2)
 
