@@ -14,7 +14,7 @@ import random
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from weakref import WeakSet
 
 from balancers.errors import error_text
@@ -22,15 +22,11 @@ from flask_replicated.errors import ConfigurationError
 from flask_replicated.forks import in_this_process
 from flask_replicated.threads import start_thread
 
-from .fleet import fleet_of
-
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
-    from flask_replicated.engine.engines import RoutedEngine
     from flask_replicated.settings.config import DiscoverySource
 
-    from .fleet import Fleet
 
 __all__ = ["Discovery"]
 
@@ -70,6 +66,24 @@ class DNSAnswer(NamedTuple):
     ttl: float = 0.0
 
 
+class DiscoveredReplicas(Protocol):
+    """A bind's replicas, as far as discovery changes them."""
+
+    def add_discovered(self, name: str, bind: Mapping[str, Any], weight: int) -> None:
+        """Add a server that DNS names.
+
+        Raises:
+            ConfigurationError: It cannot be added.
+        """
+
+    def remove(self, name: str) -> None:
+        """Take a replica out for good.
+
+        Raises:
+            ConfigurationError: There is no replica of this name.
+        """
+
+
 class Discovery:
     """Keeps a fleet's replicas in step with DNS.
 
@@ -106,14 +120,14 @@ class Discovery:
         self._failing = False
         _all.add(self)
 
-    def start(self, routed: RoutedEngine) -> None:
-        """Start, unless it runs already; stop when *routed* is garbage-collected."""
+    def start(self, fleet: DiscoveredReplicas) -> None:
+        """Start, unless it runs already; stop when *fleet* is garbage-collected."""
         with self._lock:
             if not self.idle:
                 return
             self.idle, stop = False, threading.Event()
             self._stop = stop
-        owner = weakref.ref(routed, lambda _: stop.set())
+        owner = weakref.ref(fleet, lambda _: stop.set())
         name = f"discovery of {self._name}"
         if not start_thread(name, _run, weakref.ref(self), owner, stop, self._source):
             logger.warning("%r is not discovered: no thread could start", self._name)
@@ -144,7 +158,7 @@ class Discovery:
                 error_text(error),
             )
 
-    def found(self, fleet: Fleet, answer: DNSAnswer) -> None:
+    def found(self, fleet: DiscoveredReplicas, answer: DNSAnswer) -> None:
         """Add the servers that are new, and remove those that are gone.
 
         A server is removed when it is missing from the third answer in a row: some DNS
@@ -179,7 +193,7 @@ class Discovery:
         port = "" if place.port is None else f":{place.port}"
         return f"{self._name}_{host}{port}"
 
-    def _add(self, fleet: Fleet, name: str, place: Address) -> None:
+    def _add(self, fleet: DiscoveredReplicas, name: str, place: Address) -> None:
         url = self._source.url.set(host=place.host, port=place.port)
         try:
             fleet.add_discovered(
@@ -189,7 +203,7 @@ class Discovery:
             logger.error("REPLICATED_DISCOVERY[%r]: %s", self._name, error)  # noqa: TRY400 - the message is complete
         self._known[name] = place.weight
 
-    def _remove(self, fleet: Fleet, name: str) -> None:
+    def _remove(self, fleet: DiscoveredReplicas, name: str) -> None:
         del self._known[name]
         try:
             fleet.remove(name)
@@ -209,7 +223,7 @@ def _stop_all() -> None:
 
 def _run(
     discovery: Callable[[], Discovery | None],
-    owner: Callable[[], RoutedEngine | None],
+    owner: Callable[[], DiscoveredReplicas | None],
     stop: threading.Event,
     source: DiscoverySource,
 ) -> None:
@@ -222,8 +236,8 @@ def _run(
             found = _query(source)
         except Exception as error:  # noqa: BLE001 - it is logged, and this goes on
             found = error
-        told, routed = discovery(), owner()
-        if told is None or routed is None or stop.is_set():
+        told, fleet = discovery(), owner()
+        if told is None or fleet is None or stop.is_set():
             return
         if not in_its_process():
             return
@@ -231,10 +245,10 @@ def _run(
             if isinstance(found, Exception):
                 told.failed(found)
             else:
-                told.found(fleet_of(routed), found)
+                told.found(fleet, found)
         except Exception:
             logger.exception("the discovery of replicas has failed and goes on")
-        del told, routed
+        del told, fleet
         # Spread, as many workers start at the same moment.
         stop.wait(source.every * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
 

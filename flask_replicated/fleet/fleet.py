@@ -139,7 +139,7 @@ class Fleet:
         """Start to query DNS in the background."""
         self.idle = False
         for discovery in self._discoveries:
-            discovery.start(self.routed)
+            discovery.start(self)
 
     def stop(self) -> None:
         """Stop discovery until the next routed read."""
