@@ -58,11 +58,11 @@ class DNSAnswer(NamedTuple):
     """An answer of DNS.
 
     Attributes:
-        places: The servers.
+        addresses: The servers.
         ttl: Seconds for which a cache may repeat the same answer.
     """
 
-    places: list[Address]
+    addresses: list[Address]
     ttl: float = 0.0
 
 
@@ -167,14 +167,14 @@ class Discovery:
         if self._failing:
             self._failing = False
             logger.warning("REPLICATED_DISCOVERY[%r]: DNS answers again", self._name)
-        named = {self._name_of(place): place for place in answer.places}
+        named = {self._name_of(address): address for address in answer.addresses}
         for name in self._missed_too_often(named, answer.ttl):
             self._remove(fleet, name)
-        for name, place in named.items():
-            if self._known.get(name, place.weight) != place.weight:
+        for name, address in named.items():
+            if self._known.get(name, address.weight) != address.weight:
                 self._remove(fleet, name)
             if name not in self._known:
-                self._add(fleet, name, place)
+                self._add(fleet, name, address)
 
     def _missed_too_often(self, named: Iterable[str], ttl: float) -> list[str]:
         """Count missing servers; return those that were missing for long enough."""
@@ -188,20 +188,20 @@ class Discovery:
         self._misses = {n: times for n, times in counted.items() if times < _MISSES}
         return [name for name in counted if name not in self._misses]
 
-    def _name_of(self, place: Address) -> str:
-        host = f"[{place.host}]" if ":" in place.host else place.host
-        port = "" if place.port is None else f":{place.port}"
+    def _name_of(self, address: Address) -> str:
+        host = f"[{address.host}]" if ":" in address.host else address.host
+        port = "" if address.port is None else f":{address.port}"
         return f"{self._name}_{host}{port}"
 
-    def _add(self, fleet: DiscoveredReplicas, name: str, place: Address) -> None:
-        url = self._source.url.set(host=place.host, port=place.port)
+    def _add(self, fleet: DiscoveredReplicas, name: str, address: Address) -> None:
+        url = self._source.url.set(host=address.host, port=address.port)
         try:
             fleet.add_discovered(
-                name, {**self._source.options, "url": url}, place.weight
+                name, {**self._source.options, "url": url}, address.weight
             )
         except ConfigurationError as error:
             logger.error("REPLICATED_DISCOVERY[%r]: %s", self._name, error)  # noqa: TRY400 - the message is complete
-        self._known[name] = place.weight
+        self._known[name] = address.weight
 
     def _remove(self, fleet: DiscoveredReplicas, name: str) -> None:
         del self._known[name]
@@ -274,8 +274,8 @@ def _query(source: DiscoverySource) -> DNSAnswer:
         records = ask("A")
     except dns.NoAnswer:
         records = ask("AAAA")
-    places = [Address(record.address, source.url.port, 1) for record in records]
-    return DNSAnswer(places, records.rrset.ttl)
+    addresses = [Address(record.address, source.url.port, 1) for record in records]
+    return DNSAnswer(addresses, records.rrset.ttl)
 
 
 def _of_services(records: list[Any]) -> list[Address]:

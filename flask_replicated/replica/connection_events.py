@@ -23,11 +23,16 @@ from flask_replicated.sockets import hang_up, watch_socket
 
 from .activity import can_list_backends
 from .admission import Admission
-from .connect_timeout import ONE_BIND_EACH, SetupTimeout, limit_connect, warn_of_hosts
+from .connect_timeout import (
+    ONE_BIND_EACH,
+    SetupTimeout,
+    set_connect_timeout,
+    warn_of_hosts,
+)
 from .dbapi_connections import closed_if_refused
 from .fitness import ReplicaHistory
 from .in_flight import pending_answer, shows_pending
-from .keepalive import limit_silence
+from .keepalive import enable_keepalive
 from .read_only import keep_read_only
 from .same_server import SameServerCheck
 
@@ -124,8 +129,8 @@ class ReplicaServer:
         self._records: WeakSet[ConnectionPoolEntry] = WeakSet()
         self._seconds = seconds = math.ceil(connect_timeout)
         warn_of_hosts(f"replica {name!r}", engine, seconds, ONE_BIND_EACH)
-        lift = limit_connect(engine, seconds, read_timeout)
-        limit_silence(engine)
+        lift = set_connect_timeout(engine, seconds, read_timeout)
+        enable_keepalive(engine)
         if not shared:  # writes are kept away by classification alone
             keep_read_only(
                 name, engine, read_timeout, self.admission.ask, self._in_time
