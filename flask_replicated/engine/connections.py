@@ -27,11 +27,13 @@ from flask_replicated.sql.text import Kind
 
 from .lazy_begin import PICKED, WITH_BLOCKS, begin_block, leave_out_block
 from .transactions import (
+    ReadConnection,
     ReadSavepoint,
     ReadTransaction,
     ReadTwoPhase,
     ReportedTransaction,
     ReportedTwoPhase,
+    ReportingConnection,
 )
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ if TYPE_CHECKING:
 
     from balancers import Member
 
-    from .engines import PrimaryEngine, ReplicaPoolEngine
+    from .facade import ReplicasFacade, ServerFacade
 
 __all__ = ["PrimaryConnection", "ReplicaConnection"]
 
@@ -83,7 +85,7 @@ class _LazyDispatch(Connection):
         return super().dispatch._join(self.engine.dispatch)  # noqa: SLF001 - as Connection's own constructor does
 
 
-class PrimaryConnection(_LazyDispatch):
+class PrimaryConnection(_LazyDispatch, ReportingConnection):
     """A connection to the primary that reports committed writes.
 
     Attributes:
@@ -118,9 +120,7 @@ class PrimaryConnection(_LazyDispatch):
     written: tuple[str, ...] = ()
     maybe_written: tuple[str, ...] = ()
 
-    def __init__(
-        self, engine: Engine, facade: PrimaryEngine | ReplicaPoolEngine
-    ) -> None:
+    def __init__(self, engine: Engine, facade: ServerFacade) -> None:
         self.facade = facade  # first: listeners may execute something
         self.preparing = True
         super().__init__(engine)
@@ -357,7 +357,7 @@ class PrimaryConnection(_LazyDispatch):
             self.preparing = before  # a listener may have begun it
 
 
-class ReplicaConnection(_LazyDispatch):
+class ReplicaConnection(_LazyDispatch, ReadConnection):
     """A connection to one replica. It only reads, and its loss does no harm.
 
     A :class:`.gate.Gate` checks what it sends, and tells it what has come of that.
@@ -381,15 +381,14 @@ class ReplicaConnection(_LazyDispatch):
     """
 
     sent = 0
-    refused = aborted = changed = changed_by_program = False
+    refused = aborted = changed_by_program = False
     error: tuple[BaseException, Exception] | None = None
     loss: DBAPIError | None = None
     missing: DBAPIError | None = None
     preparing = _keeps_blocks_out = False
-    session_owned = True
 
     def __init__(
-        self, engine: Engine, facade: ReplicaPoolEngine, member: Member[Engine]
+        self, engine: Engine, facade: ReplicasFacade, member: Member[Engine]
     ) -> None:
         # First: listeners may execute something.
         self.facade, self.member, self.preparing = facade, member, True

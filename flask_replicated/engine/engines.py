@@ -32,7 +32,14 @@ from flask_replicated.routing.overrides import active_role, leaves_no_trace
 from .capacity import ReplicaCapacity, in_use, is_full
 from .connections import PrimaryConnection, ReplicaConnection
 from .events import Listeners, raised_by_listener
-from .facade import Alias, EngineFacade, shown_by
+from .facade import (
+    Alias,
+    EngineFacade,
+    ReplicasFacade,
+    RoutedFacade,
+    ServerFacade,
+    shown_by,
+)
 from .least_lagged import least_lagged
 
 if TYPE_CHECKING:
@@ -61,7 +68,7 @@ _ALL_OUT, _LAGGED = "every replica is out", "a replica that lags serves"
 """Conditions that are logged once."""
 
 
-class PrimaryEngine(EngineFacade):
+class PrimaryEngine(ServerFacade):
     """The primary; its connections report committed writes.
 
     It equals the real engine: any session keeps its connections by their engines and
@@ -184,7 +191,7 @@ class _LoggedConditions(dict[str, object]):
         return self.pop(condition, None) is not None
 
 
-class ReplicaPoolEngine(EngineFacade):
+class ReplicaPoolEngine(ReplicasFacade):
     """The pool of replicas as one engine: ``connect()`` picks and fails over.
 
     Args:
@@ -197,6 +204,8 @@ class ReplicaPoolEngine(EngineFacade):
         routed: The same.
         reads: Counts how many reads each server got.
     """
+
+    routed: RoutedEngine
 
     def __init__(
         self,
@@ -469,7 +478,7 @@ class _PrimaryWithOptions(PrimaryEngine):
         return connection
 
 
-class RoutedEngine(EngineFacade):
+class RoutedEngine(RoutedFacade):
     """What stands in ``db.engines`` for a bind that has replicas.
 
     ``connect()`` goes where a read of the running request would go, and to the
@@ -490,6 +499,7 @@ class RoutedEngine(EngineFacade):
         fleet: Takes in new replicas and lets others go.
     """
 
+    primary: PrimaryEngine
     fleet: FleetLike
 
     # Like the primary's, but what is listened to here is heard by every server.

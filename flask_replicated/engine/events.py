@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-    from .engines import RoutedEngine
+    from .facade import RoutedFacade
 
     Part = Callable[[Engine], Any]
 
@@ -64,7 +64,7 @@ class Listeners:
         dispatch: Takes listeners for all events of the engine itself.
     """
 
-    def __init__(self, routed: RoutedEngine) -> None:
+    def __init__(self, routed: RoutedFacade) -> None:
         self._routed = routed
         self._primary = routed.real
         self._listeners: list[_SharedListener] = []

@@ -11,7 +11,21 @@ from sqlalchemy import Engine
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Alias", "EngineFacade", "ObjectFacade", "SubclassFacade", "shown_by"]
+    from balancers import Member
+    from flask_replicated.routing.counts import ReadCounts, ReplicaPool
+    from flask_replicated.routing.state import AppState
+    from flask_replicated.sql.constructs import Classifier, Kind
+
+__all__ = [
+    "Alias",
+    "EngineFacade",
+    "ObjectFacade",
+    "ReplicasFacade",
+    "RoutedFacade",
+    "ServerFacade",
+    "SubclassFacade",
+    "shown_by",
+]
 
 
 def shown_by(source: str, name: str) -> Any:
@@ -56,6 +70,66 @@ class EngineFacade(Engine):
     def dispose(self, close: bool = True) -> None:
         """Dispose of the real engine's connection pool."""
         self.real.dispose(close)
+
+
+# What connections and listeners know of the engines in .engines, which imports them.
+
+
+class RoutedFacade(EngineFacade):
+    """A routed engine.
+
+    Attributes:
+        app: The application's state.
+        classifier: Tells what a statement does.
+        classify: The classifier's own ``kind``, at hand for each statement.
+        reads: Counts how many reads each server got.
+        primary: The primary.
+    """
+
+    app: AppState
+    classifier: Classifier
+    classify: Callable[[Any], Kind]
+    reads: ReadCounts
+    primary: ServerFacade
+
+    def engines(self) -> list[Engine]:
+        """Return the engines behind it, the primary's first."""
+        raise NotImplementedError
+
+
+class ServerFacade(EngineFacade):
+    """The primary, or the replicas, of a routed engine.
+
+    Attributes:
+        routed: The routed engine.
+    """
+
+    routed: RoutedFacade
+
+
+class ReplicasFacade(ServerFacade):
+    """The replicas of a routed engine.
+
+    Attributes:
+        replica_pool: The replicas.
+        reads: Counts how many reads each server got.
+    """
+
+    replica_pool: ReplicaPool
+    reads: ReadCounts
+
+    @property
+    def primary_is_out(self) -> bool:
+        """Whether it is known that the primary does not answer now."""
+        raise NotImplementedError
+
+    def note_primary_failure(self) -> None:
+        """Note that the primary could not be reached in place of a replica."""
+        raise NotImplementedError
+
+    def lost(self, member: Member[Engine]) -> None:
+        """Let the running request go on with another replica."""
+        raise NotImplementedError
 
 
 class Alias(EngineFacade):

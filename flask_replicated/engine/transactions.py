@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, cast
 
 from sqlalchemy import (
+    Connection,
     NestedTransaction,
     RootTransaction,
     Transaction,
@@ -22,19 +23,44 @@ from sqlalchemy.engine.default import DefaultDialect
 from .lazy_begin import begin_block, has_block
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
-
-    from .connections import PrimaryConnection, ReplicaConnection
+    from contextlib import AbstractContextManager
 
 logger = logging.getLogger("flask_replicated")
 
 __all__ = [
+    "ReadConnection",
     "ReadSavepoint",
     "ReadTransaction",
     "ReadTwoPhase",
     "ReportedTransaction",
     "ReportedTwoPhase",
+    "ReportingConnection",
 ]
+
+
+class ReportingConnection(Connection):
+    """A connection that is told of its commits."""
+
+    def committed(self) -> None:
+        """Note that a commit has happened, or may have."""
+        raise NotImplementedError
+
+
+class ReadConnection(Connection):
+    """A connection whose transactions only read.
+
+    Attributes:
+        changed: Whether a ``SET`` has changed its session.
+        session_owned: Whether it is a session's, which will close it when it has closed
+            its transaction; no more once it is being closed.
+    """
+
+    changed = False
+    session_owned = True
+
+    def without_block(self) -> AbstractContextManager[None]:
+        """Return a block in which reading :attr:`connection` begins no transaction."""
+        raise NotImplementedError
 
 
 class _Reported(Transaction):
@@ -43,7 +69,7 @@ class _Reported(Transaction):
     __slots__ = ()
 
     def commit(self) -> None:
-        connection = cast("PrimaryConnection", self.connection)
+        connection = cast("ReportingConnection", self.connection)
         try:
             super().commit()
         except BaseException:
@@ -112,7 +138,7 @@ class ReadTransaction(_Harmless, RootTransaction):
     """
 
     __slots__ = ()
-    connection: ReplicaConnection
+    connection: ReadConnection
 
     def commit(self) -> None:
         """End it; what it has set stays set while the connection is in use."""
@@ -178,7 +204,7 @@ class ReadTwoPhase(_Harmless, TwoPhaseTransaction):
     """A replica's part in two phases: a plain transaction, with nothing to prepare."""
 
     __slots__ = ()
-    connection: ReplicaConnection
+    connection: ReadConnection
 
     def prepare(self) -> None:
         """Do nothing: there is nothing to prepare."""
