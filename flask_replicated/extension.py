@@ -12,6 +12,7 @@ from .adapters import Adapter, adapters_of
 from .errors import ConfigurationError
 from .fleet.build import routed_engine
 from .fleet.discovery import Discovery
+from .fleet.fleet import fleet_of
 from .redaction import safe
 from .routing.responses import pin_responses
 from .routing.state import STATE, AppState, current_app_state
@@ -145,7 +146,7 @@ class FlaskReplicated:
                 the weight cannot be right, or that bind has no replicas.
             RuntimeError: There is no application context.
         """
-        fleet = _routed(bind_key, "add").fleet
+        fleet = fleet_of(_routed(bind_key, "add"))
         fleet.add(name, bind, read_weight("weight", weight))
 
     def remove(self, name: str, bind_key: str | None = None) -> None:
@@ -162,7 +163,7 @@ class FlaskReplicated:
             ConfigurationError: That bind has no such replica.
             RuntimeError: There is no application context.
         """
-        _routed(bind_key, "remove").fleet.remove(name)
+        fleet_of(_routed(bind_key, "remove")).remove(name)
 
 
 def _routed(bind_key: str | None, method: str) -> RoutedEngine:
@@ -216,10 +217,11 @@ def _route(plan: _Plan, state: AppState) -> None:
         routes[key] = routed_engine(
             state, adapter.engines[key], targets, setting, adapter.setting
         )
-        routes[key].fleet.adapter, routes[key].fleet.owner = adapter, owner
+        fleet = fleet_of(routes[key])
+        fleet.adapter, fleet.owner = adapter, owner
     for name, source in sources.items():
         key = adapter.key(replicated_bind(name))
-        routes[key].fleet.add_discovery(Discovery(name, source))
+        fleet_of(routes[key]).add_discovery(Discovery(name, source))
     adapter.hide(binds)
     if routes:
         adapter.route(routes)

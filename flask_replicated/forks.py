@@ -3,7 +3,8 @@
 Python tells of a fork that it makes itself, and then each application begins anew. A
 server that forks past Python, as uWSGI does without ``py-call-osafterfork``, tells
 nothing. So the process is compared where a connection is made or taken from its pool,
-and wherever a thread, a lock or a file descriptor of the parent's would mislead.
+and wherever a thread, a lock or a file descriptor of the parent's would mislead. The
+order in which one bind begins anew is in ``RoutedEngine.after_fork()``.
 """
 
 from __future__ import annotations

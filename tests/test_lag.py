@@ -20,7 +20,7 @@ def seen(received: int, replayed: int, age: float) -> ReplicaReport:
 
 
 def test_idle_primary_that_wakes() -> None:
-    """A standby that is just replaying is no further behind than the last look."""
+    """A standby that is just replaying is no further behind than the last report."""
     progress = ReplayHistory()
     assert progress.lag(seen(100, 100, age=500), now=0) == 0
     assert progress.lag(seen(100, 100, age=505), now=5) == 0
@@ -38,8 +38,8 @@ def test_paused_replay() -> None:
     assert progress.lag(seen(160, 150, age=70), now=60) == 60 - 50
 
 
-def test_first_look() -> None:
-    """Whoever has not looked before knows the age of the last transaction alone."""
+def test_first_report() -> None:
+    """At first only the age of the last transaction is known."""
     assert ReplayHistory().lag(seen(200, 100, age=40), now=0) == 40
 
 

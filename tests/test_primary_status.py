@@ -83,14 +83,14 @@ class TestLag:
         assert lag(status, standby(100, 180), now=306) == 6
 
     def test_own_words(self) -> None:
-        """Between two looks at the primary counts what the replica says."""
+        """Between two probes of the primary counts what the replica says."""
         status = heard((0, 100), (5, 200))
         assert lag(status, standby(150, 190, age=3), now=6) == 3
         assert lag(status, standby(150, 190, age=900), now=6) == 6
         assert lag(status, standby(190, 195, age=0.2), now=6) == 1
 
     def test_primary_is_out(self) -> None:
-        """What cannot be received is held against nobody; what is not replayed is."""
+        """What cannot be received is held against none; what is not replayed is."""
         status = heard((0, 100), (5, 200))
         status.mark_unreachable()
         assert status.out
@@ -244,7 +244,7 @@ class Standby:
 
 
 class TestMoments:
-    """What has only just come is no lag, in the look either."""
+    """What has only just come is no lag, in a probe either."""
 
     def test_primary_is_back(self) -> None:
         """A standby that is seen before it has replayed the first of it stays."""
@@ -365,7 +365,7 @@ class TestNumbers:
         assert (found.lag, found.measured) == (12, True)
 
     def test_primary_is_out(self, status: PrimaryStatus) -> None:
-        """While there is no source nobody knows its lag, and nobody is to blame."""
+        """While there is no source its lag is unknown, and not held against it."""
         status.mark_unreachable()
         assert lag(status, replica(None, a=9, b=4), now=500) == 0
         assert lag(status, replica(None, a=9, b=3), now=500) == 0

@@ -8,9 +8,11 @@ or the primary's commit would happen by chance.
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, cast
 
 from sqlalchemy import (
+    Connection,
     NestedTransaction,
     RootTransaction,
     Transaction,
@@ -21,19 +23,44 @@ from sqlalchemy.engine.default import DefaultDialect
 from .lazy_begin import begin_block, has_block
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
-
-    from .connections import PrimaryConnection, ReplicaConnection
+    from contextlib import AbstractContextManager
 
 logger = logging.getLogger("flask_replicated")
 
 __all__ = [
+    "ReadConnection",
     "ReadSavepoint",
     "ReadTransaction",
     "ReadTwoPhase",
     "ReportedTransaction",
     "ReportedTwoPhase",
+    "ReportingConnection",
 ]
+
+
+class ReportingConnection(Connection):
+    """A connection that is told of its commits."""
+
+    def committed(self) -> None:
+        """Note that a commit has happened, or may have."""
+        raise NotImplementedError
+
+
+class ReadConnection(Connection):
+    """A connection whose transactions only read.
+
+    Attributes:
+        changed: Whether a ``SET`` has changed its session.
+        session_owned: Whether it is a session's, which will close it when it has closed
+            its transaction; no more once it is being closed.
+    """
+
+    changed = False
+    session_owned = True
+
+    def without_block(self) -> AbstractContextManager[None]:
+        """Return a block in which reading :attr:`connection` begins no transaction."""
+        raise NotImplementedError
 
 
 class _Reported(Transaction):
@@ -42,7 +69,7 @@ class _Reported(Transaction):
     __slots__ = ()
 
     def commit(self) -> None:
-        connection = cast("PrimaryConnection", self.connection)
+        connection = cast("ReportingConnection", self.connection)
         try:
             super().commit()
         except BaseException:
@@ -94,9 +121,9 @@ class _Harmless(Transaction):
 
 
 def _give_up(connection: Connection) -> None:
-    """Let nobody have a connection whose transaction may not have ended.
+    """Close a connection whose transaction may not have ended.
 
-    Its pool takes a transaction that was closed for one that has ended.
+    Its connection pool would take a closed transaction for one that has ended.
     """
     if not connection.closed:
         connection.invalidate()
@@ -111,7 +138,7 @@ class ReadTransaction(_Harmless, RootTransaction):
     """
 
     __slots__ = ()
-    connection: ReplicaConnection
+    connection: ReadConnection
 
     def commit(self) -> None:
         """End it; what it has set stays set while the connection is in use."""
@@ -127,7 +154,7 @@ class ReadTransaction(_Harmless, RootTransaction):
     def close(self) -> None:
         """End it, now or with the session's connection."""
         connection = self.connection
-        if connection.of_session:
+        if connection.session_owned:
             return
         if (
             self.is_active
@@ -138,7 +165,7 @@ class ReadTransaction(_Harmless, RootTransaction):
             and not connection._echo  # noqa: SLF001 - the same
         ):
             # Most reads have begun no block, and to ask the driver whether there is one
-            # costs less than a rollback. But whoever listens, or logs, is told.
+            # costs less than a rollback. But listeners and the log are told.
             self.is_active = False
             connection._transaction = None  # noqa: SLF001 - the same
         else:
@@ -160,25 +187,24 @@ class ReadTransaction(_Harmless, RootTransaction):
 
 
 def _begin(transaction: ReadTransaction | ReadTwoPhase) -> None:
-    """Tell the dialect, and who listens, that a transaction begins.
+    """Tell the dialect, and the listeners, that a transaction begins.
 
     The dialect looks at the driver's connection then, which is no reason for a block.
     """
     connection = transaction.connection
     if connection.dispatch.before_cursor_execute:  # it may send anything
         begin_block(connection)
-    connection.begins = not connection.dispatch.begin
-    try:
+    # A listener to ``begin`` may send anything as well.
+    around = nullcontext if connection.dispatch.begin else connection.without_block
+    with around():
         RootTransaction._connection_begin_impl(transaction)  # noqa: SLF001 - past the reads' own
-    finally:
-        connection.begins = False
 
 
 class ReadTwoPhase(_Harmless, TwoPhaseTransaction):
     """A replica's part in two phases: a plain transaction, with nothing to prepare."""
 
     __slots__ = ()
-    connection: ReplicaConnection
+    connection: ReadConnection
 
     def prepare(self) -> None:
         """Do nothing: there is nothing to prepare."""

@@ -15,7 +15,7 @@ from flask_replicated.replica.connection_events import ReplicaServer
 from flask_replicated.replica.primary_status import can_probe
 from flask_replicated.replica.same_database import PrimaryIdentity, SameDatabaseCheck
 from flask_replicated.replica.same_server import can_compare
-from flask_replicated.replica.throttle import limit_connecting, limit_waiting
+from flask_replicated.replica.throttle import limit_connecting, limit_pool_wait
 from flask_replicated.routing.counts import ReadCounts, ReplicaPool
 from flask_replicated.routing.state import AppState
 from flask_replicated.settings.compatibility import PrimaryBind
@@ -98,7 +98,7 @@ def routed_engine(
         monitor=monitor,
         status=status,
         outages=outages,
-        cared=prepared,
+        servers=prepared,
     )
     fleet.routed.fleet = fleet
     fleet.close_spares()
@@ -139,7 +139,7 @@ def _prepare_replica(
         lambda: replica.outages,
     )
     if engine.pool is not primary.pool:
-        limit_waiting(engine, settings.connect_timeout)
+        limit_pool_wait(engine, settings.connect_timeout)
         open_existing(name, engine)
     if settings.lazy_begin:
         leave_out_blocks(engine)

@@ -23,11 +23,16 @@ from flask_replicated.sockets import hang_up, watch_socket
 
 from .activity import can_list_backends
 from .admission import Admission
-from .connect_timeout import ONE_BIND_EACH, SetupTimeout, limit_connect, warn_of_hosts
+from .connect_timeout import (
+    ONE_BIND_EACH,
+    SetupTimeout,
+    set_connect_timeout,
+    warn_of_hosts,
+)
 from .dbapi_connections import closed_if_refused
 from .fitness import ReplicaHistory
 from .in_flight import pending_answer, shows_pending
-from .keepalive import limit_silence
+from .keepalive import enable_keepalive
 from .read_only import keep_read_only
 from .same_server import SameServerCheck
 
@@ -74,10 +79,10 @@ class ReplicaServer:
 
     Attributes:
         outages: How often its breaker has opened, after failed trials too.
-        ails: Whether it is out because its storage fails reads, which only a read
-            can find to be over.
-        crowded: Whether it is out because its connection pool was exhausted for long,
-            of which no look knows either.
+        storage_fails: Whether it is out because its storage fails reads. Only a read
+            can find that to be over.
+        pool_exhausted: Whether it is out because its connection pool was exhausted for
+            long, which a probe does not see either.
         slow_until: Until when its answers count as slow, by the monotonic clock.
         history: What was seen of its server.
         admission: Asks the server whether it may be used.
@@ -124,8 +129,8 @@ class ReplicaServer:
         self._records: WeakSet[ConnectionPoolEntry] = WeakSet()
         self._seconds = seconds = math.ceil(connect_timeout)
         warn_of_hosts(f"replica {name!r}", engine, seconds, ONE_BIND_EACH)
-        lift = limit_connect(engine, seconds, read_timeout)
-        limit_silence(engine)
+        lift = set_connect_timeout(engine, seconds, read_timeout)
+        enable_keepalive(engine)
         if not shared:  # writes are kept away by classification alone
             keep_read_only(
                 name, engine, read_timeout, self.admission.ask, self._in_time

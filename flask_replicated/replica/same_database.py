@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flask_replicated.errors import MisconfiguredReplicaError
 from flask_replicated.forks import in_this_process
+from flask_replicated.threads import start_thread
 
 from .connect_timeout import TimeLimit
 from .dbapi_connections import connect_unpooled, prepare_unpooled
@@ -98,13 +99,7 @@ class PrimaryIdentity:
                 return done
         done = threading.Event()
         self._asked = in_this_process(), now, done
-        name = "flask_replicated primary"
-        thread = threading.Thread(
-            target=self._ask, args=(done,), name=name, daemon=True
-        )
-        try:
-            thread.start()
-        except RuntimeError:  # no more threads
+        if not start_thread("primary", self._ask, done):
             done.set()
         return done
 

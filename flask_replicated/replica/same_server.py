@@ -7,13 +7,13 @@ On PostgreSQL the answer tells the primary itself from a second primary.
 
 from __future__ import annotations
 
-import threading
 import uuid
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from flask_replicated.forks import in_this_process, leave_to_parent
 from flask_replicated.sockets import hang_up
+from flask_replicated.threads import start_thread
 
 from .dbapi_connections import connect_unpooled, prepare_unpooled
 
@@ -88,14 +88,8 @@ class SameServerCheck:
         Args:
             tell: Called with the answer; not called where there is none.
         """
-        if self._is_running():
-            return
-        name = "flask_replicated comparison"
-        thread = threading.Thread(
-            target=self._find_out, args=(tell,), name=name, daemon=True
-        )
-        with suppress(RuntimeError):  # no more threads
-            thread.start()
+        if not self._is_running():
+            start_thread("comparison", self._find_out, tell)
 
     def _find_out(self, tell: Callable[[bool], None]) -> None:
         try:

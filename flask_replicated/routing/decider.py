@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from flask import has_request_context
 
@@ -28,9 +28,24 @@ if TYPE_CHECKING:
     from .flask_context import FindApp
     from .responses import Responses
 
-__all__ = ["Decider"]
+__all__ = ["Decider", "RequestFacts"]
 
 logger = logging.getLogger("flask_replicated")
+
+
+class RequestFacts(Protocol):
+    """What a request has done so far, as far as that decides where it reads.
+
+    Attributes:
+        latched: What tied it to the primary, or None.
+        marked: The role that a view decorator asked for, or None.
+    """
+
+    latched: str | None
+    marked: Role | None
+
+    def last_write(self, current: Request) -> float | None:
+        """Return when its client last wrote, in seconds of Unix time."""
 
 
 class Decider:
@@ -71,65 +86,52 @@ class Decider:
         pinned = responses.is_pinned(responses.store.last_write, current)
         return PINNED if pinned else decision
 
-    def decide(
-        self,
-        current: Request,
-        *,
-        latched: str | None,
-        marked: Role | None,
-        last_write: Callable[[Request], float | None],
-    ) -> Decision:
+    def decide(self, current: Request, done: RequestFacts) -> Decision:
         """Decide where the reads of the running request go.
 
         Args:
             current: The request.
-            latched: What tied it to the primary, or None.
-            marked: The role that a view decorator asked for, or None.
-            last_write: Returns when its client last wrote.
+            done: What it has done so far.
         """
-        decided = partial(self._decide, current, latched=latched, marked=marked)
-        if (
-            latched is not None
-            or marked is not None
-            or self._settings.is_read is not None
-        ):
-            return decided(last_write=last_write)
+        # Read once: another thread of the request may latch it meanwhile, and that must
+        # not be remembered for others.
+        latched, marked, is_read = done.latched, done.marked, self._settings.is_read
+        if latched is not None or marked is not None or is_read is not None:
+            return self._decide(current, latched, marked, done.last_write)
         known, rule = self._decisions, current.url_rule
         decision = None
         if rule is not None:
             decision = known.get((rule.endpoint, current.method))
         if decision is None:
-            decision = decided()
+            decision = self._decide(current)
             # So the keys are bounded: a rule that lists its methods takes no other.
             if rule is not None and rule.methods is not None:
                 known[rule.endpoint, current.method] = decision
-        pinned = decision.by_method and self._responses.is_pinned(last_write, current)
+        responses = self._responses
+        pinned = decision.by_method and responses.is_pinned(done.last_write, current)
         return PINNED if pinned else decision
 
-    def role_without_pin(
-        self, current: Request, *, latched: str | None, marked: Role | None
-    ) -> Role:
+    def role_without_pin(self, current: Request, done: RequestFacts) -> Role:
         """Return where a request would read if its client were not pinned."""
-        return self._decide(current, latched=latched, marked=marked).role
+        return self._decide(current, done.latched, done.marked).role
 
     def _decide(
         self,
         current: Request,
-        *,
-        latched: str | None,
-        marked: Role | None,
+        latched: str | None = None,
+        mark: Role | None = None,
         last_write: Callable[[Request], float | None] | None = None,
     ) -> Decision:
         """Decide anew; without *last_write*, as if the client were not pinned."""
-        app, mark, settings = self._find_app(), marked, self._settings
+        app, settings = self._find_app(), self._settings
         if mark is None and app is not None and current.endpoint is not None:
             mark = marked_role(app.view_functions.get(current.endpoint), current.method)
             if mark is None:
                 warn_if_ignored(app, current.endpoint)
+        explicit = latched is not None or mark is not None
         pinned = (
-            last_write is not None
-            and latched is None
-            and mark is None
+            not explicit
+            and last_write is not None
             and self._responses.is_pinned(last_write, current)
         )
         decided = partial(

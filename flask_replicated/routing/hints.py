@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ROLE_OPTION",
-    "asks_nothing",
     "carrying",
     "named_table",
     "note_primary_models",
@@ -55,20 +54,6 @@ def _role(key: str, value: object) -> Role:
         return ROLES[str(value)]
     except KeyError:
         raise ConfigurationError(key, value, "must be 'master' or 'slave'.") from None
-
-
-def asks_nothing(statement: Any, options: Mapping[str, Any] | None) -> bool:
-    """Whether a statement is a plain Select, and no option of its own names a role.
-
-    For such there is nothing that :func:`wanted_role` could find.
-    """
-    # What it was built from has no public name.
-    return (
-        type(statement) is Select
-        and not statement._with_options  # noqa: SLF001
-        and ROLE_OPTION not in statement._execution_options  # noqa: SLF001
-        and not (options and ROLE_OPTION in options)
-    )
 
 
 def wanted_role(

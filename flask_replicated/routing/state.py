@@ -160,10 +160,7 @@ class AppState(ForkAware):
         state = self.request_state()
         if state is None or state.decision is not PINNED:
             return False
-        otherwise = self.decider.role_without_pin(
-            this_request(), latched=state.latched, marked=state.marked
-        )
-        return otherwise is Role.REPLICA
+        return self.decider.role_without_pin(this_request(), state) is Role.REPLICA
 
     # --- statements, and what they write ---
 
@@ -312,12 +309,10 @@ class RequestState:
             if self._deciding == thread:
                 # REPLICATED_IS_READ reads from the database itself.
                 return _UNDECIDED
-            latched, marked = asked = self.latched, self.marked
+            asked = self.latched, self.marked
             self._deciding = thread
             try:
-                decision = self.app.decider.decide(
-                    current, latched=latched, marked=marked, last_write=self.last_write
-                )
+                decision = self.app.decider.decide(current, self)
             finally:
                 self._deciding = None
             if early:
