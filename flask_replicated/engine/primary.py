@@ -20,13 +20,13 @@ from flask_replicated.forks import refuse_inherited
 from flask_replicated.replica.connect_timeout import (
     NAME_A_LIMIT,
     SetupTimeout,
-    limit_connect,
+    set_connect_timeout,
     timeout_argument,
     warn_of_hosts,
 )
 from flask_replicated.replica.dbapi_connections import closed_if_refused
 from flask_replicated.replica.failures import is_read_only_error
-from flask_replicated.replica.keepalive import limit_silence
+from flask_replicated.replica.keepalive import enable_keepalive
 from flask_replicated.replica.primary_status import (
     PrimaryReport,
     PrimaryStatus,
@@ -110,8 +110,8 @@ class Primary:
         if engine.dialect.name == "sqlite":  # a file keeps no caller waiting
             return
         warn_of_hosts(setting, engine, self._seconds, NAME_A_LIMIT)
-        lift = limit_connect(engine, self._seconds, None)
-        limit_silence(engine)
+        lift = set_connect_timeout(engine, self._seconds, None)
+        enable_keepalive(engine)
         own = timeout_argument(engine.driver)
         limit_connecting(engine, None, self._seconds, own_limit=own)
         self._first_words = SetupTimeout(engine, self._seconds)

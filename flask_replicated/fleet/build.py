@@ -15,7 +15,7 @@ from flask_replicated.replica.connection_events import ReplicaServer
 from flask_replicated.replica.primary_status import can_probe
 from flask_replicated.replica.same_database import PrimaryIdentity, SameDatabaseCheck
 from flask_replicated.replica.same_server import can_compare
-from flask_replicated.replica.throttle import limit_connecting, limit_waiting
+from flask_replicated.replica.throttle import limit_connecting, limit_pool_wait
 from flask_replicated.routing.counts import ReadCounts, ReplicaPool
 from flask_replicated.routing.state import AppState
 from flask_replicated.settings.compatibility import PrimaryBind
@@ -66,8 +66,9 @@ def routed_engine(
     ).status
     classifier = app.classifier(primary.dialect.name)
     watch_statements(primary, classifier)
-    surroundings = app.surroundings()
-    identity = PrimaryIdentity(primary, status, settings.connect_timeout, surroundings)
+    identity = PrimaryIdentity(
+        primary, status, settings.connect_timeout, app.surroundings()
+    )
     prepare = partial(_prepare_replica, settings, Gate(app, classifier), identity)
     prepared: dict[str, ReplicaServer] = {}
     fleet = Fleet(prepare, prepared, limited=settings.max_pools is not None)
@@ -78,18 +79,7 @@ def routed_engine(
     writers = app.decider.writers if settings.learn_writers else ()
     make = partial(ReplicaPool, replicas, reads, writers)
     pool = _make_pool(settings, make, replicas, [outages, fleet.listener()])
-    policy = ProbePolicy(
-        interval=settings.probe_interval,
-        timeout=settings.connect_timeout,
-        max_lag=settings.max_lag,
-        role_check=settings.role_check,
-        compared_primary=_compared(settings, primary),
-        probed_primary=_probed(settings, primary),
-        status=status,
-        answer_timeout=_answer_timeout(settings),
-        surroundings=surroundings,
-    )
-    monitor = Monitor(pool, prepared, policy, outages)
+    monitor = Monitor(pool, prepared, _probe_policy(settings, identity), outages)
     fleet.routed = RoutedEngine(
         app,
         primary,
@@ -139,12 +129,28 @@ def _prepare_replica(
         lambda: replica.outages,
     )
     if engine.pool is not primary.pool:
-        limit_waiting(engine, settings.connect_timeout)
+        limit_pool_wait(engine, settings.connect_timeout)
         open_existing(name, engine)
     if settings.lazy_begin:
         leave_out_blocks(engine)
     gate.guard(engine, replica)
     return replica
+
+
+def _probe_policy(settings: Settings, identity: PrimaryIdentity) -> ProbePolicy:
+    """Return what the monitor checks."""
+    primary = identity.engine
+    return ProbePolicy(
+        interval=settings.probe_interval,
+        timeout=settings.connect_timeout,
+        max_lag=settings.max_lag,
+        role_check=settings.role_check,
+        compared_primary=_compared(settings, primary),
+        probed_primary=_probed(settings, primary),
+        status=identity.status,
+        answer_timeout=_answer_timeout(settings),
+        surroundings=identity.surroundings,
+    )
 
 
 def _answer_timeout(settings: Settings) -> float:

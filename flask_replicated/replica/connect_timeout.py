@@ -29,7 +29,7 @@ __all__ = [
     "SetupTimeout",
     "TimeLimit",
     "connect_share",
-    "limit_connect",
+    "set_connect_timeout",
     "timeout_argument",
     "warn_of_hosts",
 ]
@@ -55,7 +55,7 @@ def timeout_argument(driver: str) -> str | None:
     return _TIMEOUT_ARGUMENT.get(driver)
 
 
-def limit_connect(
+def set_connect_timeout(
     engine: Engine, seconds: int, read_timeout: float | None
 ) -> Callable[[Any, Any], None] | None:
     """Give the driver a timeout for connecting.

@@ -23,11 +23,16 @@ from flask_replicated.sockets import hang_up, watch_socket
 
 from .activity import can_list_backends
 from .admission import Admission
-from .connect_timeout import ONE_BIND_EACH, SetupTimeout, limit_connect, warn_of_hosts
+from .connect_timeout import (
+    ONE_BIND_EACH,
+    SetupTimeout,
+    set_connect_timeout,
+    warn_of_hosts,
+)
 from .dbapi_connections import closed_if_refused
 from .fitness import ReplicaHistory
 from .in_flight import pending_answer, shows_pending
-from .keepalive import limit_silence
+from .keepalive import enable_keepalive
 from .read_only import keep_read_only
 from .same_server import SameServerCheck
 
@@ -122,17 +127,24 @@ class ReplicaServer:
             engine.dialect.name
         )
         self._records: WeakSet[ConnectionPoolEntry] = WeakSet()
-        self._seconds = seconds = math.ceil(connect_timeout)
+        self._seconds = math.ceil(connect_timeout)
+        self._setup_timeout: SetupTimeout | None = None
+        self._listen(engine, read_timeout, shared=shared)
+
+    def _listen(
+        self, engine: Engine, read_timeout: float | None, *, shared: bool
+    ) -> None:
+        """Add the listeners. Those with ``insert`` run before all others."""
+        name, seconds = self._name, self._seconds
         warn_of_hosts(f"replica {name!r}", engine, seconds, ONE_BIND_EACH)
-        lift = limit_connect(engine, seconds, read_timeout)
-        limit_silence(engine)
+        lift = set_connect_timeout(engine, seconds, read_timeout)
+        enable_keepalive(engine)
         if not shared:  # writes are kept away by classification alone
             keep_read_only(
                 name, engine, read_timeout, self.admission.ask, self._in_time
             )
         if lift is not None:  # last: a server may be silent after the log-in too
             event.listen(engine, "connect", lift)
-        self._setup_timeout: SetupTimeout | None = None
         if engine.dialect.name != "sqlite":  # a file is there, or it is not
             # First, so that a connection that hangs in what follows can be ended.
             event.listen(engine, "connect", self._stamp, insert=True)

@@ -20,16 +20,16 @@ from flask_replicated.forks import in_this_process
 from flask_replicated.threads import start_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from sqlalchemy.engine import Dialect
 
-__all__ = ["HostLookup"]
+__all__ = ["HostLookup", "poll_in_loop"]
 
 _LIBPQ = frozenset({"psycopg", "psycopg_async", "psycopg2"})
 _UNKNOWN_HOST = 2005  # the error code of MySQL's drivers
 _POLL = 0.02
-"""Seconds between two polls of a coroutine, which must not block its event loop."""
+"""Seconds between two polls in an event loop."""
 _SILENT = "its name server has not answered in time (REPLICATED_CONNECT_TIMEOUT)"
 _OLDEST = 600.0
 """Seconds for which an answer is used while the name server is silent."""
@@ -85,12 +85,8 @@ class _Lookup:
         until = min(until, self._began + until - now)
         if not in_loop:
             self._done.wait(max(0.0, until - now))
-            return self.found
-        # Imported here: only async engines need greenlet.
-        from sqlalchemy.util import await_only  # noqa: PLC0415
-
-        while not self._done.is_set() and time.monotonic() < until:
-            await_only(asyncio.sleep(_POLL))
+        elif not self._done.is_set():
+            poll_in_loop(self._done.is_set, until)
         return self.found
 
 
@@ -173,6 +169,26 @@ class HostLookup:
                 self._pending.pop(name, None)
                 return None
         return lookup
+
+
+def poll_in_loop(ready: Callable[[], bool], until: float) -> bool:
+    """Wait in a coroutine of SQLAlchemy's, without blocking its event loop.
+
+    Args:
+        ready: Returns whether the wait is over.
+        until: The deadline, by the monotonic clock.
+
+    Returns:
+        Whether it was ready in time.
+    """
+    # Imported here: only async engines need greenlet.
+    from sqlalchemy.util import await_only  # noqa: PLC0415
+
+    while time.monotonic() < until:
+        await_only(asyncio.sleep(_POLL))
+        if ready():
+            return True
+    return False
 
 
 def _hosts(dialect: Dialect, arguments: Mapping[str, Any]) -> list[_Host]:

@@ -19,7 +19,7 @@ from flask_replicated.sockets import socket_of
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-__all__ = ["limit_silence"]
+__all__ = ["enable_keepalive"]
 
 _IDLE = 4
 """Seconds without traffic before the kernel sends the first keepalive probe."""
@@ -47,7 +47,7 @@ _OPTIONS = {
 }
 
 
-def limit_silence(engine: Engine) -> None:
+def enable_keepalive(engine: Engine) -> None:
     """Let the kernel end a connection whose host does not respond for 7 seconds.
 
     The bind's own ``connect_args`` and its URL take precedence. Nothing is done where

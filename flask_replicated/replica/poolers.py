@@ -67,8 +67,8 @@ class SessionSetup:
         # psycopg can begin each transaction so: that takes no statement of its own.
         self._says_read_only = engine.dialect.driver == "psycopg"
         read_only = {} if self._says_read_only else {"transaction_read_only": "on"}
-        words = {**read_only, **limits}
-        self._by_transaction = _settings(words, local=True) if words else ""
+        settings = {**read_only, **limits}
+        self._by_transaction = _settings(settings, local=True) if settings else ""
         self._found = False
 
     def prepare(self, connection: Any, record: ConnectionPoolEntry) -> None:
@@ -154,9 +154,9 @@ def backend_pid(driver: str, connection: Any) -> int:
     return tells(getattr(connection, "driver_connection", connection))
 
 
-def _send(connection: Connection, words: str) -> None:
+def _send(connection: Connection, query: str) -> None:
     cursor = connection.connection.cursor()
     try:
-        cursor.execute(words)
+        cursor.execute(query)
     finally:
         cursor.close()

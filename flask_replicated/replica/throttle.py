@@ -8,7 +8,6 @@ every worker (a thundering herd). A few at a time are faster. This is
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import time
 from contextlib import contextmanager
@@ -23,17 +22,14 @@ from sqlalchemy.pool import QueuePool
 from flask_replicated._private import set_pool_timeout
 from flask_replicated.forks import in_this_process
 
-from .host_lookup import HostLookup
+from .host_lookup import HostLookup, poll_in_loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from sqlalchemy import Engine
 
-__all__ = ["limit_connecting", "limit_waiting", "unlimited"]
-
-_POLL = 0.02
-"""Seconds between two polls of a coroutine, which must not block its event loop."""
+__all__ = ["limit_connecting", "limit_pool_wait", "unlimited"]
 
 _limited: ContextVar[bool] = ContextVar("flask_replicated_limited", default=True)
 
@@ -81,14 +77,12 @@ class _ConnectSlots:
         if not self._in_its_process():
             self._renew()  # a forked child: the threads that hold slots are not here
         free, outages = self._free, self._outages()
-        if not free.acquire(blocking=False):
-            waits = _wait_in_loop if in_loop else _wait
-            if not waits(free, until):
-                raise TimeoutError(
-                    f"{self._many} connections to this replica are being opened "
-                    f"already (REPLICATED_MAX_CONNECTING); none was done within "
-                    f"{self._seconds:g} s"
-                )
+        if not _acquire(free, until, in_loop=in_loop):
+            raise TimeoutError(
+                f"{self._many} connections to this replica are being opened "
+                f"already (REPLICATED_MAX_CONNECTING); none was done within "
+                f"{self._seconds:g} s"
+            )
         try:
             if outages != self._outages():
                 # One more connect would take its whole timeout to find out the same.
@@ -98,19 +92,12 @@ class _ConnectSlots:
             free.release()
 
 
-def _wait(free: BoundedSemaphore, until: float) -> bool:
+def _acquire(free: BoundedSemaphore, until: float, *, in_loop: bool) -> bool:
+    if free.acquire(blocking=False):
+        return True
+    if in_loop:
+        return poll_in_loop(lambda: free.acquire(blocking=False), until)
     return free.acquire(timeout=max(0.0, until - time.monotonic()))
-
-
-def _wait_in_loop(free: BoundedSemaphore, until: float) -> bool:
-    # Imported here: only async engines need greenlet.
-    from sqlalchemy.util import await_only  # noqa: PLC0415
-
-    while time.monotonic() < until:
-        await_only(asyncio.sleep(_POLL))
-        if free.acquire(blocking=False):
-            return True
-    return False
 
 
 def limit_connecting(
@@ -162,7 +149,7 @@ def _number(value: Any) -> float:
         return 0.0
 
 
-def limit_waiting(engine: Engine, seconds: float) -> None:
+def limit_pool_wait(engine: Engine, seconds: float) -> None:
     """Limit the wait for a free connection of an exhausted connection pool.
 
     An engine that was made with a ``pool_timeout`` keeps it.

@@ -1,4 +1,4 @@
-"""Binds that are meant as a replica, or as the primary, and are not called so."""
+"""Binds that look like a misnamed replica or primary, and stay ordinary binds."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = ["MisnamedBind", "log_misnamed_binds", "misnamed_binds", "primary_hint
 
 logger = logging.getLogger("flask_replicated")
 
-# Nothing else is called so.
+# Certainly meant as a replica.
 _LOOKS_LIKE = re.compile(r"(?:slave|replica)s?[-_ ]?\w{0,3}", re.IGNORECASE)
 _NUMBERED = re.compile(r"(?P<word>[a-z]+)[-_. ]*(?P<number>\d*)", re.IGNORECASE)
 _A_WORD = "save"  # one letter short of 'slave'
-# What else a server that copies is called.
+# Other words for a replica.
 _OTHER_WORDS = re.compile(
     r"(?:db[-_])?(?:hot[-_]?)?(?:standby|reads?|reader|read[-_]?only|ro|follower"
     r"|secondary|mirror)(?:[-_]?db)?[-_. ]?\d*",
@@ -36,13 +36,13 @@ _RULE = (
 
 
 class MisnamedBind(NamedTuple):
-    """A bind that stays an ordinary one, and may be meant as a replica.
+    """A bind that may be meant as a replica, but does not have a replica's name.
 
     Attributes:
         name: Its name.
         owner: The bind that it would copy; None is the default one.
-        meant: What it should be called, if that can be told and is free.
-        sure: Whether its name looks so much like a replica's that nothing else is.
+        meant: The name that it should have, if that is clear and free.
+        sure: Whether its name can only be meant as a replica's.
         other: Whether its name is another word for a replica.
     """
 
@@ -62,13 +62,13 @@ def misnamed_binds(names: Collection[object]) -> Iterator[MisnamedBind]:
     texts = [name for name in names if isinstance(name, str)]
     owners = [name for name in texts if not REPLICA_NAME.fullmatch(name)]
     for name in texts:
-        found = _of_nobody(name, owners) or _slip(name, owners)
+        found = _without_owner(name, owners) or _slip(name, owners)
         if found is not None:
             yield found._replace(meant=None) if found.meant in texts else found
 
 
-def _of_nobody(name: str, owners: Collection[str]) -> MisnamedBind | None:
-    """Return what is a replica by its name, and of a bind that is not there."""
+def _without_owner(name: str, owners: Collection[str]) -> MisnamedBind | None:
+    """Return a bind that is named as a replica of a bind that does not exist."""
     match = REPLICA_NAME.fullmatch(name)
     owner = match["owner"] if match else None
     if owner is None or owner in owners or owner in PRIMARY_NAMES:
@@ -79,7 +79,7 @@ def _of_nobody(name: str, owners: Collection[str]) -> MisnamedBind | None:
 
 
 def _slip(name: str, owners: Collection[str]) -> MisnamedBind | None:
-    """Return what is nearly called a replica, or by another word for it."""
+    """Return a bind whose name nearly is a replica's, or another word for one."""
     if REPLICA_NAME.fullmatch(name):
         return None
     owner, rest = _split(name, owners)
@@ -94,7 +94,7 @@ def _slip(name: str, owners: Collection[str]) -> MisnamedBind | None:
 
 
 def _split(name: str, owners: Collection[str]) -> tuple[str | None, str]:
-    """Return the bind that stands before the rest of a name, if one does."""
+    """Return the bind that a name begins with, or None, and the rest of the name."""
     for owner in sorted(owners, key=len, reverse=True):
         rest = name.removeprefix(owner)
         if rest[:1] in {"_", "-", "."} and rest != name:
@@ -103,11 +103,11 @@ def _split(name: str, owners: Collection[str]) -> tuple[str | None, str]:
 
 
 def _nearest(name: str, *words: str) -> str | None:
-    """Return which of *words* a name has one slip in, with its number.
+    """Return which of *words* a name has one typo in, with its number.
 
-    One letter too many, too few or in its neighbour's place is a slip. One letter for
-    another makes a word of its own as often ('slate'), and so does another beginning
-    ('faster'): they are slips with a number alone.
+    A missing, an additional or two swapped letters are a typo. A replaced letter often
+    makes another word ('slate'), and so does another first letter ('faster'): these
+    are typos only in a name with a number.
     """
     match = _NUMBERED.fullmatch(name)
     if match is None:
@@ -125,9 +125,9 @@ def _nearest(name: str, *words: str) -> str | None:
 
 
 def primary_hint(owner: BindOwner) -> str:
-    """Say which bind is nearly called as the primary is; empty if none is.
+    """Return a hint at a bind whose name nearly is the primary's, or an empty string.
 
-    One that is another database than the primary is an ordinary bind.
+    A bind of another database than the primary's is an ordinary one.
     """
     default = owner.engines.get(owner.default)
     for name, engine in owner.engines.items():
@@ -141,10 +141,10 @@ def primary_hint(owner: BindOwner) -> str:
 
 
 def log_misnamed_binds(app: str, owners: Iterable[BindOwner], *, served: bool) -> None:
-    """Say which binds are not taken for replicas though they may be meant so.
+    """Log which binds may be meant as replicas but are not used as such.
 
-    Each developer's machine has no replica at all, which is no fault. One that has none
-    but for its name is.
+    To have no replicas is normal, as on a developer's machine, and logged at INFO; to
+    have some that are misnamed is a warning.
 
     Args:
         app: The application's name.
