@@ -134,7 +134,7 @@ class ReplicaServer:
     def _listen(
         self, engine: Engine, read_timeout: float | None, *, shared: bool
     ) -> None:
-        """Add the listeners, in the order in which they are to run."""
+        """Add the listeners. Those with ``insert`` run before all others."""
         name, seconds = self._name, self._seconds
         warn_of_hosts(f"replica {name!r}", engine, seconds, ONE_BIND_EACH)
         lift = set_connect_timeout(engine, seconds, read_timeout)
