@@ -44,9 +44,9 @@ __all__ = [
     "using_slave",
 ]
 
-# SQLAlchemy's warnings name the line that has called it: the first one outside its own
-# modules, which it knows by their names. What is called through these is called by the
-# program, and so the warning is to name its line.
+# SQLAlchemy's warnings name the first line outside its own modules, which it knows by
+# their names. These modules call it on behalf of the program, whose line the warning is
+# to name.
 for _between in (connections, engines, events, session, throttle, transactions):
     _between.__name__ = f"sqlalchemy.ext.{_between.__name__}"
 del _between

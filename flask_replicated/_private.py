@@ -10,9 +10,10 @@ from __future__ import annotations
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import RootTransaction, event, util
-from sqlalchemy.orm import session as _orm_session
-from sqlalchemy.pool import base as _pool_base
+from sqlalchemy import RootTransaction, util
+from sqlalchemy.event import _EventKey as EventKey
+from sqlalchemy.orm.session import _sessions
+from sqlalchemy.pool.base import _ConnectionRecord as ConnectionRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,13 +22,51 @@ if TYPE_CHECKING:
     from sqlalchemy import URL, Connection, Engine, Select
     from sqlalchemy.engine.interfaces import PoolProxiedConnection
     from sqlalchemy.orm import Session, SessionTransaction
-    from sqlalchemy.pool import QueuePool
+    from sqlalchemy.pool import Pool, QueuePool
+
+__all__ = [
+    "ADD_EVENT",
+    "INHERITED",
+    "ConnectionRecord",
+    "EventKey",
+    "add_listener",
+    "begin_as_root",
+    "connections_of",
+    "drop_transaction",
+    "for_update",
+    "has_hints",
+    "has_listeners",
+    "invoke_creator",
+    "is_flushing",
+    "is_observed",
+    "isolation_level_setter",
+    "joined_dispatch",
+    "lite_engine_options",
+    "make_flask_sqlalchemy_engine",
+    "makes_own_engines",
+    "max_overflow",
+    "parent_of",
+    "pg8000_key_data",
+    "pg8000_socket",
+    "pooled_connection",
+    "pymysql_awaits_answer",
+    "pymysql_socket",
+    "query_parts",
+    "resolved_lambda",
+    "roll_back_as_root",
+    "select_parts",
+    "selects_tables_only",
+    "set_pool_timeout",
+    "set_pymysql_read_timeout",
+    "set_user_options",
+    "unflushed_sessions",
+    "user_options",
+]
 
 INHERITED: Mapping[str, frozenset[str]] = util.immutabledict(
     {
-        # Whether events are listened to, and statements logged. Without these each
-        # end of a read would have to be announced.
-        "Connection": frozenset({"_has_events", "_echo", "_transaction"}),
+        # Read at each transaction and each statement, where a call would cost more.
+        "Connection": frozenset({"_dbapi_connection", "_has_events", "_transaction"}),
         # The class of its connections, which notice commits and failures; and what an
         # engine keeps, which a facade shows of the real engine.
         "Engine": frozenset(
@@ -55,19 +94,39 @@ INHERITED: Mapping[str, frozenset[str]] = util.immutabledict(
 # FROM list, for ten times the price of classifying it. Without these every statement
 # would be a tree to walk.
 
-raw_columns = attrgetter("_raw_columns")
-"""What a Select was given to select: columns, tables, functions."""
 
-select_parts = attrgetter(
-    "_setup_joins", "_from_obj", "_independent_ctes", "_for_update_arg"
-)
-"""A Select's joins, FROM clauses, added CTEs and locking clause."""
+def selects_tables_only(statement: Select[Any]) -> bool:
+    """Return whether a Select is one of whole tables, without any join, CTE or lock.
+
+    One call, as nearly every statement is asked.
+    """
+    for column in statement._raw_columns:
+        if column.__visit_name__ != "table":
+            return False
+    return not (
+        statement._setup_joins
+        or statement._from_obj
+        or statement._independent_ctes
+        or statement._for_update_arg is not None
+    )
+
+
+def select_parts(statement: Select[Any]) -> tuple[Any, ...]:
+    """Return what a Select selects, its joins, FROM clauses, added CTEs and lock."""
+    return (
+        statement._raw_columns,
+        statement._setup_joins,
+        statement._from_obj,
+        statement._independent_ctes,
+        statement._for_update_arg,
+    )
+
 
 query_parts = attrgetter("_independent_ctes", "_for_update_arg")
-"""Added CTEs and locking clause of a Select, union and the like."""
+"""The added CTEs and the lock (or None) of a Select, a union and the like."""
 
 for_update = attrgetter("_for_update_arg")
-"""The locking clause of a Select, union and the like, or None."""
+"""The lock (``FOR UPDATE``) of a Select, a union and the like, or None."""
 
 resolved_lambda = attrgetter("_resolved")
 """What a lambda statement has built. Without it each counts as a write."""
@@ -98,11 +157,11 @@ def set_user_options(statement: Select[Any], options: Iterable[Any]) -> None:
 
 # ------------------------------------------- SQLAlchemy: connection pools and dialects
 
-ConnectionRecord: Any = _pool_base._ConnectionRecord
-"""What a pool gives to creators and listeners; the public base class keeps no ``info``.
-Without it, connections outside the pool could use no creator that reads it."""
+# ConnectionRecord is what a pool gives to creators and listeners; the public base class
+# keeps no ``info``. Without it, connections outside the pool could use no creator that
+# reads it.
 
-invoke_creator = attrgetter("_invoke_creator")
+invoke_creator: Callable[[Pool], Callable[[Any], Any]] = attrgetter("_invoke_creator")
 """A pool's creator, whether it takes a record or nothing. Without it, connections
 outside the pool would not be made as those of the pool are."""
 
@@ -111,14 +170,12 @@ max_overflow: Callable[[QueuePool], int] = attrgetter("_max_overflow")
 tell that it would have to wait, and go to another replica."""
 
 
-def limit_pool_timeout(pool: QueuePool, seconds: float, default: object) -> None:
-    """Limit the wait for a connection, where it is the default object.
+def set_pool_timeout(pool: QueuePool, seconds: float) -> None:
+    """Set how long a pool lets callers wait for a connection, once it was made.
 
-    It is set after the engine was made, and has no setter. Without this a read waits 30
-    seconds for an exhausted replica.
+    Without this a read waits 30 seconds for an exhausted replica.
     """
-    if pool._timeout is default:
-        pool._timeout = min(seconds, pool._timeout)
+    pool._timeout = seconds
 
 
 def isolation_level_setter(dialect: Any) -> Callable[[Any, Any], None] | None:
@@ -184,9 +241,8 @@ def parent_of(engine: Any) -> Engine | None:
 
 # ---------------------------------------------------------- SQLAlchemy: listeners
 
-EventKey: Any = event._EventKey
-"""What ``event.listen()`` makes of its arguments. Without it, one registration could
-not stand for listeners on all servers, nor be removed as one."""
+# EventKey is what ``event.listen()`` makes of its arguments. Without it, one
+# registration could not stand for listeners on all servers, nor be removed as one.
 
 
 def add_listener(target: Any, key: Any, options: Mapping[str, Any]) -> None:
@@ -217,7 +273,7 @@ def unflushed_sessions() -> Iterator[Session]:
     was made before the block. ``session.new`` and its like copy what another thread
     may be changing.
     """
-    for reference in _orm_session._sessions.valuerefs():
+    for reference in _sessions.valuerefs():
         session = reference()
         if session is not None and not session._is_clean():
             yield session
@@ -226,7 +282,7 @@ def unflushed_sessions() -> Iterator[Session]:
 is_flushing: Callable[[Session], bool] = attrgetter("_flushing")
 """Whether a session is in ``flush()``. Without it, see :func:`unflushed_sessions`."""
 
-connections_of: Callable[[SessionTransaction], Mapping[Any, Any]] = attrgetter(
+connections_of: Callable[[SessionTransaction], dict[Any, Any]] = attrgetter(
     "_connections"
 )
 """The connections of a session's transaction, as keys. The public method opens one

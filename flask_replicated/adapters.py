@@ -1,7 +1,7 @@
-"""The extensions that own the engines and sessions of an application.
+"""Adapters for the extensions that own an application's engines and sessions.
 
-One adapter each for Flask-SQLAlchemy and Flask-SQLAlchemy-Lite. They know where
-engines and session factories are kept, and nothing about routing.
+One for Flask-SQLAlchemy, and two for Flask-SQLAlchemy-Lite, which keeps async engines
+apart. They know where engines and session factories are, and nothing about routing.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from flask_sqlalchemy import SQLAlchemy, record_queries
+from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import URL, engine_from_config
 
+from . import _private
 from .engine.session import routed_session_class
 from .errors import ConfigurationError
 from .routing.hints import note_primary_models
@@ -28,22 +29,24 @@ if TYPE_CHECKING:
     from .engine.engines import RoutedEngine
     from .settings.binds import BindRoles
 
-__all__ = ["Adapter", "fronts_of"]
+__all__ = ["Adapter", "adapters_of"]
 
 
 class Adapter:
     """Where one application's engines and sessions are.
 
+    A :class:`~flask_replicated.settings.bind_owner.BindOwner` for the packages below.
+
     Attributes:
         setting: The key of ``app.config`` that names the binds.
         default: The key of the default engine.
         primary: The setting that names the default engine.
-        without: What the setting is like without any replica.
-        prefix: What tells this adapter's routes from another's.
+        without: The setting as it would be without any replica.
+        prefix: What distinguishes this adapter's routes from another's.
         engines: The engines by key.
         grows: Whether :meth:`make_engine` can make more of them.
-        makes_own: Whether they are made by code of the application's, so that a URL
-            alone does not tell what they will be.
+        makes_own: Whether the application's own code makes engines, so that a URL alone
+            does not tell what they will be.
     """
 
     setting: str
@@ -54,6 +57,10 @@ class Adapter:
     engines: dict[str | None, Engine]
     grows = True
     makes_own = False
+
+    def key(self, owner: str | None) -> str | None:
+        """Return the key of a bind's engine; None is the default one."""
+        return self.default if owner is None else owner
 
     def primary_bind(self, owner: str | None) -> PrimaryBind:
         """Return the primary of a bind; None is the default one."""
@@ -68,15 +75,15 @@ class Adapter:
         raise NotImplementedError
 
     def metadatas(self) -> Collection[MetaData] | None:
-        """Return where the tables are; None if it is not known here."""
+        """Return the MetaData of all tables; None if they are unknown here."""
         return None
 
-    def owns_tables(self, name: str) -> bool:  # noqa: ARG002 - where it is not known
+    def owns_tables(self, name: str) -> bool:  # noqa: ARG002 - overridden if known
         """Whether models are known to be on this bind."""
         return False
 
     def hide(self, binds: BindRoles) -> None:
-        """Take the replicas out of what migrations and metadata walk through."""
+        """Hide the replicas from migrations, ``create_all()`` and the like."""
 
     def route(self, routes: Mapping[str | None, RoutedEngine]) -> None:
         """Let the application use the routed engines, by key."""
@@ -84,6 +91,8 @@ class Adapter:
 
 
 class _FlaskSQLAlchemy(Adapter):
+    """Flask-SQLAlchemy's engines and sessions."""
+
     setting = "SQLALCHEMY_BINDS"
     default = None
     primary = "SQLALCHEMY_DATABASE_URI"
@@ -92,7 +101,7 @@ class _FlaskSQLAlchemy(Adapter):
     def __init__(self, app: Flask, db: Any) -> None:
         self._app = app
         self._db = db
-        self.makes_own = type(db)._make_engine is not SQLAlchemy._make_engine  # noqa: SLF001 - it is there to be overridden
+        self.makes_own = _private.makes_own_engines(db)
         with app.app_context():
             self.engines: dict[str | None, Engine] = db.engines
         note_primary_models(db.Model.registry.mappers)
@@ -105,17 +114,8 @@ class _FlaskSQLAlchemy(Adapter):
         return metadata is not None and bool(metadata.tables)
 
     def make_engine(self, name: str, bind: str | URL | Mapping[str, Any]) -> Engine:
-        # As init_app() does for a bind; what it calls is there to be overridden.
-        app, db = self._app, self._db
         given = {"url": bind} if isinstance(bind, str | URL) else bind
-        options = {**db._engine_options, **given}  # noqa: SLF001 - as said
-        options.setdefault("echo", app.config["SQLALCHEMY_ECHO"])
-        options.setdefault("echo_pool", app.config["SQLALCHEMY_ECHO"])
-        db._apply_driver_defaults(options, app)  # noqa: SLF001 - the same
-        engine: Engine = db._make_engine(name, options, app)  # noqa: SLF001 - the same
-        if app.config["SQLALCHEMY_RECORD_QUERIES"]:
-            record_queries._listen(engine)  # noqa: SLF001 - the same
-        return engine
+        return _private.make_flask_sqlalchemy_engine(self._app, self._db, name, given)
 
     def hide(self, binds: BindRoles) -> None:
         hidden = binds.hidden()
@@ -152,14 +152,9 @@ class _Lite(Adapter):
             self._factory = db.sessionmaker
 
     def make_engine(self, name: str, bind: str | URL | Mapping[str, Any]) -> Engine:
-        # Only here, as not everybody has it.
-        from flask_sqlalchemy_lite import _make  # noqa: PLC0415
-
-        options = _make._prepare_engine_options(  # noqa: SLF001 - it is how they are made
-            self._app,
-            f'{self.setting}["{name}"]',
-            self._db._engine_options,  # noqa: SLF001 - the same
-            bind if isinstance(bind, str | URL) else {**bind},
+        given = bind if isinstance(bind, str | URL) else {**bind}
+        options = _private.lite_engine_options(
+            self._app, self._db, f'{self.setting}["{name}"]', given
         )
         return engine_from_config(options, prefix="")
 
@@ -177,7 +172,7 @@ class _AsyncLite(Adapter):
     primary = "SQLALCHEMY_ASYNC_ENGINES['default']"
     without = "SQLALCHEMY_ASYNC_ENGINES = {'default': ...}"
     prefix = "async "
-    # Their connections can be closed in the loop that opened them alone.
+    # Only the event loop that opened a connection can close it.
     grows = False
 
     def __init__(self, app: Flask, db: Any) -> None:
@@ -189,7 +184,7 @@ class _AsyncLite(Adapter):
         }
 
     def route(self, routes: Mapping[str | None, RoutedEngine]) -> None:
-        # Only here: without async engines nobody need have greenlet.
+        # Only here, as it needs greenlet, which only async engines need.
         from sqlalchemy.ext.asyncio import AsyncEngine  # noqa: PLC0415
 
         shown = {name: AsyncEngine(routed) for name, routed in routes.items()}
@@ -202,9 +197,10 @@ class _AsyncLite(Adapter):
 
 
 def _put_last(engines: dict[Any, Any], routed: Mapping[Any, Any]) -> None:
-    """Put engines that stand for several in, behind the others.
+    """Put the routed engines into a dictionary, after all others.
 
-    So a listener that is put on each of them in turn is on the replicas already.
+    Code that adds a listener to each engine in turn has then added it to each replica
+    before it comes to the routed engine, which shares its listeners with them.
     """
     for name, engine in routed.items():
         engines.pop(name, None)
@@ -212,7 +208,7 @@ def _put_last(engines: dict[Any, Any], routed: Mapping[Any, Any]) -> None:
 
 
 def _rebind(factory: Any, routed: Mapping[Any, Any]) -> None:
-    """Exchange the engines in a session factory's options."""
+    """Replace the engines in a session factory's options."""
     bind, binds = factory.kw.get("bind"), factory.kw.get("binds")
     factory.configure(bind=routed.get(bind, bind))
     if binds:
@@ -225,11 +221,12 @@ _SETTINGS = tuple(kind.setting for kind in (_FlaskSQLAlchemy, _Lite, _AsyncLite)
 def _refuse_lists(setting: str, binds: object) -> None:
     """Refuse several servers under one name.
 
-    The extensions that own the engines do, too, in words that do not help; they can be
-    forestalled where this one is registered first, which is a mistake by itself.
+    The extensions that own the engines refuse them too, with an error that does not
+    help. So this check only comes first if this extension is registered first, which is
+    a mistake by itself.
     """
     for name, value in binds.items() if isinstance(binds, Mapping) else ():
-        # A URL is a tuple, too.
+        # A URL is a tuple too.
         if isinstance(value, list | tuple | set) and not isinstance(value, URL):
             several = re.sub(r"_\d+$", "", f"{name}")
             raise ConfigurationError(
@@ -240,18 +237,18 @@ def _refuse_lists(setting: str, binds: object) -> None:
             )
 
 
-def fronts_of(app: Flask) -> list[Adapter]:
-    """Return what owns the engines of an application.
+def adapters_of(app: Flask) -> list[Adapter]:
+    """Return the adapters for an application's engines, of which there are some.
 
     Raises:
-        ConfigurationError: Nothing does yet, or a bind is a list.
+        ConfigurationError: No extension owns engines yet, or a bind is a list.
     """
     for setting in _SETTINGS:
         _refuse_lists(setting, app.config.get(setting))
     db = app.extensions.get("sqlalchemy")
     if isinstance(db, SQLAlchemy):
         return [_FlaskSQLAlchemy(app, db)]
-    if hasattr(type(db), "async_engines"):  # Lite, which need not be installed
+    if hasattr(type(db), "async_engines"):  # Lite, which may not be installed
         adapters = [_Lite(app, db), _AsyncLite(app, db)]
         return [adapter for adapter in adapters if adapter.engines]
     raise ConfigurationError(

@@ -1,7 +1,7 @@
-"""Everything that this package raises, under one root.
+"""The errors of this package, under one root.
 
-Each error keeps what it knows as attributes and survives pickling, so that it
-can be sent to an error tracker or across a process boundary unharmed.
+Each error keeps its data as attributes and survives pickling, so it can be sent to an
+error tracker or to another process.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class ConfigurationError(ReplicatedError, ValueError):
 
     Attributes:
         key: The setting or bind, in Python syntax.
-        value: What was found there, with every password hidden; what cannot be
-            shown, or not be pickled, as a description of it.
+        value: Its value without passwords; a description if it cannot be shown or
+            pickled.
         remedy: One sentence that says what would be right.
     """
 
     def __init__(self, key: str, value: object, remedy: str) -> None:
-        # What is kept is what is shown: an error may be pickled and sent away.
+        # Only what can be shown is kept: an error may be pickled and sent away.
         self.key = redact(key)
         self.value = safe(value, key.partition("[")[0])
         self.remedy = redact(remedy)
@@ -60,29 +60,38 @@ class ConfigurationError(ReplicatedError, ValueError):
         return f"{self.key} = {self.value!r}: {self.remedy}"
 
 
-class WriteOnReplicaError(ReplicatedError):
-    """A statement that writes or locks was meant for a replica.
+_MAX_STATEMENT = 200  # characters
 
-    It was not sent, or the replica refused it: nothing was changed. Where the
-    replica refused it, the driver's error is the ``__cause__``.
+
+def _beginning(statement: object) -> str:
+    """Return the beginning of a statement on one line, without passwords."""
+    text = redact(" ".join(str(statement).split()))
+    return text if len(text) <= _MAX_STATEMENT else f"{text[: _MAX_STATEMENT - 1]}…"
+
+
+class WriteOnReplicaError(ReplicatedError):
+    """A statement that writes or locks was about to run on a replica.
+
+    It was not sent, or the replica refused it; nothing was changed. If the replica
+    refused it, the driver's error is the ``__cause__``.
 
     Attributes:
         statement: The beginning of the statement, without its parameters.
-        view: The endpoint that was running, or None outside a request.
-        why: What refused it: the block or option that asked for a replica, the
-            connection to one, or the replica's server.
+        view: The endpoint of the request, or None outside a request.
+        why: What refused the statement: the block or option that asked for a replica,
+            the connection to one, or the replica's server.
     """
 
-    def __init__(self, statement: str, view: str | None, why: str) -> None:
-        self.statement = statement
+    def __init__(self, statement: object, view: str | None, why: str) -> None:
+        self.statement = _beginning(statement)
         self.view = view
         self.why = why
-        super().__init__(statement, view, why)
+        super().__init__(self.statement, view, why)
 
     def __str__(self) -> str:
         place = "code outside a request" if self.view is None else f"view {self.view!r}"
         said = f"{place} tried to write on a replica ({self.why}): {self.statement}."
-        # What was asked for is stronger than a decorator, and holds for begin() too.
+        # An explicit wish is stronger than a decorator, and holds for begin() too.
         if self.why.startswith("execution_options"):
             return f"{said} Leave this option out where the statement writes."
         inside = "or wrap the write in 'with using_master():'"
@@ -101,22 +110,22 @@ class WriteOnReplicaError(ReplicatedError):
 
 
 class StaleReadError(ReplicatedError):
-    """A connection to a replica was to read a table that must never be read stale.
+    """A connection to a replica was about to read a table that must not be stale.
 
-    A session answers such a read from the primary by itself; only code that asked
-    for a connection has to ask for the right one.
+    A session reads such a table from the primary by itself; only code that asks for a
+    connection has to ask for the right one.
 
     Attributes:
         table: The table of a model with ``__replicated__ = 'master'``.
         statement: The beginning of the statement, without its parameters.
-        view: The endpoint that was running, or None outside a request.
+        view: The endpoint of the request, or None outside a request.
     """
 
-    def __init__(self, table: str, statement: str, view: str | None) -> None:
+    def __init__(self, table: str, statement: object, view: str | None) -> None:
         self.table = table
-        self.statement = statement
+        self.statement = _beginning(statement)
         self.view = view
-        super().__init__(table, statement, view)
+        super().__init__(table, self.statement, view)
 
     def __str__(self) -> str:
         where = f"view {self.view!r}" if self.view else "code outside a request"
@@ -128,7 +137,7 @@ class StaleReadError(ReplicatedError):
 
 
 class UnfitReplicaError(ReplicatedError):
-    """A replica answers, or does not, in a way that it must not be used in.
+    """A replica must not be used as it is.
 
     Attributes:
         name: The bind name of the replica.
@@ -140,10 +149,10 @@ class UnfitReplicaError(ReplicatedError):
 
 
 class ReplicaSilentError(UnfitReplicaError):
-    """A replica has not answered in time.
+    """A replica did not answer in time.
 
     Attributes:
-        seconds: How long it was given.
+        seconds: How long it had to answer.
     """
 
     def __init__(self, name: str, seconds: float) -> None:
@@ -155,11 +164,11 @@ class ReplicaSilentError(UnfitReplicaError):
 
 
 class UnansweredError(UnfitReplicaError):
-    """Statements had no answer from a replica that does not work on them.
+    """Statements got no answer from a replica that is not executing them.
 
     Attributes:
-        statements: How many.
-        seconds: How long they have waited at least.
+        statements: How many there were.
+        seconds: How long each of them has waited at least.
     """
 
     def __init__(self, name: str, statements: int, seconds: float) -> None:
@@ -178,12 +187,12 @@ class UnansweredError(UnfitReplicaError):
 
 
 class ExhaustedError(UnfitReplicaError):
-    """A replica's connection pool has had no connection to spare for long.
+    """A replica's connection pool has had no free connection for a long time.
 
     Attributes:
         connections: How many are in use.
-        seconds: For how long at least none was given back.
-        bind: Where more can be allowed, in Python syntax.
+        seconds: For how long at least none was returned.
+        bind: The bind whose options allow more, in Python syntax.
     """
 
     def __init__(self, name: str, connections: int, seconds: float, bind: str) -> None:
@@ -202,10 +211,10 @@ class ExhaustedError(UnfitReplicaError):
 
 
 class MisconfiguredReplicaError(UnfitReplicaError):
-    """A replica's bind leads to what is no copy of the primary's database.
+    """A replica's bind does not lead to a copy of the primary's database.
 
     Attributes:
-        why: What is there instead.
+        why: What it leads to.
         remedy: What would be right, with ``{bind}`` for the setting that names it.
     """
 
@@ -219,11 +228,11 @@ class MisconfiguredReplicaError(UnfitReplicaError):
 
 
 class WrongRoleError(UnfitReplicaError):
-    """A replica is none: it was promoted, or its URL names the primary.
+    """A replica is a primary: it was promoted, or its URL names the primary.
 
     Attributes:
-        own: Whether it is the bind's own primary, which writes go to; None if nobody
-            has found out.
+        own: Whether it is the bind's own primary, which gets the writes; None if that
+            is unknown.
     """
 
     def __init__(self, name: str, own: bool | None = None) -> None:
@@ -254,10 +263,10 @@ _WHAT_PRIMARY = {
 
 
 class DivergedReplicaError(UnfitReplicaError):
-    """A replica does not follow the history that the primary writes.
+    """A replica follows another timeline than the primary.
 
     Attributes:
-        why: How that shows, and what to do.
+        why: What shows it, and what to do.
     """
 
     def __init__(self, name: str, why: str) -> None:
@@ -272,7 +281,7 @@ class ReplicaLagsError(UnfitReplicaError):
     """A replica is too far behind the primary.
 
     Attributes:
-        lag: Seconds that it is behind at most; None if nobody can say.
+        lag: Seconds that it is behind at most; None if that is unknown.
         limit: ``REPLICATED_MAX_LAG``, in seconds.
     """
 
@@ -301,11 +310,11 @@ MORE_AT_A_TIME = (
 
 
 class AllReplicasOutError(ReplicatedError):
-    """No replica took a connection and ``REPLICATED_FALLBACK`` is ``'error'``.
+    """No replica could serve, and ``REPLICATED_FALLBACK`` is ``'error'``.
 
     Attributes:
         causes: For each replica, by bind name, why it could not serve.
-        load: Whether they all live, and have no connection to spare.
+        load: Whether all of them are alive, but have no free connection.
     """
 
     def __init__(self, causes: Mapping[str, str], load: bool = False) -> None:
@@ -331,15 +340,15 @@ class AllReplicasOutError(ReplicatedError):
 
 
 class PrimaryUnavailableError(ReplicatedError, OperationalError):
-    """The primary's address has led to a server that cannot be used as a primary.
+    """The primary's address led to a server that cannot be used as a primary.
 
-    Nothing was sent to it but the question for its role. For SQLAlchemy's callers this
-    is an ``OperationalError``, as a primary is that does not connect.
+    Nothing was sent to it except the query for its role. To SQLAlchemy's callers this
+    is an ``OperationalError``, like a failed connect.
 
     Attributes:
         setting: The setting or bind that names the primary, in Python syntax.
         why: What is wrong, and what to do.
-        standby: Whether the server is a standby; else it was silent.
+        standby: Whether the server is a standby; otherwise it did not answer.
     """
 
     def __init__(self, setting: str, why: str, *, standby: bool) -> None:

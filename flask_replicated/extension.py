@@ -1,4 +1,4 @@
-"""The extension: reads the configuration once, then joins the parts."""
+"""The extension: reads the configuration once, then puts the parts together."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flask import Flask, has_app_context
 
-from .adapters import Adapter, fronts_of
+from .adapters import Adapter, adapters_of
 from .errors import ConfigurationError
 from .fleet.build import routed_engine
 from .fleet.discovery import Discovery
+from .fleet.fleet import fleet_of
 from .redaction import safe
-from .routing.pins import pin_responses
+from .routing.responses import pin_responses
 from .routing.state import STATE, AppState, current_app_state
 from .settings.bind_names import log_misnamed_binds, primary_hint
 from .settings.binds import BindRoles, read_binds, replicated_bind, same_database
@@ -80,7 +81,7 @@ class FlaskReplicated:
                 app.extensions["replicated"],
                 "FlaskReplicated is already registered on this app; register it once.",
             )
-        adapters = fronts_of(app)
+        adapters = adapters_of(app)
         binds = [read_binds(adapter.engines, adapter.setting) for adapter in adapters]
         names = [name for found in binds for name in found.replica_names()]
         settings = read_settings(app.config, self.READONLY_METHODS, names)
@@ -89,10 +90,12 @@ class FlaskReplicated:
             _plan(adapter, found, state)
             for adapter, found in zip(adapters, binds, strict=True)
         ]
-        for plan in plans:  # each of them can be right
+        for plan in plans:  # only now, as none has raised an error
             _route(plan, state)
         if state.routes:
-            app.wsgi_app = pin_responses(app.wsgi_app, state)  # type: ignore[assignment,method-assign]  # Flask's documented way
+            app.wsgi_app = pin_responses(  # type: ignore[assignment,method-assign]  # Flask's documented way
+                app.wsgi_app, state.responses, state.response_starts
+            )
         log_misnamed_binds(app.name, adapters, served=bool(names or state.routes))
         app.extensions["replicated"] = self
         app.extensions[STATE] = state
@@ -105,8 +108,8 @@ class FlaskReplicated:
     def pool(self, bind_key: str | None = None) -> ReplicaPool:
         """Return the replicas of a bind of the current application.
 
-        For a status page (``pool().snapshot()``, which also says who got how many
-        reads, and why the primary got its own) or maintenance
+        For a status page (``pool().snapshot()``, which also counts the reads of each
+        server, and says why the primary got its own) or maintenance
         (``pool().drain('slave_1')``).
 
         Args:
@@ -143,7 +146,7 @@ class FlaskReplicated:
                 the weight cannot be right, or that bind has no replicas.
             RuntimeError: There is no application context.
         """
-        fleet = _routed(bind_key, "add").fleet
+        fleet = fleet_of(_routed(bind_key, "add"))
         fleet.add(name, bind, read_weight("weight", weight))
 
     def remove(self, name: str, bind_key: str | None = None) -> None:
@@ -160,7 +163,7 @@ class FlaskReplicated:
             ConfigurationError: That bind has no such replica.
             RuntimeError: There is no application context.
         """
-        _routed(bind_key, "remove").fleet.remove(name)
+        fleet_of(_routed(bind_key, "remove")).remove(name)
 
 
 def _routed(bind_key: str | None, method: str) -> RoutedEngine:
@@ -170,7 +173,7 @@ def _routed(bind_key: str | None, method: str) -> RoutedEngine:
             f"{method}() needs an application context: with app.app_context(): ..."
         )
     state = current_app_state()
-    routed = state.routes.get(bind_key) if state is not None else None
+    routed: RoutedEngine | None = None if state is None else state.routes.get(bind_key)
     if routed is None:
         raise ConfigurationError(
             f"{method}(bind_key=...)",
@@ -184,7 +187,7 @@ class _Plan(NamedTuple):
     """What is to be routed.
 
     Attributes:
-        adapter: Who owns the engines.
+        adapter: What owns the engines.
         binds: What their names say.
         copies: The replicas by the key of the bind that they copy.
         sources: Where DNS names more of them.
@@ -198,7 +201,7 @@ class _Plan(NamedTuple):
 
 def _plan(adapter: Adapter, binds: BindRoles, state: AppState) -> _Plan:
     """Find out what is to be routed, and whether it can be right."""
-    _settle_primary(adapter, binds)
+    _merge_primary(adapter, binds)
     return _Plan(
         adapter, binds, _copies(adapter, binds, state), _sources(adapter, state)
     )
@@ -208,18 +211,17 @@ def _route(plan: _Plan, state: AppState) -> None:
     adapter, binds, copies, sources = plan
     routes: dict[str | None, RoutedEngine] = {}
     for owner in dict.fromkeys([*copies, *map(replicated_bind, sources)]):
-        key = adapter.default if owner is None else owner
+        key = adapter.key(owner)
         targets = copies.get(owner, {})
         setting = adapter.primary_bind(owner).setting
         routes[key] = routed_engine(
             state, adapter.engines[key], targets, setting, adapter.setting
         )
-        routes[key].fleet.adapter, routes[key].fleet.owner = adapter, owner
+        fleet = fleet_of(routes[key])
+        fleet.adapter, fleet.owner = adapter, owner
     for name, source in sources.items():
-        owner = replicated_bind(name)
-        routes[adapter.default if owner is None else owner].fleet.watch(
-            Discovery(name, source)
-        )
+        key = adapter.key(replicated_bind(name))
+        fleet_of(routes[key]).add_discovery(Discovery(name, source))
     adapter.hide(binds)
     if routes:
         adapter.route(routes)
@@ -279,7 +281,7 @@ def _sources(adapter: Adapter, state: AppState) -> Mapping[str, DiscoverySource]
     found = {}
     for name, source in state.settings.discovery.items():
         owner, item = replicated_bind(name), f"REPLICATED_DISCOVERY[{name!r}]"
-        key = adapter.default if owner is None else owner
+        key = adapter.key(owner)
         if key not in adapter.engines:
             raise ConfigurationError(
                 item, None, f"there is no bind {key!r} that its replicas could copy."
@@ -293,7 +295,7 @@ def _sources(adapter: Adapter, state: AppState) -> Mapping[str, DiscoverySource]
     return found
 
 
-def _settle_primary(adapter: Adapter, binds: BindRoles) -> None:
+def _merge_primary(adapter: Adapter, binds: BindRoles) -> None:
     """Let the bind ``'master'`` and the default bind be one engine."""
     engines, name = adapter.engines, binds.primary
     slip = primary_hint(adapter) if name is None else ""

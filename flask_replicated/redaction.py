@@ -1,4 +1,8 @@
-"""Values as they may be shown: in an error, a log line, a report to somebody else."""
+"""Values without secrets: for errors, log lines and reports.
+
+``balancers.errors.redact`` hides passwords in text, and needs the standard library
+alone. This adds what takes values apart: URLs, containers, and keys that name a secret.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +22,17 @@ _SECRET = re.compile(
 )
 _NAME = re.compile(r"[\w.-]+")
 _LONGEST = 200  # characters, or digits
-_DEEPEST = 5  # containers in one another; one may even hold itself
+_DEEPEST = 5  # nested containers; one may even contain itself
 
 
 class _Shown(str):
-    """Text that is safe already, also in an error that was pickled."""
+    """Text that is safe already, even after an error was pickled."""
 
     __slots__ = ()
 
 
 class _Described(_Shown):
-    """A description that stands for a value: shown as it is, without quotes."""
+    """A description in place of a value; shown without quotes."""
 
     __slots__ = ()
 
@@ -37,16 +41,16 @@ class _Described(_Shown):
 
 
 def safe(value: object, name: str = "") -> object:
-    """Return a value as it may be shown, kept and pickled: without any secret.
+    """Return a value without secrets, which can be shown, kept and pickled.
 
-    Numbers and short text are themselves; a URL has its password hidden, and so has
-    whatever holds URLs; text that looks like a URL and is none is not shown at all,
-    nor is any value that is called a password, a token or the like. Everything else
-    becomes a description.
+    Numbers and short text stay as they are. The password of a URL is hidden, also in
+    containers. Text that looks like a URL but cannot be parsed is not shown, nor is the
+    value of a key such as ``password`` or ``token``. Everything else becomes a
+    description.
 
     Args:
         value: Anything.
-        name: What it is called.
+        name: The key or setting that has the value.
     """
     return "***" if _SECRET.search(name) else _safe(value, 0)
 
@@ -80,13 +84,13 @@ def _safe_items(values: Collection[object], depth: int) -> object:
             for key, one in values.items()
         }
     if len(values) == 2 and isinstance(values, list | tuple):  # noqa: PLR2004 - a pair
-        # As the items of a mapping are.
+        # It may be an item of a mapping.
         items = [_safe(values[0], depth), _safe_item(values[0], values[1], depth)]
     else:
         items = [_safe(one, depth) for one in values]
     if isinstance(values, list):
         return items
-    # Of a set not even one that could be hashed is sure to be so afterwards.
+    # The items of a set may not be hashable any more.
     return tuple(items) if isinstance(values, tuple) else _Described(items)
 
 
@@ -97,11 +101,14 @@ def _safe_item(key: object, value: object, depth: int) -> object:
 
 def _safe_text(text: str) -> object:
     if "//" in text or "@" in text:
-        # Where a password or a query has an @ of its own, nobody can say where it ends.
+        # If a password or a query contains an @, it is unclear where it ends.
         plain = text.count("@") + ("@" in text.partition("?")[2]) <= 1
         try:
             url = make_url(text) if plain else None
-        except (ArgumentError, ValueError):  # also of a port that is no number
+        except (
+            ArgumentError,
+            ValueError,
+        ):  # the latter for a bad port
             url = None
         return _Described("<no URL>") if url is None else _safe_url(url, text)
     if _SECRET.search(text) and not _NAME.fullmatch(text):
@@ -112,8 +119,8 @@ def _safe_text(text: str) -> object:
 def _safe_url(url: URL, text: str = "") -> str:
     """Return a URL without its password, and without a query that names a secret.
 
-    A secret that nobody has escaped may have become any part of that query. Behind a
-    user name with a slash, "company/u:password@h", it is taken for a database.
+    A secret that is not escaped may end up anywhere in the query. After a user name
+    with a slash, as in "company/u:password@h", it is parsed as the database.
     """
     if "@" in f"{url.host}{url.database}":
         return _Described("<no URL>")
@@ -126,7 +133,7 @@ def _safe_url(url: URL, text: str = "") -> str:
 
 
 def _safe_repr(value: object) -> _Described:
-    """Describe what is neither text nor a container by its ``repr``, if that may be."""
+    """Describe any other object by its ``repr``, unless that may contain a secret."""
     try:
         text = repr(value)
     except Exception:  # noqa: BLE001 - a foreign __repr__ must not hide the real error

@@ -1,4 +1,4 @@
-"""Whether a server works on what somebody waits for."""
+"""Whether a server works on a statement that waits for an answer."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_seen_itself(driver: str, works: bool) -> None:
         (does(began=SENT - 3), None),  # another server's process of this number
         (does(works=False), None),
         (does(began=None), True),  # the server does not tell
-        (does(8), None),  # somebody else's statement, begun in the same moment
+        (does(8), None),  # another client's statement, begun in the same moment
     ],
 )
 def test_behind_a_proxy(backend: Backend, known: bool | None) -> None:

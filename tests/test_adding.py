@@ -30,7 +30,7 @@ PASSWORD = "hunter2"
 
 
 class Broken(QueuePool):
-    """What somebody's own part of an engine may do."""
+    """What a custom part of an engine may do."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         raise RuntimeError(PASSWORD)

@@ -75,7 +75,7 @@ class TestPostgreSQL:
     """One question tells both role and lag."""
 
     def test_one_question(self) -> None:
-        """Whoever is in step is asked once."""
+        """A replica that is in step is asked once."""
         server = Server(IN_STEP)
         admission().ask(server)
         assert len(server.asked) == 1
@@ -119,7 +119,7 @@ class TestPostgreSQL:
             admission().ask(Server(UNKNOWN, UNKNOWN, (False,)))
 
     def test_does_not_know_its_role(self) -> None:
-        """What it says to that, whoever connects is told."""
+        """What it says to that, the caller is told."""
         with pytest.raises(RuntimeError, match="no such function"):
             admission().ask(Server(UNKNOWN, UNKNOWN, UNKNOWN))
 
@@ -131,7 +131,7 @@ class TestPostgreSQL:
         assert caught.value.lag == 500
         assert len([sql for sql in server.asked if "pg_sleep" in sql]) == 3
 
-    def test_keeps_nobody_alive(self) -> None:
+    def test_keeps_no_caller_alive(self) -> None:
         """What is remembered of a refusal does not hold who was refused."""
         one, found = admission(), []
         try:
@@ -160,7 +160,7 @@ class TestPostgreSQL:
         assert len([sql for sql in server.asked if "pg_sleep" in sql]) == 2
 
     def test_seen_before(self) -> None:
-        """What the look has seen a while ago spares the moments."""
+        """What a probe has seen a while ago spares the retries."""
         history, clock = ReplicaHistory(), FakeClock()
         seen = ReplicaReport(False, 0.0, True, 100, 100)
         history.progress.lag(seen, now=clock.now - 10)
@@ -169,7 +169,7 @@ class TestPostgreSQL:
         assert len(server.asked) == 1
 
     def test_receives_nothing(self) -> None:
-        """A primary that restarts takes nobody out; one that stays away does."""
+        """A primary that restarts takes no replica out; one that stays away does."""
         history, clock = ReplicaHistory(), FakeClock()
         asks = admission(history=history, clock=clock).ask
         with pytest.raises(ReplicaLagsError):
@@ -206,12 +206,12 @@ class TestMariaDB:
             asks(Server(None, None, None))
 
     def test_does_not_tell(self) -> None:
-        """Whoever may not ask is let in."""
+        """An account that may not ask is let in."""
         admission("mysql").ask(Server(UNKNOWN, UNKNOWN, UNKNOWN))
 
 
 class TestAgain:
-    """Pooled connections, where nothing looks in the background."""
+    """Pooled connections, where nothing probes in the background."""
 
     def test_from_time_to_time(self) -> None:
         """One of them makes place, and no more, until it is time again."""
@@ -234,7 +234,7 @@ class TestAgain:
         ],
     )
     def test_never(self, dialect: str, options: dict[str, Any]) -> None:
-        """Where there is a look, or nothing to ask, none does."""
+        """Where there is a probe, or nothing to ask, none does."""
         clock = FakeClock()
         one = admission(dialect, **{"watched": False, **options}, clock=clock)
         clock.now += 1000

@@ -216,7 +216,7 @@ class TestPinStore:
         def read() -> None:
             found.append(site.who() if by == "session" else core(site.db.engine))
 
-        site.app.extensions[STATE].pins = self.Stored(read)
+        site.app.extensions[STATE].responses.store = self.Stored(read)
         for number in (1, 2, 3):  # from the second on the endpoint is known
             assert site.get() in REPLICAS
             assert found == ["master"] * number

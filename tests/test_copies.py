@@ -22,7 +22,7 @@ from flask_replicated import (
     replicated_engine,
     using_slave,
 )
-from tests.pools import read
+from tests.pools import monitor_of, read
 from tests.support import Build, build_fixture, make_file, sqlite_url
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class TestMemory:
         )
 
     def test_of_another_bind(self) -> None:
-        """Another bind's replicas are looked at as well."""
+        """Another bind's replicas are checked as well."""
         binds = {"analytics": "sqlite://", "analytics_slave_1": "sqlite://"}
         refused(
             lambda: registered("sqlite://", binds),
@@ -256,8 +256,8 @@ class TestSharedMemory:
                     connection.execute(sa.text(f"SELECT id FROM {name}")).all()
             engine.dispose()
 
-    def test_the_look_leaves_it_open(self) -> None:
-        """The background look does not close what everybody uses."""
+    def test_the_probe_leaves_it_open(self) -> None:
+        """The background probe does not close what everything else uses."""
         connections = [
             sqlite3.connect(":memory:", check_same_thread=False) for _ in range(2)
         ]
@@ -273,10 +273,10 @@ class TestSharedMemory:
             REPLICATED_PROBE_INTERVAL=0.01,
         )
         read(engine)
-        looks = engine.monitor._loop
-        assert looks is not None
-        wait_until(lambda: looks._step() > 0, "a step")
-        assert not looks._known
+        loop = monitor_of(engine)._loop
+        assert loop is not None
+        wait_until(lambda: loop._step() > 0, "a step")
+        assert not loop._known
         for _ in range(2):
             read(engine)
         engine.dispose()
@@ -363,7 +363,7 @@ class TestDialect:
                 site.db.session.rollback()
 
     def test_discovered(self, build: Build) -> None:
-        """What DNS would name is looked at when the application starts."""
+        """What DNS would name is checked when the application starts."""
         pytest.importorskip("dns")
         source = {"slave": {"url": ELSEWHERE}}
         words = "REPLICATED_DISCOVERY['slave']", "REPLICATED_DISCOVERY = {}"

@@ -218,7 +218,7 @@ def latched(site: Site) -> None:
 def learnt(site: Site) -> None:
     """Read in an endpoint that is known to write."""
     state = site.app.extensions["replicated"].state(site.app)
-    state.learn_writer(WriteOnReplicaError("SELECT slip()", "who", "refused"))
+    state.decider.learn_writer(WriteOnReplicaError("SELECT slip()", "who", "refused"))
     site.get()
 
 
@@ -382,7 +382,9 @@ def test_writers(build: Build) -> None:
         site = build(("slave_1",), REPLICATED_LEARN_WRITERS=learn)
         state = site.app.extensions["replicated"].state(site.app)
         for endpoint in ("write", "who", "write"):
-            state.learn_writer(WriteOnReplicaError("SELECT slip()", endpoint, "no"))
+            state.decider.learn_writer(
+                WriteOnReplicaError("SELECT slip()", endpoint, "no")
+            )
         assert shown(site).writers == (("who", "write") if learn else ())
 
 

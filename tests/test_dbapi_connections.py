@@ -1,4 +1,4 @@
-"""Connections of the look's own, made as the pool makes those of the application."""
+"""Connections of the probe's own, made as the pool makes those of the application."""
 
 from __future__ import annotations
 
@@ -71,14 +71,14 @@ def replica(tmp_path: Path) -> Replica:
 
 
 @pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Give what the looks have found so far."""
+def probes(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Give what the probes have found so far."""
     found: list[object] = []
-    look = ReplicaProbe.check
+    check = ReplicaProbe.check
 
     def noted(probe: ReplicaProbe, *, anew: bool) -> ReplicaReport:
         try:
-            seen = look(probe, anew=anew)
+            seen = check(probe, anew=anew)
         except Exception as error:
             found.append(error)
             raise
@@ -91,7 +91,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 @pytest.fixture
 def build(tmp_path: Path) -> Iterator[Callable[[sa.Engine], RoutedEngine]]:
-    """Give a function that makes a pool of one replica, which is looked at often."""
+    """Give a function that makes a pool of one replica, which is probed often."""
     made: list[RoutedEngine] = []
 
     def build(engine: sa.Engine) -> RoutedEngine:
@@ -112,28 +112,28 @@ def build(tmp_path: Path) -> Iterator[Callable[[sa.Engine], RoutedEngine]]:
 def test_creators(
     build: Callable[[sa.Engine], RoutedEngine],
     replica: Replica,
-    looks: list[object],
+    probes: list[object],
     way: str,
 ) -> None:
     """A creator is called as the pool calls it, and the replica stays."""
     engine = build(sa.create_engine("sqlite://", creator=getattr(replica, way)))
     read(engine)
-    wait_until(lambda: len(looks) > 3, "some looks")
-    assert not [one for one in looks if isinstance(one, Exception)]
+    wait_until(lambda: len(probes) > 3, "some probes")
+    assert not [one for one in probes if isinstance(one, Exception)]
     assert live(engine) == {"slave_1"}
     assert {record is None for record in replica.records} == {way != "given"}
 
 
 def test_listeners(
-    build: Callable[[sa.Engine], RoutedEngine], replica: Replica, looks: list[object]
+    build: Callable[[sa.Engine], RoutedEngine], replica: Replica, probes: list[object]
 ) -> None:
     """A do_connect listener finds a record for each connection, none of them twice."""
     target = sa.create_engine(sqlite_url(replica._path))
     sa.event.listen(target, "do_connect", replica.listen)
     engine = build(target)
     read(engine)
-    wait_until(lambda: len(looks) > 3, "some looks")
-    assert not [one for one in looks if isinstance(one, Exception)]
+    wait_until(lambda: len(probes) > 3, "some probes")
+    assert not [one for one in probes if isinstance(one, Exception)]
     assert live(engine) == {"slave_1"}
     records = replica.records
     assert len(records) > 3
@@ -141,7 +141,7 @@ def test_listeners(
 
 
 def test_out_of_the_pool(replica: Replica) -> None:
-    """Whoever counts the pool's connections does not count these."""
+    """What counts the pool's connections does not count these."""
     counted: list[str] = []
 
     def count(name: str) -> tuple[Callable[..., None], str]:
@@ -196,11 +196,11 @@ class TestInContext:
         self,
         site_build: Build,
         tmp_path: Path,
-        looks: list[object],
+        probes: list[object],
         *,
         broken: bool,
     ) -> None:
-        """The look connects in the application's context, and in no request."""
+        """The probe connects in the application's context, and in no request."""
         requests: list[bool] = []
 
         def creator() -> sqlite3.Connection:
@@ -223,9 +223,9 @@ class TestInContext:
 
         site.get()
         site.app.teardown_appcontext_funcs.append(fail)
-        wait_until(lambda: len(looks) > 3, "some looks")
+        wait_until(lambda: len(probes) > 3, "some probes")
         site.app.teardown_appcontext_funcs.remove(fail)
-        assert not [one for one in looks if isinstance(one, Exception)]
+        assert not [one for one in probes if isinstance(one, Exception)]
         assert requests[0]
         assert not any(requests[-2:])
 

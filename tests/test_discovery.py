@@ -288,7 +288,7 @@ class Taken:
     def __init__(self) -> None:
         self.names: set[str] = set()
 
-    def discovered(self, name: str, _bind: object, _weight: int) -> None:
+    def add_discovered(self, name: str, _bind: object, _weight: int) -> None:
         """Take one in."""
         self.names.add(name)
 
@@ -334,7 +334,7 @@ class TestMissing:
         assert self.found(monkeypatch, ttl=86_400, seconds=30) == [1, 2, 3, 4, 5]
 
     def test_named_in_between(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Whoever is named again has missed nothing."""
+        """A server that is named again has missed nothing."""
         source = DiscoverySource(sa.make_url("postgresql://replicas.internal"), {}, 30)
         fleet: Any = Taken()
         discovery = Discovery("slave", source)
@@ -389,7 +389,7 @@ class TestLife:
         found.soon("slave_10.0.0.2:6432")
 
     def test_keeps_nothing_alive(self, tmp_path: Any, server: Server) -> None:
-        """An application that nobody keeps is garbage, and its thread ends."""
+        """An application that is dropped is garbage, and its thread ends."""
         server.records[HOST, "A"] = ["10.0.0.1"]
 
         def used() -> weakref.ref[Any]:
@@ -432,7 +432,7 @@ class TestLife:
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
     @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
-    def test_a_child_looks_too(self, build: Build, server: Server) -> None:
+    def test_a_child_queries_too(self, build: Build, server: Server) -> None:
         """A forked child has a thread of its own, and goes on from what was known."""
         server.records[HOST, "A"] = ["10.0.0.1"]
         found = Found(build, by_host())
@@ -452,7 +452,7 @@ class TestLife:
 
 
 def running() -> list[str]:
-    """Return the names of threads that look into DNS."""
+    """Return the names of threads that query DNS."""
     return [t.name for t in threading.enumerate() if "discovery" in t.name]
 
 

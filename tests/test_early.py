@@ -477,7 +477,7 @@ class TestWritesBefore:
     def test_hidden(self, build: Build) -> None:
         """One that only a server recognises is repaired, learnt, and latches."""
         site = build()
-        learnt = site.app.extensions[STATE].writers
+        learnt = site.app.extensions[STATE].decider.writers
 
         def work() -> None:
             site.db.session.execute(hidden_write(INSERT)).all()
@@ -506,7 +506,7 @@ class TestWritesBefore:
             return site.who()
 
         assert site.client().post("/page").text == "master"
-        assert site.app.extensions[STATE].writers == {}
+        assert site.app.extensions[STATE].decider.writers == {}
 
 
 class TestAskedOnce:
@@ -525,7 +525,7 @@ class TestAskedOnce:
                 asked.append(request.path)
                 return None
 
-        site.app.extensions[STATE].pins = Store()
+        site.app.extensions[STATE].responses.store = Store()
 
         def work() -> None:
             site.who()
@@ -561,4 +561,4 @@ def test_own_context(build: Build) -> None:
         assert site.who() == "master"
         state = current_request_state()
         assert state is not None
-        assert state.decided is state.decision.role
+        assert state.decided is state.decision

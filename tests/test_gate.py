@@ -63,7 +63,7 @@ class TestDeepWrites:
 
         assert answer(site, view) == "primary"
         state = site.app.extensions["replicated"].state(site.app)
-        assert not state.writers
+        assert not state.decider.writers
 
 
 class TestStaleReads:

@@ -266,7 +266,7 @@ def test_in_a_forked_child(resolver: Resolver) -> None:
     names, psycopg = HostLookup(), dialect("postgresql+psycopg")
     with pytest.raises(psycopg.loaded_dbapi.OperationalError):
         names.look_up(psycopg, {"host": "silent.test"}, time.monotonic() + SHORT)
-    names._pending["silent.test"].process -= 1
+    names._pending["silent.test"].in_its_process = lambda: False
     resolver.silent.clear()
     resolver.known["silent.test"] = ["10.0.0.3"]
     told = {"host": "silent.test"}

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flask_replicated.replica.fitness import ReplicaHistory
-from flask_replicated.replica.replica_status import ReplayHistory, ReplicaReport
+from flask_replicated.replica.lag import ReplayHistory
+from flask_replicated.replica.replica_status import ReplicaReport
 from tests.support import unhurried
 
 
@@ -19,7 +20,7 @@ def seen(received: int, replayed: int, age: float) -> ReplicaReport:
 
 
 def test_idle_primary_that_wakes() -> None:
-    """A standby that is just replaying is no further behind than the last look."""
+    """A standby that is just replaying is no further behind than the last report."""
     progress = ReplayHistory()
     assert progress.lag(seen(100, 100, age=500), now=0) == 0
     assert progress.lag(seen(100, 100, age=505), now=5) == 0
@@ -37,8 +38,8 @@ def test_paused_replay() -> None:
     assert progress.lag(seen(160, 150, age=70), now=60) == 60 - 50
 
 
-def test_first_look() -> None:
-    """Whoever has not looked before knows the age of the last transaction alone."""
+def test_first_report() -> None:
+    """At first only the age of the last transaction is known."""
     assert ReplayHistory().lag(seen(200, 100, age=40), now=0) == 40
 
 
@@ -71,7 +72,7 @@ def test_copy() -> None:
     progress.lag(seen(100, 100, age=500), now=0)
     copied = progress.copy()
     assert copied.lag(seen(200, 150, age=510), now=10) == 10
-    assert len(progress._looks) == 1
+    assert len(progress._received) == 1
 
 
 REPLICATES = ReplicaReport(primary=False, lag=0.0, measured=True)
@@ -125,4 +126,4 @@ def test_is_never_too_low(steps: list[tuple[int, int, bool]]) -> None:
         oldest = now - min(hidden) if hidden else 0
         assert lag is not None
         assert lag >= oldest
-        assert len(progress._looks) <= len(steps) + 1
+        assert len(progress._received) <= len(steps) + 1

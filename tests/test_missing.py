@@ -86,7 +86,7 @@ class TestFirst:
         client = site.client()
         assert pin_of(client.get("/count")) is None
         assert client.get("/").text == "slave_1"
-        assert not state_of(site).writers
+        assert not state_of(site).decider.writers
 
     def test_each_request(self, site: Site, asked: list[str]) -> None:
         """Once for each request, as the latch knows nothing of the next."""

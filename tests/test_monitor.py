@@ -1,4 +1,4 @@
-"""The background look, where no server is needed to see it."""
+"""The background probes of replicas that are files."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from flask_replicated import FlaskReplicated, replicated_engine
 from flask_replicated.fleet.monitor import Monitor, ProbePolicy
 from flask_replicated.fleet.outage_log import OutageLog
 from flask_replicated.fleet.probe import ProbeRun, ReplicaProbe
+from flask_replicated.forks import leave_to_parent
 from flask_replicated.replica.replica_status import ReplicaReport, report_queries
-from flask_replicated.replica.sockets import leave_to_parent
-from tests.pools import live, read
+from tests.pools import live, monitor_of, read
 from tests.support import Build, break_file, build_fixture, make_file, sqlite_url
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def _leave_others_alone() -> None:
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[RoutedEngine]:
-    """Give a pool of two files that is looked at often."""
+    """Give a pool of two files that is probed often."""
     replicas = {
         name: sa.create_engine(sqlite_url(make_file(tmp_path, name)))
         for name in ("slave_1", "slave_2")
@@ -97,7 +97,7 @@ def test_ends_with_dispose(engine: RoutedEngine) -> None:
 
 
 def test_ends_with_its_owner(tmp_path: Path) -> None:
-    """An application that nobody keeps leaves no thread."""
+    """An application that is garbage-collected leaves no thread."""
     engine = replicated_engine(
         sa.create_engine(sqlite_url(make_file(tmp_path, "master"))),
         {"slave_1": sa.create_engine(sqlite_url(make_file(tmp_path, "slave_1")))},
@@ -112,7 +112,7 @@ def test_ends_with_its_owner(tmp_path: Path) -> None:
 
 
 def _read_once(folder: Path) -> weakref.ref[Flask]:
-    """Serve one request of an application that nobody keeps."""
+    """Serve one request of an application, and drop the application."""
     app = Flask("short")
     names = ("master", "slave_1", "slave_2")
     primary, *replicas = (sqlite_url(make_file(folder, name)) for name in names)
@@ -143,10 +143,10 @@ def test_ends_with_its_application(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("when", ["connecting", "asking", "after"])
-def test_ends_while_looking(
+def test_ends_while_probing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    """A connection is closed whenever in a look the end comes."""
+    """A connection is closed at whatever moment of a probe the end comes."""
     path = make_file(tmp_path, "slave_1")
     closed: list[bool] = []
 
@@ -169,9 +169,9 @@ def test_ends_while_looking(
     (member,) = Pool({"slave_1": target}).members
     probe = ReplicaProbe(member)
     monkeypatch.setattr(probe, "_keep", True)
-    look = ProbeRun(probe, Permit(0), 0.0, anew=False)
+    run = ProbeRun(probe, Permit(0), 0.0, anew=False)
     probe.running = True
-    look.run(SimpleQueue())
+    run.run(SimpleQueue())
     if when == "after":
         assert not closed
         probe.end()
@@ -182,19 +182,19 @@ def test_ends_while_looking(
 def test_held_up(engine: RoutedEngine, overslept: float, deadline: float) -> None:
     """While this process itself was held up, no server was silent."""
     read(engine)
-    running = engine.monitor._loop
+    running = monitor_of(engine)._loop
     assert running is not None
     (member, *_) = engine.replicas.replica_pool.members
-    look = ProbeRun(ReplicaProbe(member), Permit(0), 7.0, anew=False)
+    run = ProbeRun(ReplicaProbe(member), Permit(0), 7.0, anew=False)
     engine.monitor.stop()
     wait_until(lambda: not monitors(), "the monitor to end")
-    running._entry(member).run = look
+    running._entry(member).run = run
     running._move_deadlines(overslept)
-    assert look.deadline == deadline
+    assert run.deadline == deadline
 
 
 def test_left_to_the_parent() -> None:
-    """Who still has an inherited connection reaches nobody; the parent's lives."""
+    """An inherited connection is detached; the parent's is as it was."""
     ours, theirs = socket.socketpair()
     with ours, theirs, socket.socket(fileno=os.dup(ours.fileno())) as parents:
         leave_to_parent(ours)

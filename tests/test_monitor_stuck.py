@@ -1,4 +1,4 @@
-"""Looks that never end, threads that cannot be had, replicas that are gone."""
+"""Probes that never end, threads that cannot be had, replicas that are gone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from examples.cluster import wait_until
 from flask_replicated import replicated_engine
 from flask_replicated.fleet.probe import ReplicaProbe
 from flask_replicated.replica.connection_events import ReplicaServer
-from tests.pools import live, read
+from tests.pools import live, monitor_of, read
 from tests.support import make_file, sqlite_url
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ NAMES = ("slave_1", "slave_2")
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[RoutedEngine]:
-    """Give a pool of two files that is looked at often and given up soon."""
+    """Give a pool of two files that is probed often and given up soon."""
     urls = {name: sqlite_url(make_file(tmp_path, name)) for name in ("master", *NAMES)}
     engine = replicated_engine(
         sa.create_engine(urls["master"]),
@@ -42,7 +42,7 @@ def engine(tmp_path: Path) -> Iterator[RoutedEngine]:
 
 
 class Stuck:
-    """Looks at one replica that wait until they are let go.
+    """Probes of one replica that wait until they are let go.
 
     Attributes:
         waiting: How many do.
@@ -53,28 +53,28 @@ class Stuck:
         self.waiting = 0
         self.many = many
         self._over = threading.Event()
-        self._look = ReplicaProbe.check
+        self._check = ReplicaProbe.check
 
-        def look(probe: ReplicaProbe, *, anew: bool) -> ReplicaReport:
+        def check(probe: ReplicaProbe, *, anew: bool) -> ReplicaReport:
             return self._wait(probe, anew=anew)
 
-        monkeypatch.setattr(ReplicaProbe, "check", look)
+        monkeypatch.setattr(ReplicaProbe, "check", check)
 
     def _wait(self, probe: ReplicaProbe, *, anew: bool) -> ReplicaReport:
         if probe.member.name == "slave_1" and self.waiting < self.many:
             self.waiting += 1
             self._over.wait(30)
             self.waiting -= 1
-        return self._look(probe, anew=anew)
+        return self._check(probe, anew=anew)
 
     def let_go(self) -> None:
-        """Let every look end."""
+        """Let every probe end."""
         self.many = 0
         self._over.set()
 
 
-def test_one_stuck_look(engine: RoutedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A look that never ends keeps nobody out: another one is begun beside it."""
+def test_one_stuck_probe(engine: RoutedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A probe that never ends keeps no replica out: another one is begun beside it."""
     stuck = Stuck(monkeypatch, many=1)
     read(engine)
     wait_until(lambda: live(engine) == {"slave_2"}, "slave_1 to be out")
@@ -83,16 +83,16 @@ def test_one_stuck_look(engine: RoutedEngine, monkeypatch: pytest.MonkeyPatch) -
     stuck.let_go()
 
 
-def test_looks_do_not_pile_up(
+def test_probes_do_not_pile_up(
     engine: RoutedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However long a server hangs, few threads wait for it; and it may return."""
     stuck = Stuck(monkeypatch, many=100)
     read(engine)
-    wait_until(lambda: stuck.waiting >= 3, "three looks to hang")
+    wait_until(lambda: stuck.waiting >= 3, "three probes to hang")
     wait_until(lambda: live(engine) == {"slave_2"}, "slave_1 to be out")
     waited = threading.Event()
-    assert not waited.wait(0.5)  # ten times as long as a look may take
+    assert not waited.wait(0.5)  # ten times as long as a probe may take
     assert stuck.waiting == 3
     stuck.let_go()
     wait_until(lambda: live(engine) == set(NAMES), "slave_1 to be back")
@@ -114,16 +114,16 @@ def test_no_thread(
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    looked: set[str] = set()
-    look = ReplicaProbe.check
+    probed: set[str] = set()
+    check = ReplicaProbe.check
 
     def noted(probe: ReplicaProbe, *, anew: bool) -> ReplicaReport:
-        looked.add(probe.member.name)
-        return look(probe, anew=anew)
+        probed.add(probe.member.name)
+        return check(probe, anew=anew)
 
     monkeypatch.setattr(ReplicaProbe, "check", noted)
     read(engine)
-    wait_until(lambda: looked == set(NAMES), "both to be looked at")
+    wait_until(lambda: probed == set(NAMES), "both to be probed")
     assert live(engine) == set(NAMES)
     assert caplog.text.count("no thread could be started") == 1
 
@@ -144,7 +144,7 @@ def test_removed_while_it_hangs(
     fleet: Any = engine.fleet
     old = fleet._replicas["slave_1"]
     read(engine)
-    wait_until(lambda: stuck.waiting > 0, "a look to hang")
+    wait_until(lambda: stuck.waiting > 0, "a probe to hang")
     gone = engine.replicas.replica_pool.remove("slave_1")
     fleet._replicas["slave_1"] = object()  # of a new one with this name
     before = len(hit)
@@ -152,6 +152,6 @@ def test_removed_while_it_hangs(
     assert set(hit) == {old}
     monkeypatch.setattr(ReplicaServer, "in_use", False)
     stuck.let_go()
-    loop: Any = engine.monitor._loop
-    wait_until(lambda: gone not in loop._known, "nobody to look any more")
-    gone.target.dispose()  # nobody else would
+    loop: Any = monitor_of(engine)._loop
+    wait_until(lambda: gone not in loop._known, "it to be forgotten")
+    gone.target.dispose()  # nothing else would

@@ -129,7 +129,7 @@ def test_load(watched: Watched) -> None:
 
 
 def test_what_kind(watched: Watched) -> None:
-    """Load is told from outages, whoever is out for what."""
+    """Load is told from outages, whatever each replica is out for."""
     assert not watched.heard.is_load(set())
     assert watched.heard.is_load({"slave_1"})
     watched.pool.pause(watched.member(), 1, FULL)
@@ -182,7 +182,7 @@ class TestPrimaryAmongThem:
         assert watched.said() == []
 
     def test_not_known_yet(self, watched: Watched) -> None:
-        """While nobody knows, nothing is said, for half a minute."""
+        """While it is unknown, nothing is said, for half a minute."""
         unknown = WrongRoleError("slave_1")
         watched.pool.trip(watched.member(), 100, unknown)
         watched.clock.now += 29
@@ -222,7 +222,7 @@ class TestPrimaryAmongThem:
             "WARNING replica 'slave_1' is out: ConnectionRefusedError: refused"
         ]
 
-    def test_nobody_else(self, watched: Watched) -> None:
+    def test_no_other_replica(self, watched: Watched) -> None:
         """Where no other one serves nothing is as it should be; others say that."""
         watched.pool.trip(watched.member("slave_2"), 1, DOWN)
         watched.said()

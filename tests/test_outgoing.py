@@ -25,7 +25,7 @@ from werkzeug.test import Client, EnvironBuilder
 from werkzeug.wrappers import Response as Plain
 
 from flask_replicated import use_master_database
-from flask_replicated.routing.pins import OVER_A_SOCKET, pin_responses
+from flask_replicated.routing.responses import OVER_WEBSOCKET, pin_responses
 from flask_replicated.routing.state import STATE
 from tests.balancers.support import FakeClock
 from tests.support import (
@@ -61,6 +61,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     clock = FakeClock(1_700_000_000.0)
     clocks = SimpleNamespace(time=clock, monotonic=clock)
     monkeypatch.setattr("flask_replicated.routing.pins.time", clocks)
+    monkeypatch.setattr("flask_replicated.routing.responses.time", clocks)
     return clock
 
 
@@ -227,8 +228,8 @@ def around(site: Site, middleware: list[Callable[..., Any]], order: str) -> None
     if order != "after":
         for one in middleware:
             bare = one(bare)
-    app = site.app
-    wrapped: Any = pin_responses(bare, app.extensions[STATE])
+    state = site.app.extensions[STATE]
+    wrapped: Any = pin_responses(bare, state.responses, state.response_starts)
     if order != "before":
         for one in middleware:
             wrapped = one(wrapped)
@@ -794,7 +795,7 @@ class TestTold:
         """A program that makes endpoints as it runs is not remembered for ever."""
         state = site.app.extensions[STATE]
         for number in range(3000):
-            state.note_lost(OVER_A_SOCKET, f"endpoint {number}")
+            state.responses.warn_missed(OVER_WEBSOCKET, f"endpoint {number}")
         assert len(caplog.records) == 1000
 
     def test_in_time(self, site: Site, caplog: pytest.LogCaptureFixture) -> None:
@@ -835,7 +836,7 @@ def test_a_broken_store(site: Site, caplog: pytest.LogCaptureFixture) -> None:
         def last_write(self, request: Any) -> float | None:
             return None
 
-    site.app.extensions[STATE].pins = Broken()
+    site.app.extensions[STATE].responses.store = Broken()
     around(site, [buffers], "before")
     assert site.client().post("/write").status_code == 200
     assert "could not be remembered" in caplog.text

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flask_replicated.replica.fitness import ReplicaHistory, unfit_error
+from flask_replicated.replica.lag import _MOST
 from flask_replicated.replica.primary_status import (
     PrimaryReport,
     PrimaryStatus,
@@ -82,14 +83,14 @@ class TestLag:
         assert lag(status, standby(100, 180), now=306) == 6
 
     def test_own_words(self) -> None:
-        """Between two looks at the primary counts what the replica says."""
+        """Between two probes of the primary counts what the replica says."""
         status = heard((0, 100), (5, 200))
         assert lag(status, standby(150, 190, age=3), now=6) == 3
         assert lag(status, standby(150, 190, age=900), now=6) == 6
         assert lag(status, standby(190, 195, age=0.2), now=6) == 1
 
     def test_primary_is_out(self) -> None:
-        """What cannot be received is held against nobody; what is not replayed is."""
+        """What cannot be received is held against none; what is not replayed is."""
         status = heard((0, 100), (5, 200))
         status.mark_unreachable()
         assert status.out
@@ -178,7 +179,7 @@ class TestLag:
     def test_is_bounded(self) -> None:
         """Old positions are thinned out, and the lag is never more than it is."""
         status = heard(*((now, 10 * now) for now in range(5000)))
-        assert len(status._runs) <= PrimaryStatus._MOST
+        assert len(status._positions._spans) <= _MOST
         for replayed in range(0, 49990, 37):
             behind = lag(status, standby(replayed, replayed), now=5000)
             assert behind is not None
@@ -208,7 +209,7 @@ class TestLag:
                 shown = min(position, shown + much)
             lacks = [when for end, when in written if end > shown]
             age = now - min(lacks) if lacks else 0
-            bounds = status._bounds({"": shown}, now, now)
+            bounds = status._positions.bounds({"": shown}, now, now)
             if bounds is not None:
                 assert bounds.least <= age
                 assert bounds.most is None or bounds.most >= age
@@ -243,7 +244,7 @@ class Standby:
 
 
 class TestMoments:
-    """What has only just come is no lag, in the look either."""
+    """What has only just come is no lag, in a probe either."""
 
     def test_primary_is_back(self) -> None:
         """A standby that is seen before it has replayed the first of it stays."""
@@ -364,7 +365,7 @@ class TestNumbers:
         assert (found.lag, found.measured) == (12, True)
 
     def test_primary_is_out(self, status: PrimaryStatus) -> None:
-        """While there is no source nobody knows its lag, and nobody is to blame."""
+        """While there is no source its lag is unknown, and not held against it."""
         status.mark_unreachable()
         assert lag(status, replica(None, a=9, b=4), now=500) == 0
         assert lag(status, replica(None, a=9, b=3), now=500) == 0

@@ -121,7 +121,7 @@ def test_counts_until_the_response(site: Site, monkeypatch: pytest.MonkeyPatch) 
 
     state = site.app.extensions["replicated"].state(site.app)
     monkeypatch.setattr(
-        state.pins, "remember_write", lambda _, when: written.append(when)
+        state.responses.store, "remember_write", lambda _, when: written.append(when)
     )
     assert answer(site, view) == "done"
     assert written == [now[0]]

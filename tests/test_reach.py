@@ -13,7 +13,7 @@ from flask.views import MethodView, View
 from werkzeug.utils import cached_property, import_string
 
 from flask_replicated import changes_database, using_master
-from flask_replicated.routing import state
+from flask_replicated.routing import decider, state
 from flask_replicated.routing.state import RequestState
 from tests.support import REPLICAS, Build, Site, answer, build_fixture, core, pin_of
 
@@ -143,6 +143,22 @@ class TestThreads:
         monkeypatch.setattr(state, "RequestState", made)
         with site.app.test_request_context():
             assert state.current_request_state() is found[0]
+
+    def test_latched_while_decided(
+        self, site: Site, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A latch by another thread, at the first decision, is not the endpoint's."""
+        running: list[RequestState | None] = []
+
+        def marked_role(*_: object) -> None:
+            running.append(state.current_request_state())
+            if len(running) == 1 and running[0]:
+                running[0].latch("another thread has written")
+
+        monkeypatch.setattr(decider, "marked_role", marked_role)
+        assert site.get() == "master"
+        assert len(running) == 2
+        assert site.get() in REPLICAS
 
     def test_requests_at_once(self, site: Site) -> None:
         """Requests of several threads neither share nor leak a latch."""

@@ -39,7 +39,7 @@ def slip(site: Site) -> str:
 def writers(site: Site) -> Counter[str]:
     """Return how often replicas have refused a write, by endpoint."""
     state = site.app.extensions["replicated"].state(site.app)
-    found: Counter[str] = state.writers
+    found: Counter[str] = state.decider.writers
     return found
 
 

@@ -17,7 +17,7 @@ from sqlalchemy.pool import NullPool, StaticPool
 from balancers import Member, Pool, RoundRobin
 from examples.cluster import wait_until
 from flask_replicated import using_slave
-from flask_replicated.engine.capacity import Capacity, in_use, is_full
+from flask_replicated.engine.capacity import ReplicaCapacity, in_use, is_full
 from tests.support import Build, Site, build_fixture, make_file, sqlite_url
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class TestExhausted:
     def test_it_rests(
         self, build: Build, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """One that gives none back is told of, and no look brings it back."""
+        """One that gives none back is told of, and no probe brings it back."""
         site = build(
             ("slave_2",),
             binds={"slave_1": small(tmp_path, "slave_1")},
@@ -181,7 +181,7 @@ class Rooms:
             pool_exhausted=False, slow_until=self.clock.now + 60
         )
         self.replicas = dict.fromkeys(NAMES, slow)
-        self.room = Capacity(
+        self.room = ReplicaCapacity(
             self.pool,
             self.replicas,
             RoundRobin() if balancer is None else balancer,
@@ -201,7 +201,7 @@ class Rooms:
     def rest(self) -> float | None:
         """Find the first one exhausted, as its trial if it is due; return its rest."""
         picked = self.first if self.first in self.pool.live else self.pool.pick()
-        self.room.found_full(self.first, self.pool.permit(picked))
+        self.room.note_full(self.first, self.pool.permit(picked))
         return self.pool.snapshot().members[0].retry_in
 
     def dispose(self) -> None:
@@ -235,7 +235,7 @@ class TestRests:
         for _ in range(20):
             rooms.clock.now += 1.5
             assert rooms.rest() is None
-            rooms.room.relieved(rooms.first)
+            rooms.room.note_connected(rooms.first)
         assert not rooms.room.exhausted
 
     def test_the_last_one(self, rooms: Rooms) -> None:
@@ -249,7 +249,7 @@ class TestRests:
         """Nothing is kept of it."""
         rooms.rest()
         rooms.pool.remove("slave_1").target.dispose()
-        rooms.room.found_full(rooms.second, rooms.pool.permit(rooms.second))
+        rooms.room.note_full(rooms.second, rooms.pool.permit(rooms.second))
         assert rooms.room.exhausted.keys() == {rooms.second}
 
 
@@ -298,7 +298,9 @@ class TestQueues:
             {m.name: m.target for m in rooms.pool.members}, weights={"slave_1": 3}
         )
         heavy, light = pool.members
-        room = Capacity(pool, rooms.replicas, RoundRobin(), bearable=2, longest=4)
+        room = ReplicaCapacity(
+            pool, rooms.replicas, RoundRobin(), bearable=2, longest=4
+        )
         rooms.replicas["slave_1"].slow_until = time.monotonic() + 60
         with rooms.using(heavy, 4), rooms.using(light):
             assert room.choose(heavy) is heavy

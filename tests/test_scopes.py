@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import inspect
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -18,6 +19,8 @@ from flask_replicated import (
     using_master,
     using_slave,
 )
+from flask_replicated.routing import decorator_order
+from flask_replicated.routing.decorator_order import _decorated
 from tests.support import REPLICAS, Build, Site, build_fixture
 
 if TYPE_CHECKING:
@@ -263,6 +266,111 @@ class TestStrength:
             return f"{before} {changes_database(site.role)()}"
 
         assert ask(site, page, "GET") == "replica primary"
+
+
+def plain() -> str:
+    """Answer."""
+    return "plain"
+
+
+fresh = use_master_database(plain)
+
+WRITTEN: dict[str, Any] = {
+    "@use_master_database": use_master_database,
+    "@changes_database": changes_database,
+    "@use_slave_database": use_slave_database,
+    "@using_master()": using_master(),
+    "@using_slave()": using_slave(),
+}
+
+
+class TestAboveTheRoute:
+    """A decorator above ``@app.get(...)``, which Flask does not see."""
+
+    @pytest.mark.parametrize("written", WRITTEN)
+    def test_warning(
+        self, site: Site, written: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """It has no effect, and a warning names the view and the right order, once."""
+
+        def page() -> str:
+            return site.role()
+
+        WRITTEN[written](site.app.get("/page")(page))
+        for _ in range(2):
+            assert site.get("/page") == "replica"
+        (record,) = caplog.records
+        assert record.levelname == "WARNING"
+        for word in ("'page'", written, "@app.get(...), at the top"):
+            assert word in record.message
+
+    def test_blueprint(self, site: Site, caplog: pytest.LogCaptureFixture) -> None:
+        """It is the same for the route of a blueprint, and between decorators."""
+        blueprint = Blueprint("part", __name__)
+
+        @wrapping
+        @changes_database
+        @blueprint.get("/page")
+        @wrapping
+        def page() -> str:
+            return site.role()
+
+        site.app.register_blueprint(blueprint)
+        assert site.get("/page") == "replica"
+        (record,) = caplog.records
+        assert "'part.page'" in record.message
+
+    @pytest.mark.parametrize("other", [wrapping, bare])
+    def test_below_the_route(
+        self, site: Site, other: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """In the right order nothing is logged."""
+
+        def page() -> str:
+            return site.role()
+
+        site.app.get("/page")(other(changes_database(other(page))))
+        site.get("/page")
+        assert caplog.records == []
+
+    def test_view_of_its_own(
+        self, site: Site, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A function may be one view as it is, and another one decorated."""
+
+        def page() -> str:
+            return site.role()
+
+        site.app.add_url_rule("/any", "any", page)
+        site.app.add_url_rule("/fresh", "fresh", wrapping(changes_database(page)))
+        assert (site.get("/any"), site.get("/fresh")) == ("replica", "primary")
+        assert caplog.records == []
+
+    def test_names(self, site: Site, caplog: pytest.LogCaptureFixture) -> None:
+        """So may a function whose decorated version has a name of its own."""
+        site.app.before_request(lambda: (site.who(), None)[1])
+        site.app.add_url_rule("/plain", "plain", plain)
+        assert site.get("/plain") == fresh() == "plain"
+        assert caplog.records == []
+
+    def test_forgotten(self) -> None:
+        """Functions that are gone are not remembered."""
+        gc.collect()
+        before = len(_decorated)
+        kept = [lambda: None for _ in range(3)]
+        decorated = [changes_database(one) for one in kept]
+        assert len(_decorated) == before + 3
+        del kept, decorated
+        gc.collect()
+        assert len(_decorated) == before
+
+    def test_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A program that decorates functions as it runs does not fill the memory."""
+        monkeypatch.setattr(decorator_order, "_MAX_NOTED", len(_decorated))
+        kept = [lambda: None for _ in range(3)]
+        decorated = [changes_database(one) for one in kept]
+        assert len(_decorated) == decorator_order._MAX_NOTED
+        del decorated
 
 
 class TestParentheses:

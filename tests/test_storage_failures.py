@@ -114,7 +114,7 @@ class TestAiling:
     def test_removed(
         self, storage_failures: StorageFailures, pool: Pool[sa.Engine]
     ) -> None:
-        """One that has been removed meanwhile harms nobody."""
+        """One that has been removed meanwhile does no harm."""
         member = pool.remove("slave_1")
         for _ in range(2):
             storage_failures.note(member, ERROR, pool, 1.0)
@@ -169,7 +169,7 @@ def test_no_get_fails(
 
 
 def test_a_statement_that_fails_everywhere(build: Build, tmp_path: Path) -> None:
-    """It is run once on each server, is raised, and takes out nobody."""
+    """It is run once on each server, is raised, and takes out no replica."""
     names = ("master", *REPLICAS)
     files = {name: make_file(tmp_path, name) for name in names}
     site = build([], binds={name: sqlite_url(files[name]) for name in REPLICAS})
@@ -189,10 +189,10 @@ def test_a_statement_that_fails_everywhere(build: Build, tmp_path: Path) -> None
     assert len(pool.live) == len(REPLICAS)
 
 
-def test_a_look_does_not_bring_it_back(
+def test_a_probe_does_not_bring_it_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server that answers the look is not well for that; its wait goes on."""
+    """A server that answers a probe is not well for that; its wait goes on."""
     names = ("master", "slave_1", "slave_2")
     files = {name: make_file(tmp_path, name) for name in names}
     primary, *replicas = (sa.create_engine(sqlite_url(files[name])) for name in names)
@@ -203,13 +203,13 @@ def test_a_look_does_not_bring_it_back(
         REPLICATED_BREAKER_RESET=60,
         REPLICATED_BREAKER_MAX_RESET=60,
     )
-    pool, looks = engine.replicas.replica_pool, 0
-    look = ReplicaProbe.check
+    pool, probes = engine.replicas.replica_pool, 0
+    check = ReplicaProbe.check
 
     def counted(probe: ReplicaProbe, *, anew: bool) -> ReplicaReport:
-        nonlocal looks
-        looks += probe.member.name == "slave_1"
-        return look(probe, anew=anew)
+        nonlocal probes
+        probes += probe.member.name == "slave_1"
+        return check(probe, anew=anew)
 
     monkeypatch.setattr(ReplicaProbe, "check", counted)
     damage(files["slave_1"])
@@ -221,7 +221,7 @@ def test_a_look_does_not_bring_it_back(
             except sa.exc.DatabaseError:
                 failed += 1
     assert failed == 2
-    before = looks
-    wait_until(lambda: looks > before + 3, "some looks")
+    before = probes
+    wait_until(lambda: probes > before + 3, "some probes")
     assert [member.name for member in pool.live] == ["slave_2"]
     engine.dispose()

@@ -21,7 +21,11 @@ from flask_replicated import (
     replicated_engine,
     using_slave,
 )
-from flask_replicated.replica.throttle import limit_connecting, limit_waiting, unlimited
+from flask_replicated.replica.throttle import (
+    limit_connecting,
+    limit_pool_wait,
+    unlimited,
+)
 from tests.support import Build, build_fixture, make_file, sqlite_url, unpooled
 
 if TYPE_CHECKING:
@@ -204,7 +208,7 @@ class Patient(QueuePool):
 
 
 class TestWaiting:
-    """How long one waits for a connection that somebody else has."""
+    """How long a caller waits for a connection that another one has."""
 
     @pytest.mark.parametrize(
         ("options", "seconds", "found"),
@@ -224,15 +228,15 @@ class TestWaiting:
         """The limit stands in for SQLAlchemy's default alone, and outlives dispose."""
         options = {"poolclass": QueuePool, **options}
         engine = sa.create_engine("sqlite://", **options)
-        limit_waiting(engine, seconds)
+        limit_pool_wait(engine, seconds)
         for _ in range(2):
             assert isinstance(engine.pool, QueuePool)
             assert engine.pool.timeout() == found
             engine.dispose()
 
-    def test_nobody_waits_in_other_pools(self) -> None:
+    def test_no_wait_in_other_pools(self) -> None:
         """A pool that gives everybody a connection has no limit."""
-        limit_waiting(sa.create_engine("sqlite://", poolclass=NullPool), 2)
+        limit_pool_wait(sa.create_engine("sqlite://", poolclass=NullPool), 2)
 
     def test_primary(self) -> None:
         """Not for the primary, where a bind names that."""

@@ -12,11 +12,11 @@ from flask_replicated.replica.replica_status import ReplicaReport
 
 
 class Scene:
-    """A primary and a standby, which are looked at in turn.
+    """A primary and a standby, which are probed in turn.
 
     Attributes:
         status: What is known of the primary.
-        now: The time of the latest look.
+        now: The time of the latest probe.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class Scene:
         self._history = ReplicaHistory(self.status)
 
     def primary(self, position: int, timeline: int = 1, *, anew: bool = False) -> None:
-        """Look at the primary, over a new connection where that is wanted."""
+        """Probe the primary, over a new connection where that is wanted."""
         self.now += 1
         facts = PrimaryReport(False, True, position={"": position}, timeline=timeline)
         anew = anew or self.status.doubted
@@ -40,7 +40,7 @@ class Scene:
         cut_off: bool = False,
         started: float | None = 5.0,
     ) -> str | None:
-        """Look at the standby; return why it is set apart, if it is."""
+        """Probe the standby; return why it is set apart, if it is."""
         self.now += 1
         received = None if cut_off else replayed
         found = ReplicaReport(
@@ -56,7 +56,7 @@ class Scene:
         return self._history.judge(found, self.now).apart
 
     def promoted(self) -> None:
-        """Look at the standby's server while it is a primary."""
+        """Probe the standby's server while it is a primary."""
         self._history.judge(ReplicaReport(primary=True), self.now)
 
 
@@ -105,7 +105,7 @@ class TestOlder:
         assert scene.replica(120, cut_off=True) is None
 
     def test_primary_restarts(self) -> None:
-        """One that has followed is not set apart while there is nobody to follow."""
+        """One that has followed is not set apart while there is none to follow."""
         scene = Scene()
         scene.primary(120, timeline=2)
         assert scene.replica(120, timeline=2) is None
@@ -136,7 +136,7 @@ class TestWasPrimary:
     """A server that was the primary, and is a standby by now."""
 
     def test_receives_nothing(self) -> None:
-        """It is set apart until it follows: it may have what nobody else has."""
+        """It is set apart until it follows: it may have what no other server has."""
         scene = Scene()
         scene.primary(100)
         scene.promoted()

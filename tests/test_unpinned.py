@@ -556,7 +556,9 @@ class TestTables:
         """Nor does it begin one where an endpoint is known to write something else."""
         shop.do(lambda _: None)
         state = shop.site.app.extensions["replicated"].state(shop.site.app)
-        state.learn_writer(WriteOnReplicaError("SELECT slip()", "do", "refused"))
+        state.decider.learn_writer(
+            WriteOnReplicaError("SELECT slip()", "do", "refused")
+        )
 
         def touch(shop: Shop) -> None:
             shop.session.execute(sa.update(shop.account).values(seen=5))

@@ -1,19 +1,20 @@
-"""Which replica has room for one more read, so that none waits behind others.
+"""Which replica has capacity for one more read, so that none waits behind others.
 
 A rotation knows nothing of the connections in use. Where one replica is slow or stuck,
-its turn would come all the same, and one after the other all would wait there. While
-none is, the rotation is obeyed to the letter.
+its turn would come all the same, and one request after the other would wait there.
+While none is, the rotation is followed exactly.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sqlalchemy.pool import QueuePool
 
 from balancers import Random, RoundRobin, UnknownMemberError, Weighted
+from flask_replicated._private import max_overflow
 from flask_replicated.errors import ExhaustedError
 
 if TYPE_CHECKING:
@@ -24,61 +25,56 @@ if TYPE_CHECKING:
     from balancers import Member, Permit, Pool
     from flask_replicated.replica.connection_events import ReplicaServer
 
-__all__ = ["Capacity", "in_use", "is_full"]
+__all__ = ["ReplicaCapacity", "in_use", "is_full"]
 
-_REST = 1.0
-"""Seconds of the first rest of a replica whose connection pool is exhausted."""
-_TWICE, _LEAST = 2, 2
-"""How often as many connections are in use where others have room; and how many."""
+_PAUSE = 1.0
+"""Seconds of the first pause of a replica whose connection pool is exhausted."""
+_QUEUE_RATIO, _QUEUE_LEAST = 2, 2
+"""A slow replica has a queue where it has more than so many times another's connections
+in use, and at least so many."""
 _COMPARED = 4
 """With how many others a replica is compared, where there are more."""
 
 
 def in_use(engine: Engine) -> int:
     """Return how many connections of an engine's pool are in use, or being opened."""
-    # What checkedout() returns, without its lock: it is asked at each connect.
-    pool: Any = engine.pool
-    try:
-        free = pool._pool  # noqa: SLF001 - as said
-        used: int = free.maxsize + pool._overflow - len(free.queue)  # noqa: SLF001 - the same
-    except AttributeError:  # of asyncio, or of another kind
-        return pool.checkedout() if isinstance(pool, QueuePool) else 0
-    return used
+    pool = engine.pool
+    return pool.checkedout() if isinstance(pool, QueuePool) else 0
 
 
 def is_full(engine: Engine) -> bool:
     """Whether one more would have to wait for a connection of an engine's pool."""
-    pool: Any = engine.pool
+    pool = engine.pool
     if not isinstance(pool, QueuePool):
         return False
-    most = pool._max_overflow  # noqa: SLF001 - it has no other name
-    return most > -1 and in_use(engine) >= pool.size() + most
+    most = max_overflow(pool)
+    return most > -1 and pool.checkedout() >= pool.size() + most
 
 
-class Capacity:
-    """Finds a replica with room, and lets those rest that give no connection back.
+class ReplicaCapacity:
+    """Finds a replica with room, and pauses those that give no connection back.
 
     Args:
         pool: The replicas.
-        replicas: What takes care of each of them, by name.
-        balancer: What picks. Those that spread reads evenly need not be obeyed where a
-            replica has a queue and another has none; others may have their reasons.
+        servers: What is known of each replica's server, by name.
+        balancer: What picks. Those that spread reads evenly need not be followed where
+            a replica has a queue and another has none; others may have their reasons.
         bearable: Seconds for which a connection pool may be exhausted without giving
             one connection back.
-        longest: Seconds of the longest rest.
+        longest: Seconds of the longest pause.
         bind: Returns a replica's bind by its name, in Python syntax.
         clock: Returns seconds that never go backwards.
 
     Attributes:
         exhausted: Those with no connection to spare, each with the time since when and
-            how often it has rested for it. While there is one, :meth:`relieved` is to
-            be called.
+            how often it was paused for it. While there is one, :meth:`note_connected`
+            is to be called.
     """
 
     def __init__(
         self,
         pool: Pool[Engine],
-        replicas: Mapping[str, ReplicaServer],
+        servers: Mapping[str, ReplicaServer],
         balancer: object,
         *,
         bearable: float,
@@ -87,7 +83,7 @@ class Capacity:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pool = pool
-        self._replicas = replicas
+        self._servers = servers
         self._spreads = isinstance(balancer, RoundRobin | Random | Weighted)
         self._bearable = bearable
         self._longest = longest
@@ -99,59 +95,60 @@ class Capacity:
     def choose(self, picked: Member[Engine]) -> Member[Engine]:
         """Return the replica that was picked, or another one that has more room."""
         if is_full(picked.target):
-            return self._instead(picked)
-        replica = self._replicas.get(picked.name)
-        if replica is None or self._clock() >= replica.slow_until:
+            return self._replace_full(picked)
+        server = self._servers.get(picked.name)
+        if server is None or self._clock() >= server.slow_until:
             return picked
         return self._less_used(picked) if self._spreads else picked
 
-    def _instead(self, full: Member[Engine]) -> Member[Engine]:
-        """Return one where nobody has to wait, or else where it may be soonest over."""
-        self.found_full(full, self._pool.permit(full))
+    def _replace_full(self, full: Member[Engine]) -> Member[Engine]:
+        """Return one with room; if there is none, the likeliest to have some soon."""
+        self.note_full(full, self._pool.permit(full))
         others = self._others(full)
         free = [one for one in others if not is_full(one.target)]
-        return min(free, key=_share) if free else self._soonest([full, *others])
+        return min(free, key=_share) if free else self._latest_free([full, *others])
 
     def _less_used(self, slow: Member[Engine]) -> Member[Engine]:
         """Return another one, if this one has a queue and that one has none."""
-        if self._pool.permit(slow).trial or in_use(slow.target) < _LEAST:
+        if self._pool.permit(slow).trial or in_use(slow.target) < _QUEUE_LEAST:
             return slow
         others = self._others(slow)[:_COMPARED]
         other = min(others, key=_share, default=slow)
-        return other if _share(slow) > _TWICE * _share(other) else slow
+        return other if _share(slow) > _QUEUE_RATIO * _share(other) else slow
 
     def _others(self, than: Member[Engine]) -> list[Member[Engine]]:
-        """Return the others in rotation, in an order by chance."""
+        """Return the others in rotation, in random order."""
         others = [one for one in self._pool.live if one is not than]
         random.shuffle(others)
         return others
 
-    def _soonest(self, full: list[Member[Engine]]) -> Member[Engine]:
-        """Return where somebody has got a connection latest: the next may come soon."""
+    def _latest_free(self, full: list[Member[Engine]]) -> Member[Engine]:
+        """Return the one that has had a connection to spare most lately."""
         known, now = self.exhausted, self._clock()
         return max(full, key=lambda one: known.get(one, (now, 0))[0])
 
-    def found_full(self, member: Member[Engine], permit: Permit) -> None:
-        """Hear that somebody finds no connection to spare; let the replica rest for it.
+    def note_full(self, member: Member[Engine], permit: Permit) -> None:
+        """Note that a replica has no connection to spare; pause it if that lasts.
 
-        If none was given back for long, or a trial has found it so; not the last one.
+        It is paused if none was given back for long, or if a trial has found it so; but
+        not the last one.
 
         Args:
             member: The replica.
             permit: From when it was picked.
         """
         now = self._clock()
-        since, rests = self.exhausted.get(member, (now, 0))
+        since, pauses = self.exhausted.get(member, (now, 0))
         others = any(one is not member for one in self._pool.live)
-        rest = permit.trial or (others and now - since >= self._bearable)
-        self._note(member, (since, rests + rest))
-        if rest:
-            self._rest(member, min(self._longest, _REST * 2.0**rests), permit)
+        pause = permit.trial or (others and now - since >= self._bearable)
+        self._note(member, (since, pauses + pause))
+        if pause:
+            self._pause(member, min(self._longest, _PAUSE * 2.0**pauses), permit)
 
-    def _rest(self, member: Member[Engine], seconds: float, permit: Permit) -> None:
-        replica = self._replicas.get(member.name)
-        if replica is not None:
-            replica.pool_exhausted = True  # first: a look must not bring it back
+    def _pause(self, member: Member[Engine], seconds: float, permit: Permit) -> None:
+        server = self._servers.get(member.name)
+        if server is not None:
+            server.pool_exhausted = True  # first: a probe must not bring it back
         many = in_use(member.target)
         error = ExhaustedError(
             member.name, many, self._bearable, self._bind(member.name)
@@ -161,8 +158,8 @@ class Capacity:
         except UnknownMemberError:  # it has been removed meanwhile
             pass
 
-    def relieved(self, member: Member[Engine]) -> None:
-        """Hear that somebody has got a connection."""
+    def note_connected(self, member: Member[Engine]) -> None:
+        """Note that a connection to a replica was had."""
         if member in self.exhausted:
             self._note(member, None)
 

@@ -7,6 +7,7 @@ of it, and its end cannot fail.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,8 +15,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.sql.elements import SavepointClause
 
-from flask_replicated.refusals import write_refused
+from flask_replicated._private import joined_dispatch
+from flask_replicated.errors import WriteOnReplicaError
+from flask_replicated.replica.connection_events import CHANGED
 from flask_replicated.routing.decision import WROTE, Reason, Role
+from flask_replicated.routing.flask_context import running_endpoint
 from flask_replicated.routing.hints import wanted_role
 from flask_replicated.routing.housekeeping import Sent
 from flask_replicated.routing.overrides import active_role, leaves_no_trace
@@ -24,15 +28,17 @@ from flask_replicated.sql.text import Kind
 
 from .lazy_begin import PICKED, WITH_BLOCKS, begin_block, leave_out_block
 from .transactions import (
+    ReadConnection,
     ReadSavepoint,
     ReadTransaction,
     ReadTwoPhase,
     ReportedTransaction,
     ReportedTwoPhase,
+    ReportingConnection,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from sqlalchemy import (
         CursorResult,
@@ -47,7 +53,7 @@ if TYPE_CHECKING:
 
     from balancers import Member
 
-    from .engines import PrimaryEngine, ReplicaPoolEngine
+    from .facade import ReplicasFacade, ServerFacade
 
 __all__ = ["PrimaryConnection", "ReplicaConnection"]
 
@@ -60,12 +66,11 @@ _STATEMENT_SNAPSHOTS = frozenset({"READ COMMITTED", "READ UNCOMMITTED", "AUTOCOM
 _SQLALCHEMY = ("sqlalchemy.engine.", "sqlalchemy.dialects.")
 
 
-class _LateJoined(Connection):
-    """A connection that asks who listens to it when there is something to tell.
+class _LazyDispatch(Connection):
+    """A connection that looks for its listeners at the first event.
 
-    To find that out at once, as SQLAlchemy does, is a fifth of what it costs to
-    connect; and nearly always nobody listens. Who does is heard all the same, whenever
-    they began.
+    SQLAlchemy looks for them at once, which is a fifth of what it costs to connect;
+    and nearly always there are none. All are called, whenever they were added.
     """
 
     if not hasattr(Connection, "_has_events"):  # in the oldest of SQLAlchemy 2.0
@@ -77,43 +82,46 @@ class _LateJoined(Connection):
 
     @functools.cached_property
     def dispatch(self) -> Any:  # type: ignore[override]  # SQLAlchemy's is a descriptor too
-        """Who listens to this connection, and to its engine."""
-        return super().dispatch._join(self.engine.dispatch)  # noqa: SLF001 - as Connection's own constructor does
+        """The listeners of this connection, and of its engine."""
+        return joined_dispatch(super().dispatch, self.engine)
 
 
-class PrimaryConnection(_LateJoined):
+class PrimaryConnection(_LazyDispatch, ReportingConnection):
     """A connection to the primary that reports committed writes.
 
     Attributes:
-        facade: The Engine-shaped object whose ``connect()`` made it; ``engine`` is the
-            real engine.
-        wrote: Whether the transaction in progress has written, housekeeping aside.
-        suspected: Whether it may have, by what its text calls or by who has the
-            driver's connection in hand.
-        doubtful: Whether it may have, by what the text calls of a statement that
-            is here as any read of its request is.
-        announced: Whether the primary was asked for by name.
-        unshared: Whether it has rows, or settings, that no other server can have.
-        begun: Whether the transaction in progress has sent a statement.
-        read: Whether one of these, with using_master(pin=False) around none of them,
-            was no mere write.
-        undecided: What the statement that is being executed does, until it is sent;
-            None if that is no news.
-        writes: The beginning of what was written, as it was sent.
-        guesses: The same of what may have been.
+        facade: The facade whose ``connect()`` made it; ``engine`` is the real engine.
+        explicit: Whether the primary was asked for by name.
         preparing: Whether listeners may be at work that prepare a connection, or a
             transaction.
+        pending_kind: What the statement that is being executed does, until it is sent;
+            None if that is no news.
+
+    These are about the transaction in progress:
+
+    Attributes:
+        has_sent: Whether it has sent a statement.
+        has_read: Whether one of these, with using_master(pin=False) around none of
+            them, was no mere write.
+        has_local_changes: Whether it has rows, or settings, that no other server can
+            have.
+        wrote: Whether it has written, housekeeping aside.
+        maybe_wrote: Whether it may have, by what its text calls or because the program
+            has the driver's connection.
+        reads_maybe_wrote: Whether a statement may have, by what its text calls, that is
+            here as any read of its request is.
+        written: The first statements that wrote, as they were sent.
+        maybe_written: The first of those that may have.
     """
 
-    wrote = suspected = doubtful = unshared = begun = read = False
-    announced = preparing = False
-    undecided: Kind | None = None
-    writes: tuple[str, ...] = ()
-    guesses: tuple[str, ...] = ()
+    explicit = preparing = False
+    pending_kind: Kind | None = None
+    has_sent = has_read = has_local_changes = False
+    wrote = maybe_wrote = reads_maybe_wrote = False
+    written: tuple[str, ...] = ()
+    maybe_written: tuple[str, ...] = ()
 
-    def __init__(
-        self, engine: Engine, facade: PrimaryEngine | ReplicaPoolEngine
-    ) -> None:
+    def __init__(self, engine: Engine, facade: ServerFacade) -> None:
         self.facade = facade  # first: listeners may execute something
         self.preparing = True
         super().__init__(engine)
@@ -123,16 +131,16 @@ class PrimaryConnection(_LateJoined):
     def connection(self) -> PoolProxiedConnection:
         """The driver's connection. What is done with it cannot be followed.
 
-        So whoever asks for it may write, and even commit.
+        So the program may write with it, and even commit.
         """
         # SQLAlchemy asks at each begin and commit, and for other ends of its own.
         caller = sys._getframe().f_back  # noqa: SLF001 - a public function of sys
         module = "" if caller is None else caller.f_globals.get("__name__", "")
         if not (self.preparing or module.startswith(_SQLALCHEMY)):
-            self.unshared = True
+            self.has_local_changes = True
             if not leaves_no_trace(self):
-                self.suspected = True
-                self.facade.routed.app.given_out()
+                self.maybe_wrote = True
+                self.facade.routed.app.note_raw_connection()
         return super().connection
 
     # The overloads of Connection differ in the type of their result alone.
@@ -140,23 +148,27 @@ class PrimaryConnection(_LateJoined):
         self, statement: Any, parameters: Any = None, *, execution_options: Any = None
     ) -> CursorResult[Any]:
         """Execute a statement, as any connection does."""
-        return self._noted(super().execute, statement, parameters, execution_options)
+        return self._execute_noted(
+            super().execute, statement, parameters, execution_options
+        )
 
     def scalar(
         self, statement: Any, parameters: Any = None, *, execution_options: Any = None
     ) -> Any:
         """Execute a statement and return its first value."""
-        return self._noted(super().scalar, statement, parameters, execution_options)
+        return self._execute_noted(
+            super().scalar, statement, parameters, execution_options
+        )
 
     def exec_driver_sql(
         self, statement: str, parameters: Any = None, execution_options: Any = None
     ) -> CursorResult[Any]:
         """Execute a string on the driver's own cursor."""
-        return self._noted(
+        return self._execute_noted(
             super().exec_driver_sql, statement, parameters, execution_options
         )
 
-    def _noted(
+    def _execute_noted(
         self,
         execute: Callable[..., _T],
         statement: Any,
@@ -167,51 +179,53 @@ class PrimaryConnection(_LateJoined):
 
         A default or a listener may execute others before.
         """
-        outer, self.undecided = self.undecided, self._shown(statement)
+        outer, self.pending_kind = self.pending_kind, self._kind_of(statement)
         try:
             result = execute(statement, parameters, execution_options=execution_options)
             # It was sent by a listener of the program's own.
-            if self.undecided is Kind.WRITE:
+            if self.pending_kind is Kind.WRITE:
                 self.wrote = True
         finally:
-            self.undecided = outer
+            self.pending_kind = outer
         return result
 
-    def _shown(self, statement: Any) -> Kind | None:
+    def _kind_of(self, statement: Any) -> Kind | None:
         """Return what a statement does as far as it shows; None if that is no news."""
         kind = self.facade.routed.classify(statement)
         if kind is Kind.READ:
-            if self.read and self._transaction is not None:
+            if self.has_read and self._transaction is not None:
                 return None  # the first read of a transaction says why it is here
             if self.preparing or isinstance(statement, SavepointClause):
                 return None
-        stands_in = self.facade is not self.facade.routed.primary
-        if stands_in and kind >= Kind.LOCK and active_role() is Role.REPLICA:
-            raise write_refused(statement, "inside using_slave()")
+        instead_of_replica = self.facade is not self.facade.routed.primary
+        if instead_of_replica and kind >= Kind.LOCK and active_role() is Role.REPLICA:
+            raise WriteOnReplicaError(
+                statement, running_endpoint(), "inside using_slave()"
+            )
         return kind
 
-    def judge(self, sql: str, context: ExecutionContext) -> None:
-        """Judge what is about to be sent, by what it says in full.
+    def note_sent(self, sql: str, context: ExecutionContext) -> None:
+        """Note what is about to be sent, by what its whole text says.
 
         Args:
             sql: The text, as it is the same each time.
             context: How it is sent.
         """
-        kind, self.undecided = self.undecided, None
+        kind, self.pending_kind = self.pending_kind, None
         if kind is Kind.SETTING and self.preparing:
             return  # listeners set the same on each server
         routed, forgotten = self.facade.routed, leaves_no_trace(self)
         app = routed.app
-        if kind is Kind.READ and not self.begun:
+        if kind is Kind.READ and not self.has_sent:
             routed.reads.on_primary(self._why(context))
         if kind is Kind.SETTING:
             self._note_setting(sql, context, forgotten=forgotten)
         else:
-            self.begun = True
-        self.unshared = self.unshared or kind is Kind.WRITE
+            self.has_sent = True
+        self.has_local_changes = self.has_local_changes or kind is Kind.WRITE
         if forgotten:
             return
-        self.read = self.read or kind in {Kind.READ, Kind.LOCK}
+        self.has_read = self.has_read or kind in {Kind.READ, Kind.LOCK}
         if kind is Kind.LOCK:
             app.latch(WROTE)
         if kind in {Kind.WRITE, None} or routed.classifier.text.may_write(sql):
@@ -219,7 +233,7 @@ class PrimaryConnection(_LateJoined):
 
     def _why(self, context: ExecutionContext) -> Reason:
         """Return what has brought a read here."""
-        if self.announced:
+        if self.explicit:
             return "bind"
         if self.facade is not self.facade.routed.primary:
             return "fallback"
@@ -240,11 +254,11 @@ class PrimaryConnection(_LateJoined):
     ) -> None:
         # What listeners set for a transaction as it begins is a part of it.
         prepares = (
-            not self.begun
+            not self.has_sent
             and self.dialect.name == "postgresql"
             and is_local(sql, context.parameters)
         )
-        self.unshared = True
+        self.has_local_changes = True
         if not (prepares or forgotten):
             self.facade.routed.app.latch(WROTE)
 
@@ -252,17 +266,17 @@ class PrimaryConnection(_LateJoined):
         """Note what writes, or may: the request, and its client, must see it."""
         app = self.facade.routed.app
         if app.is_unpinned(sql, self.dialect):
-            self.unshared = True
+            self.has_local_changes = True
             return
         if not sure:
-            if len(self.guesses) < _FEW and sql not in self.writes:
-                self.guesses += (sql,)
-            self.suspect(context.execution_options)
+            if len(self.maybe_written) < _FEW and sql not in self.written:
+                self.maybe_written += (sql,)
+            self._suspect(context.execution_options)
             return
         app.latch(WROTE)
         self.wrote = True
-        if len(self.writes) < _FEW:
-            self.writes += (sql,)
+        if len(self.written) < _FEW:
+            self.written += (sql,)
         if self._in_autocommit():  # the statement is its own transaction
             self.committed()
 
@@ -281,20 +295,20 @@ class PrimaryConnection(_LateJoined):
                 return False
         return bool(level == "AUTOCOMMIT")
 
-    def suspect(self, options: Mapping[str, Any]) -> None:
+    def _suspect(self, options: Mapping[str, Any]) -> None:
         """Note that what is being sent may write, though it looks like a read.
 
         Args:
             options: The execution options of the statement.
         """
         if (
-            self.announced
+            self.explicit
             or active_role() is not None
             or wanted_role(None, options) is not None
         ):
-            self.suspected = True
+            self.maybe_wrote = True
         else:
-            self.doubtful = True
+            self.reads_maybe_wrote = True
         if self._in_autocommit():
             self.committed()
 
@@ -303,36 +317,40 @@ class PrimaryConnection(_LateJoined):
         app = self.facade.routed.app
         wrote = (
             self.wrote
-            or self.suspected
+            or self.maybe_wrote
             # Or a pin would renew itself, for as long as its client reads.
-            or (self.doubtful and not app.only_pinned())
+            or (self.reads_maybe_wrote and not app.only_pinned())
         )
-        self.wrote = self.suspected = self.doubtful = False
-        if wrote or (self.read and app.in_known_writer()):
+        self.wrote = self.maybe_wrote = self.reads_maybe_wrote = False
+        if wrote or (self.has_read and app.decider.in_known_writer()):
             app.committed()
-        if self.writes or self.guesses:
+        if self.written or self.maybe_written:
             name = self.dialect.name
-            guesses = [Sent(sql, name, sure=False) for sql in self.guesses]
-            app.note_writes([*guesses, *(Sent(sql, name) for sql in self.writes)])
-            self.writes = self.guesses = ()
+            guesses = [Sent(sql, name, sure=False) for sql in self.maybe_written]
+            app.note_writes([*guesses, *(Sent(sql, name) for sql in self.written)])
+            self.written = self.maybe_written = ()
+
+    def ask_by_name(self) -> None:
+        """Note that the primary was asked for by name."""
+        self.explicit = True
 
     def begin(self) -> RootTransaction:
         """Begin a transaction whose commit is reported, if it wrote."""
         if self.in_transaction():
             return super().begin()  # raises what every connection raises
-        return self._begun(lambda: ReportedTransaction(self))
+        return self._begin_noted(lambda: ReportedTransaction(self))
 
     def begin_twophase(self, xid: Any | None = None) -> TwoPhaseTransaction:
         """Begin a two-phase transaction whose commit is reported, if it wrote."""
         if self.in_transaction():
             return super().begin_twophase(xid)
         xid = self.dialect.create_xid() if xid is None else xid
-        return self._begun(lambda: ReportedTwoPhase(self, xid))
+        return self._begin_noted(lambda: ReportedTwoPhase(self, xid))
 
-    def _begun(self, begin: Callable[[], _T]) -> _T:
-        self.wrote = self.suspected = self.doubtful = self.unshared = False
-        self.begun = self.read = False
-        self.writes = self.guesses = ()
+    def _begin_noted(self, begin: Callable[[], _T]) -> _T:
+        self.has_sent = self.has_read = self.has_local_changes = False
+        self.wrote = self.maybe_wrote = self.reads_maybe_wrote = False
+        self.written = self.maybe_written = ()
         before, self.preparing = self.preparing, True
         try:
             return begin()
@@ -340,41 +358,38 @@ class PrimaryConnection(_LateJoined):
             self.preparing = before  # a listener may have begun it
 
 
-class ReplicaConnection(_LateJoined):
-    """A connection to one replica; it reads, and it harms nobody when lost.
+class ReplicaConnection(_LazyDispatch, ReadConnection):
+    """A connection to one replica. It only reads, and its loss does no harm.
 
-    A :class:`.gate.Gate` looks at what it sends, and notes here what came of it.
+    A :class:`.gate.Gate` checks what it sends, and tells it what has come of that.
 
     Attributes:
-        facade: The Engine-shaped object whose ``connect()`` made it; ``engine`` is the
-            real engine.
+        facade: The facade whose ``connect()`` made it; ``engine`` is the real engine.
         member: The replica.
         sent: How many statements of this transaction have been sent.
         refused: Whether a write was stopped in it, here or by the server.
         aborted: Whether it was by the server, which then takes no more.
-        changed: Whether it has changed its session with a ``SET``.
-        bound: Whether code has done so that has asked for a replica; what listeners set
-            for a transaction, they set for the next one, too.
-        loss: The error that the loss of the connection was known by, if it is lost.
-        failure: What the driver has raised last, and what it is known as; or None.
-        lacks: The error by which the server has said that it does not have what a
+        changed: Whether a ``SET`` has changed its session.
+        changed_by_program: Whether code has done so that has asked for a replica; what
+            listeners set for a transaction, they set for the next one, too.
+        error: What the driver has raised last, and what the program gets; or None.
+        loss: The error with which the connection was lost, if it is lost.
+        missing: The error by which the server has said that it does not have what a
             statement names, or None.
-        begins: Whether a transaction is being begun, of which nobody is told.
         preparing: Whether listeners may be at work that prepare it for its user.
-        of_session: Whether it is a session's, which will close it when it has closed
+        session_owned: Whether it is a session's, which will close it when it has closed
             its transaction; no more once it is being closed.
     """
 
     sent = 0
-    refused = aborted = changed = bound = False
+    refused = aborted = changed_by_program = False
+    error: tuple[BaseException, Exception] | None = None
     loss: DBAPIError | None = None
-    failure: tuple[BaseException, Exception] | None = None
-    lacks: DBAPIError | None = None
-    begins = preparing = False
-    of_session = True
+    missing: DBAPIError | None = None
+    preparing = _keeps_blocks_out = False
 
     def __init__(
-        self, engine: Engine, facade: ReplicaPoolEngine, member: Member[Engine]
+        self, engine: Engine, facade: ReplicasFacade, member: Member[Engine]
     ) -> None:
         # First: listeners may execute something.
         self.facade, self.member, self.preparing = facade, member, True
@@ -400,8 +415,8 @@ class ReplicaConnection(_LateJoined):
 
     @property
     def connection(self) -> PoolProxiedConnection:
-        """The driver's connection, in the hands of somebody who may need a block."""
-        if not self.begins:
+        """The driver's connection. Its user may need a transaction block."""
+        if not self._keeps_blocks_out:
             begin_block(self)
         return super().connection
 
@@ -415,20 +430,20 @@ class ReplicaConnection(_LateJoined):
         level = self.get_execution_options().get(
             "isolation_level", self.dialect.default_isolation_level
         )
-        return not self.bound and level in _STATEMENT_SNAPSHOTS
+        return not self.changed_by_program and level in _STATEMENT_SNAPSHOTS
 
     def begin(self) -> RootTransaction:
         """Begin a transaction that ends without failing."""
-        if self._transaction is not None:  # in_transaction(), at no call's price
+        if self._transaction is not None:  # what in_transaction() asks, without a call
             return super().begin()
         transaction = ReadTransaction(self)
         if self.sent or self.refused:
-            self.sent, self.refused, self.aborted = 0, False, False
+            self._forget_transaction()
         return transaction
 
     def close(self) -> None:
-        """End the transaction, whoever began it, and give the connection back."""
-        self.of_session = False
+        """End the transaction, if one is open, and give the connection back."""
+        self.session_owned = False
         super().close()
 
     def begin_twophase(self, xid: Any | None = None) -> TwoPhaseTransaction:
@@ -436,7 +451,7 @@ class ReplicaConnection(_LateJoined):
         if self.in_transaction():
             return super().begin_twophase(xid)
         transaction = ReadTwoPhase(self, xid)
-        self.sent, self.refused, self.aborted = 0, False, False
+        self._forget_transaction()
         return transaction
 
     def begin_nested(self) -> NestedTransaction:
@@ -447,4 +462,72 @@ class ReplicaConnection(_LateJoined):
         try:
             return ReadSavepoint(self)
         finally:
-            self.sent = sent  # a savepoint shows nothing to anybody
+            self.sent = sent  # a savepoint reads nothing
+
+    def _forget_transaction(self) -> None:
+        self.sent, self.refused, self.aborted = 0, False, False
+
+    # --- what others tell it --------------------------------------------------
+
+    def disown(self) -> None:
+        """Note that it is no session's."""
+        self.session_owned = False
+
+    @contextlib.contextmanager
+    def without_block(self) -> Iterator[None]:
+        """Return a block in which a look at the driver's connection begins none."""
+        self._keeps_blocks_out = True
+        try:
+            yield
+        finally:
+            self._keeps_blocks_out = False
+
+    def count_statement(self) -> None:
+        """Note that a statement is sent; a transaction's first one counts as a read."""
+        # What in_transaction() asks, without a call.
+        if not self.sent and self._transaction is not None:
+            self.facade.reads.on_replica(self.member)
+        self.sent += 1
+
+    def note_setting(self, sql: str, parameters: Any) -> None:
+        """Note a ``SET``. If it outlives its transaction, the session is not reused."""
+        self.changed = True
+        if self.preparing:  # its next user has it set again
+            return
+        if not (self.dialect.name == "postgresql" and is_local(sql, parameters)):
+            self.info[CHANGED] = True
+
+    def note_setting_of_program(self) -> None:
+        """Note that the ``SET`` was sent by code that has asked for a replica."""
+        self.changed_by_program = True
+
+    def note_stopped_write(self) -> None:
+        """Note that a write was not sent."""
+        self.refused = True
+
+    def note_refused_write(self, raised: BaseException, refusal: Exception) -> None:
+        """Note that the server has refused a write.
+
+        Args:
+            raised: What the driver has raised.
+            refusal: What the program gets.
+        """
+        self.refused = self.aborted = True
+        self.error = raised, refusal
+
+    def note_error(self, raised: BaseException, error: DBAPIError) -> None:
+        """Note an error, which may turn out to be the loss of the connection.
+
+        Args:
+            raised: What the driver has raised.
+            error: What the program gets.
+        """
+        self.error, self.loss = (raised, error), error
+
+    def note_missing(self, error: DBAPIError) -> None:
+        """Note that the server does not have what a statement names."""
+        self.missing = error
+
+    def forget_missing(self) -> None:
+        """Note that it is decided what follows from that."""
+        self.missing = None

@@ -1,9 +1,9 @@
-"""Engine-shaped objects: they look like one engine and stand for several.
+"""Facades over real engines: each looks like one engine and stands for several.
 
 ``Session`` and Core only ever call ``connect()`` on an engine, and then know
 the connection by its real engine. So a replica is picked, and failed over,
-exactly where a connection is made: before any statement was sent, and not when
-somebody only asks for a dialect.
+exactly where a connection is made: before any statement was sent, and not where only
+a dialect is asked for.
 """
 
 from __future__ import annotations
@@ -12,12 +12,10 @@ import contextlib
 import logging
 import math
 import time
-from os import getpid
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import TimeoutError  # noqa: A004 - not the built-in one
 
-from balancers import NoMemberAvailableError
 from balancers.errors import error_text
 from flask_replicated.errors import (
     MORE_AT_A_TIME,
@@ -31,11 +29,18 @@ from flask_replicated.replica.failures import Verdict, judge_connect
 from flask_replicated.routing.decision import ALL_BUSY, ALL_OUT, SPENT, Role
 from flask_replicated.routing.overrides import active_role, leaves_no_trace
 
-from .capacity import Capacity, in_use, is_full
+from .capacity import ReplicaCapacity, in_use, is_full
 from .connections import PrimaryConnection, ReplicaConnection
 from .events import Listeners, raised_by_listener
-from .facade import Alias, EngineFacade, shown_by
-from .least_stale import Notices, least_stale
+from .facade import (
+    Alias,
+    EngineFacade,
+    ReplicasFacade,
+    RoutedFacade,
+    ServerFacade,
+    shown_by,
+)
+from .least_lagged import least_lagged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -44,31 +49,30 @@ if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import PoolProxiedConnection
 
     from balancers import Member, Permit
-    from flask_replicated.fleet.fleet import Fleet
-    from flask_replicated.fleet.monitor import Monitor
-    from flask_replicated.fleet.outage_log import OutageLog
     from flask_replicated.replica.connection_events import ReplicaServer
     from flask_replicated.replica.primary_status import PrimaryStatus
-    from flask_replicated.routing.counts import Reads, ReplicaPool
+    from flask_replicated.routing.counts import ReadCounts, ReplicaPool
     from flask_replicated.routing.state import AppState, RequestState
+
+    from .background import FleetLike, MonitorLike, OutagesLike
 
 __all__ = ["PrimaryEngine", "ReplicaPoolEngine", "RoutedEngine"]
 
 logger = logging.getLogger("flask_replicated")
 
-_REST = 1.0
+_PAUSE = 1.0
 """Seconds for which a replica with no connection to spare is left alone."""
-_PAUSE = 60.0
-"""Seconds in which load on all replicas is told of once."""
-_ALL_OUT, _STALE = "every replica is out", "the least stale serves"
-"""What a log line says once."""
+_LOAD_LOG_INTERVAL = 60.0
+"""Seconds in which load on all replicas is logged once."""
+_ALL_OUT, _LAGGED = "every replica is out", "a replica that lags serves"
+"""Conditions that are logged once."""
 
 
-class PrimaryEngine(EngineFacade):
+class PrimaryEngine(ServerFacade):
     """The primary; its connections report committed writes.
 
-    It equals the real engine: a session, whoever made it, keeps its connections by
-    their engines and looks for them by its bind.
+    It equals the real engine: any session keeps its connections by their engines and
+    looks for them by its bind.
 
     Args:
         real: The primary's engine.
@@ -95,8 +99,7 @@ class PrimaryEngine(EngineFacade):
     def connect(self) -> Connection:
         """Connect to the primary."""
         app = self.routed.app
-        if app.process != getpid():
-            app.notice_fork()
+        app.notice_fork()
         # SQLAlchemy's own, which others may have wrapped to hear of each connect.
         try:
             return super().connect()
@@ -115,11 +118,10 @@ class PrimaryEngine(EngineFacade):
         What is done with it cannot be followed, so it counts as a write.
         """
         app = self.routed.app
-        if app.process != getpid():
-            app.notice_fork()
+        app.notice_fork()
         connection = self.real.raw_connection()
         if not leaves_no_trace():
-            app.given_out()
+            app.note_raw_connection()
         return connection
 
 
@@ -135,32 +137,99 @@ class _PickedEngine(EngineFacade):
         return ReplicaConnection(self.real, self._facade, self._member)
 
 
-class ReplicaPoolEngine(EngineFacade):
-    """The pool of replicas as one engine: ``connect()`` picks and fails over."""
+class _Failures:
+    """Why replicas have given no connection, of one attempt to connect.
+
+    Args:
+        seconds: For how long after the first failure others are tried.
+
+    Attributes:
+        causes: Why, by name.
+        busy: The names of those that had no connection to spare.
+        over: Whether the time is over. At least one other replica is tried.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._until = math.inf
+        self.causes: dict[str, str] = {}
+        self.busy: set[str] = set()
+        self.over = False
+
+    def __bool__(self) -> bool:
+        return bool(self.causes)
+
+    def add(self, name: str, cause: str, *, busy: bool) -> None:
+        """Add one that was tried."""
+        now = time.monotonic()
+        self.over = now >= self._until
+        if not self.causes:
+            self._until = now + self._seconds
+        self.causes[name] = cause
+        if busy:
+            self.busy.add(name)
+
+    def skip_full(self, name: str) -> None:
+        """Add one that was not tried, as its connection pool is exhausted."""
+        self.causes[name] = "it has no connection to spare"
+        self.busy.add(name)
+
+
+class _LoggedConditions(dict[str, object]):
+    """The conditions that were logged and last still, so that each is logged once.
+
+    A dictionary, because it is asked at each connect whether there is any.
+    """
+
+    def begin(self, condition: str) -> bool:
+        """Note that a condition is there; return whether it was not until now."""
+        mine = object()
+        return self.setdefault(condition, mine) is mine
+
+    def end(self, condition: str) -> bool:
+        """Note that a condition is over; return whether it was there until now."""
+        return self.pop(condition, None) is not None
+
+
+class ReplicaPoolEngine(ReplicasFacade):
+    """The pool of replicas as one engine: ``connect()`` picks and fails over.
+
+    Args:
+        replica_pool: The replicas.
+        routed: The engine that they are part of.
+        servers: What is known of each replica's server, by name; kept up to date.
+
+    Attributes:
+        replica_pool: The same.
+        routed: The same.
+        reads: Counts how many reads each server got.
+    """
+
+    routed: RoutedEngine
 
     def __init__(
         self,
         replica_pool: ReplicaPool,
         routed: RoutedEngine,
-        replicas: Mapping[str, ReplicaServer],
+        servers: Mapping[str, ReplicaServer],
     ) -> None:
         self.replica_pool = replica_pool
         self.reads = routed.reads
         self.routed = routed
-        self._replicas = replicas
+        self._servers = servers
         settings = routed.app.settings
-        self._room = Capacity(
+        self._capacity = ReplicaCapacity(
             replica_pool,
-            replicas,
+            servers,
             settings.balancer,
             bearable=settings.connect_timeout,
             longest=settings.breaker_max_reset,
             bind=routed.outages.setting,
         )
-        self._told = Notices()
-        self._primary_failed = -math.inf
-        self._load_from = 0.0  # when load is told of again
-        self._instead = PrimaryEngine(routed.real, routed, self)
+        self._logged = _LoggedConditions()
+        self._primary_failed_at = -math.inf
+        self._load_logged_from = 0.0  # when it is logged again
+        self._fallback = PrimaryEngine(routed.real, routed, self)
         self._picked: dict[Member[Engine], _PickedEngine] = {}
         members = replica_pool.members
         # A fleet keeps this up to date.
@@ -169,186 +238,148 @@ class ReplicaPoolEngine(EngineFacade):
     def connect(self) -> Connection:
         """Connect to this request's replica, or pick one; try each once.
 
+        None is tried any more when ``REPLICATED_FAILOVER_TIMEOUT`` is over.
+
         Raises:
             AllReplicasOutError: None took the connection, and
                 ``REPLICATED_FALLBACK`` is ``'error'``.
         """
-        routed = self.routed
-        if routed.monitor.idle or routed.fleet.idle or routed.app.process != getpid():
+        routed, pool = self.routed, self.replica_pool
+        if routed.monitor.idle or routed.fleet.idle or routed.app.was_forked():
             routed.wake()
         state = routed.app.request_state()
-        pool = self.replica_pool
-        kept = None
-        try:
-            if state is None:
-                member = pool.pick()
-            elif self not in state.kept:
-                # Another thread or task of the request may pick meanwhile.
-                member = state.kept.setdefault(self, pool.pick())
-            else:
-                kept = state.kept[self]
-                member = pool.first(kept) or pool.pick()
-                if member is not kept:
-                    state.kept[self] = member
-        except NoMemberAvailableError:
-            return self._without_replicas({}, set(), state)
-        if member is not kept and in_use(member.target):
-            member = self._where_room_is(member, state)
-        permit = pool.permit(member)
-        try:
-            connection = (self._picked.get(member) or self._note(member)).connect()
-        except Exception as error:  # noqa: BLE001 - a creator may raise anything
-            cause, lost = self._report(member, error, permit)
-            if member is kept and state is not None and not lost:
-                return self._stand_in(state)
-            causes = {member.name: cause}
-            return self._elsewhere(
-                member, causes, set() if lost else set(causes), state
-            )
-        if not permit.quiet or self._told or self._room.exhausted:
-            self._welcome(member, permit)
-        return connection
-
-    def _where_room_is(
-        self, picked: Member[Engine], state: RequestState | None
-    ) -> Member[Engine]:
-        """Return the replica that was picked, unless others have more room."""
-        member = self._room.choose(picked)
-        if member is not picked and state is not None:
-            state.kept[self] = member
-        return member
-
-    def _elsewhere(
-        self,
-        failed: Member[Engine],
-        causes: dict[str, str],
-        busy: set[str],
-        state: RequestState | None,
-    ) -> Connection:
-        """Connect to another replica than the one that failed; try each once.
-
-        None is tried any more when ``REPLICATED_FAILOVER_TIMEOUT`` is over.
-
-        Args:
-            failed: The one that failed.
-            causes: Why, by its name; it takes those of the others.
-            busy: Those of them that had no connection to spare; the same.
-            state: Of the running request, or None.
-        """
-        until = time.monotonic() + self.routed.app.settings.failover_timeout
-        # Whoever has waited already waits no more.
-        for member in self._others(failed, causes, busy, wait=not busy):
-            permit = self.replica_pool.permit(member)
+        kept = None if state is None else state.kept.get(self)
+        failures = _Failures(routed.app.settings.failover_timeout)
+        for member in self._candidates(kept, state, failures):
+            permit = pool.permit(member)
             try:
-                connection = (self._picked.get(member) or self._note(member)).connect()
-            except Exception as error:  # noqa: BLE001 - the same
-                causes[member.name], lost = self._report(member, error, permit)
-                if not lost:
-                    busy.add(member.name)
-                if time.monotonic() >= until:
+                connection = (self._picked.get(member) or self._add(member)).connect()
+            except Exception as error:  # noqa: BLE001 - a creator may raise anything
+                cause, busy = self._report_failure(member, error, permit)
+                if busy and state is not None and member is kept and not failures:
+                    # It lives. Another replica could show an older state than this
+                    # request has seen.
+                    state.latch(SPENT)
+                    return self._fallback.connect()
+                failures.add(member.name, cause, busy=busy)
+                if failures.over:
                     break
                 continue
-            self._welcome(member, permit)
-            if state is not None:
+            if not permit.quiet or self._logged or self._capacity.exhausted:
+                self._report_success(member, permit)
+            if state is not None and member is not kept:
                 state.kept[self] = member
             return connection
-        return self._without_replicas(causes, busy, state)
+        return self._without_replicas(failures, state)
 
-    def _others(
+    def _candidates(
         self,
-        failed: Member[Engine],
-        causes: dict[str, str],
-        busy: set[str],
-        *,
-        wait: bool,
+        kept: Member[Engine] | None,
+        state: RequestState | None,
+        failures: _Failures,
     ) -> Iterator[Member[Engine]]:
-        """Return whom to try: those with room; at last one that is to be waited for."""
-        full = []
-        for member in self.replica_pool.others(failed):
+        """Return the replicas to try for one connection.
+
+        First the request's own, or else one that is picked and has room. Then others
+        that have room. Last a full one, to wait for its connection; not if the first
+        one was waited for already.
+
+        Args:
+            kept: The request's own, or None.
+            state: Of the running request, or None.
+            failures: What came of those that were tried; takes those that are full.
+        """
+        pool = self.replica_pool
+        candidates = pool.candidates(kept)
+        first = next(candidates, None)
+        if first is None:
+            return
+        if first is not kept:
+            chosen = self._capacity.choose(first) if in_use(first.target) else first
+            if state is not None and kept is None:
+                # Another thread or task of the request may have picked meanwhile.
+                chosen = state.kept.setdefault(self, chosen)
+            if chosen is not first:
+                candidates = pool.candidates(chosen)
+                first = next(candidates, chosen)
+        yield first
+        waits, full = not failures.busy, []
+        for member in candidates:
             if is_full(member.target):
-                self._room.found_full(member, self.replica_pool.permit(member))
-                causes[member.name] = "it has no connection to spare"
-                busy.add(member.name)
+                self._capacity.note_full(member, pool.permit(member))
+                failures.skip_full(member.name)
                 full.append(member)
             else:
                 yield member
-        if wait:
+        if waits:
             yield from full[:1]
 
-    def _stand_in(self, state: RequestState) -> Connection:
-        """Connect to the primary: the request's replica lives, and has no time for it.
-
-        Another replica could show an older state than this request has seen.
-        """
-        state.latch(SPENT)
-        return self._instead.connect()
-
-    def _welcome(self, member: Member[Engine], permit: Permit) -> None:
+    def _report_success(self, member: Member[Engine], permit: Permit) -> None:
         """Tell the breaker that a connect succeeded, and the operator."""
         self.replica_pool.succeeded(member, permit)
-        self._room.relieved(member)
-        stale, all_out = self._told.end(_STALE), self._told.end(_ALL_OUT)
-        if stale or all_out:
+        self._capacity.note_connected(member)
+        lagged, all_out = self._logged.end(_LAGGED), self._logged.end(_ALL_OUT)
+        if lagged or all_out:
             logger.warning("replicas serve reads again")
 
-    def _report(
+    def _report_failure(
         self, member: Member[Engine], error: Exception, permit: Permit
     ) -> tuple[str, bool]:
         """Tell the breaker that a connect failed.
 
         Returns:
-            Why, without passwords; and whether the replica is lost to its callers.
+            Why, without passwords; and whether the replica is only busy.
 
         Raises:
             Exception: It did connect, and a listener of the program has failed.
         """
         if raised_by_listener(error, member.target):
-            self._welcome(member, permit)
+            self._report_success(member, permit)
             raise error
         cause = error_text(error)
         if isinstance(error, TimeoutError):  # load, not death
             if is_full(member.target):
-                self._room.found_full(member, permit)
-            return cause, False
+                self._capacity.note_full(member, permit)
+            return cause, True
         verdict = judge_connect(error)
         # A silence may be that of one server of several: it counts as a failure.
         unfit = isinstance(error, UnfitReplicaError)
         unfit = unfit and not isinstance(error, ReplicaSilentError)
         if verdict is Verdict.MISCONFIGURED or unfit:
-            # Somebody has said so who knows: one word is enough.
+            # The server itself has said so: once is enough.
             reset = self.routed.app.settings.breaker_reset
             self.replica_pool.trip(member, reset, error)
-            return cause, True
+            return cause, False
         if verdict is Verdict.BUSY:
-            self.replica_pool.pause(member, _REST, error, permit)
+            self.replica_pool.pause(member, _PAUSE, error, permit)
         else:
             self.replica_pool.failed(member, error, permit)
-        return cause, verdict is not Verdict.BUSY
+        return cause, verdict is Verdict.BUSY
 
     def _without_replicas(
-        self, causes: dict[str, str], busy: set[str], state: RequestState | None
+        self, failures: _Failures, state: RequestState | None
     ) -> Connection:
         """Connect to the primary, or if that is out, to a replica that only lags."""
-        settings = self.routed.app.settings
-        shown = self.replica_pool.causes() | causes
-        load = busy == causes.keys() and self.routed.outages.is_load(busy)
-        if not settings.fall_back:
-            raise AllReplicasOutError(shown, load=load)
+        causes = self.replica_pool.causes() | failures.causes
+        busy, outages = failures.busy, self.routed.outages
+        load = busy == failures.causes.keys() and outages.is_load(busy)
+        if not self.routed.app.settings.fall_back:
+            raise AllReplicasOutError(causes, load=load)
         if self.primary_is_out:
-            stale = self._least_stale(shown, state)
-            if stale is not None:
-                return stale
+            lagged = self._connect_to_least_lagged(causes, state)
+            if lagged is not None:
+                return lagged
         try:
-            connection = self._instead.connect()
+            connection = self._fallback.connect()
         except TimeoutError:
             raise  # its connection pool is exhausted: load, not death
         except Exception:
-            self.primary_failed()
-            stale = self._least_stale(shown, state)
-            if stale is None:
+            self.note_primary_failure()
+            lagged = self._connect_to_least_lagged(causes, state)
+            if lagged is None:
                 raise
-            return stale
-        self._say_who_serves(shown, load=load)
+            return lagged
+        self._log_fallback(causes, load=load)
         if state is not None:
             # Once the primary was read, a replica would show an older state.
             state.latch(ALL_BUSY if load else ALL_OUT)
@@ -357,21 +388,21 @@ class ReplicaPoolEngine(EngineFacade):
     @property
     def primary_is_out(self) -> bool:
         """Whether it is known that the primary does not answer now."""
-        rested = time.monotonic() - self._primary_failed
-        return self.routed.status.out or rested < self.routed.app.settings.breaker_reset
+        since = time.monotonic() - self._primary_failed_at
+        return self.routed.status.out or since < self.routed.app.settings.breaker_reset
 
-    def primary_failed(self) -> None:
-        """Hear that the primary could not be reached in place of a replica."""
-        self._primary_failed = time.monotonic()
+    def note_primary_failure(self) -> None:
+        """Note that the primary could not be reached in place of a replica."""
+        self._primary_failed_at = time.monotonic()
 
-    def _say_who_serves(self, causes: dict[str, str], *, load: bool) -> None:
-        """Say once that it is the primary."""
-        again = self._told.end(_STALE)
+    def _log_fallback(self, causes: dict[str, str], *, load: bool) -> None:
+        """Log once that the primary serves the replicas' reads."""
+        again = self._logged.end(_LAGGED)
         if load:
-            self._say_load(causes)
+            self._log_load(causes)
         # With none at all yet, as DNS has not answered, there is no news either.
-        elif self.replica_pool.members and self._told.begin(_ALL_OUT):
-            if not self.routed.outages.all_misconfigured():  # each was told of
+        elif self.replica_pool.members and self._logged.begin(_ALL_OUT):
+            if not self.routed.outages.all_misconfigured():  # each was logged
                 logger.error(
                     "every replica is out, and the primary serves their reads "
                     "(REPLICATED_FALLBACK = 'master'): %s",
@@ -380,22 +411,34 @@ class ReplicaPoolEngine(EngineFacade):
         elif again:
             logger.warning("the primary connects again, and serves the replicas' reads")
 
-    def _least_stale(
+    def _log_load(self, causes: dict[str, str]) -> None:
+        now = time.monotonic()
+        if now >= self._load_logged_from:
+            self._load_logged_from = now + _LOAD_LOG_INTERVAL
+            logger.warning(
+                "every replica is busy, and the primary serves the reads that none has "
+                "a connection for (REPLICATED_FALLBACK = 'master'): %s. If it goes on, "
+                "%s.",
+                causes,
+                MORE_AT_A_TIME,
+            )
+
+    def _connect_to_least_lagged(
         self, causes: dict[str, str], state: RequestState | None
     ) -> Connection | None:
         """Connect to a replica that is out for its lag alone, if there is one."""
         kept = None if state is None else state.kept.get(self)
-        for member in least_stale(self.replica_pool, self._replicas, kept):
+        for member in least_lagged(self.replica_pool, self._servers, kept):
             permit = self.replica_pool.permit(member)
             token = accept_any_lag.set(True)
             try:
-                connection = (self._picked.get(member) or self._note(member)).connect()
+                connection = (self._picked.get(member) or self._add(member)).connect()
             except Exception as error:  # noqa: BLE001 - a creator may raise anything
-                self._report(member, error, permit)
+                self._report_failure(member, error, permit)
                 continue
             finally:
                 accept_any_lag.reset(token)
-            if self._told.begin(_STALE):
+            if self._logged.begin(_LAGGED):
                 logger.error(
                     "the primary does not connect, and every replica is out; %r, which "
                     "only lags, and less than others, serves reads: %s",
@@ -407,19 +450,7 @@ class ReplicaPoolEngine(EngineFacade):
             return connection
         return None
 
-    def _say_load(self, causes: dict[str, str]) -> None:
-        now = time.monotonic()
-        if now >= self._load_from:
-            self._load_from = now + _PAUSE
-            logger.warning(
-                "every replica is busy, and the primary serves the reads that none has "
-                "a connection for (REPLICATED_FALLBACK = 'master'): %s. If it goes on, "
-                "%s.",
-                causes,
-                MORE_AT_A_TIME,
-            )
-
-    def _note(self, member: Member[Engine]) -> _PickedEngine:
+    def _add(self, member: Member[Engine]) -> _PickedEngine:
         """Return what connects to a replica that was not picked before."""
         self.forget_removed()
         engine = self._picked[member] = _PickedEngine(member, self)
@@ -442,12 +473,12 @@ class _PrimaryWithOptions(PrimaryEngine):
 
     def _connection_cls(self, engine: Engine) -> PrimaryConnection:  # type: ignore[override]  # the same
         connection = super()._connection_cls(engine)
-        connection.announced = True
+        connection.ask_by_name()
         connection.engine = Alias(self.real, self)
         return connection
 
 
-class RoutedEngine(EngineFacade):
+class RoutedEngine(RoutedFacade):
     """What stands in ``db.engines`` for a bind that has replicas.
 
     ``connect()`` goes where a read of the running request would go, and to the
@@ -459,16 +490,17 @@ class RoutedEngine(EngineFacade):
         app: The application's state.
         classifier: Tells what a statement does.
         classify: The classifier's own ``kind``, at hand for each statement.
-        reads: Counts who got how many reads.
-        monitor: What looks at the replicas in the background.
+        reads: Counts how many reads each server got.
+        monitor: What probes the replicas in the background.
         primary: The primary, as a session uses it for writes.
         replicas: The replicas, as a session uses them for reads.
         status: What is known of the primary.
-        outages: Tells of the replicas' outages, and so knows of them.
+        outages: What knows of the replicas' outages, and logs them.
         fleet: Takes in new replicas and lets others go.
     """
 
-    fleet: Fleet
+    primary: PrimaryEngine
+    fleet: FleetLike
 
     # Like the primary's, but what is listened to here is heard by every server.
     dispatch = shown_by("_listeners", "dispatch")
@@ -481,11 +513,11 @@ class RoutedEngine(EngineFacade):
         real: Engine,
         replicas: ReplicaPool,
         *,
-        reads: Reads,
-        monitor: Monitor,
+        reads: ReadCounts,
+        monitor: MonitorLike,
         status: PrimaryStatus,
-        outages: OutageLog,
-        cared: Mapping[str, ReplicaServer],
+        outages: OutagesLike,
+        servers: Mapping[str, ReplicaServer],
     ) -> None:
         super().__init__(real)
         self.app = app
@@ -496,19 +528,18 @@ class RoutedEngine(EngineFacade):
         self.status = status
         self.outages = outages
         self.primary = PrimaryEngine(real, self)
-        self.replicas = ReplicaPoolEngine(replicas, self, cared)
+        self.replicas = ReplicaPoolEngine(replicas, self, servers)
         self._aliases: dict[Engine, Alias] = {}
         self._shared_options: dict[str, Any] = {}
         self._listeners = Listeners(self)
 
     def wake(self) -> None:
         """Begin what goes on in the background, in a forked child all of it anew."""
-        if self.app.process != getpid():
-            self.app.notice_fork()
+        self.app.notice_fork()
         if self.monitor.idle:
             self.monitor.start(self)
         if self.fleet.idle:
-            self.fleet.discover()
+            self.fleet.start_discovery()
 
     def role(self) -> Role:
         """Return where a read goes now."""
@@ -520,12 +551,12 @@ class RoutedEngine(EngineFacade):
     def connect(self) -> Connection:
         """Connect to the primary or to a replica, whichever a read would use."""
         if self.role() is Role.REPLICA:
-            return self._named(self.replicas.connect())
-        return self._named(self.primary.connect())
+            return self._alias(self.replicas.connect())
+        return self._alias(self.primary.connect())
 
-    def _named(self, connection: Connection) -> Connection:
+    def _alias(self, connection: Connection) -> Connection:
         if isinstance(connection, ReplicaConnection):
-            connection.of_session = False
+            connection.disown()
         real = connection.engine
         alias = self._aliases.get(real)
         if alias is None:
@@ -544,9 +575,9 @@ class RoutedEngine(EngineFacade):
         facade: Engine = self.replicas if reads else self.primary
         with facade.connect() as connection:
             if isinstance(connection, ReplicaConnection):
-                connection.of_session = False
+                connection.disown()
             elif isinstance(connection, PrimaryConnection):
-                connection.announced = True
+                connection.ask_by_name()
             with connection.begin():
                 yield connection
 

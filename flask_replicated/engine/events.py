@@ -1,9 +1,9 @@
-"""Listeners on an engine that stands for several: each engine behind it hears them.
+"""Event listeners of a routed engine: each is put on every engine behind it.
 
 SQLAlchemy keeps listeners with an engine, its connection pool or its dialect, whichever
 an event is about. What a routed engine shows for these three looks like the primary's,
 and puts every listener on all of its servers, as one registration: so
-``event.remove()`` removes it from all, and ``event.contains()`` knows of it.
+``event.remove()`` removes it from all, and ``event.contains()`` finds it.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from traceback import walk_tb
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import event
+from sqlalchemy import Dialect, Engine, Pool, event
+from sqlalchemy.engine.events import ConnectionEvents, DialectEvents
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool.events import PoolEvents
 
+from flask_replicated._private import EventKey, add_listener, parent_of
 from flask_replicated.errors import UnfitReplicaError
 
 from .facade import ObjectFacade, SubclassFacade
@@ -26,24 +29,20 @@ from .facade import ObjectFacade, SubclassFacade
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from sqlalchemy import Engine
-
-    from .engines import RoutedEngine
+    from .facade import RoutedFacade
 
     Part = Callable[[Engine], Any]
 
 __all__ = ["Listeners", "raised_by_listener"]
 
-_Key = event._EventKey  # noqa: SLF001 - what event.listen() makes of its arguments
-
-_ANYWAY = ("sqlalchemy.", "flask_replicated.")
-"""Modules whose listeners every engine has anyway."""
+_INTERNAL = ("sqlalchemy.", "flask_replicated.")
+"""Modules whose listeners every engine has already."""
 _CALLS = "sqlalchemy.event.attr"
 """The module that calls listeners."""
 _WRAPPERS = ("sqlalchemy.event.", "sqlalchemy.util.")
 """Where SQLAlchemy has what it wraps listeners in."""
 _RETURN = frozenset({"before_execute", "before_cursor_execute"})
-"""Events whose listeners SQLAlchemy wraps, unless they return a value themselves."""
+"""Events whose listeners SQLAlchemy wraps, unless they return a value."""
 
 
 def _itself(engine: Engine) -> Engine:
@@ -51,7 +50,9 @@ def _itself(engine: Engine) -> Engine:
 
 
 _PARTS: tuple[Part, ...] = (_itself, attrgetter("pool"), attrgetter("dialect"))
-"""What of an engine is listened to."""
+"""The parts of an engine that can have listeners."""
+_EVENTS = ((Engine, ConnectionEvents), (Pool, PoolEvents), (Dialect, DialectEvents))
+"""The events of each, as methods that describe them."""
 
 
 class Listeners:
@@ -61,13 +62,13 @@ class Listeners:
         routed: The engine, with its primary and its replicas.
 
     Attributes:
-        dispatch: Takes the listeners to its connections.
+        dispatch: Takes listeners for all events of the engine itself.
     """
 
-    def __init__(self, routed: RoutedEngine) -> None:
+    def __init__(self, routed: RoutedFacade) -> None:
         self._routed = routed
         self._primary = routed.real
-        self._known: list[_Listener] = []
+        self._listeners: list[_SharedListener] = []
         self.dispatch = self._dispatch_of(_itself)
         self._pool, self._dialect = (
             SubclassFacade(
@@ -81,53 +82,53 @@ class Listeners:
 
     @property
     def pool(self) -> Any:
-        """What looks like the primary's connection pool, and takes listeners to it."""
+        """A facade of the primary's connection pool that takes listeners for all."""
         return self._pool.get()
 
     @property
     def dialect(self) -> Any:
-        """What looks like the primary's dialect, and takes listeners to it."""
+        """A facade of the primary's dialect that takes listeners for all."""
         return self._dialect.get()
 
     def _dispatch_of(self, part: Part) -> Any:
         primary, listen = self._primary, partial(self._listen, part)
         return ObjectFacade(lambda: part(primary).dispatch, _listen=listen)
 
-    def _listen(self, part: Part, key: _Key[Any], **options: Any) -> None:
-        """Take a listener, as SQLAlchemy gives it to what is listened to."""
-        if self._knows(key):  # SQLAlchemy, too, takes it only once
+    def _listen(self, part: Part, key: EventKey[Any], **options: Any) -> None:
+        """Add a listener; SQLAlchemy calls this in place of its own way to do so."""
+        if self._has(key):  # SQLAlchemy, too, takes it only once
             return
-        listener = _Listener(key, part, options)
+        listener = _SharedListener(key, part, options)
         self._put(listener, self._primary)  # first: it may be refused
-        listener.keep_in(self._known)
+        listener.keep_in(self._listeners)
         # Later, or a replica that is being added might miss it.
         for engine in self._routed.engines():
             self._put(listener, engine)
 
-    def _knows(self, key: _Key[Any]) -> bool:
-        return any(listener.is_of(key) for listener in list(self._known))
+    def _has(self, key: EventKey[Any]) -> bool:
+        return any(listener.is_of(key) for listener in list(self._listeners))
 
     def share(self, engine: Engine) -> None:
-        """Let an engine hear what is listened to on all: a new replica's."""
-        for listener in list(self._known):
+        """Put the listeners of all engines on another one, a new replica's."""
+        for listener in list(self._listeners):
             self._put(listener, engine, made_with=self._primary)
 
     def _put(
-        self, listener: _Listener, engine: Engine, made_with: Engine | None = None
+        self, listener: _SharedListener, engine: Engine, made_with: Engine | None = None
     ) -> None:
         if engine is not self._primary and (
             listener.part(engine) is listener.part(self._primary)
         ):
             return
-        # An engine with options hears what the one that it was made from hears.
+        # An engine with options has the listeners of the one that it was made from.
         parents = _lineage(engine)[1:] if listener.part is _itself else ()
         if not any(parent in self._routed.engines() for parent in parents):
             listener.put_on(engine, made_with)
 
     def _inherit(self) -> None:
-        """Share what was listened to while the primary's engine was the only one."""
-        instead = (self._routed, self.pool, self.dialect)
-        for part, new in zip(_PARTS, instead, strict=True):
+        """Share listeners from when the primary's engine was the only one."""
+        facades = (self._routed, self.pool, self.dialect)
+        for part, new in zip(_PARTS, facades, strict=True):
             for engine in _lineage(self._primary):
                 for name, wrapped in _all_listeners_of(part(engine)):
                     self._take_over(engine, part, new, name, wrapped)
@@ -137,80 +138,80 @@ class Listeners:
     ) -> None:
         """Share one listener, if it is the program's."""
         function = _unwrapped(wrapped)
-        if str(getattr(function, "__module__", "")).startswith(_ANYWAY):
+        if str(getattr(function, "__module__", "")).startswith(_INTERNAL):
             return
         old, options = part(engine), {"retval": True} if name in _RETURN else {}
         for was, now in ((engine, self._routed), (old, new)):
-            before = _Key(was, name, function, old, wrapped)
-            key = _Key(now, name, function, old, wrapped)
-            if before.contains() and not self._knows(key):
-                _Listener(key, part, options, before).keep_in(self._known)
+            before = EventKey(was, name, function, old, wrapped)
+            key = EventKey(now, name, function, old, wrapped)
+            if before.contains() and not self._has(key):
+                _SharedListener(key, part, options, before).keep_in(self._listeners)
 
 
-class _Registered(event.RefCollection[Any]):
-    """Is told by SQLAlchemy when a listener is removed.
+class _RemovalHook(event.RefCollection[Any]):
+    """Calls a function when SQLAlchemy removes a listener.
 
     Args:
         key: How the listener is registered.
-        removed: Called then.
+        removed: The function.
     """
 
-    def __init__(self, key: _Key[Any], removed: Callable[[], None]) -> None:
+    def __init__(self, key: EventKey[Any], removed: Callable[[], None]) -> None:
         self._functions: deque[Any] = deque()
         self._removed = removed
         key.append_to_list(self, self._functions)
 
-    def remove(self, key: _Key[Any]) -> None:
-        """Receive the news."""
+    def remove(self, key: EventKey[Any]) -> None:
+        """Do what SQLAlchemy asks of a registration, and call the function."""
         key.remove_from_list(self, self._functions)
         self._removed()
 
 
-class _Listener:
-    """One function that is listened to on all servers of a bind.
+class _SharedListener:
+    """One function that listens on all servers of a bind.
 
     Args:
-        key: How it is registered on what stands for them.
+        key: How it is registered on the facade.
         part: Which part of an engine it is put on.
-        options: How it is listened to.
+        options: What ``event.listen()`` was given.
         before: How it is registered on the primary's engine, if it was when there were
-            no others. Whoever removes it may use either name.
+            no others. It may be removed by either registration.
     """
 
     def __init__(
         self,
-        key: _Key[Any],
+        key: EventKey[Any],
         part: Part,
         options: dict[str, Any],
-        before: _Key[Any] | None = None,
+        before: EventKey[Any] | None = None,
     ) -> None:
         self._key = key
         self.part = part
         self._options = options
         self._before = before
 
-    def is_of(self, key: _Key[Any]) -> bool:
+    def is_of(self, key: EventKey[Any]) -> bool:
         """Whether it is registered in this way."""
         mine = self._key
         same = mine.target is key.target and mine.identifier == key.identifier
         return same and bool(mine.fn == key.fn)
 
-    def keep_in(self, known: list[_Listener]) -> None:
+    def keep_in(self, listeners: list[_SharedListener]) -> None:
         """Be in a list until it is removed."""
-        known.append(self)
+        listeners.append(self)
         before, again = self._before, partial(_remove, self._key)
 
         def forget() -> None:
-            known.remove(self)
+            listeners.remove(self)
             if before is not None:
                 _remove(before)
 
-        self._registered = [_Registered(self._key, forget)]
+        self._hooks = [_RemovalHook(self._key, forget)]
         if before is not None:
-            self._registered.append(_Registered(before, again))
+            self._hooks.append(_RemovalHook(before, again))
 
     def put_on(self, engine: Engine, made_with: Engine | None) -> None:
-        """Let an engine hear it, unless it does so by itself.
+        """Put it on an engine, unless the engine has it already.
 
         Args:
             engine: The engine.
@@ -220,50 +221,49 @@ class _Listener:
         target, key = self.part(engine), self._key
         found = [key.fn]
         if made_with is not None:
-            essence = _essence(key.fn, made_with)
+            fingerprint = _fingerprint(key.fn, made_with)
             others = map(_unwrapped, _listeners_of(target, key.identifier))
-            found += [one for one in others if _essence(one, engine) == essence]
+            found += [one for one in others if _fingerprint(one, engine) == fingerprint]
         if not any(_listens(engine, target, key.identifier, one) for one in found):
-            target.dispatch._listen(  # noqa: SLF001 - as event.listen() does
-                key.with_dispatch_target(target), **self._options
-            )
+            add_listener(target, key, self._options)
 
 
-def _remove(key: _Key[Any]) -> None:
+def _remove(key: EventKey[Any]) -> None:
     if key.contains():
         key.remove()
 
 
 def _listens(engine: Engine, target: Any, name: str, function: Any) -> bool:
-    """Whether a function was listened to on this engine itself."""
-    keys = (_Key(one, name, function, target) for one in (engine, target))
+    """Whether a function was put on this engine itself."""
+    keys = (EventKey(one, name, function, target) for one in (engine, target))
     return any(key.contains() for key in keys)
 
 
 def _lineage(engine: Engine) -> list[Engine]:
     """Return an engine, and those that it is a view of, with options of its own."""
     found = [engine]
-    while (parent := getattr(found[-1], "_proxied", None)) is not None:
+    while (parent := parent_of(found[-1])) is not None:
         found.append(parent)
     return found
 
 
 def _listeners_of(target: Any, name: str) -> list[Any]:
-    """Return who listens to it, and not to its class: as SQLAlchemy calls them."""
+    """Return its own listeners, as SQLAlchemy calls them; not those of its class."""
     found = getattr(target.dispatch, name)
     return list(getattr(found, "local", found).listeners)
 
 
 def _all_listeners_of(target: Any) -> Iterator[tuple[str, Any]]:
     """Return the same for each event, with its name."""
-    events = target.dispatch._events  # noqa: SLF001 - they are listed nowhere else
-    for name in events.dispatch._event_names:  # noqa: SLF001 - the same
-        for function in _listeners_of(target, name):
-            yield name, function
+    events = next(events for kind, events in _EVENTS if isinstance(target, kind))
+    for name, described in vars(events).items():
+        if callable(described) and not name.startswith("_"):
+            for function in _listeners_of(target, name):
+                yield name, function
 
 
 def _unwrapped(function: Any) -> Any:
-    """Return what was listened with, behind what SQLAlchemy has made of it."""
+    """Return a listener without what SQLAlchemy has wrapped it in."""
     while str(getattr(function, "__module__", "")).startswith("sqlalchemy."):
         inner = _cells(function)
         behind = inner.get("orig_fn", inner.get("fn"))
@@ -273,8 +273,8 @@ def _unwrapped(function: Any) -> Any:
     return function
 
 
-def _essence(function: Any, engine: Engine) -> Any:
-    """Return what functions have in common that do the same, each for its engine."""
+def _fingerprint(function: Any, engine: Engine) -> Any:
+    """Return a value that functions share which do the same, each for its engine."""
     if isinstance(function, MethodType):
         return function.__func__
     if not isinstance(function, FunctionType):
@@ -288,7 +288,7 @@ def _cells(function: Any) -> dict[str, Any]:
     code, found = getattr(function, "__code__", None), {}
     cells = getattr(function, "__closure__", None) or ()
     for name, cell in zip(getattr(code, "co_freevars", ()), cells, strict=False):
-        with suppress(ValueError):  # nothing is in it yet
+        with suppress(ValueError):  # it is empty as yet
             found[name] = cell.cell_contents
     return found
 

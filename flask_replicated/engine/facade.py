@@ -1,4 +1,4 @@
-"""What looks like an engine, or like a part of one, over a real one."""
+"""Facades: objects that look like an engine, or a part of one, over a real one."""
 
 from __future__ import annotations
 
@@ -11,28 +11,42 @@ from sqlalchemy import Engine
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Alias", "EngineFacade", "ObjectFacade", "SubclassFacade", "shown_by"]
+    from balancers import Member
+    from flask_replicated.routing.counts import ReadCounts, ReplicaPool
+    from flask_replicated.routing.state import AppState
+    from flask_replicated.sql.constructs import Classifier, Kind
+
+__all__ = [
+    "Alias",
+    "EngineFacade",
+    "ObjectFacade",
+    "ReplicasFacade",
+    "RoutedFacade",
+    "ServerFacade",
+    "SubclassFacade",
+    "shown_by",
+]
 
 
-def shown_by(keeper: str, name: str) -> Any:
-    """Return an attribute that something else shows, and that is set on the engine.
+def shown_by(source: str, name: str) -> Any:
+    """Return a property that reads from elsewhere and sets on the real engine.
 
     Args:
-        keeper: The facade's attribute that shows it.
-        name: What it is called there, and by the real engine.
+        source: The facade's attribute from which it is read.
+        name: Its name there, and on the real engine.
     """
 
     def put(self: EngineFacade, value: Any) -> None:
         setattr(self.real, name, value)
 
-    return property(attrgetter(f"{keeper}.{name}"), put)
+    return property(attrgetter(f"{source}.{name}"), put)
 
 
 class EngineFacade(Engine):
-    """Something that connects like an engine, over a real one.
+    """An engine over a real one.
 
-    Whatever an engine keeps is the real engine's, so a listener that is added here
-    hears that engine's connections, and an option that is set here holds for them.
+    All that an engine keeps is the real engine's: a listener that is added here is
+    called for that engine's connections, and an option that is set here holds for them.
     """
 
     def __init__(self, real: Engine) -> None:
@@ -58,6 +72,66 @@ class EngineFacade(Engine):
         self.real.dispose(close)
 
 
+# What connections and listeners know of the engines in .engines, which imports them.
+
+
+class RoutedFacade(EngineFacade):
+    """A routed engine.
+
+    Attributes:
+        app: The application's state.
+        classifier: Tells what a statement does.
+        classify: The classifier's own ``kind``, at hand for each statement.
+        reads: Counts how many reads each server got.
+        primary: The primary.
+    """
+
+    app: AppState
+    classifier: Classifier
+    classify: Callable[[Any], Kind]
+    reads: ReadCounts
+    primary: ServerFacade
+
+    def engines(self) -> list[Engine]:
+        """Return the engines behind it, the primary's first."""
+        raise NotImplementedError
+
+
+class ServerFacade(EngineFacade):
+    """The primary, or the replicas, of a routed engine.
+
+    Attributes:
+        routed: The routed engine.
+    """
+
+    routed: RoutedFacade
+
+
+class ReplicasFacade(ServerFacade):
+    """The replicas of a routed engine.
+
+    Attributes:
+        replica_pool: The replicas.
+        reads: Counts how many reads each server got.
+    """
+
+    replica_pool: ReplicaPool
+    reads: ReadCounts
+
+    @property
+    def primary_is_out(self) -> bool:
+        """Whether it is known that the primary does not answer now."""
+        raise NotImplementedError
+
+    def note_primary_failure(self) -> None:
+        """Note that the primary could not be reached in place of a replica."""
+        raise NotImplementedError
+
+    def lost(self, member: Member[Engine]) -> None:
+        """Let the running request go on with another replica."""
+        raise NotImplementedError
+
+
 class Alias(EngineFacade):
     """A real engine under the name of the facade that a caller holds.
 
@@ -78,11 +152,11 @@ class Alias(EngineFacade):
 
 
 class ObjectFacade:
-    """Something that is taken for another object, but for some attributes of its own.
+    """Passes for another object, except for some attributes of its own.
 
     Args:
-        find: Returns the other object; asked each time.
-        own: The attributes that it has itself.
+        find: Returns the other object; called each time.
+        own: The attributes of its own.
     """
 
     def __init__(self, find: Callable[[], Any], **own: Any) -> None:
@@ -92,7 +166,7 @@ class ObjectFacade:
 
         @property
         def __class__(self) -> Any:
-            """What isinstance() is told."""
+            """The class that isinstance() sees."""
             return type(self._find())
 
     def __getattr__(self, name: str) -> Any:
@@ -103,14 +177,14 @@ class ObjectFacade:
 
 
 class SubclassFacade:
-    """Makes what shares everything with an object, but for some attributes of its own.
+    """Makes a twin that shares an object's attributes, except for some of its own.
 
-    It is an instance of a subclass, so that code which looks at ``type()`` or
+    The twin is an instance of a subclass, so that code which looks at ``type()`` or
     at a class's attributes finds what it looks for.
 
     Args:
         find: Returns the object, which may be another one later.
-        own: The attributes that the twin has itself.
+        own: The attributes of the twin's own.
     """
 
     def __init__(self, find: Callable[[], Any], **own: Any) -> None:

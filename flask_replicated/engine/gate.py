@@ -1,9 +1,9 @@
-"""The last look at a statement before it is sent to a replica.
+"""The gate: the last check of a statement before it is sent to a replica.
 
 What is sent is text, whatever it was built from. So everything shows here: a lock
 taken by a function in a ``WHERE``, a write in a nested CTE, a table that must never
-be read stale. Routing cannot look so deep at each statement; here each text is judged
-once and remembered, and one that is known costs a look into a set.
+be read stale. Routing cannot look so deep at each statement; here each text is checked
+once and remembered, and one that is known costs a lookup in a set.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 
-from flask_replicated.errors import StaleReadError
-from flask_replicated.refusals import shown, view_name, write_refused
-from flask_replicated.replica.connection_events import CHANGED
+from flask_replicated._private import has_listeners
+from flask_replicated.errors import StaleReadError, WriteOnReplicaError
 from flask_replicated.replica.failures import (
     StorageFailures,
     failed_on_server,
@@ -25,9 +24,9 @@ from flask_replicated.replica.failures import (
     is_storage_error,
 )
 from flask_replicated.routing.decision import Role
+from flask_replicated.routing.flask_context import running_endpoint
 from flask_replicated.routing.hints import named_table, primary_tables, wanted_role
 from flask_replicated.routing.overrides import active_role
-from flask_replicated.sql.session_settings import is_local
 from flask_replicated.sql.text import Kind, ends_read_only
 
 from .connections import ReplicaConnection
@@ -70,10 +69,10 @@ class Gate:
         self._storage_failures = StorageFailures()
 
     def guard(self, engine: Engine, replica: ReplicaServer) -> None:
-        """Look at each statement that is sent to a replica's engine from here on.
+        """Check each statement that is sent to a replica's engine from here on.
 
-        The dialect's own events: those of the engine's would make every statement
-        dearer by a third, and these by a hundredth.
+        By the dialect's own events: the engine's would make every statement slower by
+        a third, and these by a hundredth.
 
         Args:
             engine: The replica's engine.
@@ -94,35 +93,33 @@ class Gate:
         connection = context.root_connection
         if not isinstance(connection, ReplicaConnection):
             return
-        if connection._has_events or connection.engine._has_events:  # noqa: SLF001 - as Connection's own way asks
+        if has_listeners(connection):
             begin_block_late(connection)
         # A compiled statement is the same string each time, and knows its hash.
         compiled = context.compiled
         sql = statement if compiled is None else compiled.string
         if (
             sql not in self._known_reads or self._version != primary_tables.version
-        ) and not self._judge(sql, connection, context):
+        ) and not self._check(sql, connection, context):
             return
-        if context._is_server_side:  # type: ignore[attr-defined]  # noqa: SLF001 - its cursor, which has no public name
+        if context.execution_options.get("stream_results"):  # a cursor on the server
             begin_block(connection)
-        if not connection.sent and connection._transaction is not None:  # noqa: SLF001 - in_transaction(), at no call's price
-            connection.facade.reads.on_replica(connection.member)
-        connection.sent += 1
+        connection.count_statement()
 
     def _before_bare(
         self, cursor: Any, statement: str, context: ExecutionContext
     ) -> None:
         self._before(cursor, statement, None, context)
 
-    def _judge(
+    def _check(
         self, sql: str, connection: ReplicaConnection, context: ExecutionContext
     ) -> bool:
         """Let a statement pass or raise; return whether it counts as one that reads."""
         if not connection.in_transaction():
-            self._let_begin(sql, connection, context)
+            self._pass_begin(sql, connection, context)
             return True
         if self._version != primary_tables.version:
-            self._look_for_tables()
+            self._find_tables()
         # Of one version: another thread may replace them meanwhile.
         alone, in_blocks, pattern = (
             self._known_reads,
@@ -132,13 +129,9 @@ class Gate:
         if sql in in_blocks:
             begin_block(connection)
             return True
-        if self._passed(sql, connection, context) is Kind.SETTING:
+        if self._kind_passed(sql, connection, context) is Kind.SETTING:
             begin_block(connection)
-            _note_setting(sql, connection, context.parameters)
-            # Unless code has asked for it here, it is a listener's to after_begin, say:
-            # whoever goes on in this transaction's place has it as well.
-            connection.bound = connection.bound or _asks_for_replica(context)
-            return connection.bound
+            return self._pass_setting(sql, connection, context)
         known = alone
         if not self._stands_alone(sql):
             begin_block(connection)
@@ -146,40 +139,57 @@ class Gate:
         table = named_table(pattern, sql)
         if table is not None:
             if not _asks_for_replica(context):
-                raise StaleReadError(table, shown(sql), view_name())
+                raise StaleReadError(table, sql, running_endpoint())
         elif len(sql) <= _LONG:
             if len(known) >= _MANY:
                 known.clear()  # a program that writes SQL as it runs
             known.add(sql)
         return True
 
-    def _let_begin(
+    def _pass_begin(
         self, sql: str, connection: ReplicaConnection, context: ExecutionContext
     ) -> None:
         """Let a listener begin the transaction in its own way: all of it is one."""
         begin_block(connection)
         if self._classify(sql, None) is Kind.SETTING:
-            _note_setting(sql, connection, context.parameters)
+            connection.note_setting(sql, context.parameters)
 
-    def _passed(
+    def _pass_setting(
+        self, sql: str, connection: ReplicaConnection, context: ExecutionContext
+    ) -> bool:
+        """Note a ``SET``, and return whether the program has asked for it here.
+
+        Else it is a listener's, to ``after_begin`` say: a connection that takes this
+        one's place is given the same.
+        """
+        connection.note_setting(sql, context.parameters)
+        if _asks_for_replica(context):
+            connection.note_setting_of_program()
+        return connection.changed_by_program
+
+    def _kind_passed(
         self, sql: str, connection: ReplicaConnection, context: ExecutionContext
     ) -> Kind:
-        """Return what a statement does, which is no more than it may."""
+        """Return what a statement does; raise if it does more than it may."""
         kind = self._classify(sql, getattr(context.compiled, "statement", None))
         # A setting may be named by a parameter of set_config().
         if kind is Kind.SETTING and ends_read_only(str(context.parameters)):
             kind = Kind.WRITE
         if kind >= Kind.LOCK:
-            connection.refused = True
+            connection.note_stopped_write()
             block = " inside using_slave()" if active_role() is Role.REPLICA else ""
-            raise write_refused(sql, f"connected to {connection.member.name!r}{block}")
+            raise WriteOnReplicaError(
+                sql,
+                running_endpoint(),
+                f"connected to {connection.member.name!r}{block}",
+            )
         return kind
 
-    def _look_for_tables(self) -> None:
+    def _find_tables(self) -> None:
         app = self._app()
         self._version = primary_tables.version
         self._pattern = primary_tables.pattern(app.metadatas() if app else ())
-        # New sets: what another thread has just judged by the old ones is lost.
+        # New sets: what another thread has just checked by the old ones is lost.
         self._known_reads, self._known_in_blocks = set(), set()
 
     def _notice_error(
@@ -191,27 +201,26 @@ class Gate:
             return None
         if not isinstance(error, DBAPIError):
             return None
-        connection.failure = context.original_exception, error
         if failed_on_server(error):
             context.is_disconnect, context.invalidate_pool_on_disconnect = True, False
-        connection.loss = error  # or it is none: a later listener may know better
+        connection.note_error(context.original_exception, error)
         if is_storage_error(error):
-            self._note_ailing(connection, error, replica)
+            self._note_storage_failure(connection, error, replica)
         elif is_missing_object(error):
-            connection.lacks = error
+            connection.note_missing(error)
         if context.statement is None or not is_read_only_error(error):
             return None
-        connection.refused = connection.aborted = True
-        refusal = write_refused(
+        refusal = WriteOnReplicaError(
             context.statement,
+            running_endpoint(),
             f"{connection.member.name!r} refused it; REPLICATED_WRITE_FUNCTIONS may "
             "name the function that writes",
         )
-        connection.failure = context.original_exception, refusal
-        connection.facade.routed.app.learn_writer(refusal)
+        connection.note_refused_write(context.original_exception, refusal)
+        connection.facade.routed.app.decider.learn_writer(refusal)
         return refusal
 
-    def _note_ailing(
+    def _note_storage_failure(
         self, connection: ReplicaConnection, error: DBAPIError, replica: ReplicaServer
     ) -> None:
         facade = connection.facade
@@ -223,17 +232,8 @@ class Gate:
             replica.storage_fails = True
 
 
-def _note_setting(sql: str, connection: ReplicaConnection, parameters: Any) -> None:
-    """Leave the connection to nobody else, if what was set outlives its transaction."""
-    connection.changed = True
-    if connection.preparing:  # its next user has it set again
-        return
-    if not (connection.dialect.name == "postgresql" and is_local(sql, parameters)):
-        connection.info[CHANGED] = True
-
-
 def _asks_for_replica(context: ExecutionContext) -> bool:
-    """Whether code has asked for a replica, table or not."""
+    """Whether the program has asked for a replica, by a block or an option."""
     if active_role() is Role.REPLICA:
         return True
     statement = getattr(context.compiled, "statement", None)

@@ -4,8 +4,8 @@ Under ``READ COMMITTED`` each statement sees the newest data, in a block or not.
 drivers of PostgreSQL begin a block before the first statement, and end it: two round
 trips of three, for one read. So a connection that was picked is in the driver's own
 autocommit, and leaves it when a statement comes along for which it is not the same.
-Whoever takes one from a replica's own engine has it as the driver makes it: nobody
-would see what they do with it.
+A connection taken from a replica's own engine is as the driver makes it: what is done
+with it cannot be seen.
 
 A listener that is given the driver's connection or its cursor could send anything, past
 what looks at statements. While a program has one, blocks are kept.
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
 
+from flask_replicated._private import pooled_connection
 from flask_replicated.replica.connection_events import CHANGED
 from flask_replicated.replica.poolers import POOLED
 
@@ -45,10 +46,10 @@ WITH_BLOCKS = "postgresql"
 """The dialect whose drivers put a block around a read that needs none."""
 
 PICKED: ContextVar[bool] = ContextVar("flask_replicated_picked", default=False)
-"""Whether what is being taken from a pool is for somebody who begins blocks late."""
+"""Whether the connection being taken from its pool begins its blocks late."""
 
 _MARK = "flask_replicated.engine.lazy_begin"
-_LATER = "flask_replicated.autocommit_later"
+_AFTER_CHECKOUT = "flask_replicated.autocommit_later"
 _OURS = "flask_replicated."
 _SENDING = ("do_execute", "do_executemany", "do_execute_no_params")
 """Events of a dialect whose listeners are given a cursor."""
@@ -65,7 +66,7 @@ _HAS_BLOCK: dict[str, Callable[[Any], object]] = {
 def has_block(connection: Connection) -> bool:
     """Whether there may be a block to end, as far as its driver knows."""
     asks = _HAS_BLOCK.get(connection.dialect.driver)
-    fairy = connection._dbapi_connection  # noqa: SLF001 - the public one begins a block
+    fairy = pooled_connection(connection)
     if asks is None or fairy is None:
         return True
     try:
@@ -89,11 +90,11 @@ def leave_out_blocks(engine: Engine) -> None:
     ):
         return
 
-    others = _Others(engine)
+    listeners = _ProgramListeners(engine)
 
     @event.listens_for(engine, "connect")
     def start(driver: Any, record: ConnectionPoolEntry) -> None:
-        # Whoever has chosen a level has chosen its blocks, too.
+        # A program that has chosen a level has chosen its blocks, too.
         chosen = driver.autocommit or driver.isolation_level is not None
         if POOLED in record.info:  # its transactions are what is read-only
             return
@@ -102,49 +103,53 @@ def leave_out_blocks(engine: Engine) -> None:
 
     @event.listens_for(engine, "checkout")
     def hand_out(driver: Any, record: ConnectionPoolEntry, _proxy: Any) -> None:
-        listened, late = others.listen()
+        listened, late = listeners.find()
         picked = PICKED.get()
-        record.info[_LATER] = late and picked
+        record.info[_AFTER_CHECKOUT] = late and picked
         picked = picked and not listened
-        # Another who listens may have begun a block already.
+        # Another listener may have begun a block already.
         if (
             driver.autocommit is not picked
             and _MARK in record.info
             and not asks(driver)
         ):
             driver.autocommit = picked
-            if (
-                listened and not late
-            ):  # and may have been called before: what it set would stay set
+            if listened and not late:
+                # It may have been called before: what it set would stay set.
                 record.info[CHANGED] = True
 
 
-class _Others:
-    """Knows whether a program's listeners get hold of a driver's connection or cursor.
+class _ProgramListeners:
+    """Finds a program's listeners that are given a driver's connection or cursor.
 
     Args:
-        engine: The engine that may be listened to.
+        engine: The engine that they may listen to.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._ours = -1  # how many listeners there are if all are this package's
 
-    def listen(self) -> tuple[bool, bool]:
-        """Whether there is one now; and whether all only follow this one's checkout."""
-        found = 0
-        for heard in self._heard():
-            found += len(heard.listeners) + len(heard.parent_listeners)
-        if found == self._ours:  # none of which is ever removed
-            return False, False
-        taken, *sent = ([_is_ours(one) for one in heard] for heard in self._heard())
-        alone = all(map(all, sent))
-        if alone and all(taken):
-            self._ours = found
-            return False, False
-        return True, alone and taken == sorted(taken, reverse=True)
+    def find(self) -> tuple[bool, bool]:
+        """Return whether there is one.
 
-    def _heard(self) -> Iterator[Any]:
+        And whether all of them only come after this package's ``checkout``.
+        """
+        count = 0
+        for listened in self._events():
+            count += len(listened.listeners) + len(listened.parent_listeners)
+        if count == self._ours:  # none of which is ever removed
+            return False, False
+        checkout, *sending = (
+            [_is_ours(one) for one in listened] for listened in self._events()
+        )
+        sends_alone = all(map(all, sending))
+        if sends_alone and all(checkout):
+            self._ours = count
+            return False, False
+        return True, sends_alone and checkout == sorted(checkout, reverse=True)
+
+    def _events(self) -> Iterator[Any]:
         dispatch: Any = self._engine.dialect.dispatch
         yield self._engine.pool.dispatch.checkout
         for name in _SENDING:
@@ -157,19 +162,19 @@ def _is_ours(listener: Any) -> bool:
 
 def leave_out_block(connection: Connection) -> None:
     """Leave out the block, now that the pool's listeners have not begun one."""
-    fairy = connection._dbapi_connection  # noqa: SLF001 - the same
-    if fairy is None or not fairy.info.get(_LATER) or _MARK not in fairy.info:
+    fairy = pooled_connection(connection)
+    if fairy is None or not fairy.info.get(_AFTER_CHECKOUT) or _MARK not in fairy.info:
         return
     if "isolation_level" in connection.get_execution_options():
         return
-    if connection._transaction is None and not has_block(connection):  # noqa: SLF001 - the same
+    if connection.get_transaction() is None and not has_block(connection):
         driver: Any = fairy.dbapi_connection
         driver.autocommit = True
 
 
 def begin_block(connection: Connection) -> None:
     """Let a block begin with what is sent next, unless the connection is in one."""
-    fairy = connection._dbapi_connection  # noqa: SLF001 - the same
+    fairy = pooled_connection(connection)
     if fairy is None or _MARK not in fairy.info:
         return
     # The caller has chosen a level, and SQLAlchemy has set the driver to it.
@@ -184,9 +189,9 @@ def begin_block(connection: Connection) -> None:
 def begin_block_late(connection: Connection) -> None:
     """Let a block begin if a listener is given cursors that came after the transaction.
 
-    What it has set already would stay set: the connection is left to nobody else.
+    What it has set already would stay set: the connection is not used again.
     """
-    fairy = connection._dbapi_connection  # noqa: SLF001 - the same
+    fairy = pooled_connection(connection)
     if fairy is None or _MARK not in fairy.info:
         return
     driver: Any = fairy.dbapi_connection

@@ -1,8 +1,8 @@
-"""What is asked of the primary's engine.
+"""Checks of the primary's connections and statements, by SQLAlchemy's own events.
 
-Its connections have the care that those of replicas have: a limit on the time to
-connect, a look at a pooled one before it is used again. Besides, to notice that a
-server is the primary no more.
+Its connections have the checks that those of replicas have: a limit on the time to
+connect, and a look at a pooled one before it is used again. Besides, it is noticed that
+a server is the primary no more.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from flask_replicated.forks import refuse_inherited
 from flask_replicated.replica.connect_timeout import (
     NAME_A_LIMIT,
     SetupTimeout,
-    limit_connect,
+    set_connect_timeout,
     timeout_argument,
     warn_of_hosts,
 )
 from flask_replicated.replica.dbapi_connections import closed_if_refused
 from flask_replicated.replica.failures import is_read_only_error
-from flask_replicated.replica.keepalive import limit_silence
+from flask_replicated.replica.keepalive import enable_keepalive
 from flask_replicated.replica.primary_status import (
     PrimaryReport,
     PrimaryStatus,
     ask_primary,
 )
-from flask_replicated.replica.sockets import watch_socket
 from flask_replicated.replica.throttle import limit_connecting
+from flask_replicated.sockets import watch_socket
 
 from .connections import PrimaryConnection, ReplicaConnection
 
@@ -55,10 +55,10 @@ _PAUSE = 1.0  # seconds; a program may make transactions read only on purpose
 
 
 def watch_statements(engine: Engine, classifier: Classifier) -> None:
-    """Judge the text that is sent to the primary and is no plain read.
+    """Classify the text that is sent to the primary and is no plain read.
 
-    A construct is judged by its outer parts. Its text shows the rest: which table is
-    written; and a write in a nested CTE, or a function that nobody knows, which ties no
+    A construct is classified by its outer parts. Its text shows the rest: which table
+    is written; and a write in a nested CTE, or an unknown function, which ties no
     request to the primary, but if it is committed, the client should see it.
 
     Args:
@@ -73,8 +73,8 @@ def watch_statements(engine: Engine, classifier: Classifier) -> None:
             return
         if context.compiled is not None:
             sql = context.compiled.string  # the same each time
-        if connection.undecided is not None or may_write(sql):
-            connection.judge(sql, context)
+        if connection.pending_kind is not None or may_write(sql):
+            connection.note_sent(sql, context)
 
     def note_bare(cursor: Any, sql: str, context: Any) -> None:
         note(cursor, sql, None, context)
@@ -107,11 +107,11 @@ class Primary:
         self._dialect = engine.dialect.name
         self._role_check = role_check
         self._seconds = math.ceil(connect_timeout)
-        if engine.dialect.name == "sqlite":  # a file has nobody to wait for
+        if engine.dialect.name == "sqlite":  # a file keeps no caller waiting
             return
         warn_of_hosts(setting, engine, self._seconds, NAME_A_LIMIT)
-        lift = limit_connect(engine, self._seconds, None)
-        limit_silence(engine)
+        lift = set_connect_timeout(engine, self._seconds, None)
+        enable_keepalive(engine)
         own = timeout_argument(engine.driver)
         limit_connecting(engine, None, self._seconds, own_limit=own)
         self._first_words = SetupTimeout(engine, self._seconds)
@@ -171,8 +171,8 @@ def watch_primary(engine: Engine, clock: Callable[[], float] = time.monotonic) -
     """Connect anew after the primary has refused a write.
 
     A primary that was demoted keeps its connections open and refuses to write, for
-    as long as they are used. Whoever took its place is found under its name by new
-    connections only. The write that was refused is the application's to repeat.
+    as long as they are used. Its successor is found under its name by new connections
+    only. The write that was refused is the application's to repeat.
 
     Args:
         engine: The primary's engine.
@@ -204,8 +204,8 @@ def watch_primary(engine: Engine, clock: Callable[[], float] = time.monotonic) -
         now = clock()
         if now - last < _PAUSE:
             return
-        # Each that is older than now goes when it is next used. The one in use may be
-        # a program's that has made its transaction read only itself.
+        # Each older connection is replaced when it is next used. The one in use may
+        # be a program's that has made its transaction read only itself.
         last, refusals = now, refusals + 1
         logger.error(
             "the primary has refused a write as read only: %s. If it was demoted, the "

@@ -1,4 +1,4 @@
-"""``Session.get_bind``: asks routing, then hands out an Engine-shaped object.
+"""``Session.get_bind``: asks routing, then hands out a facade.
 
 The facades pick a server when the session connects. From then until the end of
 the session's transaction ``get_bind`` returns the real engine behind that
@@ -15,17 +15,20 @@ from flask_sqlalchemy.session import Session as FlaskSession
 from sqlalchemy import orm
 from sqlalchemy.exc import (
     DBAPIError,
-    PendingRollbackError,
     TimeoutError,  # noqa: A004 - not the built-in one
     UnboundExecutionError,
 )
 
-from flask_replicated.errors import StaleReadError, WriteOnReplicaError
-from flask_replicated.refusals import write_refused
-from flask_replicated.routing.decision import LACKING, LOST, PINNED, WROTE, Role
+from flask_replicated._private import ADD_EVENT, connections_of
+from flask_replicated.errors import WriteOnReplicaError
+from flask_replicated.routing.decision import LACKING, PINNED, WROTE, Role
+from flask_replicated.routing.flask_context import (
+    running_endpoint,
+    this_app,
+    this_request,
+)
 from flask_replicated.routing.hints import (
     ROLE_OPTION,
-    asks_nothing,
     carrying,
     reads_primary,
     wanted_role,
@@ -35,11 +38,11 @@ from flask_replicated.routing.overrides import (
     current_block,
     leaves_no_trace,
 )
-from flask_replicated.routing.state import this_app, this_request
 from flask_replicated.sql.text import Kind
 
 from .connections import PrimaryConnection
 from .engines import RoutedEngine
+from .recovery import Facts, Step, decide, find_failure
 from .session_state import EMPTY, SessionState
 
 if TYPE_CHECKING:
@@ -54,7 +57,6 @@ __all__ = ["RoutedSession", "routed_session_class"]
 # An enum's attribute costs as much as a question.
 _READ = Kind.READ
 _REPLICA = Role.REPLICA
-_MAY_RECOVER = (DBAPIError, PendingRollbackError, WriteOnReplicaError, StaleReadError)
 
 
 class RoutedSession(orm.Session):
@@ -64,7 +66,7 @@ class RoutedSession(orm.Session):
     a bind that has replicas; see :func:`routed_session_class`.
     """
 
-    _known: SessionState | None = None
+    _routing: SessionState | None = None
 
     if not hasattr(orm.Session, "execution_options"):  # in SQLAlchemy 2.0
         execution_options: Any = EMPTY
@@ -87,100 +89,107 @@ class RoutedSession(orm.Session):
                 option asks for a replica.
             ConfigurationError: A model's ``__replicated__`` is no name of the primary.
         """
-        known = self._known
-        if known is None:
-            known = self._known = SessionState()
-        if self._transaction is None:
-            if known.connections is not None:
-                known.forget()
-        elif (
-            self._transaction._connections is not known.connections  # noqa: SLF001
-            or len(known.connections) != known.noted
+        routing = self._routing
+        if routing is None:
+            routing = self._routing = SessionState()
+        transaction = self._transaction
+        opened = None if transaction is None else connections_of(transaction)
+        if opened is not routing.connections or (
+            opened is not None and len(opened) != routing.noted
         ):
-            self._note_connections(known)
+            self._note_connections(routing)
         if bind is not None:
-            return self._given(known, bind, mapper, clause)
-        # Every statement comes through here, and nearly every one is a read of
-        # the default bind in a request. Its way is laid out flat, cheapest
-        # questions first: calls would double the price. (Without a mapper, what
-        # Flask-SQLAlchemy sends elsewhere is a table or DML, and so no read.)
-        if (
-            clause is not None
-            and not self._flushing
-            and known.wanted is None
-            and not known.primaries
-            and current_block.get() is None
-        ):
-            try:
-                goes_on = (
-                    known.request is not None
-                    and this_request() is known.request
-                    and this_app() is known.app
-                )
-            except RuntimeError:  # the request is over
-                goes_on = False
-            if (
-                (goes_on or (self._reads_bind_keys and known.serve()))
-                and (
-                    mapper is None
-                    or mapper in known.state.app.plain_mappers
-                    or known.finds_plain(mapper)
-                )
-                and known.routed.classify(clause) is _READ  # type: ignore[union-attr]  # set by serve()
-            ):
-                if (known.state.decided or known.state.role_for(self)) is _REPLICA:
-                    return known.target or known.routed.replicas  # type: ignore[union-attr]  # set by serve()
-                return known.routed.primary  # type: ignore[union-attr]  # the same
-        return self._find_bind(known, mapper, clause, kwargs)
+            return self._bind_given(routing, bind, mapper, clause)
+        if clause is not None and routing.wanted is None and not self._flushing:
+            found = self._bind_of_plain_read(routing, mapper, clause)
+            if found is not None:
+                return found
+        return self._find_bind(routing, mapper, clause, kwargs)
 
-    def _note_connections(self, known: SessionState) -> None:
+    def _note_connections(self, routing: SessionState) -> None:
         """Note what the transaction in progress, savepoints aside, has opened.
 
         Not by an event: most sessions close after their first statement, and to ask
         whether there is another connection costs less than to be told of each.
         """
         root = self.get_transaction()
-        if root is not None:
-            known.note(root._connections)  # noqa: SLF001
+        if root is None:
+            routing.forget_connections()
+        else:
+            routing.note_connections(connections_of(root))
 
-    def _given(
+    def _bind_of_plain_read(
+        self, routing: SessionState, mapper: Any, clause: Any
+    ) -> Engine | sa.Connection | None:
+        """Return where a read of the default bind in a request goes.
+
+        Nearly every statement is one, so the cheapest questions come first. Without a
+        mapper, what Flask-SQLAlchemy sends to another bind is a table or DML, and so
+        no read.
+
+        Returns:
+            None if it is anything else; :meth:`_find_bind` decides on that.
+        """
+        if routing.primary_connections or current_block.get() is not None:
+            return None
+        try:
+            known = this_request() is routing.request and this_app() is routing.app
+        except RuntimeError:  # the request is over
+            return None
+        if not known and not (self._reads_bind_keys and routing.find_request()):
+            return None
+        state, default = routing.state, routing.default
+        if (
+            mapper is not None
+            and mapper not in state.app.plain_mappers
+            and not routing.is_plain(mapper)
+        ) or default.classify(clause) is not _READ:
+            return None
+        if (state.decided or state.decision_for(self)).role is _REPLICA:
+            return routing.target
+        return default.primary
+
+    def _bind_given(
         self,
-        known: SessionState,
+        routing: SessionState,
         bind: Engine | sa.Connection,
         mapper: Any,
         clause: Any,
     ) -> Engine | sa.Connection:
+        """Return where a statement goes that names its bind."""
         if isinstance(bind, RoutedEngine):
-            return self._target(known, bind, self._role(known, bind, mapper, clause))
-        return known.targets.get(bind, bind) if isinstance(bind, sa.Engine) else bind
+            return self._bind_of(routing, bind, mapper, clause)
+        return routing.targets.get(bind, bind) if isinstance(bind, sa.Engine) else bind
 
     def _find_bind(
-        self, known: SessionState, mapper: Any, clause: Any, kwargs: dict[str, Any]
+        self, routing: SessionState, mapper: Any, clause: Any, kwargs: dict[str, Any]
     ) -> Engine | sa.Connection:
+        """Return where a statement goes by what the class behind this one says."""
         routed = super().get_bind(mapper=mapper, clause=clause, **kwargs)
         if not isinstance(routed, RoutedEngine):
             return routed
-        if clause is None and not known.connecting and not self._flushing:
-            # Somebody asks, for a use that nobody knows; or, with a mapper and within
-            # a transaction, a bulk operation.
+        if clause is None and not routing.connecting and not self._flushing:
+            # The program asks, for a use that is not known; or, with a mapper and
+            # within a transaction, a bulk operation.
             if self._transaction is None and routed.app.role() is not _REPLICA:
                 return routed  # which leads to the primary, and is db.engine
             if mapper is None:
                 return routed if active_role() is _REPLICA else routed.primary
-        return self._target(known, routed, self._role(known, routed, mapper, clause))
+        return self._bind_of(routing, routed, mapper, clause)
 
-    def _target(
-        self, known: SessionState, routed: RoutedEngine, role: Role
+    def _bind_of(
+        self, routing: SessionState, routed: RoutedEngine, mapper: Any, clause: Any
     ) -> Engine | sa.Connection:
+        """Return which server of a bind a statement goes to."""
         facade: Engine = routed.primary
-        if role is _REPLICA:
+        if self._role(routing, routed, mapper, clause) is _REPLICA:
             facade, state = routed.replicas, routed.app.request_state()
             if state is not None and state.decided is None:
                 state.note_early(self)
-        return known.targets.get(facade, facade)
+        return routing.targets.get(facade, facade)
 
     def _role(
-        self, known: SessionState, routed: RoutedEngine, mapper: Any, clause: Any
+        self, routing: SessionState, routed: RoutedEngine, mapper: Any, clause: Any
     ) -> Role:
         if clause is not None and not self._flushing:
             kind = routed.classify(clause)
@@ -188,20 +197,22 @@ class RoutedSession(orm.Session):
             # A flush, a bulk operation's second call, or connection(): what
             # will run is not known.
             kind = Kind.WRITE
-        asked, why = known.wanted, "execution_options(replicated=...)"
+        asked, why = routing.wanted, "execution_options(replicated=...)"
         if asked is None or self._flushing:
             asked, why = active_role(), "inside using_slave()"
         if kind is Kind.SETTING and asked is not _REPLICA and not leaves_no_trace():
             routed.app.latch(WROTE)
         if asked is not None:
-            # connection(): nothing is sent yet; the gate looks at what it sends.
-            if asked is _REPLICA and kind >= Kind.LOCK and not known.connecting:
-                raise write_refused("a flush" if clause is None else clause, why)
+            # connection(): nothing is sent yet; the gate checks what it sends.
+            if asked is _REPLICA and kind >= Kind.LOCK and not routing.connecting:
+                raise WriteOnReplicaError(
+                    "a flush" if clause is None else clause, running_endpoint(), why
+                )
             return asked
         if kind is not _READ:
             return Role.PRIMARY
-        primary = known.primaries.get(routed.real)
-        if primary is not None and primary.unshared:
+        primary = routing.primary_connections.get(routed.real)
+        if primary is not None and primary.has_local_changes:
             return Role.PRIMARY  # its own rows are nowhere else yet
         if mapper is not None and reads_primary(mapper):
             return Role.PRIMARY
@@ -211,16 +222,16 @@ class RoutedSession(orm.Session):
         """Return the connection of the current transaction, as any session does.
 
         Without a bind or a using_slave() that says otherwise it is the primary's,
-        because nobody knows what it is for; the request's reads then stay there.
+        because its use is not known; the request's reads then stay there.
         """
-        known = self._known
-        if known is None:
-            known = self._known = SessionState()
-        known.connecting = True
+        routing = self._routing
+        if routing is None:
+            routing = self._routing = SessionState()
+        routing.connecting = True
         try:
             connection = super().connection(*args, **kwargs)
         finally:
-            known.connecting = False
+            routing.connecting = False
         if isinstance(connection, PrimaryConnection) and active_role() is None:
             state = connection.facade.routed.app.request_state()
             if state is not None and (
@@ -266,34 +277,30 @@ class RoutedSession(orm.Session):
             params: Its parameters.
             options: The other arguments of *run*.
         """
-        known = self._known
-        if known is None:
-            known = self._known = SessionState()
-        wanted = None
-        # Nearly every statement is a plain one, and to see that costs least.
-        if (
-            not asks_nothing(statement, options.get("execution_options"))
-            or self.execution_options
-        ):
-            statement, wanted = self._prepare(statement, options)
-        added = options.get("_add_event")
+        routing = self._routing
+        if routing is None:
+            routing = self._routing = SessionState()
+        statement, wanted = self._prepare(statement, options)
+        added = options.get(ADD_EVENT)
         if self.dispatch.do_orm_execute:
-            # Ours is the last of its handlers: it sees what the others have made of it.
-            options["_add_event"] = functools.partial(self._heed, added)
-        outer, known.wanted = known.wanted, wanted
+            # Called last: it sees what the program's handlers have made of it.
+            options[ADD_EVENT] = functools.partial(self._after_handlers, added)
+        outer, routing.wanted = routing.wanted, wanted
         try:
             while True:
                 try:
                     return run(statement, params, **options)
                 except Exception as error:
-                    run = self._again(known, error, run)  # type: ignore[assignment]  # None is not run
-                    if run is None:
+                    step, read = self._recover(routing, error)
+                    if step is Step.RAISE:
                         raise
-                    if isinstance(_as_noted(known, error), StaleReadError):
+                    if step is Step.READ_PRIMARY:
                         # Stronger than what a handler asks for.
-                        options["_add_event"] = added
+                        options[ADD_EVENT] = added
+                    elif read is not None and step is Step.TRY_PRIMARY:
+                        run = functools.partial(self._try_primary, read, error, run)
         finally:
-            known.wanted = outer
+            routing.wanted = outer
             del run  # it may have an error, which has this frame
 
     def _prepare(
@@ -312,7 +319,7 @@ class RoutedSession(orm.Session):
             self._latch_early(statement, options)
         return statement, None
 
-    def _heed(
+    def _after_handlers(
         self,
         added: Callable[[orm.ORMExecuteState], Any] | None,
         state: orm.ORMExecuteState,
@@ -326,12 +333,12 @@ class RoutedSession(orm.Session):
         result = added(state) if added is not None else None
         if result:
             return result
-        statement, known = state.statement, cast("SessionState", self._known)
+        statement, routing = state.statement, cast("SessionState", self._routing)
         if type(statement) is sa.CompoundSelect:
             state.bind_arguments.setdefault("clause", statement)
-        known.wanted = wanted_role(statement, state.local_execution_options)
-        if known.wanted is not None:
-            state.statement = carrying(statement, known.wanted)
+        routing.wanted = wanted_role(statement, state.local_execution_options)
+        if routing.wanted is not None:
+            state.statement = carrying(statement, routing.wanted)
         return None
 
     def _latch_early(self, write: sa.UpdateBase, options: dict[str, Any]) -> None:
@@ -351,32 +358,51 @@ class RoutedSession(orm.Session):
         else:
             routed.app.latch(WROTE)
 
-    def _again(
-        self, known: SessionState, error: Exception, run: Callable[..., Any]
-    ) -> Callable[..., Any] | None:
-        """Return what runs a statement once more that has failed; None if nothing may.
+    def _recover(
+        self, routing: SessionState, error: Exception
+    ) -> tuple[Step, ReplicaConnection | None]:
+        """Turn away from a replica that has not answered, if another server may.
 
-        The primary may have what a replica lacks. It may answer under the same rules as
-        after a loss: what was read before must have promised no fixed snapshot, and no
-        ``SET`` must get lost.
+        Args:
+            routing: What this session knows.
+            error: What the statement has raised.
+
+        Returns:
+            What to do with the statement, and the replica's connection.
         """
-        self._note_connections(known)
-        noted = _as_noted(known, error)
-        lacking = next((r for r in known.reads.values() if r.lacks is noted), None)
-        if lacking is None:
-            return run if self._recovers(known, noted) else None
-        lacking.lacks = None  # should it be raised again, that is the answer
-        if _REPLICA in (active_role(), known.wanted):
-            return None
-        if lacking.sent > 1 and not lacking.may_be_continued:
-            return None
-        if lacking.facade.primary_is_out:
-            return None
-        return functools.partial(self._run_on_primary, lacking, error, run)
+        if self.in_transaction():
+            self._note_connections(routing)
+        failure = find_failure(error, routing.replica_connections.values())
+        if failure is None:
+            return Step.RAISE, None
+        read = failure.read
+        facts = Facts(failure.problem, option=routing.wanted, block=active_role())
+        if read is None:
+            step = decide(facts).step
+            routing.wanted = Role.PRIMARY
+            return step, None
+        members = read.facade.replica_pool.members
+        step, reason = decide(
+            facts._replace(
+                answered=failure.answered,
+                aborted=read.aborted,
+                may_be_continued=read.may_be_continued,
+                primary_is_out=read.facade.primary_is_out,
+                replicas_left=routing.losses < len(members),
+            )
+        )
+        read.forget_missing()  # should it be raised again, that is the answer
+        if step is Step.NEXT_REPLICA:
+            routing.losses += 1
+            routing.drop(read)
+            read.facade.lost(read.member)
+        elif step is Step.CONTINUE_ON_PRIMARY:
+            _continue_on_primary(routing, read, reason)
+        return step, read
 
-    def _run_on_primary(
+    def _try_primary(
         self,
-        lacking: ReplicaConnection,
+        read: ReplicaConnection,
         error: Exception,
         run: Callable[..., Any],
         statement: Any,
@@ -386,10 +412,10 @@ class RoutedSession(orm.Session):
         """Run a statement on the primary that names what a replica does not have yet.
 
         If the primary does not have it either, its error is raised, and all is as
-        before: whoever asks for it again and again must not move a request's other
-        reads there. If the primary cannot be reached, *error* is raised, the replica's.
+        before: a page that asks for it again and again must not move its other reads
+        there. If the primary cannot be reached, *error* is raised, the replica's.
         """
-        app = lacking.facade.routed.app
+        app = read.facade.routed.app
         app.latch(LACKING)
         try:
             found = run(statement, params, **options)
@@ -398,64 +424,11 @@ class RoutedSession(orm.Session):
             if not _is_out_of_reach(failure):
                 raise
             if not isinstance(failure, TimeoutError):  # load, not death
-                lacking.facade.primary_failed()
+                read.facade.note_primary_failure()
         else:
-            _continue_on_primary(cast("SessionState", self._known), lacking, LACKING)
+            _continue_on_primary(cast("SessionState", self._routing), read, LACKING)
             return found
         raise error  # not above, where it would get another context
-
-    def _recovers(self, known: SessionState, error: Exception) -> bool:
-        """Turn away from a replica that cannot answer; whether another server may."""
-        if isinstance(error, StaleReadError):
-            again, known.wanted = known.wanted is not Role.PRIMARY, Role.PRIMARY
-            return again
-        if isinstance(error, WriteOnReplicaError):
-            return self._repair(known)
-        # A primary that is lost may have done what it was asked.
-        for read in known.reads.values():
-            if not read.invalidated:
-                continue
-            if read.loss is error:
-                return self._leave(known, read, answered=read.sent > 1)
-            if isinstance(error, PendingRollbackError):
-                # The end of a savepoint kept quiet that a read was lost.
-                return self._leave(known, read, answered=read.sent > 0)
-        return False
-
-    def _repair(self, known: SessionState) -> bool:
-        """Turn to the primary after a write that only showed on the replica.
-
-        Where the server had to refuse it, only as the first statement there:
-        nothing was seen yet, and the transaction takes no more.
-        """
-        read = next((r for r in known.reads.values() if r.refused), None)
-        if read is None or _REPLICA in (active_role(), known.wanted):
-            return False
-        if read.aborted and read.sent > 1:
-            return False
-        reason = WROTE if not read.aborted else "a replica has refused its write"
-        _continue_on_primary(known, read, reason)
-        return True
-
-    def _leave(
-        self, known: SessionState, lost: ReplicaConnection, *, answered: bool
-    ) -> bool:
-        """Turn away from a lost replica; return whether reads may go on elsewhere.
-
-        If it had answered nothing yet, any replica may answer instead, and each
-        is tried once. If it had, only the primary is sure to know all that was
-        seen, and only where the transaction promised no fixed snapshot.
-        """
-        replica_pool = lost.facade.replica_pool
-        if not answered and known.losses < len(replica_pool.members):
-            known.losses += 1
-            known.leave(lost)
-            lost.facade.lost(lost.member)
-            return True
-        if answered and not lost.may_be_continued:
-            return False
-        _continue_on_primary(known, lost, LOST)
-        return True
 
 
 def _is_out_of_reach(failure: BaseException) -> bool:
@@ -465,26 +438,11 @@ def _is_out_of_reach(failure: BaseException) -> bool:
     return isinstance(failure, (TimeoutError, OSError))
 
 
-def _as_noted(known: SessionState, error: Exception) -> Exception:
-    """Return what a replica has failed with, whatever a listener has made of it."""
-    if isinstance(error, _MAY_RECOVER):
-        return error
-    cause = error.__cause__
-    if isinstance(cause, _MAY_RECOVER):
-        return cause
-    for read in known.reads.values():
-        if read.failure is not None and read.failure[0] is cause:
-            return read.failure[1]
-    return error
-
-
 def _continue_on_primary(
-    known: SessionState, read: ReplicaConnection, reason: str
+    routing: SessionState, read: ReplicaConnection, reason: str
 ) -> None:
-    routed = read.facade.routed
-    known.leave(read)
-    known.targets[read.facade] = known.targets.get(routed.primary, routed.primary)
-    routed.app.latch(reason)
+    routing.continue_on_primary(read)
+    read.facade.routed.app.latch(reason)
 
 
 def routed_session_class(base: type[orm.Session]) -> type[orm.Session]:

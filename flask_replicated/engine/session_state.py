@@ -5,8 +5,9 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from flask_replicated.routing.flask_context import this_app, this_context
 from flask_replicated.routing.hints import reads_primary
-from flask_replicated.routing.state import STATE, this_app, this_context
+from flask_replicated.routing.state import STATE
 
 from .connections import PrimaryConnection, ReplicaConnection
 
@@ -30,33 +31,39 @@ EMPTY: dict[Any, Any] = {}
 class SessionState:
     """What a session knows of where its statements go.
 
-    The request that it serves, from its first statement on (see ``serve()``):
-    ``app``, ``request``, ``state``, and ``routed``, the default bind.
-
-    The connections of the transaction in progress (see ``note()``): as it has them
-    itself in ``connections``, of which ``noted`` are known here; in ``targets`` what
-    stands for each facade from now on, its real engine or a connection (the default
-    bind's replica once more in ``target``, for the way of nearly all); in ``primaries``
-    and ``reads`` those to the primary and to replicas; in ``losses`` how many replicas
-    were lost so far.
-
-    ``wanted`` is what the statement that is being executed asks for itself;
-    ``connecting`` tells that connection() was called, and so nothing is executed.
+    Attributes:
+        request: The request that it serves, from its first statement on; or None. See
+            :meth:`find_request`.
+        app: That request's application.
+        state: That request's state.
+        connections: What the transaction in progress has by connection and by engine,
+            as SQLAlchemy keeps it; or None. See :meth:`note_connections`.
+        noted: How many entries of it are known here.
+        targets: What to use in place of each facade from now on, by facade: its real
+            engine, or a connection.
+        default: The default bind of that request's application.
+        target: What to use for reads of the default bind. It follows from the others,
+            as ``default`` does, but to find both for each statement would cost a tenth
+            of ``get_bind()``.
+        primary_connections: Those connections to primaries, by real engine.
+        replica_connections: Those to replicas, by facade.
+        losses: How many replicas were lost so far.
+        wanted: The role that the statement being executed asks for itself, or None.
+        connecting: Whether ``connection()`` was called, and so nothing is executed.
     """
 
     # Kept in one object: so many attributes more would cost each session its compact
-    # dictionary, and every access to it. And in slots, each set at once: a default of
-    # the class is dearer to read than all of them are to set.
+    # dictionary, and slow down every access to it.
     __slots__ = (
         "app",
         "connecting",
         "connections",
+        "default",
         "losses",
         "noted",
-        "primaries",
-        "reads",
+        "primary_connections",
+        "replica_connections",
         "request",
-        "routed",
         "state",
         "target",
         "targets",
@@ -65,23 +72,27 @@ class SessionState:
 
     app: Flask
     state: RequestState
+    default: RoutedEngine
+    target: Engine | sa.Connection
 
     def __init__(self) -> None:
         self.request: Request | None = None
-        self.routed: RoutedEngine | None = None
-        self.target: Engine | sa.Connection | None = None
         self.targets: dict[Engine, Engine | sa.Connection] = EMPTY
-        self.primaries: dict[Engine, PrimaryConnection] = EMPTY
-        self.reads: dict[Engine, ReplicaConnection] = EMPTY
-        # They tell the transaction, which itself would keep its session alive.
+        self.primary_connections: dict[Engine, PrimaryConnection] = EMPTY
+        self.replica_connections: dict[Engine, ReplicaConnection] = EMPTY
+        # By these the transaction is known, which itself would keep its session alive.
         self.connections: Any = None
         self.losses = self.noted = 0
         self.wanted: Role | None = None
         self.connecting = False
 
-    def serve(self) -> bool:
-        """Learn which request is served; whether it may go the short way."""
-        try:  # nearly always there is one, and to ask first is dearer
+    def find_request(self) -> bool:
+        """Find out which request is served.
+
+        Returns:
+            Whether there is one whose application routes the default bind.
+        """
+        try:  # nearly always there is one, and to ask first costs more
             context = this_context()
             owner = this_app()
         except RuntimeError:
@@ -89,20 +100,19 @@ class SessionState:
         app: AppState | None = owner.extensions.get(STATE)
         if app is None:
             return False
-        default = app.routes.get(None)
+        default: RoutedEngine | None = app.routes.get(None)
         # A test may have put in another engine.
         if default is None or app.engines.get(None) is not default:
             return False
         state = app.state_in(context)
         if state is None:
             return False
-        self.app, self.request = owner, context.request
-        self.state, self.routed = state, default
-        # What was noted while another bind was the default, or none.
-        self.target = self.targets.get(default.replicas)
+        self.app, self.request, self.state = owner, context.request, state
+        self.default = default
+        self._update_target()
         return True
 
-    def finds_plain(self, mapper: Any) -> bool:
+    def is_plain(self, mapper: Any) -> bool:
         """Whether a mapped class is on the default bind and prefers no role."""
         plain = _on_default_bind(mapper) and not reads_primary(mapper)
         if plain:
@@ -112,7 +122,7 @@ class SessionState:
             known.add(mapper)
         return plain
 
-    def note(self, connections: dict[Any, Any]) -> None:
+    def note_connections(self, connections: dict[Any, Any]) -> None:
         """Remember the connections that have been opened since the last time.
 
         Args:
@@ -120,23 +130,26 @@ class SessionState:
                 in the order in which they were opened.
         """
         if connections is not self.connections:
-            self.forget()
-            self.connections, self.targets, self.reads = connections, {}, {}
+            self.forget_connections()
+            self.connections, self.targets, self.replica_connections = (
+                connections,
+                {},
+                {},
+            )
         for opened in list(islice(connections, self.noted, None)):
             if isinstance(opened, ReplicaConnection):
-                self.reads[opened.facade] = opened
+                self.replica_connections[opened.facade] = opened
                 self.targets[opened.facade] = opened.engine
-                if self.routed is not None and opened.facade is self.routed.replicas:
-                    self.target = opened.engine
             elif isinstance(opened, PrimaryConnection):
                 self._note_primary(opened)
         self.noted = len(connections)
+        self._update_target()
 
     def _note_primary(self, connection: PrimaryConnection) -> None:
         routed = connection.facade.routed
-        if self.primaries is EMPTY:
-            self.primaries = {}
-        earlier = self.primaries.setdefault(connection.engine, connection)
+        if self.primary_connections is EMPTY:
+            self.primary_connections = {}
+        earlier = self.primary_connections.setdefault(connection.engine, connection)
         # Where every replica is out the primary serves their reads. Should this
         # transaction have written there already, the earlier connection goes on:
         # two on one server would wait for each other's locks.
@@ -144,23 +157,35 @@ class SessionState:
         # name with whichever connection came last.
         self.targets[connection.facade] = self.targets[routed.primary] = earlier
 
-    def leave(self, read: ReplicaConnection) -> None:
-        """Forget a replica's connection."""
-        if self.routed is not None and read.facade is self.routed.replicas:
-            self.target = None
-        self.reads.pop(read.facade, None)
+    def drop(self, read: ReplicaConnection) -> None:
+        """Use a replica's connection no more."""
+        self.replica_connections.pop(read.facade, None)
         self.targets.pop(read.facade, None)
+        self._update_target()
 
-    def forget(self) -> None:
+    def continue_on_primary(self, read: ReplicaConnection) -> None:
+        """Use the primary in place of a replica's connection."""
+        primary = read.facade.routed.primary
+        self.drop(read)
+        self.targets[read.facade] = self.targets.get(primary, primary)
+        self._update_target()
+
+    def forget_connections(self) -> None:
         """Forget the connections of a transaction that has ended."""
-        self.targets = self.reads = self.primaries = EMPTY
-        self.target = self.connections = None
+        self.targets = self.replica_connections = self.primary_connections = EMPTY
+        self.connections = None
         self.losses = self.noted = 0
+        self._update_target()
+
+    def _update_target(self) -> None:
+        if self.request is not None:
+            replicas = self.default.replicas
+            self.target = self.targets.get(replicas, replicas)
 
 
 def _on_default_bind(mapper: Any) -> bool:
     """Whether Flask-SQLAlchemy would send this mapped class to the default engine."""
     try:
         return mapper.local_table.metadata.info.get("bind_key") is None
-    except AttributeError:  # a class, an alias, a join: the slow way knows
+    except AttributeError:  # a class, an alias, a join: get_bind() finds it
         return False

@@ -8,9 +8,11 @@ or the primary's commit would happen by chance.
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, cast
 
 from sqlalchemy import (
+    Connection,
     NestedTransaction,
     RootTransaction,
     Transaction,
@@ -18,22 +20,54 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine.default import DefaultDialect
 
+from flask_replicated._private import (
+    begin_as_root,
+    drop_transaction,
+    is_observed,
+    roll_back_as_root,
+)
+
 from .lazy_begin import begin_block, has_block
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
-
-    from .connections import PrimaryConnection, ReplicaConnection
+    from contextlib import AbstractContextManager
 
 logger = logging.getLogger("flask_replicated")
 
 __all__ = [
+    "ReadConnection",
     "ReadSavepoint",
     "ReadTransaction",
     "ReadTwoPhase",
     "ReportedTransaction",
     "ReportedTwoPhase",
+    "ReportingConnection",
 ]
+
+
+class ReportingConnection(Connection):
+    """A connection that is told of its commits."""
+
+    def committed(self) -> None:
+        """Note that a commit has happened, or may have."""
+        raise NotImplementedError
+
+
+class ReadConnection(Connection):
+    """A connection whose transactions only read.
+
+    Attributes:
+        changed: Whether a ``SET`` has changed its session.
+        session_owned: Whether it is a session's, which will close it when it has closed
+            its transaction; no more once it is being closed.
+    """
+
+    changed = False
+    session_owned = True
+
+    def without_block(self) -> AbstractContextManager[None]:
+        """Return a block in which reading :attr:`connection` begins no transaction."""
+        raise NotImplementedError
 
 
 class _Reported(Transaction):
@@ -42,7 +76,7 @@ class _Reported(Transaction):
     __slots__ = ()
 
     def commit(self) -> None:
-        connection = cast("PrimaryConnection", self.connection)
+        connection = cast("ReportingConnection", self.connection)
         try:
             super().commit()
         except BaseException:
@@ -94,9 +128,9 @@ class _Harmless(Transaction):
 
 
 def _give_up(connection: Connection) -> None:
-    """Let nobody have a connection whose transaction may not have ended.
+    """Close a connection whose transaction may not have ended.
 
-    Its pool takes a transaction that was closed for one that has ended.
+    Its connection pool would take a closed transaction for one that has ended.
     """
     if not connection.closed:
         connection.invalidate()
@@ -111,7 +145,7 @@ class ReadTransaction(_Harmless, RootTransaction):
     """
 
     __slots__ = ()
-    connection: ReplicaConnection
+    connection: ReadConnection
 
     def commit(self) -> None:
         """End it; what it has set stays set while the connection is in use."""
@@ -127,20 +161,18 @@ class ReadTransaction(_Harmless, RootTransaction):
     def close(self) -> None:
         """End it, now or with the session's connection."""
         connection = self.connection
-        if connection.of_session:
+        if connection.session_owned:
             return
         if (
             self.is_active
-            and connection._nested_transaction is None  # noqa: SLF001 - as Connection's own way asks
+            and connection.get_nested_transaction() is None
             and not has_block(connection)
-            and not connection._has_events  # noqa: SLF001 - the same
-            and not connection.engine._has_events  # noqa: SLF001 - the same
-            and not connection._echo  # noqa: SLF001 - the same
+            and not is_observed(connection)
         ):
             # Most reads have begun no block, and to ask the driver whether there is one
-            # costs less than a rollback. But whoever listens, or logs, is told.
+            # costs less than a rollback. But listeners and the log are told.
             self.is_active = False
-            connection._transaction = None  # noqa: SLF001 - the same
+            drop_transaction(connection)
         else:
             try:
                 RootTransaction.close(self)
@@ -150,35 +182,31 @@ class ReadTransaction(_Harmless, RootTransaction):
 
     def _connection_begin_impl(self) -> None:
         connection = self.connection
-        if (
-            type(connection.dialect).do_begin is not DefaultDialect.do_begin
-            or connection._has_events  # noqa: SLF001 - the same
-            or connection.engine._has_events  # noqa: SLF001 - the same
-            or connection._echo  # noqa: SLF001 - the same
-        ):
+        if type(
+            connection.dialect
+        ).do_begin is not DefaultDialect.do_begin or is_observed(connection):
             _begin(self)
 
 
 def _begin(transaction: ReadTransaction | ReadTwoPhase) -> None:
-    """Tell the dialect, and who listens, that a transaction begins.
+    """Tell the dialect, and the listeners, that a transaction begins.
 
     The dialect looks at the driver's connection then, which is no reason for a block.
     """
     connection = transaction.connection
     if connection.dispatch.before_cursor_execute:  # it may send anything
         begin_block(connection)
-    connection.begins = not connection.dispatch.begin
-    try:
-        RootTransaction._connection_begin_impl(transaction)  # noqa: SLF001 - past the reads' own
-    finally:
-        connection.begins = False
+    # A listener to ``begin`` may send anything as well.
+    around = nullcontext if connection.dispatch.begin else connection.without_block
+    with around():
+        begin_as_root(transaction)
 
 
 class ReadTwoPhase(_Harmless, TwoPhaseTransaction):
     """A replica's part in two phases: a plain transaction, with nothing to prepare."""
 
     __slots__ = ()
-    connection: ReplicaConnection
+    connection: ReadConnection
 
     def prepare(self) -> None:
         """Do nothing: there is nothing to prepare."""
@@ -187,7 +215,7 @@ class ReadTwoPhase(_Harmless, TwoPhaseTransaction):
         _begin(self)  # plain BEGIN
 
     def _connection_rollback_impl(self) -> None:
-        RootTransaction._connection_rollback_impl(self)  # noqa: SLF001 - the same
+        roll_back_as_root(self)
 
 
 class ReadSavepoint(_Harmless, NestedTransaction):

@@ -1,1 +1,1 @@
-"""Many replicas in the background: probed, discovered, coming and going."""
+"""Many replicas: probed in the background, discovered, added and removed."""

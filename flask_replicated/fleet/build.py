@@ -1,4 +1,4 @@
-"""From a primary and its replicas to one routed engine."""
+"""Builds one routed engine from a primary and its replicas."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from flask_replicated.replica.connection_events import ReplicaServer
 from flask_replicated.replica.primary_status import can_probe
 from flask_replicated.replica.same_database import PrimaryIdentity, SameDatabaseCheck
 from flask_replicated.replica.same_server import can_compare
-from flask_replicated.replica.throttle import limit_connecting, limit_waiting
-from flask_replicated.routing.counts import Reads, ReplicaPool
+from flask_replicated.replica.throttle import limit_connecting, limit_pool_wait
+from flask_replicated.routing.counts import ReadCounts, ReplicaPool
 from flask_replicated.routing.state import AppState
 from flask_replicated.settings.compatibility import PrimaryBind
 from flask_replicated.settings.config import read_settings
-from flask_replicated.settings.sqlite_files import open_existing, shares_connection
+from flask_replicated.settings.sqlite_files import (
+    require_existing_file,
+    shares_connection,
+)
 
 from .fleet import Fleet
 from .monitor import Monitor, ProbePolicy
@@ -39,7 +42,8 @@ __all__ = ["replicated_engine", "routed_engine"]
 logger = logging.getLogger("flask_replicated")
 
 
-_LONG = 5.0  # seconds
+_LONGEST_WAIT = 5.0
+"""Seconds at most that a statement waits before its server is asked about it."""
 
 
 def routed_engine(
@@ -65,30 +69,20 @@ def routed_engine(
     ).status
     classifier = app.classifier(primary.dialect.name)
     watch_statements(primary, classifier)
-    surroundings = app.surroundings()
-    met = PrimaryIdentity(primary, status, settings.connect_timeout, surroundings)
-    care = partial(_take_care, settings, Gate(app, classifier), met)
+    identity = PrimaryIdentity(
+        primary, status, settings.connect_timeout, app.surroundings()
+    )
+    prepare = partial(_prepare_replica, settings, Gate(app, classifier), identity)
     prepared: dict[str, ReplicaServer] = {}
-    fleet = Fleet(care, prepared, limited=settings.max_pools is not None)
+    fleet = Fleet(prepare, prepared, limited=settings.max_pools is not None)
     for name, engine in replicas.items():
-        prepared[name] = fleet.care(name, engine)
+        prepared[name] = fleet.prepare(name, engine)
     outages = OutageLog(prepared, binds)
-    reads = Reads()
-    writers = app.writers if settings.learn_writers else ()
+    reads = ReadCounts()
+    writers = app.decider.writers if settings.learn_writers else ()
     make = partial(ReplicaPool, replicas, reads, writers)
     pool = _make_pool(settings, make, replicas, [outages, fleet.listener()])
-    policy = ProbePolicy(
-        interval=settings.probe_interval,
-        timeout=settings.connect_timeout,
-        max_lag=settings.max_lag,
-        role_check=settings.role_check,
-        compared_primary=_compared(settings, primary),
-        probed_primary=_watched(settings, primary),
-        status=status,
-        answer_timeout=_bound(settings),
-        surroundings=surroundings,
-    )
-    monitor = Monitor(pool, prepared, policy, outages)
+    monitor = Monitor(pool, prepared, _probe_policy(settings, identity), outages)
     fleet.routed = RoutedEngine(
         app,
         primary,
@@ -97,18 +91,22 @@ def routed_engine(
         monitor=monitor,
         status=status,
         outages=outages,
-        cared=prepared,
+        servers=prepared,
     )
     fleet.routed.fleet = fleet
-    fleet.look_for_spares()
+    fleet.close_spares()
     return fleet.routed
 
 
-def _take_care(
-    settings: Settings, gate: Gate, met: PrimaryIdentity, name: str, engine: Engine
+def _prepare_replica(
+    settings: Settings,
+    gate: Gate,
+    identity: PrimaryIdentity,
+    name: str,
+    engine: Engine,
 ) -> ReplicaServer:
-    """Give a replica's new engine what every replica's engine has."""
-    primary = met.engine
+    """Set up a replica's new engine, before its first connection."""
+    primary = identity.engine
     replica = ReplicaServer(
         name,
         engine,
@@ -118,48 +116,63 @@ def _take_care(
         max_lag=settings.max_lag,
         watched=settings.probe_interval > 0 and not engine.dialect.is_async,
         primary=_compared(settings, primary),
-        same_database=SameDatabaseCheck(name, engine.dialect.name, met)
+        same_database=SameDatabaseCheck(name, engine.dialect.name, identity)
         if settings.role_check
         else None,
         shared=shares_connection(engine, primary),
-        status=met.status,
-        surroundings=met.surroundings,
+        status=identity.status,
+        surroundings=identity.surroundings,
     )
     limit_connecting(
         engine,
         settings.max_connecting,
-        # Who has waited for as long as a connect may take would double it;
-        # and what is left of whole seconds can be told to no driver.
+        # Half of it: a wait for a slot comes on top of the connect, whose timeout
+        # cannot be shortened by that, as drivers take whole seconds.
         settings.connect_timeout / 2,
         lambda: replica.outages,
     )
     if engine.pool is not primary.pool:
-        limit_waiting(engine, settings.connect_timeout)
-        open_existing(name, engine)
+        limit_pool_wait(engine, settings.connect_timeout)
+        require_existing_file(name, engine)
     if settings.lazy_begin:
         leave_out_blocks(engine)
     gate.guard(engine, replica)
     return replica
 
 
-def _bound(settings: Settings) -> float:
-    """Return for how long a statement may wait before its server is asked about it.
+def _probe_policy(settings: Settings, identity: PrimaryIdentity) -> ProbePolicy:
+    """Return what the monitor checks."""
+    primary = identity.engine
+    return ProbePolicy(
+        interval=settings.probe_interval,
+        timeout=settings.connect_timeout,
+        max_lag=settings.max_lag,
+        role_check=settings.role_check,
+        compared_primary=_compared(settings, primary),
+        probed_primary=_probed(settings, primary),
+        status=identity.status,
+        answer_timeout=_answer_timeout(settings),
+        surroundings=identity.surroundings,
+    )
 
-    With the time that is needed to ask, no longer than a look takes by default to find
-    a server silent. Where the server itself ends a statement sooner, a second more than
-    that.
+
+def _answer_timeout(settings: Settings) -> float:
+    """Return how long a statement may wait before its server is asked about it.
+
+    Together with the question, no longer than the default probe takes to find a server
+    silent. Where the server itself ends a statement sooner, a second more than that.
     """
-    bound = min(max(1.0, settings.probe_interval), _LONG)
+    bound = min(max(1.0, settings.probe_interval), _LONGEST_WAIT)
     return min(bound, (settings.read_timeout or bound) + 1)
 
 
 def _compared(settings: Settings, primary: Engine) -> Engine | None:
-    """Return the primary, if its replicas have to be compared with it."""
+    """Return the primary, if its replicas are to be compared with it."""
     return primary if settings.role_check and can_compare(primary) else None
 
 
-def _watched(settings: Settings, primary: Engine) -> Engine | None:
-    """Return the primary, if it is looked at, too."""
+def _probed(settings: Settings, primary: Engine) -> Engine | None:
+    """Return the primary, if it is probed too."""
     matters = settings.role_check or settings.max_lag is not None
     return primary if matters and can_probe(primary) else None
 
@@ -177,7 +190,7 @@ def _make_pool(
         reset=settings.breaker_reset,
         max_reset=settings.breaker_max_reset,
         slow_start=settings.slow_start,
-        # A trial that is still connecting must not be taken for lost.
+        # A trial that is still connecting must not count as lost.
         lease=max(10.0, 3 * settings.connect_timeout),
         listeners=listeners,
         limit=settings.max_pools,

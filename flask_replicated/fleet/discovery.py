@@ -1,7 +1,7 @@
-"""Replicas that DNS names: looked up again and again in the background.
+"""Discovers replicas in DNS, by a query that is repeated in the background.
 
-An answer with servers in it is believed. No answer, or an empty one, says nothing
-about the servers: those known stay, for an outage of DNS must not become one of the
+An answer that names servers is believed. No answer, or an empty one, says nothing about
+the servers: the known ones stay, as an outage of DNS must not become one of the
 database.
 """
 
@@ -10,24 +10,23 @@ from __future__ import annotations
 import atexit
 import importlib
 import logging
-import os
 import random
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from weakref import WeakSet
 
 from balancers.errors import error_text
 from flask_replicated.errors import ConfigurationError
+from flask_replicated.forks import in_this_process
+from flask_replicated.threads import start_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
-    from flask_replicated.engine.engines import RoutedEngine
     from flask_replicated.settings.config import DiscoverySource
 
-    from .fleet import Fleet
 
 __all__ = ["Discovery"]
 
@@ -36,9 +35,9 @@ logger = logging.getLogger("flask_replicated")
 _LOOKUP_SECONDS = 5.0
 """Seconds that DNS may take to answer."""
 _MISSES = 3
-"""In how many answers in a row a server must be missing before it is let go."""
+"""Answers in a row in which a server must be missing before it is removed."""
 _OLDEST = 60.0
-"""Seconds for which one answer counts once at the most, as long as it may be kept."""
+"""Seconds at most for which an answer counts once, as a cache may repeat it."""
 
 
 class Address(NamedTuple):
@@ -56,25 +55,43 @@ class Address(NamedTuple):
 
 
 class DNSAnswer(NamedTuple):
-    """What DNS has said.
+    """An answer of DNS.
 
     Attributes:
-        places: The servers.
-        ttl: Seconds for which a cache may go on to say the same.
+        addresses: The servers.
+        ttl: Seconds for which a cache may repeat the same answer.
     """
 
-    places: list[Address]
+    addresses: list[Address]
     ttl: float = 0.0
 
 
-class Discovery:
-    """Keeps a fleet's replicas as DNS has them.
+class DiscoveredReplicas(Protocol):
+    """A bind's replicas, as far as discovery changes them."""
 
-    Its thread begins with the first routed read of a process, or of a forked child.
+    def add_discovered(self, name: str, bind: Mapping[str, Any], weight: int) -> None:
+        """Add a server that DNS names.
+
+        Raises:
+            ConfigurationError: It cannot be added.
+        """
+
+    def remove(self, name: str) -> None:
+        """Take a replica out for good.
+
+        Raises:
+            ConfigurationError: There is no replica of this name.
+        """
+
+
+class Discovery:
+    """Keeps a fleet's replicas in step with DNS.
+
+    Its thread starts with the first routed read of a process, or of a forked child.
 
     Args:
-        name: What the names of its replicas begin with, such as ``'slave'``.
-        source: Where to look.
+        name: The prefix of its replicas' names, such as ``'slave'``.
+        source: What to query.
 
     Attributes:
         idle: Whether it should be started.
@@ -103,40 +120,33 @@ class Discovery:
         self._failing = False
         _all.add(self)
 
-    def start(self, routed: RoutedEngine) -> None:
-        """Begin, unless it has begun already; it ends when nobody keeps *routed*."""
+    def start(self, fleet: DiscoveredReplicas) -> None:
+        """Start, unless it runs already; stop when *fleet* is garbage-collected."""
         with self._lock:
             if not self.idle:
                 return
             self.idle, stop = False, threading.Event()
             self._stop = stop
-        owner = weakref.ref(routed, lambda _: stop.set())
-        thread = threading.Thread(
-            target=_run,
-            args=(weakref.ref(self), owner, stop, self._source),
-            name=f"flask_replicated discovery of {self._name}",
-            daemon=True,
-        )
-        try:
-            thread.start()
-        except RuntimeError:  # the interpreter is shutting down, or out of threads
+        owner = weakref.ref(fleet, lambda _: stop.set())
+        name = f"discovery of {self._name}"
+        if not start_thread(name, _run, weakref.ref(self), owner, stop, self._source):
             logger.warning("%r is not discovered: no thread could start", self._name)
 
     def stop(self) -> None:
-        """End, and begin again with the next routed read."""
+        """Stop, and start again with the next routed read."""
         with self._lock:
             stop, self._stop, self.idle = self._stop, None, True
         if stop is not None:
             stop.set()
 
     def after_fork(self) -> None:
-        """Forget, in a child process, its parent's thread."""
+        """In a child process, forget the parent's thread."""
         self._lock = threading.Lock()
         self._stop = None
         self.idle = True
 
     def failed(self, error: Exception) -> None:
-        """Say once that DNS does not answer."""
+        """Log, once, that DNS does not answer."""
         if not self._failing:
             self._failing = True
             logger.warning(
@@ -148,29 +158,29 @@ class Discovery:
                 error_text(error),
             )
 
-    def found(self, fleet: Fleet, answer: DNSAnswer) -> None:
-        """Add the servers that are new, and remove those that have gone.
+    def found(self, fleet: DiscoveredReplicas, answer: DNSAnswer) -> None:
+        """Add the servers that are new, and remove those that are gone.
 
-        One that is missing is removed when it is missing for the third time in a row:
-        some DNS servers name a part of what they know each time.
+        A server is removed when it is missing from the third answer in a row: some DNS
+        servers return a part of the records each time.
         """
         if self._failing:
             self._failing = False
             logger.warning("REPLICATED_DISCOVERY[%r]: DNS answers again", self._name)
-        named = {self._name_of(place): place for place in answer.places}
+        named = {self._name_of(address): address for address in answer.addresses}
         for name in self._missed_too_often(named, answer.ttl):
             self._remove(fleet, name)
-        for name, place in named.items():
-            if self._known.get(name, place.weight) != place.weight:
+        for name, address in named.items():
+            if self._known.get(name, address.weight) != address.weight:
                 self._remove(fleet, name)
             if name not in self._known:
-                self._add(fleet, name, place)
+                self._add(fleet, name, address)
 
     def _missed_too_often(self, named: Iterable[str], ttl: float) -> list[str]:
-        """Count who is missing; return those who have been missing for long enough."""
+        """Count missing servers; return those that were missing for long enough."""
         missing = self._known.keys() - set(named)
         now = time.monotonic()
-        # What a cache says again is no answer more.
+        # An answer that a cache repeats is not counted again.
         again = now < self._counts_from
         if not again:
             self._counts_from = now + min(ttl, _OLDEST)
@@ -178,28 +188,30 @@ class Discovery:
         self._misses = {n: times for n, times in counted.items() if times < _MISSES}
         return [name for name in counted if name not in self._misses]
 
-    def _name_of(self, place: Address) -> str:
-        host = f"[{place.host}]" if ":" in place.host else place.host
-        port = "" if place.port is None else f":{place.port}"
+    def _name_of(self, address: Address) -> str:
+        host = f"[{address.host}]" if ":" in address.host else address.host
+        port = "" if address.port is None else f":{address.port}"
         return f"{self._name}_{host}{port}"
 
-    def _add(self, fleet: Fleet, name: str, place: Address) -> None:
-        url = self._source.url.set(host=place.host, port=place.port)
+    def _add(self, fleet: DiscoveredReplicas, name: str, address: Address) -> None:
+        url = self._source.url.set(host=address.host, port=address.port)
         try:
-            fleet.discovered(name, {**self._source.options, "url": url}, place.weight)
+            fleet.add_discovered(
+                name, {**self._source.options, "url": url}, address.weight
+            )
         except ConfigurationError as error:
-            logger.error("REPLICATED_DISCOVERY[%r]: %s", self._name, error)  # noqa: TRY400 - it says all
-        self._known[name] = place.weight
+            logger.error("REPLICATED_DISCOVERY[%r]: %s", self._name, error)  # noqa: TRY400 - the message is complete
+        self._known[name] = address.weight
 
-    def _remove(self, fleet: Fleet, name: str) -> None:
+    def _remove(self, fleet: DiscoveredReplicas, name: str) -> None:
         del self._known[name]
         try:
             fleet.remove(name)
         except ConfigurationError:
-            pass  # somebody has removed it by hand
+            pass  # the application has removed it
 
 
-# For the hook below, which can never be taken back.
+# For the exit hook below, which is never unregistered.
 _all: WeakSet[Discovery] = WeakSet()
 
 
@@ -211,42 +223,43 @@ def _stop_all() -> None:
 
 def _run(
     discovery: Callable[[], Discovery | None],
-    owner: Callable[[], RoutedEngine | None],
+    owner: Callable[[], DiscoveredReplicas | None],
     stop: threading.Event,
     source: DiscoverySource,
 ) -> None:
-    """Look and tell until nobody wants it; keep nobody alive while it waits."""
-    process = os.getpid()  # a greenlet goes on in a forked child, which has its own
-    while not stop.is_set() and os.getpid() == process:
+    """Query DNS and tell until stopped; hold no reference while waiting."""
+    # A greenlet goes on in a forked child, which has its own.
+    in_its_process = in_this_process()
+    while not stop.is_set() and in_its_process():
         found: DNSAnswer | Exception
         try:
-            found = _look(source)
-        except Exception as error:  # noqa: BLE001 - whatever it is, go on
+            found = _query(source)
+        except Exception as error:  # noqa: BLE001 - it is logged, and this goes on
             found = error
-        told, routed = discovery(), owner()
-        if told is None or routed is None or stop.is_set():
+        told, fleet = discovery(), owner()
+        if told is None or fleet is None or stop.is_set():
             return
-        if os.getpid() != process:
+        if not in_its_process():
             return
         try:
             if isinstance(found, Exception):
                 told.failed(found)
             else:
-                told.found(routed.fleet, found)
+                told.found(fleet, found)
         except Exception:
             logger.exception("the discovery of replicas has failed and goes on")
-        del told, routed
-        # Spread, as many workers begin in one moment.
+        del told, fleet
+        # Spread, as many workers start at the same moment.
         stop.wait(source.every * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
 
 
-def _look(source: DiscoverySource) -> DNSAnswer:
-    """Ask DNS.
+def _query(source: DiscoverySource) -> DNSAnswer:
+    """Query DNS.
 
     Raises:
-        Exception: There is no answer, or nobody in it.
+        Exception: There is no answer, or no server in it.
     """
-    # Only here: not everybody has dnspython. (Nor has every checker of types.)
+    # Imported here, and by name for mypy: dnspython is optional.
     dns: Any = importlib.import_module("dns.resolver")
     host = str(source.url.host)
 
@@ -261,12 +274,12 @@ def _look(source: DiscoverySource) -> DNSAnswer:
         records = ask("A")
     except dns.NoAnswer:
         records = ask("AAAA")
-    places = [Address(record.address, source.url.port, 1) for record in records]
-    return DNSAnswer(places, records.rrset.ttl)
+    addresses = [Address(record.address, source.url.port, 1) for record in records]
+    return DNSAnswer(addresses, records.rrset.ttl)
 
 
 def _of_services(records: list[Any]) -> list[Address]:
-    """Return the servers of the first priority; the others are for when it is gone."""
+    """Return the servers of the best priority; the others are for its failure."""
     able = [record for record in records if record.target.to_text() != "."]
     if not able:
         raise LookupError("the service is said to be not available")

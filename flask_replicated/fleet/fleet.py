@@ -1,12 +1,11 @@
-"""Replicas that come and go while requests are served."""
+"""Adds and removes replicas while requests are served."""
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Mapping
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import event
 from sqlalchemy.exc import NoSuchModuleError
@@ -14,6 +13,7 @@ from sqlalchemy.exc import NoSuchModuleError
 from balancers import UnknownMemberError
 from balancers.errors import DuplicateMemberError, InvalidWeightError, error_text
 from flask_replicated.errors import ConfigurationError
+from flask_replicated.forks import in_this_process
 from flask_replicated.settings.binds import is_replica_of
 
 if TYPE_CHECKING:
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from sqlalchemy.pool import ConnectionPoolEntry
 
     from balancers import Event, Member
-    from flask_replicated.adapters import Adapter
     from flask_replicated.engine.engines import RoutedEngine
     from flask_replicated.replica.connection_events import ReplicaServer
+    from flask_replicated.settings.bind_owner import BindOwner
 
     from .discovery import Discovery
 
-__all__ = ["Fleet"]
+__all__ = ["Fleet", "fleet_of"]
 
 
 class _SpareEngines:
@@ -42,29 +42,29 @@ class Fleet:
     """The replicas of one bind, whose number changes.
 
     Args:
-        care: Gives a replica's new engine what every replica's engine has.
-        replicas: What *care* returned, by name; kept up to date here.
-        limited: Whether a process uses only some of them.
+        prepare: Sets up a replica's new engine, before its first connection.
+        replicas: What *prepare* returned, by name; kept up to date here.
+        limited: Whether a process uses only some of the replicas.
 
     Attributes:
         routed: The engine that they are part of.
-        adapter: Who owns the engines, or None outside an application.
+        adapter: What owns the engines; None outside an application.
         owner: The key of the bind that they copy, as their names have it.
-        idle: Whether :meth:`discover` should be called: at the next routed read.
+        idle: Whether to call :meth:`start_discovery`, at the next routed read.
     """
 
     routed: RoutedEngine
-    adapter: Adapter | None = None
+    adapter: BindOwner | None = None
     owner: str | None = None
 
     def __init__(
         self,
-        care: Callable[[str, Engine], ReplicaServer],
+        prepare: Callable[[str, Engine], ReplicaServer],
         replicas: dict[str, ReplicaServer],
         *,
         limited: bool,
     ) -> None:
-        self._care = care
+        self._prepare = prepare
         self._replicas = replicas
         self._limited = limited
         self._spares = _SpareEngines()
@@ -73,30 +73,30 @@ class Fleet:
         self.idle = False
 
     def listener(self) -> Callable[[Event], None]:
-        """Return what the pool tells its events to, as others may be spare then.
+        """Return a listener for the pool's events, after which others may be spare.
 
-        It keeps nobody alive: threads hold the pool, and this holds the application.
+        It holds a weak reference: threads hold the pool, and a fleet the application.
         """
-        look = weakref.WeakMethod(self.look_for_spares)
+        close_spares = weakref.WeakMethod(self.close_spares)
 
-        def hear(_happened: Event) -> None:
-            known = look()
-            if known is not None:
-                known()
+        def listen(_event: Event) -> None:
+            method = close_spares()
+            if method is not None:
+                method()
 
-        return hear
+        return listen
 
-    def care(self, name: str, engine: Engine) -> ReplicaServer:
-        """Give a replica's new engine what every replica's engine has."""
+    def prepare(self, name: str, engine: Engine) -> ReplicaServer:
+        """Set up a replica's new engine, before its first connection."""
         if self._limited:
-            spares = self._spares  # not all of this, for the same reason
+            spares = self._spares  # without *self*, for the same reason
             _close_returned_if(engine, lambda: engine in spares.engines)
-        return self._care(name, engine)
+        return self._prepare(name, engine)
 
-    def look_for_spares(self) -> None:
+    def close_spares(self) -> None:
         """Close the connections to replicas that the limit keeps out of rotation.
 
-        Or a process would hold more of them than its limit says.
+        Otherwise a process would hold more connections than its limit allows.
         """
         if not self._limited:
             return
@@ -107,14 +107,14 @@ class Fleet:
             idle = [engine for engine in targets if engine not in self._spares.engines]
             self._spares.engines = frozenset(targets)
         for engine in idle:
-            # What an async engine has open can be closed in its own loop alone.
+            # Connections of an async engine can only be closed in its own event loop.
             if not engine.dialect.is_async:
                 engine.dispose()
 
     def add(
         self, name: str, bind: str | URL | Mapping[str, Any], weight: int = 1
     ) -> None:
-        """Make an engine for a new replica and let it serve reads.
+        """Make an engine for a new replica, and add it to the rotation.
 
         Raises:
             ConfigurationError: The name, the bind or the weight cannot be right.
@@ -128,36 +128,36 @@ class Fleet:
                 f"replicas of this bind are called '{prefix}slave', "
                 f"'{prefix}slave_1', '{prefix}slave_2' ...",
             )
-        self._take_copy(adapter, name, bind, weight)
+        self._add_checked(adapter, name, bind, weight)
 
-    def watch(self, discovery: Discovery) -> None:
-        """Let DNS name replicas, from the first routed read on."""
+    def add_discovery(self, discovery: Discovery) -> None:
+        """Discover replicas in DNS, from the first routed read on."""
         self._discoveries += (discovery,)
         self.idle = True
 
-    def discover(self) -> None:
-        """Begin to look into DNS."""
+    def start_discovery(self) -> None:
+        """Start to query DNS in the background."""
         self.idle = False
         for discovery in self._discoveries:
-            discovery.start(self.routed)
+            discovery.start(self)
 
     def stop(self) -> None:
-        """Look no more until the next routed read."""
+        """Stop discovery until the next routed read."""
         for discovery in self._discoveries:
             discovery.stop()
         self.idle = bool(self._discoveries)
 
-    def discovered(self, name: str, bind: Mapping[str, Any], weight: int) -> None:
-        """Let a server that DNS names serve reads.
+    def add_discovered(self, name: str, bind: Mapping[str, Any], weight: int) -> None:
+        """Add a server that DNS names.
 
         Raises:
-            ConfigurationError: It cannot.
+            ConfigurationError: It cannot be added.
         """
-        self._take_copy(self._owned("add", name), name, bind, weight)
+        self._add_checked(self._owned("add", name), name, bind, weight)
 
-    def _take_copy(
+    def _add_checked(
         self,
-        adapter: Adapter,
+        adapter: BindOwner,
         name: str,
         bind: str | URL | Mapping[str, Any],
         weight: int,
@@ -172,7 +172,7 @@ class Fleet:
         self.take_in(name, engine, weight)
 
     def take_in(self, name: str, engine: Engine, weight: int = 1) -> None:
-        """Let a new engine serve reads, under a name that is not looked at.
+        """Add a new engine, under a name that is not checked.
 
         Raises:
             ConfigurationError: The name is taken, or the weight cannot be right.
@@ -181,7 +181,7 @@ class Fleet:
         engines = self._engines()
         if name in engines:
             raise _taken(name, engines)
-        replica = self.care(name, engine)
+        replica = self.prepare(name, engine)
         routed.share(engine)
         try:
             member = pool.add(name, engine, weight)
@@ -193,16 +193,16 @@ class Fleet:
                 error.weight,
                 "must be a whole number: 0 for no traffic, 1 or more for a share.",
             ) from None
-        routed.share(engine)  # again: what was shared meanwhile missed it
+        routed.share(engine)  # again, for what was shared in between
         with self._lock:
-            # Unless somebody has removed it meanwhile.
+            # Unless another thread has removed it meanwhile.
             if member in pool.members:
                 engines[name] = engine
                 self._replicas[name] = replica
-        self._settle()
+        self._refresh_facade()
 
     def remove(self, name: str) -> None:
-        """Give a replica no new reads, and close its connections as they are done.
+        """Take a replica out for good; its connections close as they are returned.
 
         Raises:
             ConfigurationError: There is no replica of this name.
@@ -220,27 +220,27 @@ class Fleet:
         _close_as_returned(member.target)
 
     def renew_locks(self) -> None:
-        """Replace locks that a thread which a child process has not may hold."""
+        """In a child process, replace locks that the parent's threads may hold."""
         self._lock = Lock()
         for discovery in self._discoveries:
             discovery.after_fork()
 
     def after_fork(self) -> None:
-        """Begin anew in a child process, once the parent's connections are let go."""
+        """Begin anew in a child process, after the parent's connections are left."""
         self.idle = bool(self._discoveries)
-        self.look_for_spares()
+        self.close_spares()
 
     def _forget(self, member: Member[Engine]) -> None:
         engine, engines = member.target, self._engines()
         with self._lock:
-            # A new replica may have the name already.
+            # A new replica may have taken the name already.
             if engines.get(member.name) is engine:
                 del engines[member.name]
                 self._replicas.pop(member.name, None)
-        self._settle()
+        self._refresh_facade()
 
-    def _settle(self) -> None:
-        """Let the engine-shaped pool have a dialect and URL of one that is there."""
+    def _refresh_facade(self) -> None:
+        """Let the facade have the dialect and URL of a replica that still exists."""
         members = self.routed.replicas.replica_pool.members
         real = members[0].target if members else self.routed.real
         self.routed.replicas.real = real
@@ -249,7 +249,7 @@ class Fleet:
     def _engines(self) -> dict[str | None, Engine]:
         return {} if self.adapter is None else self.adapter.engines
 
-    def _owned(self, action: str, name: str) -> Adapter:
+    def _owned(self, action: str, name: str) -> BindOwner:
         adapter = self.adapter
         if adapter is None or not adapter.grows:
             raise ConfigurationError(
@@ -259,6 +259,11 @@ class Fleet:
                 "change them there and restart.",
             )
         return adapter
+
+
+def fleet_of(routed: RoutedEngine) -> Fleet:
+    """Return the fleet of a routed engine, which knows no more of it than it needs."""
+    return cast("Fleet", routed.fleet)
 
 
 def _is_spare(shown: Any) -> bool:
@@ -274,22 +279,22 @@ def _taken(name: str, known: Any) -> ConfigurationError:
 
 
 def _make_engine(
-    adapter: Adapter, name: str, bind: str | URL | Mapping[str, Any]
+    adapter: BindOwner, name: str, bind: str | URL | Mapping[str, Any]
 ) -> Engine:
-    """Make an engine as it would have been made at start."""
+    """Make an engine as the adapter does at start."""
     given: object = bind
     if isinstance(bind, Mapping):
-        given = bind.get("url")  # the rest may hold a password too
+        given = bind.get("url")  # the other options may contain a password too
     try:
         return adapter.make_engine(name, bind)
-    # A driver that is not known or not installed, an option that no engine knows.
+    # An unknown driver, one that is not installed, or an unknown engine option.
     except (NoSuchModuleError, ImportError, TypeError, KeyError) as error:
         why = error_text(error)
-    # What is no URL, or one whose port is no number, is quoted in these as it is; and
-    # what an option stands for, such as a pool or a driver, may raise anything.
+    # Such an error may quote the whole URL; and what an option names, such as a pool
+    # class or a driver, may raise anything.
     except Exception as error:  # noqa: BLE001 - as said
         why = type(error).__name__
-    # Out here, so that a report has no error that quotes it behind this one.
+    # Outside of the except block, so that no error that quotes the URL is chained.
     raise ConfigurationError(
         f"{adapter.setting}[{name!r}]",
         given,
@@ -298,14 +303,13 @@ def _make_engine(
 
 
 def _close_as_returned(engine: Engine) -> None:
-    """Close an engine's idle connections now, and each other one when it comes back.
+    """Close an engine's idle connections now, and each other one when it is returned.
 
-    A connection that comes back is closed on the spot, so nobody has to wait for
-    the last, and one that is opened in between goes the same way.
+    So no thread has to wait for the last one, and one that is opened meanwhile is
+    closed the same way.
     """
-    process = os.getpid()
     # A forked child has a copy of its parent's connection, which is not its own.
-    _close_returned_if(engine, lambda: os.getpid() == process)
+    _close_returned_if(engine, in_this_process())
     if not engine.dialect.is_async:
         engine.dispose()
 

@@ -30,7 +30,8 @@ from flask_replicated.errors import (
 from flask_replicated.replica.failures import Verdict, judge_connect, refuses_but_lives
 from flask_replicated.replica.fitness import unfit_error
 from flask_replicated.replica.primary_status import PrimaryStatus
-from flask_replicated.settings.sqlite_files import is_handed_one
+from flask_replicated.settings.sqlite_files import uses_given_connection
+from flask_replicated.threads import start_thread
 
 from .probe import PrimaryProbe, ProbeRun, ReplicaProbe
 from .stuck_statements import StuckStatements
@@ -140,12 +141,7 @@ class Monitor:
                 self._pool, self._replicas, self._policy, self._outages, owner
             )
             _running.add(self)
-        thread = threading.Thread(
-            target=self._loop.run, name="flask_replicated monitor", daemon=True
-        )
-        try:
-            thread.start()
-        except RuntimeError:  # the interpreter is shutting down, or out of threads
+        if not start_thread("monitor", self._loop.run):
             logger.warning("replicas are not monitored: no thread could be started")
 
     def stop(self) -> None:
@@ -338,7 +334,7 @@ class _MonitorLoop:
         for member in self._pool.members:
             # Spare ones are not in use, and should cost no connection. A connection
             # that is shared would be closed by the probe, for everyone.
-            if member in spares or is_handed_one(member.target):
+            if member in spares or uses_given_connection(member.target):
                 continue
             one = self._entry(member)
             server = self._replicas.get(member.name)
@@ -405,16 +401,9 @@ class _MonitorLoop:
         run = ProbeRun(one.probe, permit, now + self._policy.timeout, anew=anew)
         run.waiting = waiting
         self._stuck_statements.mark_asked(waiting, now)
-        thread = threading.Thread(
-            target=run.run,
-            args=(self._done,),
-            name=f"flask_replicated probe of {member.name}",
-            daemon=True,
-        )
         one.run, one.probe.running = run, True
-        try:
-            thread.start()
-        except RuntimeError:  # no more threads: that says nothing of the replica
+        if not start_thread(f"probe of {member.name}", run.run, self._done):
+            # That says nothing of the replica.
             one.run, one.probe.running = None, False
             if not self._threadless:
                 logger.warning("no thread could be started to look at a replica")

@@ -1,4 +1,4 @@
-"""What an operator is told when a replica leaves or joins, and a clean slate."""
+"""Logs when a replica goes out or comes back, and what to do about it."""
 
 from __future__ import annotations
 
@@ -24,28 +24,26 @@ __all__ = ["OutageLog"]
 
 logger = logging.getLogger("flask_replicated")
 
-_PAUSE = 60.0
-"""Seconds in which load is told of once: it comes and goes with each second."""
+_LOAD_LOGGED_EVERY = 60.0
+"""Seconds between two messages about load, which comes and goes within seconds."""
 _PATIENCE = 30.0
-"""Seconds for which nothing is said of a primary while nobody knows whether it is the
-one that writes go to: in a failover, those may not have found it yet."""
-
-
-_SETTLES = 15.0
+"""Seconds before a primary among the replicas is logged while it is unknown whether it
+is the one that writes go to: in a failover, those may not have found it yet."""
+_SWITCHOVER = 15.0
 """Seconds in which a node may take on its new role after a switchover."""
-# One that DNS has named, behind the key under which it was looked up.
+# A discovered replica, with the key under which DNS was queried.
 _DISCOVERED = re.compile(r"(?P<key>(?:.+?_)?(?:slave|replica))_.+")
 
 
 class _Outage:
-    """Why one replica is out, and whether anybody was told.
+    """Why one replica is out, and whether that was logged.
 
     Attributes:
         verdicts: All that was wrong since it was last in rotation.
-        told: Whether its return is news.
+        told: Whether to log its return as a warning.
         primary_since: When it was first found to be a primary, or None.
-        unsettled_since: When it was first found to be what only a switchover explains,
-            or None.
+        unsettled_since: When it was first found in a state that only a switchover
+            explains, or None.
     """
 
     def __init__(self) -> None:
@@ -56,17 +54,16 @@ class _Outage:
 
 
 class OutageLog:
-    """Tells the operator of each outage: once for each kind of cause, and of its end.
+    """Logs each outage, once for each kind of cause, and its end.
 
-    It also retires the open connections of a replica that is out: the trial
-    that lets it in again must be a new one, or an old one that nobody has used
-    since would vouch for a server that no longer answers. (Not of one that only
-    rests: it has no connection to spare for new ones.)
+    It also retires the open connections of a replica that is out: the breaker's trial
+    must use a new one, as an old one that is idle proves nothing about the server. (Not
+    those of a replica that only pauses: it has no connection to spare for new ones.)
 
     Args:
-        replicas: The replicas, by name; whoever changes them keeps it up to date.
-        binds: What has the replicas' binds by name, in Python syntax.
-        clock: Returns seconds that never go backwards.
+        replicas: The replicas' servers, by name; kept up to date elsewhere.
+        binds: The setting that has the replicas' binds by name, in Python syntax.
+        clock: Returns monotonic seconds.
     """
 
     def __init__(
@@ -83,7 +80,7 @@ class OutageLog:
         self._said_own = False
 
     def __call__(self, happened: Event) -> None:
-        """Receive one event of the pool."""
+        """Handle one event of the pool."""
         if isinstance(happened, MemberOpened):
             self._opened(happened)
         elif isinstance(happened, MemberClosed):
@@ -97,24 +94,25 @@ class OutageLog:
             logger.info("replica %r is removed", happened.name)
 
     def still_out(self, name: str, error: BaseException) -> None:
-        """Hear why a replica is out that is out already: it may be another cause."""
+        """Note why a replica is still out: it may be for another cause."""
         outage = self._out.get(name)
         if outage is not None:
             self._tell(name, outage, error)
 
     def is_load(self, exhausted: set[str]) -> bool:
-        """Whether nothing but load keeps any replica from serving.
+        """Whether all replicas that do not serve are kept from it by load alone.
 
         Args:
-            exhausted: Those that had no connection to spare, whoever is out.
+            exhausted: Names of replicas that had no connection to spare, be they out
+                or not.
         """
         seen = [outage.verdicts for outage in list(self._out.values())]
         busy = bool(exhausted) or any(seen)
-        # Nothing is wrong with one that is the primary itself at the moment.
+        # A replica that is the primary itself at the moment has no verdict.
         return busy and all(verdicts <= {Verdict.BUSY} for verdicts in seen)
 
     def all_misconfigured(self) -> bool:
-        """Whether every replica is out for what the operator was told to mend."""
+        """Whether every replica is out, and was logged as misconfigured."""
         found = [self._out.get(name) for name in list(self._replicas)]
         wanted = {Verdict.MISCONFIGURED}
         return all(one is not None and one.verdicts == wanted for one in found)
@@ -122,7 +120,7 @@ class OutageLog:
     def _opened(self, happened: MemberOpened) -> None:
         outage = self._out.setdefault(happened.name, _Outage())
         if not happened.failures:
-            self._rests(outage, happened)
+            self._pauses(outage, happened)
             return
         if happened.cause is not None:
             self._tell(happened.name, outage, happened.cause)
@@ -130,11 +128,11 @@ class OutageLog:
         if replica is not None:  # not removed at this moment
             replica.retire_connections()
 
-    def _rests(self, outage: _Outage, happened: MemberOpened) -> None:
+    def _pauses(self, outage: _Outage, happened: MemberOpened) -> None:
         outage.verdicts.add(Verdict.BUSY)
         now = self._clock()
         if now >= self._busy_from.get(happened.name, now):
-            self._busy_from[happened.name] = now + _PAUSE
+            self._busy_from[happened.name] = now + _LOAD_LOGGED_EVERY
             logger.warning(
                 "replica %r is busy, and rests for %.1f s: %s",
                 happened.name,
@@ -143,7 +141,7 @@ class OutageLog:
             )
 
     def _tell(self, name: str, outage: _Outage, error: BaseException) -> None:
-        """Say why a replica is out, unless that was said of this outage."""
+        """Log why a replica is out, unless that was logged for this outage."""
         verdict, cause = judge_connect(error), error_text(error)
         if verdict in outage.verdicts or self._is_usual(name, outage, error):
             logger.debug("replica %r is still out: %s", name, cause)
@@ -163,10 +161,10 @@ class OutageLog:
             logger.warning("replica %r is out: %s", name, cause)
 
     def _is_usual(self, name: str, outage: _Outage, error: BaseException) -> bool:
-        """Whether this is what a switchover looks like where every node is a bind.
+        """Whether this is normal in a switchover where every node is a bind.
 
-        One of them is the primary then, and no outage while others serve. One that was
-        it restarts, and is a standby when it is up again; standbys look for their new
+        One node is the primary then, which is no outage while others serve. The former
+        primary restarts, and comes back as a standby; standbys connect to their new
         source.
         """
         if isinstance(error, WrongRoleError):
@@ -178,13 +176,13 @@ class OutageLog:
             or isinstance(error, DivergedReplicaError)
         ):
             outage.unsettled_since = outage.unsettled_since or self._clock()
-            usual = self._clock() - outage.unsettled_since < _SETTLES
+            usual = self._clock() - outage.unsettled_since < _SWITCHOVER
         else:
             usual = False
         return usual and len(self._replicas) != 1
 
     def _is_the_one(self, name: str, since: float, error: WrongRoleError) -> bool:
-        """Whether a primary is, or may yet turn out to be, the one writes go to."""
+        """Whether a primary is, or may turn out to be, the one that writes go to."""
         if error.own is None:
             return self._clock() - since < _PATIENCE
         if error.own:
@@ -192,7 +190,7 @@ class OutageLog:
         return error.own
 
     def _say_own(self, name: str) -> None:
-        """Say once in the life of a process that a bind names the primary itself."""
+        """Log once per process that a bind names the primary itself."""
         others = [one for one in list(self._replicas) if one not in self._out]
         if others and not self._said_own:
             self._said_own = True
@@ -205,7 +203,7 @@ class OutageLog:
             )
 
     def setting(self, name: str) -> str:
-        """Return what has a replica's URL, in Python syntax."""
+        """Return the setting that has a replica's URL, in Python syntax."""
         found = None if REPLICA_NAME.fullmatch(name) else _DISCOVERED.fullmatch(name)
         if found is not None:
             return f"REPLICATED_DISCOVERY[{found['key']!r}]"

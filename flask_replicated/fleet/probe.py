@@ -6,6 +6,7 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
+from flask_replicated.forks import leave_to_parent
 from flask_replicated.replica.activity import list_backends
 from flask_replicated.replica.dbapi_connections import (
     connect_unpooled,
@@ -21,7 +22,7 @@ from flask_replicated.replica.replica_status import (
     report_queries,
 )
 from flask_replicated.replica.same_server import SameServerCheck
-from flask_replicated.replica.sockets import hang_up, leave_to_parent
+from flask_replicated.sockets import hang_up
 
 if TYPE_CHECKING:
     from queue import SimpleQueue
@@ -167,17 +168,9 @@ class ReplicaProbe:
         try:
             found = self._ask()
         except Exception:  # noqa: BLE001 - the retry raises what is wrong
-            self._drop()
-            found = self._ask_again()
+            found = self._ask()
         self._drop_former()
         return found
-
-    def _ask_again(self) -> ReplicaReport:
-        try:
-            return self._ask()
-        except Exception:
-            self._drop()
-            raise
 
     def _set_aside(self) -> None:
         """Make room for a new connection; check first whether the old one answers."""
@@ -190,12 +183,17 @@ class ReplicaProbe:
                 self._drop_former()
 
     def _ask(self) -> ReplicaReport:
-        anew = self._connection is None
-        if anew:
-            self._connection = connect_unpooled(self.member.target, self._surroundings)
-            prepare_unpooled(self.member.target, self._connection)
-            self._compare_next = self._comparison is not None
-        found = self._query(self._connection, anew=anew)
+        """Ask over the open connection, or a new one; close it on an error."""
+        engine, anew = self.member.target, self._connection is None
+        try:
+            if anew:
+                self._connection = connect_unpooled(engine, self._surroundings)
+                prepare_unpooled(engine, self._connection)
+                self._compare_next = self._comparison is not None
+            found = self._query(self._connection, anew=anew)
+        except Exception:
+            self._drop()
+            raise
         if not self._keep:
             self._drop()
         return found

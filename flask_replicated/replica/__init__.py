@@ -1,1 +1,1 @@
-"""What one server is and says: fit or not, read-only, how long it may take."""
+"""One server: whether it may be used, its connections, its errors."""

@@ -13,9 +13,12 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from flask_replicated.forks import leave_to_parent
+from flask_replicated.sockets import hang_up
+from flask_replicated.threads import start_thread
+
 from .dbapi_connections import connect_unpooled, prepare_unpooled
 from .poolers import POOLED, backend_pid
-from .sockets import hang_up, leave_to_parent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -219,15 +222,7 @@ class ActivityQuery:
         """
         self._left = _TRIES
         for index in range(_TRIES):
-            thread = threading.Thread(
-                target=self._run,
-                args=(index, done),
-                name="flask_replicated activity query",
-                daemon=True,
-            )
-            try:
-                thread.start()
-            except RuntimeError:  # no more threads
+            if not start_thread("activity query", self._run, index, done):
                 with self._lock:
                     self._left -= 1
 

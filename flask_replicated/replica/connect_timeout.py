@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
 
-from .sockets import fileno_of, hang_up
+from flask_replicated._private import pg8000_socket, set_pymysql_read_timeout
+from flask_replicated.sockets import fileno_of, hang_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,7 +29,7 @@ __all__ = [
     "SetupTimeout",
     "TimeLimit",
     "connect_share",
-    "limit_connect",
+    "set_connect_timeout",
     "timeout_argument",
     "warn_of_hosts",
 ]
@@ -54,7 +55,7 @@ def timeout_argument(driver: str) -> str | None:
     return _TIMEOUT_ARGUMENT.get(driver)
 
 
-def limit_connect(
+def set_connect_timeout(
     engine: Engine, seconds: int, read_timeout: float | None
 ) -> Callable[[Any, Any], None] | None:
     """Give the driver a timeout for connecting.
@@ -94,7 +95,7 @@ def limit_connect(
 
 def _lift_socket_limit(connection: Any, _record: Any) -> None:
     """Let pg8000 wait for answers: its connect timeout applies to every read."""
-    connection._usock.settimeout(None)  # noqa: SLF001 - it has no other name
+    pg8000_socket(connection).settimeout(None)
 
 
 def _limit_greeting(
@@ -118,7 +119,7 @@ def _limit_greeting(
 
     def lift(connection: Any, _record: Any) -> None:
         if ours:
-            connection._read_timeout = read_seconds  # noqa: SLF001 - it has no other name
+            set_pymysql_read_timeout(connection, read_seconds)
 
     return lift
 

@@ -19,17 +19,22 @@ from sqlalchemy.exc import DisconnectionError
 
 from flask_replicated.errors import ReplicaSilentError
 from flask_replicated.forks import refuse_inherited
+from flask_replicated.sockets import hang_up, watch_socket
 
 from .activity import can_list_backends
 from .admission import Admission
-from .connect_timeout import ONE_BIND_EACH, SetupTimeout, limit_connect, warn_of_hosts
+from .connect_timeout import (
+    ONE_BIND_EACH,
+    SetupTimeout,
+    set_connect_timeout,
+    warn_of_hosts,
+)
 from .dbapi_connections import closed_if_refused
 from .fitness import ReplicaHistory
 from .in_flight import pending_answer, shows_pending
-from .keepalive import limit_silence
+from .keepalive import enable_keepalive
 from .read_only import keep_read_only
 from .same_server import SameServerCheck
-from .sockets import hang_up, watch_socket
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,10 +79,10 @@ class ReplicaServer:
 
     Attributes:
         outages: How often its breaker has opened, after failed trials too.
-        ails: Whether it is out because its storage fails reads, which only a read
-            can find to be over.
-        crowded: Whether it is out because its connection pool was exhausted for long,
-            of which no look knows either.
+        storage_fails: Whether it is out because its storage fails reads. Only a read
+            can find that to be over.
+        pool_exhausted: Whether it is out because its connection pool was exhausted for
+            long, which a probe does not see either.
         slow_until: Until when its answers count as slow, by the monotonic clock.
         history: What was seen of its server.
         admission: Asks the server whether it may be used.
@@ -122,17 +127,24 @@ class ReplicaServer:
             engine.dialect.name
         )
         self._records: WeakSet[ConnectionPoolEntry] = WeakSet()
-        self._seconds = seconds = math.ceil(connect_timeout)
+        self._seconds = math.ceil(connect_timeout)
+        self._setup_timeout: SetupTimeout | None = None
+        self._listen(engine, read_timeout, shared=shared)
+
+    def _listen(
+        self, engine: Engine, read_timeout: float | None, *, shared: bool
+    ) -> None:
+        """Add the listeners. Those with ``insert`` run before all others."""
+        name, seconds = self._name, self._seconds
         warn_of_hosts(f"replica {name!r}", engine, seconds, ONE_BIND_EACH)
-        lift = limit_connect(engine, seconds, read_timeout)
-        limit_silence(engine)
+        lift = set_connect_timeout(engine, seconds, read_timeout)
+        enable_keepalive(engine)
         if not shared:  # writes are kept away by classification alone
             keep_read_only(
                 name, engine, read_timeout, self.admission.ask, self._in_time
             )
         if lift is not None:  # last: a server may be silent after the log-in too
             event.listen(engine, "connect", lift)
-        self._setup_timeout: SetupTimeout | None = None
         if engine.dialect.name != "sqlite":  # a file is there, or it is not
             # First, so that a connection that hangs in what follows can be ended.
             event.listen(engine, "connect", self._stamp, insert=True)

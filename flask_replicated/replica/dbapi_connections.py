@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
 from sqlalchemy.pool import NullPool
-from sqlalchemy.pool.base import _ConnectionRecord
+
+from flask_replicated._private import (
+    ConnectionRecord,
+    invoke_creator,
+    isolation_level_setter,
+)
 
 from .throttle import unlimited
 
@@ -47,10 +52,9 @@ def connect_unpooled(engine: Engine, surroundings: Surroundings = nullcontext) -
         Exception: Whatever the creator, a listener or the driver raises.
     """
     pool: Any = engine.pool  # read each time: dispose() replaces it
-    # What the pool itself passes. Its public base class has no info.
-    record = _ConnectionRecord(pool, connect=False)
+    record = ConnectionRecord(pool, connect=False)
     with unlimited(), surroundings():
-        return pool._invoke_creator(record)  # noqa: SLF001 - calls creator() and creator(record) alike
+        return invoke_creator(pool)(record)
 
 
 def prepare_unpooled(engine: Engine, connection: Any) -> None:
@@ -62,7 +66,7 @@ def prepare_unpooled(engine: Engine, connection: Any) -> None:
     on_connect = dialect.on_connect_url(engine.url)
     if on_connect is not None:
         on_connect(connection)
-    set_level = dialect._builtin_onconnect()  # noqa: SLF001 - the isolation_level has no public name
+    set_level = isolation_level_setter(dialect)
     if set_level is not None:
         set_level(connection, None)
 

@@ -15,8 +15,9 @@ from flask_replicated.errors import (
     WrongRoleError,
 )
 
+from .lag import ReplayHistory, exceeds
 from .primary_status import PrimaryStatus
-from .replica_status import ReplayHistory, ReplicaReport, query_server, sleep_on_server
+from .replica_status import ReplicaReport, query_server, sleep_on_server
 from .timeline import Timeline
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class ReplicaHistory:
         found = self.judge(query_server(connection, *queries), clock(), progress)
         for _ in range(_RETRIES):
             replays = found.pending and found.received is not None
-            if not replays or not _too_far(found, self._max_lag):
+            if not replays or not exceeds(found, self._max_lag):
                 break
             query_server(connection, sleep_on_server)
             found = self.judge(query_server(connection, *queries), clock(), progress)
@@ -148,12 +149,6 @@ def unfit_error(
         return WrongRoleError(name, found.own)
     if role_check and found.apart is not None:
         return DivergedReplicaError(name, found.apart)
-    if max_lag is not None and _too_far(found, max_lag):
+    if max_lag is not None and exceeds(found, max_lag):
         return ReplicaLagsError(name, found.lag, max_lag)
     return None
-
-
-def _too_far(found: ReplicaReport, max_lag: float | None) -> bool:
-    if max_lag is None or not found.measured:
-        return False
-    return found.lag is None or found.lag > max_lag

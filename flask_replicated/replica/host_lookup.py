@@ -1,49 +1,52 @@
-"""Host names, looked up with a bound on how long that may take.
+"""DNS lookup of database hosts, with a timeout.
 
-No driver's limit on connecting covers it. The system's resolver waits for a name server
-that is silent for tens of seconds, and nothing can interrupt it. So a thread waits for
-it, one for each name at a time, and whoever connects waits for that thread no longer
-than they may. Each connect asks anew. Where there is no answer in time, libpq's drivers
-are told the latest one: for these take addresses, and do not ask again.
+No driver's connect timeout covers it. The system's resolver waits for a silent name
+server for tens of seconds, and cannot be interrupted. So a thread waits for it, one for
+each name at a time, and a connect waits for that thread no longer than its timeout.
+Each connect asks again. Without an answer in time, drivers that use libpq get the
+latest known addresses, as they accept addresses and then look nothing up.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
-import os
 import socket
 import threading
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from flask_replicated.forks import in_this_process
+from flask_replicated.threads import start_thread
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from sqlalchemy.engine import Dialect
 
-__all__ = ["HostLookup"]
+__all__ = ["HostLookup", "poll_in_loop"]
 
 _LIBPQ = frozenset({"psycopg", "psycopg_async", "psycopg2"})
-_UNKNOWN_HOST = 2005  # what MySQL's drivers call it
-_LOOK = 0.02
-"""Seconds between two looks of a coroutine, which must not block its loop."""
+_UNKNOWN_HOST = 2005  # the error code of MySQL's drivers
+_POLL = 0.02
+"""Seconds between two polls in an event loop."""
 _SILENT = "its name server has not answered in time (REPLICATED_CONNECT_TIMEOUT)"
 _OLDEST = 600.0
-"""Seconds for which an answer stands in for a name server that is silent."""
-_MANY = 100  # names that are remembered
+"""Seconds for which an answer is used while the name server is silent."""
+_MANY = 100  # names that are kept
 
 
 class _Lookup:
-    """One name that is being looked up.
+    """The lookup of one name, in a thread.
 
     Attributes:
-        process: Which one does it: a forked child has not its parent's threads.
-        found: Its addresses, or why there are none; empty until that is known.
+        in_its_process: Whether this is the process that does it: a forked child has
+            none of its parent's threads.
+        found: The name's addresses, or why there are none; empty until that is known.
     """
 
     def __init__(self, name: str) -> None:
-        self.process = os.getpid()
+        self.in_its_process = in_this_process()
         self.found: list[str] | OSError = []
         self._name = name
         self._began = time.monotonic()
@@ -54,18 +57,18 @@ class _Lookup:
         """Ask the system's resolver.
 
         Args:
-            pending: It is taken out of these when it is over.
-            known: What it has found is put in here.
+            pending: The lookups under way, from which this one removes itself.
+            known: Receives the addresses.
         """
         try:
             answers = socket.getaddrinfo(self._name, None, type=socket.SOCK_STREAM)
             self.found = list(dict.fromkeys(str(one[4][0]) for one in answers))
             if len(known) >= _MANY:
-                known.clear()  # a program that makes names as it runs
+                known.clear()  # a program that generates names
             known[self._name] = _Known(self.found, time.monotonic())
         except OSError as error:
             self.found = error
-        except Exception as error:  # noqa: BLE001 - such as what can be no host's name
+        except Exception as error:  # noqa: BLE001 - such as for an invalid name
             self.found = OSError(str(error))
         finally:
             if pending.get(self._name) is self:
@@ -73,32 +76,29 @@ class _Lookup:
             self._done.set()
 
     def wait(self, until: float, *, in_loop: bool) -> list[str] | OSError:
-        """Return what was found by then; nothing if nobody knows.
+        """Return what was found by then; empty if the lookup has not ended.
 
-        Who comes when it has taken for longer than they would wait need not wait.
+        A caller does not wait where the lookup has already taken longer than it would
+        wait.
         """
         now = time.monotonic()
         until = min(until, self._began + until - now)
         if not in_loop:
             self._done.wait(max(0.0, until - now))
-            return self.found
-        # Only here: without async engines nobody need have greenlet.
-        from sqlalchemy.util import await_only  # noqa: PLC0415
-
-        while not self._done.is_set() and time.monotonic() < until:
-            await_only(asyncio.sleep(_LOOK))
+        elif not self._done.is_set():
+            poll_in_loop(self._done.is_set, until)
         return self.found
 
 
 class _Known(NamedTuple):
-    """The addresses of a name, and when they were told."""
+    """The addresses of a name, and when they were looked up."""
 
     addresses: list[str]
     at: float
 
 
 class _Host(NamedTuple):
-    """One of the hosts that a driver is told of, and its port."""
+    """A host of a driver's connect arguments, and its port."""
 
     name: str
     port: str
@@ -114,14 +114,14 @@ class HostLookup:
     def look_up(
         self, dialect: Dialect, arguments: dict[str, Any], until: float
     ) -> None:
-        """Look up the hosts that a driver is about to be told of, where it must.
+        """Look up the hosts of a driver's connect arguments, if they are names.
 
-        Of several hosts those are left out whose names are not known.
+        Of several hosts, those that cannot be looked up are left out.
 
         Args:
             dialect: The engine's.
-            arguments: What the driver is told; changed in place.
-            until: How long it may take, by the monotonic clock.
+            arguments: The connect arguments; changed in place.
+            until: The deadline, by the monotonic clock.
 
         Raises:
             OperationalError: The driver's, if no name is known by then.
@@ -156,28 +156,43 @@ class HostLookup:
         return known.addresses if known is not None and fresh else []
 
     def _begin(self, name: str) -> _Lookup | None:
-        """Let a thread look up a name, unless one does; None if there can be none."""
+        """Return a name's lookup, started if there is none; None without threads."""
         mine = _Lookup(name)
         lookup = self._pending.setdefault(name, mine)
-        if lookup.process != mine.process:
+        if not lookup.in_its_process():
             lookup = self._pending[name] = mine
         if lookup is mine:
-            thread = threading.Thread(
-                target=mine.run,
-                args=(self._pending, self._known),
-                name=f"flask_replicated lookup of {name}",
-                daemon=True,
+            started = start_thread(
+                f"lookup of {name}", mine.run, self._pending, self._known
             )
-            try:
-                thread.start()
-            except RuntimeError:  # no more threads: the driver looks it up by itself
+            if not started:  # the driver does the lookup
                 self._pending.pop(name, None)
                 return None
         return lookup
 
 
+def poll_in_loop(ready: Callable[[], bool], until: float) -> bool:
+    """Wait in a coroutine of SQLAlchemy's, without blocking its event loop.
+
+    Args:
+        ready: Returns whether the wait is over.
+        until: The deadline, by the monotonic clock.
+
+    Returns:
+        Whether it was ready in time.
+    """
+    # Imported here: only async engines need greenlet.
+    from sqlalchemy.util import await_only  # noqa: PLC0415
+
+    while time.monotonic() < until:
+        await_only(asyncio.sleep(_POLL))
+        if ready():
+            return True
+    return False
+
+
 def _hosts(dialect: Dialect, arguments: Mapping[str, Any]) -> list[_Host]:
-    """Return the hosts that a driver is told of."""
+    """Return the hosts in a driver's connect arguments."""
     if arguments.get("hostaddr") or arguments.get("unix_socket"):
         return []
     names = str(arguments.get("host") or "")
@@ -186,13 +201,13 @@ def _hosts(dialect: Dialect, arguments: Mapping[str, Any]) -> list[_Host]:
     hosts, ports = names.split(","), str(arguments.get("port") or "").split(",")
     if len(ports) == 1:
         ports *= len(hosts)
-    # Where there are not as many of both, the driver says so.
+    # If the numbers differ, the driver reports it.
     same = len(hosts) == len(ports)
     return list(map(_Host, hosts, ports)) if same else []
 
 
 def _is_name(host: str) -> bool:
-    """Whether a name server may have to be asked for it."""
+    """Whether a host may need a DNS lookup."""
     if not host or host == "localhost" or host.startswith(("/", "@")) or "\\" in host:
         return False
     try:
@@ -203,14 +218,14 @@ def _is_name(host: str) -> bool:
 
 
 def _is_silence(answer: list[str] | OSError) -> bool:
-    """Whether no name server has answered, be it that the resolver has given up."""
+    """Whether no name server has answered, even if the resolver has given up."""
     if isinstance(answer, OSError):
         return answer.errno == socket.EAI_AGAIN
     return not answer
 
 
 def _addressed(hosts: list[_Host], found: Mapping[str, list[str]]) -> dict[str, str]:
-    """Return what libpq is told: each host once for each of its addresses."""
+    """Return connect arguments for libpq: each host once for each of its addresses."""
     told = [
         (host.name, address, host.port)
         for host in hosts

@@ -11,7 +11,8 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .sockets import socket_of
+from flask_replicated._private import pymysql_awaits_answer
+from flask_replicated.sockets import socket_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,14 +23,12 @@ __all__ = ["PendingAnswer", "pending_answer", "shows_pending"]
 
 _ACTIVE = 1  # libpq's number for a connection that has sent a command
 
-# The last is PyMySQL's: while an answer is outstanding it has no result, and has read
-# either no packet of it or several. One packet alone says that something was done.
 _OUTSTANDING: dict[str, Callable[[Any], bool]] = {
     "psycopg": lambda driver: driver.pgconn.transaction_status == _ACTIVE,
     "psycopg2": lambda driver: (
         not driver.closed and driver.get_transaction_status() == _ACTIVE
     ),
-    "pymysql": lambda driver: driver._result is None and driver._next_seq_id != 2,  # noqa: PLR2004, SLF001 - as said; it has no other sign
+    "pymysql": pymysql_awaits_answer,
 }
 # Fields of the kernel's TCP_INFO, in milliseconds and bytes: time since something was
 # sent, and received; bytes received. The last one exists from Linux 4.1 on.

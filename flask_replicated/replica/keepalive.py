@@ -1,9 +1,9 @@
-"""How long a server's host may be silent before the kernel ends a connection to it.
+"""TCP keepalive: the kernel ends a connection whose host does not respond.
 
-Without these a read waits for a quarter of an hour for a host that is gone, and for
-ever where it waits for an answer: so long does a kernel repeat what was not
-acknowledged, and so little does it ask by itself. It ends no statement that runs: the
-host's kernel answers for itself, however busy its server is.
+Without it, a read that is sent to a host that is gone waits for a quarter of an hour,
+which is how long a kernel retransmits; a read that waits for an answer from it waits
+for hours. Keepalive ends no statement that runs: the host's kernel responds, however
+busy its server is.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
 
-from .sockets import socket_of
+from flask_replicated.sockets import socket_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-__all__ = ["limit_silence"]
+__all__ = ["enable_keepalive"]
 
 _IDLE = 4
-"""Seconds without a word before the kernel asks the host whether it is there."""
+"""Seconds without traffic before the kernel sends the first keepalive probe."""
 _INTERVAL = 1
-"""Seconds between two such questions."""
+"""Seconds between two keepalive probes."""
 _COUNT = 3
-"""How many of them may go unanswered."""
+"""Unanswered keepalive probes after which the connection ends."""
 _SECONDS = _IDLE + _COUNT * _INTERVAL
-"""Seconds that what was sent may stay unacknowledged: as long as the others take."""
+"""Seconds that sent data may stay unacknowledged: the same time in all."""
 
 _LIBPQ = frozenset({"psycopg", "psycopg2"})
 _KNOWS_USER_TIMEOUT = 120000  # the version of libpq
@@ -38,7 +38,7 @@ _ARGUMENTS = {
     "keepalives_interval": _INTERVAL,
     "keepalives_count": _COUNT,
 }
-# By name: no system has all of them.
+# By name, as no system has all of them.
 _OPTIONS = {
     "TCP_KEEPIDLE": _IDLE,
     "TCP_KEEPINTVL": _INTERVAL,
@@ -47,11 +47,11 @@ _OPTIONS = {
 }
 
 
-def limit_silence(engine: Engine) -> None:
-    """Let the kernel end a connection whose other host does not answer for 7 seconds.
+def enable_keepalive(engine: Engine) -> None:
+    """Let the kernel end a connection whose host does not respond for 7 seconds.
 
-    The bind's own ``connect_args``, or what its URL says, are stronger. Nothing is
-    done where the driver neither takes such arguments nor shows its socket.
+    The bind's own ``connect_args`` and its URL take precedence. Nothing is done where
+    the driver neither takes such arguments nor shows its socket.
 
     Args:
         engine: Before its first connection.
@@ -61,7 +61,7 @@ def limit_silence(engine: Engine) -> None:
         return
     arguments = dict(_ARGUMENTS)
     if _libpq_version(engine.dialect.dbapi) >= _KNOWS_USER_TIMEOUT:
-        arguments["tcp_user_timeout"] = 1000 * _SECONDS  # without effect but on Linux
+        arguments["tcp_user_timeout"] = 1000 * _SECONDS  # has an effect on Linux only
 
     @event.listens_for(engine, "do_connect")
     def limit(

@@ -1,8 +1,8 @@
-"""Binds that are not configured right, by what drivers and servers say of them.
+"""Recognises misconfigured binds by the errors of drivers and servers.
 
-A server that lives, and will never take this connection as it is asked for: only the
-configuration can mend it. Drivers of PostgreSQL give no SQLSTATE on connect, unless
-they speak the protocol themselves, so the English messages are known too.
+The server is alive, and will never accept this connection: only a change of the
+configuration helps. Drivers that use libpq give no SQLSTATE on connect, so the English
+messages are matched too.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from flask_replicated.errors import MisconfiguredReplicaError
 __all__ = ["codes_of", "remedy_for"]
 
 BIND = "{bind}"
-"""What stands in a remedy for the setting that names the bind."""
+"""The placeholder in a remedy for the setting that names the bind."""
 
 
 def _words(*patterns: str) -> re.Pattern[str]:
     return re.compile("|".join(patterns))
 
 
-class _Fault(NamedTuple):
-    """One thing that may be wrong.
+class _Mistake(NamedTuple):
+    """One kind of misconfiguration.
 
     Attributes:
         remedy: What to do about it.
-        words: What a driver or a server says.
-        states: SQLSTATEs, or the two characters of a whole class of them.
-        codes: Numbers of MariaDB and MySQL, and of their drivers.
+        words: Matches the message of a driver or a server.
+        states: SQLSTATEs, or the first two characters of a whole class.
+        codes: Error codes of MariaDB and MySQL, and of their drivers.
     """
 
     remedy: str
@@ -46,7 +46,7 @@ class _Fault(NamedTuple):
     codes: frozenset[int] = frozenset()
 
     def explains(self, text: str, state: str, code: object) -> bool:
-        """Whether an error with this text, SQLSTATE and number is of its kind."""
+        """Whether an error with this text, SQLSTATE and code is of this kind."""
         return (
             state in self.states
             or state[:2] in self.states
@@ -55,24 +55,24 @@ class _Fault(NamedTuple):
         )
 
 
-# More special ones first.
-_FAULTS = (
-    _Fault(
+# The more specific ones first.
+_KNOWN = (
+    _Mistake(
         "A hot standby knows no SERIALIZABLE. Give {bind} connect_args={'options': '-c "
         "default_transaction_isolation=read\\\\ committed'} and no isolation_level of "
         "that name, or set it for its account.",
         _words(r"serializable mode in a hot standby"),
     ),
-    _Fault(
+    _Mistake(
         "Leave target_session_attrs out of {bind}: a replica takes no writes.",
         _words(r"session is read-only", r"server is in hot standby mode"),
     ),
-    _Fault(
+    _Mistake(
         "Define it in ~/.pg_service.conf, or in the file that the environment's "
         "PGSERVICEFILE names; or name host and database in {bind}.",
         _words(r"definition of service", r"service file"),
     ),
-    _Fault(
+    _Mistake(
         "Let what {bind} says of TLS (sslmode, sslrootcert; ssl, ssl_ca) agree with "
         "what its server offers and demands.",
         _words(
@@ -91,12 +91,12 @@ _FAULTS = (
         ),
         codes=frozenset({2026, 3159}),
     ),
-    _Fault(
+    _Mistake(
         "Let that server's pg_hba.conf admit them. Where it demands TLS, say "
         "sslmode=require in {bind}.",
         _words(r"no pg_hba\.conf entry", r"pg_hba\.conf rejects"),
     ),
-    _Fault(
+    _Mistake(
         "Correct the account or its password in {bind}, or add what its server demands "
         "besides, such as TLS.",
         _words(
@@ -110,12 +110,12 @@ _FAULTS = (
         ),
         states=frozenset({"28"}),
         codes=frozenset(
-            # A wrong password, host, way to log in; one that has expired; a lock.
+            # A wrong password, client host or login method; an expired one; a lock.
             {1045, 1129, 1130, 1251, 1275, 1524, 1698, 1820, 1862, 2054, 2059}
             | {3118, 4151}
         ),
     ),
-    _Fault(
+    _Mistake(
         "Correct the name of the database in {bind}, or let the account connect to it.",
         _words(
             r"database \".*\" does not exist",
@@ -126,10 +126,10 @@ _FAULTS = (
         states=frozenset({"3D"}),
         codes=frozenset({1044, 1049}),
     ),
-    _Fault(
+    _Mistake(
         "Install it where the application runs.", _words(r"package is required for")
     ),
-    _Fault(
+    _Mistake(
         "Correct that option of {bind}, or leave it out.",
         _words(
             r"invalid connection option",
@@ -142,7 +142,7 @@ _FAULTS = (
             r"requires a value",
         ),
     ),
-    _Fault(
+    _Mistake(
         "Correct what {bind} sets at each connect, or leave it out: its server, or a "
         "pooler before it, does not take it.",
         _words(
@@ -152,17 +152,17 @@ _FAULTS = (
             r"invalid command-line argument",
             r"[Uu]nsupported startup parameter",
         ),
-        # What is not supported, no value, no such thing, not allowed, not now.
+        # Not supported, an invalid value, no such object, not allowed, not now.
         states=frozenset({"0A", "22", "3F", "42", "55"}),
-        # No such variable, value, right; a character set that is not known.
+        # An unknown variable, value, privilege or character set.
         codes=frozenset({1064, 1115, 1193, 1227, 1229, 1231, 1232, 1238, 1273, 2019}),
     ),
 )
 _OTHERWISE = (
     "Correct {bind}: its options, its creator, or what listens to its connects."
 )
-# A program's mistakes; what a server does raises other things.
-_MISTAKES = (
+# Mistakes in a program; a server causes other errors.
+_PROGRAMMING_ERRORS = (
     ArgumentError,
     AttributeError,
     FileNotFoundError,
@@ -174,12 +174,12 @@ _MISTAKES = (
     ValueError,
 )
 _REFUSED_BY_DRIVER = (DataError, NotSupportedError, ProgrammingError)
-# A peer that goes away in the midst of TLS is no matter of the configuration.
+# A peer that disconnects during the TLS handshake is no misconfiguration.
 _LOST = re.compile(r"SYSCALL|EOF|eof|reset by peer|timed out")
 
 
 def remedy_for(error: BaseException, bind: str = BIND) -> str | None:
-    """Return what would mend a bind whose server lives; None if nothing is wrong there.
+    """Return how to correct a bind; None if the error is no misconfiguration.
 
     Args:
         error: What a connect raised.
@@ -192,24 +192,26 @@ def remedy_for(error: BaseException, bind: str = BIND) -> str | None:
         return error.remedy.replace(BIND, bind)
     state, code = codes_of(error)
     text = str(getattr(error, "orig", error))
-    fault = next((one for one in _FAULTS if one.explains(text, state, code)), None)
-    if fault is None:
+    mistake = next((one for one in _KNOWN if one.explains(text, state, code)), None)
+    if mistake is None:
         return (
             _OTHERWISE.replace(BIND, bind) if _is_mistake(error, state, code) else None
         )
-    return None if _LOST.search(text) else fault.remedy.replace(BIND, bind)
+    return None if _LOST.search(text) else mistake.remedy.replace(BIND, bind)
 
 
 def _is_mistake(error: BaseException, state: str, code: object) -> bool:
-    """Whether a program, or a driver before it has asked any server, has failed."""
+    """Whether the error was raised before any server was asked."""
     if isinstance(error, DBAPIError):
         coded = state or (isinstance(code, int) and code > 0)
         return isinstance(error, _REFUSED_BY_DRIVER) and not coded
-    return isinstance(error, _MISTAKES) and not isinstance(error, UnicodeError)
+    return isinstance(error, _PROGRAMMING_ERRORS) and not isinstance(
+        error, UnicodeError
+    )
 
 
 def codes_of(error: BaseException) -> tuple[str, object]:
-    """Return an error's SQLSTATE, or '', and the first thing that its driver says."""
+    """Return an error's SQLSTATE, or '', and its driver's code or first message."""
     driver = error.orig if isinstance(error, DBAPIError) else error
     state = getattr(driver, "sqlstate", None) or getattr(driver, "pgcode", None)
     arguments = getattr(driver, "args", None) or (None,)

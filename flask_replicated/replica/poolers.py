@@ -1,10 +1,10 @@
-"""PostgreSQL servers behind a connection pooler, such as PgBouncer.
+"""Recognises connection poolers such as PgBouncer in front of a PostgreSQL server.
 
-A pooler in transaction mode gives each transaction to whichever of its connections is
-free. So what is ``SET`` for a session reaches other clients, and does not hold for
-one's own next transaction. The mode cannot be asked for; but that there is a pooler can
-be seen: the process that a driver was told of when it connected is not the one that
-answers. Then everything is set by transaction, which holds in every mode.
+A pooler in transaction mode gives each transaction to any free server connection. So
+what is ``SET`` for a session reaches other clients, and does not apply to the next
+transaction. The pooling mode cannot be asked for. But a pooler is recognised: the
+backend pid that the driver got when it connected is not the pid that answers. Then all
+settings are made by transaction, which works in every mode.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["POOLED", "SessionSetup", "backend_pid"]
 logger = logging.getLogger("flask_replicated")
 
 POOLED = "flask_replicated.pooled"
-"""Set in a connection's ``info``: there is a pooler between it and its server."""
+"""Key in a connection's ``info``: there is a pooler between it and its server."""
 
 _BEGUN = "flask_replicated.begun"
 _READ_ONLY = {"default_transaction_read_only": "on"}
@@ -52,41 +52,41 @@ _PIDS: Mapping[str, Callable[[Any], int]] = {
 
 
 class SessionSetup:
-    """Makes the sessions of one replica read-only, and limits their statements.
+    """Makes the PostgreSQL sessions of one replica read-only, and sets their limits.
 
     Args:
         name: The replica's bind name.
         engine: Its engine, of PostgreSQL's dialect.
-        limits: What else to set, by the name of the server's parameter.
+        limits: Other server parameters to set, by name.
     """
 
     def __init__(self, name: str, engine: Engine, limits: Mapping[str, str]) -> None:
         self._name = name
         self._engine = engine
         self._by_session = _settings({**_READ_ONLY, **limits}, local=False)
-        # psycopg begins them so by itself: it need only be told, and sends no more.
+        # psycopg can begin each transaction so: that takes no statement of its own.
         self._says_read_only = engine.dialect.driver == "psycopg"
         read_only = {} if self._says_read_only else {"transaction_read_only": "on"}
-        words = {**read_only, **limits}
-        self._by_transaction = _settings(words, local=True) if words else ""
+        settings = {**read_only, **limits}
+        self._by_transaction = _settings(settings, local=True) if settings else ""
         self._found = False
 
-    def settle(self, connection: Any, record: ConnectionPoolEntry) -> None:
-        """Prepare a new connection: its session, or each of its transactions.
+    def prepare(self, connection: Any, record: ConnectionPoolEntry) -> None:
+        """Set up a new connection: its session, or each of its transactions.
 
         Args:
             connection: The driver's.
-            record: What its pool knows of it.
+            record: The connection pool's entry of it.
         """
         pid = backend_pid(self._engine.dialect.driver, connection)
         cursor = connection.cursor()
         try:
-            # Set only where the process is the driver's own: one question for both.
+            # Sets nothing if another backend answers: check and setting in one query.
             cursor.execute(f"{self._by_session} WHERE pg_backend_pid() = {pid}")
             direct = cursor.fetchone() is not None
         finally:
             cursor.close()
-        # Or the first rollback would take the setting back.
+        # Otherwise the first rollback would take the setting back.
         connection.commit()
         if direct:
             return
@@ -94,8 +94,8 @@ class SessionSetup:
         if self._says_read_only:
             dialect: Any = self._engine.dialect
             dialect.set_readonly(connection, True)
-        # In this order, and each as often as it likes: another connection may be opened
-        # at this moment, and must not begin a transaction unheard.
+        # Before _found is set, and more than once if need be: another thread may open a
+        # connection at this moment, and its transactions need the listeners too.
         self._listen()
         if not self._found:
             self._found = True
@@ -106,7 +106,7 @@ class SessionSetup:
             )
 
     def _listen(self) -> None:
-        """Let what is set by transaction go before the first statement of each."""
+        """Send the settings before the first statement of each transaction."""
         if self._found or not self._by_transaction:
             return
         event.listen(self._engine, "begin", self._note_begin)
@@ -115,8 +115,8 @@ class SessionSetup:
         event.listen(self._engine, "do_execute_no_params", self._before_bare)
 
     def _note_begin(self, connection: Connection) -> None:
-        # Nothing is sent yet: a loss is best met by a statement, which may run again
-        # elsewhere.
+        # Nothing is sent yet: if the connection is lost, the first statement notices it
+        # and may be retried elsewhere.
         info = connection.info
         if POOLED in info:
             info[_BEGUN] = True
@@ -131,7 +131,7 @@ class SessionSetup:
 
 
 def _settings(values: Mapping[str, str], *, local: bool) -> str:
-    """Return the question that sets the server's parameters."""
+    """Return the query that sets the server's parameters."""
     scope = "true" if local else "false"
     calls = (
         f"set_config('{key}', '{value}', {scope})" for key, value in values.items()
@@ -140,9 +140,9 @@ def _settings(values: Mapping[str, str], *, local: bool) -> str:
 
 
 def backend_pid(driver: str, connection: Any) -> int:
-    """Return the id of the process that a driver was told of; 0 if of none.
+    """Return the backend pid that a driver got when it connected; 0 if none.
 
-    Where another one answers there is a pooler between.
+    If another backend answers, there is a pooler in between.
 
     Args:
         driver: SQLAlchemy's name for the driver, of PostgreSQL.
@@ -154,9 +154,9 @@ def backend_pid(driver: str, connection: Any) -> int:
     return tells(getattr(connection, "driver_connection", connection))
 
 
-def _send(connection: Connection, words: str) -> None:
+def _send(connection: Connection, query: str) -> None:
     cursor = connection.connection.cursor()
     try:
-        cursor.execute(words)
+        cursor.execute(query)
     finally:
         cursor.close()

@@ -1,7 +1,6 @@
-"""What a bind's primary says of itself, and what this process knows of it.
+"""What a bind's primary reports of itself, and what this process knows of it.
 
-One question for each database. It needs no privilege, and is asked over a connection
-that somebody else has opened.
+There is one query for each database. It needs no privilege.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .lag import PositionHistory, lag_between
 from .replica_status import (
     Position,
     ReplicaReport,
@@ -33,21 +33,20 @@ __all__ = [
 
 
 class PrimaryReport(NamedTuple):
-    """What a server has said of itself that a primary's engine leads to.
+    """What the server says of itself that a primary's URL leads to.
 
     Attributes:
-        standby: Whether it replicates and takes no writes; None where it does not tell.
-        proven: Whether that is sure; or else it may be a primary's state, too.
-        server: What tells it from the other servers that replicate from each other
-            (MariaDB, MySQL); None if untold.
-        system_identifier: The cluster's, the same on a primary and its standbys; None
-            where it does not tell, as only PostgreSQL does.
+        standby: Whether it replicates and takes no writes; None if it does not tell.
+        proven: Whether *standby* is certain; else it may be a primary's state too.
+        server: The server's id in replication (MariaDB, MySQL); None if untold.
+        system_identifier: The cluster's id, the same on a primary and its standbys;
+            None if untold, as on all but PostgreSQL.
         database: The name of the connection's database; None if untold.
-        timeline: The one that it writes to (PostgreSQL); None if untold.
-        position: How far it has written, if that was asked.
-        backend: The id of the process that answered (PostgreSQL), if that was asked.
-        slots: How far the subscriber of each logical slot has confirmed, in bytes of
-            the primary's log (PostgreSQL).
+        timeline: The timeline that it writes to (PostgreSQL); None if untold.
+        position: The end of its log, if that was asked.
+        backend: The pid of the process that answered (PostgreSQL), if that was asked.
+        slots: What the subscriber of each logical slot has confirmed, in bytes of the
+            primary's log (PostgreSQL).
     """
 
     standby: bool | None = None
@@ -62,13 +61,13 @@ class PrimaryReport(NamedTuple):
 
 
 class TimedReport(NamedTuple):
-    """What a look at the primary has found.
+    """What a probe of the primary has found.
 
     Attributes:
         report: What its server said.
-        asked: When it was asked, by a clock that never goes backwards.
+        asked: When it was asked, by a monotonic clock.
         answered: When the answer was there.
-        anew: Whether it was over a connection that was new.
+        anew: Whether the connection was new.
     """
 
     report: PrimaryReport
@@ -77,186 +76,136 @@ class TimedReport(NamedTuple):
     anew: bool
 
 
-class _PositionSpan(NamedTuple):
-    """A position that the primary was seen to have.
-
-    Attributes:
-        position: The position.
-        since: From when on it had got there, at the latest.
-        until: When it had got no further, at the latest.
-    """
-
-    position: Position
-    since: float
-    until: float
-
-
-class _LagBounds(NamedTuple):
-    """How long ago the primary passed what somebody shows.
-
-    Attributes:
-        least: Seconds at least, as far as the primary could be asked.
-        most: Seconds at most; None if it had more whenever it was asked.
-        in_step: Whether it was not seen to have more.
-    """
-
-    least: float
-    most: float | None
-    in_step: bool
-
-
-_CONTRADICTS = 1.0
-"""Seconds after which one that says it is in step, and shows less, is not believed."""
-
-
 class PrimaryStatus:
-    """What this process knows of one bind's primary, from whoever asked it.
+    """What this process knows of one bind's primary, over any connection.
 
-    The background look asks for its position at each interval, and what is kept of that
-    tells how old is what a replica shows: since when the primary has more. While the
-    primary does not answer, that knowledge ages, and is held against nobody.
+    The background probe asks for the primary's position at each interval. From these
+    positions follows the age of what a replica shows: the time since the primary has
+    more. While the primary does not answer, they are not held against a replica.
 
     Attributes:
-        facts: What it said last; each is None until then. A standby that its address
-            has led to is not heard.
-        out: Whether it did not answer the latest look, or a standby did.
-        doubted: Whether the next look should be over a new connection: one that is
-            kept may lead to a server that is the primary no more.
-        asked: When it was last asked, and has answered; by the clock of the looks.
+        report: The latest report; empty until there is one. A standby that the
+            primary's URL has led to does not count.
+        out: Whether it did not answer the latest probe, or a standby did.
+        doubted: Whether to probe it next over a new connection: a kept one may lead to
+            a server that is not the primary any more.
+        asked: When it was last asked and has answered, by the monotonic clock.
         confirmed: The same, over a new connection.
     """
-
-    _MOST = 1000  # positions; beyond it older ones are thinned out
 
     def __init__(self) -> None:
         self.report = PrimaryReport()
         self.out = self.doubted = False
         self.confirmed = -math.inf
         self._answers = False
-        # By the look: others ask for less.
-        self._looked = PrimaryReport()
+        # From a probe: other connections ask for less.
+        self._probed = PrimaryReport()
         self.asked = -math.inf
-        self._runs: tuple[_PositionSpan, ...] = ()
-        self._from: Position | None = None
+        self._positions = PositionHistory()
+        self._timeline_start: Position | None = None
         self._followed = 0
 
-    def accept(self, facts: PrimaryReport) -> bool:
-        """Keep what a server has said; return False instead if it is a standby.
+    def accept(self, report: PrimaryReport) -> bool:
+        """Keep a report; return False instead if it is a standby's.
 
-        MariaDB and MySQL do not say so for sure: a primary that replicates from another
-        server may have been made read only for a while. So one that was seen to take
-        writes stays the primary until its address leads to another one.
+        MariaDB and MySQL do not tell for certain: a primary that has a source itself
+        may have been made read-only for a while. So one that was seen to take writes
+        stays the primary until its URL leads to another server.
         """
-        if facts.standby and (facts.proven or facts.server != self.report.server):
+        if report.standby and (report.proven or report.server != self.report.server):
             return False
-        self.report = facts
+        self.report = report
         return True
 
-    def record_probe(self, answer: TimedReport) -> bool:
-        """Keep what a look has found; return False instead if it is a standby.
+    def record_probe(self, probed: TimedReport) -> bool:
+        """Keep what a probe has found; return False instead if it is a standby's.
 
-        It is called by one thread alone.
+        Called by one thread only.
         """
-        earlier, facts = self._looked, answer.report
-        if not answer.anew and self._is_outdated(facts):
+        earlier, report = self._probed, probed.report
+        if not probed.anew and self._is_outdated(report):
             self.doubted = True
             return True
-        if not self.accept(facts):
+        if not self.accept(report):
             return False
-        self._looked = facts
-        if facts.system_identifier != earlier.system_identifier:
-            self._runs = ()  # of another cluster
-        if facts.timeline != earlier.timeline or self._from is None:
-            self._from = facts.position
-        self._note(facts.position, answer)
+        self._probed = report
+        if report.system_identifier != earlier.system_identifier:
+            self._positions.clear()
+        if report.timeline != earlier.timeline or self._timeline_start is None:
+            self._timeline_start = report.position
+        self._positions.record(report.position, probed.asked, probed.answered)
         self.out, self._answers, self._followed = False, True, 0
-        self.asked = answer.asked
-        if answer.anew:
-            self.confirmed, self.doubted = answer.asked, False
+        self.asked = probed.asked
+        if probed.anew:
+            self.confirmed, self.doubted = probed.asked, False
         return True
 
-    def _is_outdated(self, facts: PrimaryReport) -> bool:
-        """Whether its successor was met already, over a newer connection."""
+    def _is_outdated(self, report: PrimaryReport) -> bool:
+        """Whether its successor was seen already, over a newer connection."""
         known = self.report
-        same = facts.system_identifier == known.system_identifier
-        return same and (facts.timeline or 0) < (known.timeline or 0)
+        same = report.system_identifier == known.system_identifier
+        return same and (report.timeline or 0) < (known.timeline or 0)
 
     def mark_unreachable(self, *, lives: bool = False) -> None:
-        """Hear that it cannot be asked.
+        """Note that it cannot be asked.
 
         Args:
-            lives: Whether it has said so itself, and just turns this process away.
+            lives: Whether its server has said so, and only refuses this connection.
         """
         self.out, self._answers = not lives, False
 
     @property
     def wants_probe(self) -> bool:
-        """Whether a look at it should not wait until its time has come."""
+        """Whether to probe it at once, instead of at its regular time."""
         return self.doubted and self._answers
-
-    def _note(self, position: Position | None, answer: TimedReport) -> None:
-        if not position:
-            self._runs = ()  # it does not tell, or no more
-            return
-        # What is beyond has been lost with another primary.
-        runs = [run for run in self._runs if covers(position, run.position)]
-        since = answer.answered
-        if runs and runs[-1].position == position:
-            since = runs.pop().since
-        runs.append(_PositionSpan(position, since, answer.asked))
-        if len(runs) > self._MOST:
-            half = self._MOST // 2
-            runs[:half] = runs[:half:2]
-        # Never changed in place: other threads look at it.
-        self._runs = tuple(runs)
 
     @property
     def timeline(self) -> int:
         """The latest timeline that was seen; 0 if none was.
 
-        While the primary answers it is that of the primary. Else replicas may have
-        followed another one already.
+        While the primary answers it is the primary's. Otherwise replicas may follow a
+        later one already.
         """
         own = self.report.timeline or 0
         return max(own, self._followed) if self.out else own
 
     def replica_follows(self, timeline: int) -> None:
-        """Hear that a replica receives a timeline."""
+        """Note that a replica receives a timeline."""
         self._followed = max(self._followed, timeline)
 
     def reached(self, position: Position) -> bool:
-        """Whether somebody shows what only the present timeline has."""
-        return self._from is not None and bool(covers(position, self._from))
+        """Whether a position is beyond the start of the present timeline."""
+        start = self._timeline_start
+        return start is not None and bool(covers(position, start))
 
     def was_behind(self, position: Position, when: float) -> bool:
-        """Whether the primary had not written yet what was shown already at a time."""
-        if not self._runs or self.asked <= when:
-            return False
-        return covers(self._runs[-1].position, position) is False
+        """Whether the primary had not written by now what was shown at some time."""
+        return self.asked > when and self._positions.is_behind(position)
 
     def lag(
         self, found: ReplicaReport, own: float | None, now: float
     ) -> tuple[float | None, bool]:
         """Return how far a replica is behind, in seconds, and whether that is measured.
 
-        It is as old as the time since the primary passed what it shows. That is known
-        as exactly as the primary is asked often; in between counts what the replica
-        says of itself. While the primary is out, who has nothing more to show is as far
-        behind as it was then.
+        The lag is the time since the primary passed what the replica shows. How exact
+        that is depends on how often the primary is asked; in between the replica's own
+        account counts. While the primary is out, the lag of a replica that has nothing
+        more to show stays as it was then.
 
         Args:
-            found: What was seen of the replica.
-            own: What it says itself, in seconds; None if it does not know.
-            now: When it was seen, by the clock of the looks.
+            found: The replica's report.
+            own: Its lag by its own account, in seconds; None if it does not know.
+            now: When it was asked, by the monotonic clock.
         """
         frozen = self.out and not found.pending
-        bounds = self._bounds(found.position, now, self.asked if frozen else now)
+        until = self.asked if frozen else now
+        bounds = self._positions.bounds(found.position, now, until)
         if bounds is None:
             return own, found.measured
         if found.pending or not found.cut_off:
-            return _between(found, own, bounds), True
+            return lag_between(found, own, bounds), True
         if bounds.in_step:
-            # If the primary just turns us away, it may go on to write.
+            # If the primary only refuses this process, it may go on to write.
             current = self.out or self._answers
             return (0.0, True) if current else (own, found.measured)
         if bounds.most is None and found.measured:
@@ -270,81 +219,43 @@ class PrimaryStatus:
             slots: The slots of its subscriptions. One that the primary does not have
                 belongs to another publisher.
         """
-        confirmed = self._looked.slots or {}
+        confirmed = self._probed.slots or {}
         known = [confirmed[slot] for slot in slots if slot in confirmed]
         # As of when the primary was asked for both.
         shown = {"": min(known)} if known else None
-        bounds = self._bounds(shown, self.asked, self.asked)
+        bounds = self._positions.bounds(shown, self.asked, self.asked)
         return None if bounds is None else bounds.least
-
-    def _bounds(
-        self, shown: Position | None, now: float, until: float
-    ) -> _LagBounds | None:
-        """Return when the primary passed a position; None if it cannot be compared.
-
-        Args:
-            shown: The position.
-            now: The time that is counted to, at most.
-            until: The time that is counted to, at least.
-        """
-        runs = self._runs
-        if not runs or not shown or covers(shown, runs[-1].position) is None:
-            return None
-        reached, passed = None, None
-        for run in reversed(runs):
-            if covers(shown, run.position):
-                reached = run
-                break
-            passed = run
-        return _LagBounds(
-            least=0.0 if passed is None else max(0.0, until - passed.since),
-            most=None if reached is None else max(0.0, now - reached.until),
-            in_step=passed is None,
-        )
-
-
-def _between(
-    found: ReplicaReport, own: float | None, bounds: _LagBounds
-) -> float | None:
-    """Return the lag of one that has more to show: what it says, if that can be."""
-    if bounds.most is None:
-        # It had less than the primary from the start, whatever it says.
-        if not own and bounds.least > _CONTRADICTS:
-            own = found.age
-    elif own is None or found.replayed is not None:
-        own = min(bounds.most, math.inf if own is None else own)
-    return None if own is None else max(own, bounds.least)
 
 
 def can_probe(engine: Engine) -> bool:
-    """Whether the position of a primary can be asked for in the background."""
-    return engine.dialect.name in _QUESTIONS and not engine.dialect.is_async
+    """Whether a primary can be asked for its position in the background."""
+    return engine.dialect.name in _QUERIES and not engine.dialect.is_async
 
 
 def ask_primary(connection: Any, dialect: str, *, whole: bool = False) -> PrimaryReport:
-    """Ask a server for its role and identity; it tells less if it knows less.
+    """Ask a server for its role and identity; a server that knows less tells less.
 
     Args:
-        connection: A DBAPI connection. What has begun on it is committed, or rolled
-            back if the server does not understand what it is asked.
+        connection: A DBAPI connection. Its transaction is committed, or rolled back if
+            the server does not understand the query.
         dialect: SQLAlchemy's name for it.
-        whole: Whether the position, and what belongs to it, is wanted too.
+        whole: Whether to ask for the position too, and what belongs to it.
 
     Raises:
         Exception: The driver's, if the server does not answer at all.
     """
-    questions = _QUESTIONS.get(dialect, ())
-    facts = query_server(connection, *questions[0 if whole else 1 :], _tells_nothing)
+    queries = _QUERIES.get(dialect, ())
+    report = query_server(connection, *queries[0 if whole else 1 :], _tells_nothing)
     # Not a rollback, which would take back what a listener has just set.
     connection.commit()
-    return facts
+    return report
 
 
 def _tells_nothing(_cursor: Any) -> PrimaryReport:
     return PrimaryReport()
 
 
-# The first eight digits of the name of a file of its log are those of the timeline.
+# The name of a WAL file begins with eight digits of the timeline.
 _POSTGRESQL = """
 SELECT pg_is_in_recovery(),
        current_database(),
@@ -363,9 +274,9 @@ _POSITION = """,
 _ROLE = "SELECT pg_is_in_recovery(), current_database(), NULL, NULL"
 
 
-def _postgresql(question: str) -> Callable[[Any], PrimaryReport]:
+def _postgresql(query: str) -> Callable[[Any], PrimaryReport]:
     def ask(cursor: Any) -> PrimaryReport:
-        cursor.execute(question)
+        cursor.execute(query)
         standby, database, system, digits, *more = cursor.fetchone()
         position, backend, slots = more or (None, None, None)
         return PrimaryReport(
@@ -388,14 +299,14 @@ def _slot(shown: str) -> tuple[str, int]:
 
 
 def _mysql(cursor: Any) -> PrimaryReport:
-    """Take for a standby what is read only, and replicates from another server.
+    """Take a server for a standby if it is read-only and has a source.
 
-    Neither alone is enough: a primary may be made read only on purpose, and may itself
-    replicate from another server.
+    Either alone is not enough: a primary may be made read-only on purpose, and may
+    itself replicate from another server.
     """
     cursor.execute("SELECT DATABASE(), @@GLOBAL.server_id, @@GLOBAL.read_only")
     row = cursor.fetchone()
-    # A bind's own cursor may return a dictionary.
+    # The bind's cursor class may return dictionaries.
     database, server, read_only = row.values() if isinstance(row, dict) else row
     # A number, or a word in newer versions.
     standby = str(read_only) not in {"0", "OFF"} and _replicates(cursor)
@@ -410,15 +321,15 @@ _WRITTEN = ("gtid_binlog_pos", "gtid_executed")  # MariaDB's, and MySQL's
 
 
 def _replicates(cursor: Any) -> bool:
-    """Whether it says that it is connected to a source, or tries to be."""
+    """Whether it is connected to a source, or tries to be."""
     row = replication_status(cursor) or {}
     return any(row.get(name, "No") != "No" for name in _RECEIVES)
 
 
 _RECEIVES = ("Replica_IO_Running", "Slave_IO_Running")
 
-# The first is the whole of it.
-_QUESTIONS: dict[str, tuple[Callable[[Any], PrimaryReport], ...]] = {
+# The first asks for the position too.
+_QUERIES: dict[str, tuple[Callable[[Any], PrimaryReport], ...]] = {
     "postgresql": (
         _postgresql(_POSTGRESQL + _POSITION),
         _postgresql(_POSTGRESQL),

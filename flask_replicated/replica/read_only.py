@@ -1,7 +1,6 @@
-"""Sessions that the server itself keeps read-only, whatever is asked of it later.
+"""Read-only sessions: a replica's server refuses what classification misses.
 
-What classification misses the server refuses; so a bind that names the primary by
-mistake cannot be written to through the pool.
+So a bind that names the primary by mistake cannot be written to through the pool.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ __all__ = ["keep_read_only"]
 _READ_ONLY = {
     "mysql": ("SET SESSION TRANSACTION READ ONLY",),
     "mariadb": ("SET SESSION TRANSACTION READ ONLY",),
-    # SQLite looks into the file at the first question only; so ask one, or a
-    # file that is damaged would pass for a replica.
+    # SQLite opens the file at the first query only: without one, a damaged file would
+    # pass for a replica.
     "sqlite": ("PRAGMA query_only = ON", "PRAGMA schema_version"),
 }
-# A server's own limit on a statement. MySQL and MariaDB call it by different names,
+# The server's own statement timeout. MySQL and MariaDB have different names for it,
 # and each runs the comments that are meant for it.
 _LIMIT = {
     "mysql": "SET @replicated = 0 "
@@ -49,31 +48,32 @@ def keep_read_only(
     ask: Callable[[Any], None],
     in_time: Callable[[ConnectionPoolEntry], AbstractContextManager[None]],
 ) -> None:
-    """Let every new session be read-only, once its server has said that it may be used.
+    """Make every new session read-only, once its server was found fit to be used.
 
     Args:
         name: The replica's bind name.
         engine: The replica's engine.
         read_timeout: Seconds that a statement may take, or None.
-        ask: Asks over a new connection, and raises if the server may not be used.
-        in_time: Surrounds all that is asked of it, by what its pool knows of it.
+        ask: Checks the server over the new connection, and raises if it is unfit.
+        in_time: Returns the block in which to do both, for the connection's entry in
+            its connection pool.
     """
-    _keep_read_only(engine)
-    settle = _settling(name, engine, read_timeout)
-    if settle is None:
+    _ignore_read_write(engine)
+    set_up = _session_setup(name, engine, read_timeout)
+    if set_up is None:
         return
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, record: ConnectionPoolEntry) -> None:
         with closed_if_refused(connection, record), in_time(record):
             ask(connection)
-            settle(connection, record)
+            set_up(connection, record)
 
 
-def _settling(
+def _session_setup(
     name: str, engine: Engine, read_timeout: float | None
 ) -> Callable[[Any, ConnectionPoolEntry], None] | None:
-    """Return what prepares a new connection, if anything is known for its dialect."""
+    """Return what makes a session read-only; None if unknown for the dialect."""
     dialect = engine.dialect.name
     if read_timeout is None:
         figures = {}
@@ -81,7 +81,7 @@ def _settling(
         figures = {"seconds": read_timeout, "ms": math.ceil(read_timeout * 1000)}
     if dialect == "postgresql":
         limits = {"statement_timeout": str(figures["ms"])} if figures else {}
-        return SessionSetup(name, engine, limits).settle
+        return SessionSetup(name, engine, limits).prepare
     statements = _READ_ONLY.get(dialect)
     if statements is None:
         return None
@@ -101,32 +101,32 @@ def _prepare(
             cursor.execute(statement)
     finally:
         cursor.close()
-    # Or the first rollback would take the setting back.
+    # Otherwise the first rollback would take the setting back.
     connection.commit()
 
 
 class _AlwaysReadOnly(ConnectionCharacteristic):
-    """``postgresql_readonly`` where every session is read-only, and stays it.
+    """``postgresql_readonly`` for an engine whose sessions are always read-only.
 
-    To set it would change nothing; and SQLAlchemy's way to take it back, when the
-    connection returns to its pool, is to ask for READ WRITE, which a standby refuses.
+    Setting it would change nothing. To reset it when the connection returns to its
+    pool, SQLAlchemy would ask for READ WRITE, which a standby refuses.
     """
 
     transactional = True
 
     def set_characteristic(self, dialect: Any, dbapi_conn: Any, value: Any) -> None:
-        """Leave the session as it was prepared."""
+        """Do nothing: the session is read-only."""
 
     def reset_characteristic(self, dialect: Any, dbapi_conn: Any) -> None:
-        """Leave it so."""
+        """Do nothing: the session stays read-only."""
 
     def get_characteristic(self, dialect: Any, dbapi_conn: Any) -> bool:  # noqa: ARG002 - SQLAlchemy's signature
         """Return True."""
         return True
 
 
-def _keep_read_only(engine: Engine) -> None:
-    """Let no execution option begin another transaction than a read-only one."""
+def _ignore_read_write(engine: Engine) -> None:
+    """Ignore execution options that would begin a read-write transaction."""
     dialect: Any = engine.dialect
     if dialect.name == "postgresql":
         dialect.connection_characteristics = dialect.connection_characteristics.union(

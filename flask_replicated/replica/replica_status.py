@@ -1,7 +1,7 @@
-"""What a server says of itself: its role in replication, and how far behind it is.
+"""Asks a server for its role in replication, its lag and its log position.
 
-One adapter for each database. Each asks one question over a connection that somebody
-else has opened, and closes nothing.
+There is one query for each database. It runs over a connection that the caller has
+opened, and that stays open.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Position",
-    "ReplayHistory",
     "ReplicaReport",
     "ReportQuery",
     "covers",
@@ -36,10 +35,10 @@ MariaDB one for each domain, MySQL one for each server that has written."""
 
 
 def covers(shown: Position, wanted: Position) -> bool | None:
-    """Whether all up to one position is shown by who has got to another.
+    """Whether a server that shows one position has all that is up to another.
 
-    A stream that only one of them has says nothing: a replica may leave it out on
-    purpose. None if they have none in common.
+    Streams that only one of them has do not count: a replica may leave some out on
+    purpose. None if they have no stream in common.
     """
     common = shown.keys() & wanted.keys()
     if not common:
@@ -48,31 +47,31 @@ def covers(shown: Position, wanted: Position) -> bool | None:
 
 
 class ReplicaReport(NamedTuple):
-    """What was seen of one server.
+    """What one server reports, completed by what this process knows.
 
     Attributes:
-        primary: Whether it is no replica; None where it does not tell.
-        lag: Seconds that it is behind the primary at most; None if unknown.
-        measured: Whether it can tell its lag at all. One that can and does not know
-            it is not taken for one that is up to date.
-        received: How far into the primary's log it has received, in bytes, while it
-            goes on to receive; None if it does not, or does not tell.
-        replayed: How far of that it shows.
-        alone: Whether it says that it replicates from nobody, and is of no cluster
-            whose members all are primaries.
+        primary: Whether it is a primary; None if it does not tell.
+        lag: Seconds that it is behind the primary, at most; None if unknown.
+        measured: Whether it can measure its lag at all. One that can, and does not
+            know it, does not count as up to date.
+        received: How much of the primary's log it has received, in bytes, while it is
+            receiving; None if it is not, or does not tell.
+        replayed: How much of that it has replayed, and so shows.
+        alone: Whether it says that it has no source, and is in no cluster whose
+            members all are primaries.
         doubtful: Whether it may be the primary itself: it is alone, or does not tell,
             or says that it is a primary.
-        own: Whether it is the bind's own primary, as far as that was found out.
-        pending: Whether it has received more than it shows, be it long ago.
-        gtids: What it shows, where that is not counted in bytes.
-        age: Seconds since the last transaction that it shows was committed, on
-            PostgreSQL.
-        timeline: The one that its server knows to be on (PostgreSQL). The server may
-            have gone on to a later one for some minutes, unless this is *exact*.
+        own: Whether it is the bind's own primary; None if unknown.
+        pending: Whether it has received more than it shows, however long ago.
+        gtids: The position that it shows, where that is not counted in bytes.
+        age: Seconds since the commit of the last transaction that it shows
+            (PostgreSQL).
+        timeline: The timeline of its last restart point (PostgreSQL), which may be
+            outdated for some minutes; or, if *exact*, the one that it receives.
         exact: Whether the timeline is the one that it receives now.
         started: When its server was started, by the server's clock (PostgreSQL).
-        slots: The replication slots of the logical subscriptions of its database.
-        apart: Why it is not to be taken for a copy of the primary, or None.
+        slots: The replication slots of its database's logical subscriptions.
+        apart: Why it is no copy of the primary (see ``timeline``), or None.
     """
 
     primary: bool | None = None
@@ -94,12 +93,12 @@ class ReplicaReport(NamedTuple):
 
     @property
     def position(self) -> Position | None:
-        """What it shows, to be compared with what the primary has written."""
+        """The log position that it shows."""
         return self.gtids if self.replayed is None else {"": self.replayed}
 
     @property
     def cut_off(self) -> bool:
-        """Whether it receives nothing, or does not tell."""
+        """Whether it is not receiving, or does not tell."""
         return self.lag is None if self.replayed is None else self.received is None
 
 
@@ -110,42 +109,44 @@ class ReportQuery(Protocol):
         """Ask over a DBAPI cursor."""
 
 
-def query_server(connection: Any, *observers: Callable[[Any], _T]) -> _T:
-    """Ask a server, and ask less if it does not know that.
+def query_server(connection: Any, *queries: Callable[[Any], _T]) -> _T:
+    """Run the first of several queries that a server understands.
+
+    A server need not know all that the first query asks for, and the account may lack
+    a privilege.
 
     Args:
-        connection: A DBAPI connection; its transaction is rolled back before it is
-            asked for less, and else left open.
-        observers: What to ask, each for when the one before fails.
+        connection: A DBAPI connection. Its transaction is rolled back after a query
+            that has failed; otherwise it is left open.
+        queries: The queries, the most comprehensive one first.
 
     Raises:
         Exception: The driver's, for the last of them.
     """
-    *more, last = observers
-    for observer in more:
+    *first, last = queries
+    for query in first:
         try:
-            return _asked(connection, observer)
-        except Exception:  # noqa: BLE001 - should it have died, the next line says so
-            # A server that lives need not know what it is asked, nor may the account.
+            return _run(connection, query)
+        except Exception:  # noqa: BLE001 - a lost connection fails again below
             connection.rollback()
-    return _asked(connection, last)
+    return _run(connection, last)
 
 
-def _asked(connection: Any, observer: Callable[[Any], _T]) -> _T:
+def _run(connection: Any, query: Callable[[Any], _T]) -> _T:
     cursor = connection.cursor()
     try:
-        return observer(cursor)
+        return query(cursor)
     finally:
         cursor.close()
 
 
 def report_queries(dialect: str) -> tuple[ReportQuery, ...]:
-    """Return what to ask the servers of a dialect, and what next if one knows less.
+    """Return the queries for a dialect, the most comprehensive one first.
 
     Args:
         dialect: SQLAlchemy's name for it.
     """
-    return _OBSERVERS.get(dialect, (ping,))
+    return _QUERIES.get(dialect, (ping,))
 
 
 def query_role(cursor: Any) -> ReplicaReport:
@@ -156,16 +157,15 @@ def query_role(cursor: Any) -> ReplicaReport:
 
 
 def ping(cursor: Any) -> ReplicaReport:
-    """See that it answers; it tells no more."""
+    """Check that a server answers."""
     cursor.execute("SELECT 1")
     cursor.fetchone()
     return ReplicaReport()
 
 
-# An idle primary sends nothing, so the age of the last transaction is no lag where
-# all that was received is replayed, and more may be received at any time. Where
-# nothing receives, this alone does not say what is missing: then the age is the most
-# that it tells.
+# An idle primary sends nothing, so the age of the last transaction is no lag on a
+# standby that is receiving and has replayed everything. On one that is not receiving,
+# it is unknown what is missing: then the age is all there is to go by.
 _POSTGRESQL = """
 SELECT pg_is_in_recovery(),
        pg_wal_lsn_diff(pg_last_wal_receive_lsn(), '0/0'),
@@ -173,14 +173,14 @@ SELECT pg_is_in_recovery(),
        EXISTS (SELECT FROM pg_stat_wal_receiver),
        EXTRACT(EPOCH FROM clock_timestamp() - pg_last_xact_replay_timestamp())
 """
-# What some services do not have. The timeline that is received is shown to members of
-# pg_read_all_stats alone; the other one is that of the last restart point.
+# Not available on some managed services. Only members of pg_read_all_stats see the
+# timeline that is received; the other one is that of the last restart point.
 _MORE = """,
        (SELECT received_tli FROM pg_stat_wal_receiver),
        (SELECT timeline_id FROM pg_control_checkpoint()),
        EXTRACT(EPOCH FROM pg_postmaster_start_time())
 """
-# Of one that is no standby. Names of slots have no commas.
+# For a server that is no standby. Names of slots contain no commas.
 _SLOTS = """
 SELECT string_agg(subslotname, ',') FROM pg_subscription
  WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())
@@ -216,7 +216,7 @@ def _understood(
         return found
     pending = received is not None and received > replayed
     found = found._replace(replayed=int(replayed), pending=pending)
-    # One whose log has forked from its source's is connected to it, too, and is sent
+    # A standby whose log has forked from its source's stays connected, and is sent
     # nothing beyond the fork: it seems to have received less than it shows.
     if not receives or received is None or received < replayed:
         return found
@@ -225,61 +225,16 @@ def _understood(
 
 
 def sleep_on_server(cursor: Any) -> None:
-    """Let a PostgreSQL server wait for a twentieth of a second.
-
-    It is the server that waits: so threads, greenlets and loops go on.
-    """
+    """Let a PostgreSQL server wait for 50 ms, so that this works in any event loop."""
     cursor.execute("SELECT pg_sleep(0.05)")
 
 
-class ReplayHistory:
-    """When a replica had received what it shows only now: how far it is behind.
-
-    Who looks at it from time to time knows that everything it had received at one look
-    and shows at a later one is no older than the first, whether it still receives or
-    not. The age of its last transaction says the same of a primary that is never idle,
-    and far more of one that was.
-    """
-
-    _MOST = 1000  # looks; of those not shown yet the oldest say most
-
-    def __init__(self) -> None:
-        self._looks: list[tuple[float, int]] = []
-
-    def copy(self) -> ReplayHistory:
-        """Return one that knows the same, for a thread of its own."""
-        other = ReplayHistory()
-        other._looks = self._looks
-        return other
-
-    def lag(self, found: ReplicaReport, now: float) -> float | None:
-        """Return the most that a replica can be behind, in seconds.
-
-        Args:
-            found: What was seen of it.
-            now: When, by a clock that never goes backwards.
-        """
-        if found.replayed is None:
-            self._looks = []
-            return found.lag
-        shown = [look for look in self._looks if look[1] <= found.replayed]
-        kept = [*shown[-1:], *self._looks[len(shown) :]][: self._MOST]
-        if found.received is not None:
-            kept.append((now, found.received))
-        # Never changed in place: another thread may be looking at it.
-        self._looks = kept
-        if not shown:
-            return found.lag
-        since = now - shown[-1][0]
-        return since if found.lag is None else min(found.lag, since)
-
-
-# The first is the newer name of the same, on either server.
+# The same statement by its newer name, and by its older one.
 _STATUS = ("SHOW REPLICA STATUS", "SHOW SLAVE STATUS")
-# MariaDB lists sources that were given a name only here; MySQL does not know it.
+# MariaDB lists named sources only here; MySQL has no such statement.
 _ALL_STATUS = "SHOW ALL SLAVES STATUS"
 _BEHIND = ("Seconds_Behind_Source", "Seconds_Behind_Master")
-# Those of a cluster whose members all are primaries: Galera, group replication.
+# Clusters whose members all are primaries: Galera, group replication.
 _CLUSTERED = (
     "SHOW GLOBAL VARIABLES WHERE Variable_name = 'wsrep_on' AND Value = 'ON' OR "
     "Variable_name = 'group_replication_single_primary_mode' AND Value = 'OFF'"
@@ -287,11 +242,10 @@ _CLUSTERED = (
 
 
 def _mysql(cursor: Any) -> ReplicaReport:
-    """Ask for the lag, if the account may (``REPLICATION CLIENT``, ``SLAVE MONITOR``).
+    """Ask for the lag, given ``REPLICATION CLIENT`` or ``SLAVE MONITOR``.
 
-    A server that replicates from nobody may be a member of a cluster whose members
-    all are primaries: then its role is left open. What it has replayed any account may
-    ask for.
+    A server that has no source may be a member of a cluster whose members all are
+    primaries: then its role is unknown. Every account may ask for its position.
     """
     row = replication_status(cursor)
     if row:
@@ -308,24 +262,24 @@ def _mysql(cursor: Any) -> ReplicaReport:
         return ReplicaReport()
     if row is not None:
         return ReplicaReport(alone=True, doubtful=True)
-    # One that has never replicated numbers what it writes by itself.
+    # A server that has never replicated has positions of its own, which say nothing.
     replicated = read_gtids(cursor, *_REPLICATED)
     shown = read_gtids(cursor, *_SHOWN) if replicated else None
     return ReplicaReport(doubtful=True, gtids=shown)
 
 
-# MariaDB's, and MySQL's. MySQL's numbers tell who has written.
+# MariaDB's and MySQL's. In MySQL's each GTID has the server that wrote it.
 _SHOWN = ("gtid_current_pos", "gtid_executed")
 _REPLICATED = ("gtid_slave_pos", "gtid_executed")
 _RECEIVED = ("Gtid_IO_Pos", "Retrieved_Gtid_Set")
 
 
 def read_gtids(cursor: Any, *names: str) -> Position | None:
-    """Ask MariaDB or MySQL for a position; None if it has none.
+    """Ask MariaDB or MySQL for a GTID position; None if it has none.
 
     Args:
         cursor: A DBAPI cursor.
-        names: The variables to try, one after the other.
+        names: The variables to try, in this order.
     """
     if not any(_knows(cursor, f"SELECT @@GLOBAL.{name} AS gtids") for name in names):
         return None
@@ -333,11 +287,11 @@ def read_gtids(cursor: Any, *names: str) -> Position | None:
 
 
 def _parse_gtids(text: str) -> dict[str, int]:
-    """Return the last number of each stream.
+    """Return the last number of each stream in a GTID position or set.
 
-    MariaDB: ``0-1-270,1-2-14``, which is domain, server, number. MySQL:
-    ``uuid:1-5:7,uuid:tag:1-3``. Those that are missing before the last say little:
-    they may have been left out when the server was set up.
+    MariaDB: ``0-1-270,1-2-14``, that is domain, server, number. MySQL:
+    ``uuid:1-5:7,uuid:tag:1-3``. Gaps before the last number are ignored: they may be
+    from when the server was set up.
     """
     found: dict[str, int] = {}
     for one in filter(None, re.split(r"[,\s]+", text)):
@@ -355,7 +309,7 @@ def _parse_gtids(text: str) -> dict[str, int]:
 
 
 def replication_status(cursor: Any) -> dict[str, Any] | None:
-    """Ask MariaDB or MySQL for its source: nothing if it has none; None if untold."""
+    """Ask MariaDB or MySQL for its source: empty if it has none; None if untold."""
     if not any(_knows(cursor, statement) for statement in _STATUS):
         return None
     return _row(cursor) or (_row(cursor) if _knows(cursor, _ALL_STATUS) else {})
@@ -376,7 +330,7 @@ def _knows(cursor: Any, statement: str) -> bool:
     return True
 
 
-_OBSERVERS: dict[str, tuple[ReportQuery, ...]] = {
+_QUERIES: dict[str, tuple[ReportQuery, ...]] = {
     "postgresql": (_postgresql, _plain_postgresql),
     "mysql": (_mysql,),
     "mariadb": (_mysql,),

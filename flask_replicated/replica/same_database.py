@@ -9,13 +9,14 @@ been asked, or does not tell, no replica is refused.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flask_replicated.errors import MisconfiguredReplicaError
+from flask_replicated.forks import in_this_process
+from flask_replicated.threads import start_thread
 
 from .connect_timeout import TimeLimit
 from .dbapi_connections import connect_unpooled, prepare_unpooled
@@ -69,8 +70,8 @@ class PrimaryIdentity:
         self.status = status
         self._seconds = seconds
         self.surroundings = surroundings
-        # The process that has asked, and when: a forked child has no thread of it.
-        self._asked: tuple[int, float, threading.Event] | None = None
+        # Whether this process has asked, and when: a forked child has no thread of it.
+        self._asked: tuple[Callable[[], bool], float, threading.Event] | None = None
 
     @property
     def known(self) -> PrimaryReport:
@@ -91,20 +92,14 @@ class PrimaryIdentity:
 
     def _begin(self) -> threading.Event:
         """Return the event that is set once the primary has been asked."""
-        process, now = os.getpid(), time.monotonic()
+        now = time.monotonic()
         if self._asked is not None:
-            asker, at, done = self._asked
-            if asker == process and (not done.is_set() or now - at < _AGAIN):
+            in_its_process, at, done = self._asked
+            if in_its_process() and (not done.is_set() or now - at < _AGAIN):
                 return done
         done = threading.Event()
-        self._asked = process, now, done
-        name = "flask_replicated primary"
-        thread = threading.Thread(
-            target=self._ask, args=(done,), name=name, daemon=True
-        )
-        try:
-            thread.start()
-        except RuntimeError:  # no more threads
+        self._asked = in_this_process(), now, done
+        if not start_thread("primary", self._ask, done):
             done.set()
         return done
 

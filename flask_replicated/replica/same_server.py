@@ -7,14 +7,15 @@ On PostgreSQL the answer tells the primary itself from a second primary.
 
 from __future__ import annotations
 
-import os
-import threading
 import uuid
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from flask_replicated.forks import in_this_process, leave_to_parent
+from flask_replicated.sockets import hang_up
+from flask_replicated.threads import start_thread
+
 from .dbapi_connections import connect_unpooled, prepare_unpooled
-from .sockets import hang_up, leave_to_parent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -60,8 +61,8 @@ class SameServerCheck:
         self._surroundings = surroundings
         self._open: list[Any] = []
         self._ended = False
-        # The process that is asking: a forked child has none of its parent's threads.
-        self._asking: int | None = None
+        # Whether this process is asking: a forked child has no thread of its parent.
+        self._asking: Callable[[], bool] | None = None
 
     def is_same_server(self) -> bool:
         """Ask both servers.
@@ -72,7 +73,7 @@ class SameServerCheck:
         """
         if self._is_running():
             raise RuntimeError("one that has not ended yet may hang")
-        self._asking = os.getpid()
+        self._asking = in_this_process()
         try:
             with self._cursor(self._replica) as ours:
                 compare = _COMPARISONS[self._primary.dialect.name](ours)
@@ -87,14 +88,8 @@ class SameServerCheck:
         Args:
             tell: Called with the answer; not called where there is none.
         """
-        if self._is_running():
-            return
-        name = "flask_replicated comparison"
-        thread = threading.Thread(
-            target=self._find_out, args=(tell,), name=name, daemon=True
-        )
-        with suppress(RuntimeError):  # no more threads
-            thread.start()
+        if not self._is_running():
+            start_thread("comparison", self._find_out, tell)
 
     def _find_out(self, tell: Callable[[bool], None]) -> None:
         try:
@@ -105,7 +100,8 @@ class SameServerCheck:
 
     def _is_running(self) -> bool:
         """Whether a thread of this process is asking."""
-        return self._asking == os.getpid()
+        asking = self._asking
+        return asking is not None and asking()
 
     @contextmanager
     def _cursor(self, engine: Engine) -> Iterator[Any]:
@@ -123,7 +119,7 @@ class SameServerCheck:
 
     def _check(self) -> None:
         if self._ended:
-            raise RuntimeError("the comparison was ended")
+            raise RuntimeError("nobody wants to know any more")
 
     def end(self) -> None:
         """End it for good, if its driver shows the socket that it waits on."""

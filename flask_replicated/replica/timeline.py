@@ -1,8 +1,8 @@
-"""Whether a standby follows the history that its primary writes.
+"""Whether a standby still follows its primary after a promotion.
 
-PostgreSQL begins a new timeline at each promotion. A standby that has not followed may
-show rows that the present primary does not have, and seem to be in step; so may one
-whose source was promoted beside the primary.
+PostgreSQL begins a new timeline at each promotion. A standby that has not followed it
+may show rows that the present primary does not have, and seem up to date. So may one
+whose source was promoted beside the primary (split brain).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _COMES_BACK = "It is used again once it follows; if it cannot, rebuild it (pg_re
 
 
 class Timeline:
-    """What is known of one standby's history, beside its primary's.
+    """Compares one standby's timeline and position with its primary's.
 
     Args:
         status: What is known of the primary.
@@ -29,10 +29,10 @@ class Timeline:
         self._status = status
         self._was_primary = False
         self._timeline = 0
-        # What it showed when it was last seen, and when that was.
+        # The position that it showed last, and when.
         self._shown: tuple[dict[str, int], float] | None = None
         self._suspected: float | None = None
-        # While neither it nor the primary has changed, it is certain.
+        # A verdict, and the state of both servers for which it holds.
         self._apart: tuple[object, str] | None = None
 
     def found_primary(self) -> None:
@@ -41,11 +41,11 @@ class Timeline:
         self._shown = self._suspected = None
 
     def judge(self, found: ReplicaReport, now: float) -> str | None:
-        """Return why a standby must not be taken for a copy of the primary, if so.
+        """Return why a standby is no copy of the primary, or None.
 
         Args:
-            found: What was seen of it.
-            now: When, by the clock of the looks.
+            found: What it has reported.
+            now: When, by the monotonic clock.
         """
         if found.replayed is None:
             return None
@@ -56,11 +56,11 @@ class Timeline:
         return self._receives(found) if not found.cut_off else self._is_cut_off(found)
 
     def _receives(self, found: ReplicaReport) -> str | None:
-        """Judge one that is connected to a server whose history is its own so far."""
+        """Judge a standby that is receiving."""
         latest = self._status.timeline
         self._was_primary = False
         if not found.exact or found.timeline is None:
-            # It may not say what it receives; but only who follows shows so much.
+            # It may not see what it receives; but what it shows proves that it follows.
             if found.position and self._status.reached(found.position):
                 self._timeline = max(self._timeline, latest)
             return None
@@ -75,7 +75,7 @@ class Timeline:
         return None
 
     def _is_cut_off(self, found: ReplicaReport) -> str | None:
-        """Judge one that receives from no server."""
+        """Judge a standby that is not receiving."""
         latest = self._status.timeline
         known = max(self._timeline, found.timeline or 0)
         if 0 < known < latest:
@@ -92,13 +92,13 @@ class Timeline:
         return None
 
     def _goes_its_own_way(self, found: ReplicaReport, now: float) -> str | None:
-        """Judge by what only another history can show.
+        """Judge by what only a standby of another history can show.
 
-        Before it counts, the primary says it again over a new connection: one that is
-        kept may lead to a server that is the primary no more.
+        It counts once the primary has confirmed it over a new connection: a kept one
+        may lead to a server that is not the primary any more.
         """
         status = self._status
-        # To get back it has to be stopped; or the primary's history becomes its own.
+        # Only a restart, or another primary, can make it a copy again.
         state = (found.started, status.report.timeline, status.report.system_identifier)
         if self._apart is not None and self._apart[0] == state:
             return self._apart[1]

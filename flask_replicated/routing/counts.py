@@ -1,8 +1,8 @@
-"""How many reads each server got, and why the primary got those that it did.
+"""How many reads each server got, and why the primary got its own.
 
-A read is a transaction that was begun on a server by a read: the statements after it
-in the same transaction are not counted. To count one takes a step of a counter, which
-no two threads take at once, and no lock.
+A read is a transaction that a reading statement began; the statements after it in the
+same transaction are not counted. Counting takes no lock, since the next step of an
+``itertools.count`` is atomic.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from .decision import Reason
 
-__all__ = ["Reads", "ReplicaPool", "ReplicaPoolSnapshot", "ReplicaSnapshot"]
+__all__ = ["ReadCounts", "ReplicaPool", "ReplicaPoolSnapshot", "ReplicaSnapshot"]
 
 
 class _Counter:
@@ -33,42 +33,42 @@ class _Counter:
         add: Adds one.
     """
 
-    __slots__ = ("_looks", "add")
+    __slots__ = ("_own_steps", "add")
 
     def __init__(self) -> None:
         self.add = count().__next__
-        self._looks = 0
+        self._own_steps = 0
 
-    def look(self) -> int:
-        """Return the count so far. One thread at a time may look."""
-        found = self.add() - self._looks  # to look is a step, too
-        self._looks += 1
+    def value(self) -> int:
+        """Return the count so far. One thread at a time may call it."""
+        found = self.add() - self._own_steps  # to find out takes a step, too
+        self._own_steps += 1
         return found
 
 
-class _Tally(dict[str, int]):
-    """Counts by a word; a word that is not there has none."""
+class _CountsByReason(dict[str, int]):
+    """Counts by reason; 0 for a reason that is not there."""
 
-    def __missing__(self, _word: str) -> int:
+    def __missing__(self, _reason: str) -> int:
         return 0
 
 
-class Reads:
-    """The reads of one bind in this process."""
+class ReadCounts:
+    """Counts the reads of one bind in this process."""
 
     def __init__(self) -> None:
         self.renew()
 
     def renew(self) -> None:
-        """Begin at nothing, as a forked child does: the rest is its parent's."""
+        """Start at zero, as in a forked child: the counts so far are its parent's."""
         self._replicas: dict[Member[Engine], _Counter] = {}
         self._primary: dict[Reason, _Counter] = {}
-        self._looking = Lock()
+        self._reading = Lock()
 
     def on_replica(self, member: Member[Engine]) -> None:
         """Count a read on a replica."""
         counter = self._replicas.get(member)
-        if counter is None:  # another thread may count the first one, too
+        if counter is None:  # another thread may add one at the same moment
             counter = self._replicas.setdefault(member, _Counter())
         counter.add()
 
@@ -81,18 +81,20 @@ class Reads:
 
     def of(self, member: Member[Engine]) -> int:
         """Return how many a replica got."""
-        with self._looking:
+        with self._reading:
             counter = self._replicas.get(member)
-            return 0 if counter is None else counter.look()
+            return 0 if counter is None else counter.value()
 
     def by_reason(self) -> dict[str, int]:
-        """Return how many the primary got, by what brought them there."""
-        with self._looking:
+        """Return how many the primary got, by the reason that brought them there."""
+        with self._reading:
             counters = self._primary.copy()
-            return _Tally((word, counters[word].look()) for word in sorted(counters))
+            return _CountsByReason(
+                (reason, counters[reason].value()) for reason in sorted(counters)
+            )
 
     def keep(self, members: Collection[Member[Engine]]) -> None:
-        """Forget the replicas that are none of these."""
+        """Forget replicas other than these."""
         for member in self._replicas.keys() - set(members):
             self._replicas.pop(member, None)
 
@@ -111,15 +113,15 @@ class ReplicaSnapshot(MemberSnapshot):
 
 @dataclass(frozen=True)
 class ReplicaPoolSnapshot(PoolSnapshot):
-    """The replicas of one bind at one moment, and the reads that they did not get.
+    """The replicas of one bind at one moment, and the reads that the primary got.
 
     Attributes:
         members: Every replica, in the order of the configuration.
-        primary_reads: How many reads the primary got from this process, by what brought
-            them there: ``'bind'``, ``'block'``, ``'decorator'``, ``'fallback'``,
-            ``'is_read'``, ``'latched'``, ``'learnt'``, ``'method'``, ``'model'``,
-            ``'off'``, ``'option'``, ``'outside'`` or ``'pinned'``. What has not
-            happened is not there, and 0 when asked for.
+        primary_reads: How many reads the primary got from this process, by the reason
+            that brought them there: ``'bind'``, ``'block'``, ``'decorator'``,
+            ``'fallback'``, ``'is_read'``, ``'latched'``, ``'learnt'``, ``'method'``,
+            ``'model'``, ``'off'``, ``'option'``, ``'outside'`` or ``'pinned'``. A
+            reason that has not occurred is not a key, and gives 0.
         writers: The endpoints that were learnt as writers, in alphabetical order.
     """
 
@@ -133,15 +135,15 @@ class ReplicaPool(Pool[Engine]):
 
     Args:
         targets: Their engines by name.
-        reads: The bind's reads.
+        reads: The counts of the bind's reads.
         writers: The endpoints that were learnt as writers; kept up to date.
-        options: What any pool takes.
+        options: The options of any :class:`balancers.Pool`.
     """
 
     def __init__(
         self,
         targets: Mapping[str, Engine],
-        reads: Reads,
+        reads: ReadCounts,
         writers: Collection[str],
         **options: Any,
     ) -> None:
@@ -150,7 +152,7 @@ class ReplicaPool(Pool[Engine]):
         super().__init__(targets, **options)
 
     def snapshot(self) -> ReplicaPoolSnapshot:
-        """Return the condition of every replica, and who got how many reads."""
+        """Return the state of every replica, and how many reads each server got."""
         found = super().snapshot()
         reads = {member.name: self._reads.of(member) for member in self.members}
         return ReplicaPoolSnapshot(

@@ -37,17 +37,18 @@ class Role(Enum):
 
 
 WROTE = "this request has written, locked or changed its session"
-"""Why a request is latched by its own statement."""
+"""Why a request is latched: by its own statement."""
 
 LACKING = "its replica does not have yet what a statement names"
-"""Why a request is latched that the primary has answered instead."""
+"""Why a request is latched: the primary has answered instead. May be undone."""
 
 LOST = "its replica was lost"
 SPENT = "its replica has no connection to spare"
 ALL_BUSY = "every replica is busy"
 ALL_OUT = "every replica is out"
 
-_INSTEAD = frozenset({LACKING, LOST, SPENT, ALL_BUSY, ALL_OUT})
+# The latches that count as a fallback, since the request has not asked for the primary.
+_FALLBACKS = frozenset({LACKING, LOST, SPENT, ALL_BUSY, ALL_OUT})
 
 Reason: TypeAlias = Literal[
     "bind",
@@ -64,7 +65,7 @@ Reason: TypeAlias = Literal[
     "outside",
     "pinned",
 ]
-"""A word for what has brought a read to its server."""
+"""What brought a read to its server, in one word."""
 
 ROLES = {
     "master": Role.PRIMARY,
@@ -72,7 +73,7 @@ ROLES = {
     "slave": Role.REPLICA,
     "replica": Role.REPLICA,
 }
-"""What a role may be called in code."""
+"""The roles by the names that code may use."""
 
 
 class Decision(NamedTuple):
@@ -92,7 +93,7 @@ class Decision(NamedTuple):
 
 
 PINNED = Decision(Role.PRIMARY, "the client has just written", "pinned")
-"""Where the reads of a client go that must see its own write."""
+"""The decision for a pinned client, which must see its own write."""
 
 
 def decide(  # noqa: PLR0911 - one return for each rule, in their order
@@ -122,8 +123,8 @@ def decide(  # noqa: PLR0911 - one return for each rule, in their order
         read_on_replica: ``AUTO_READ_ON_SLAVE``.
     """
     if latched is not None:
-        instead = latched in _INSTEAD
-        return Decision(Role.PRIMARY, latched, "fallback" if instead else "latched")
+        fallback = latched in _FALLBACKS
+        return Decision(Role.PRIMARY, latched, "fallback" if fallback else "latched")
     if mark is not None:
         return Decision(mark, "the view is decorated", "decorator")
     if known_writer:

@@ -1,4 +1,4 @@
-"""What a statement or a model says about itself.
+"""Where a statement or a model asks to be read.
 
 ``execution_options(replicated='master')`` or ``'slave'`` on a statement, and
 ``__replicated__ = 'master'`` on a model.
@@ -15,6 +15,7 @@ from sqlalchemy.orm import Mapper, UserDefinedOption
 from sqlalchemy.sql.cache_key import HasCacheKey
 from sqlalchemy.sql.visitors import InternalTraversal
 
+from flask_replicated._private import set_user_options, user_options
 from flask_replicated.errors import ConfigurationError
 
 from .decision import MARK, ROLES, Role
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ROLE_OPTION",
-    "asks_nothing",
     "carrying",
     "named_table",
     "note_primary_models",
@@ -39,11 +39,11 @@ ROLE_OPTION = "replicated"
 """The execution option by which a statement asks for a role."""
 
 
-class _Carried(HasCacheKey, UserDefinedOption):
-    """A statement's role, which the objects it loads keep for their own loads.
+class _InheritedRole(HasCacheKey, UserDefinedOption):
+    """A statement's role, which the objects that it loads keep for their own loads.
 
-    It is part of the statement's cache key: what is loaded along with the objects
-    is compiled once, options included.
+    It is part of the statement's cache key: statements for relationships that are
+    loaded along are compiled once, options included.
     """
 
     propagate_to_loaders = True
@@ -57,67 +57,58 @@ def _role(key: str, value: object) -> Role:
         raise ConfigurationError(key, value, "must be 'master' or 'slave'.") from None
 
 
-def asks_nothing(statement: Any, options: Mapping[str, Any] | None) -> bool:
-    """Whether a statement is a plain Select, and no option of its own names a role.
-
-    For such there is nothing that :func:`wanted_role` could find.
-    """
-    # What it was built from has no public name.
-    return (
-        type(statement) is Select
-        and not statement._with_options  # noqa: SLF001
-        and ROLE_OPTION not in statement._execution_options  # noqa: SLF001
-        and not (options and ROLE_OPTION in options)
-    )
-
-
 def wanted_role(
     statement: Any,
     options: Mapping[str, Any] | None,
     defaults: Mapping[str, Any] | None = None,
 ) -> Role | None:
-    """Return what the options of a statement ask for, or None.
+    """Return the role that the options of a statement ask for, or None.
 
-    Options given to ``execute()`` are stronger than the statement's own, those are
-    stronger than the defaults of its session, and those than what a loaded object
-    carries to its relationships.
+    The strongest come first: options given to ``execute()``, the statement's own, the
+    defaults of its session, and the role that a loaded object has inherited.
+
+    Args:
+        statement: The statement.
+        options: Execution options given to ``execute()``.
+        defaults: Execution options of the session.
 
     Raises:
         ConfigurationError: The option is no name of a role.
     """
     value = options.get(ROLE_OPTION) if options else None
     if value is None:
-        own = getattr(statement, "_execution_options", None)
-        value = own.get(ROLE_OPTION) if own else None
+        own_options = getattr(statement, "get_execution_options", None)
+        value = own_options().get(ROLE_OPTION) if own_options else None
     if value is None and defaults:
         value = defaults.get(ROLE_OPTION)
     if value is not None:
         return _role(f"execution_options[{ROLE_OPTION!r}]", value)
-    for option in getattr(statement, "_with_options", ()):
-        if type(option) is _Carried:
+    for option in user_options(statement):
+        if type(option) is _InheritedRole:
             return option.payload
     return None
 
 
 def carrying(statement: Any, role: Role) -> Any:
-    """Return the statement with its role passed on to relationship loads."""
+    """Return the statement so that the objects that it loads inherit its role."""
     if not isinstance(statement, Select):
         return statement
-    carried = statement.options(_Carried(role))
-    # One alone: an object keeps those of its statement in no order.
-    carried._with_options = tuple(  # noqa: SLF001 - what .options() has made has no public name
+    carried = statement.options(_InheritedRole(role))
+    # Only this one: an object keeps the options of its statement in no order.
+    options = [
         option
-        for option in carried._with_options  # noqa: SLF001 - the same
-        if type(option) is not _Carried or option.payload is role
-    )
+        for option in user_options(carried)
+        if type(option) is not _InheritedRole or option.payload is role
+    ]
+    set_user_options(carried, options)
     return carried
 
 
 class _PrimaryTables:
-    """The tables that must never be read stale, of all models of this process.
+    """The tables of models that ask for the primary, of all models in this process.
 
     Attributes:
-        version: Another number whenever there is another table.
+        version: Grows with each change, so that users know when to ask again.
     """
 
     def __init__(self) -> None:
@@ -130,10 +121,10 @@ class _PrimaryTables:
         self.version += 1
 
     def pattern(self, metadatas: Collection[MetaData] | None) -> re.Pattern[str] | None:
-        """Return what finds the name of one of them in SQL; None if there is none.
+        """Return a pattern that finds their names in SQL; None if there are none.
 
         Args:
-            metadatas: Whose tables; None for all.
+            metadatas: Only tables of these; None for all.
         """
         tables = [
             table
@@ -146,8 +137,8 @@ class _PrimaryTables:
         schemas = "|".join(
             {re.escape(table.schema) for table in tables if table.schema}
         )
-        # Not a column, a label or a parameter of that name, where that shows; but
-        # behind its schema, or any one behind FROM.
+        # Not a column, a label or a parameter of that name, as far as that shows. But a
+        # name that follows its own schema, or any schema after FROM or JOIN.
         return re.compile(
             rf"""(?<![\w.:])(?<!%\()(?<!\bAS\s)(?P<table>{names})(?!\w)
             |\b(?:FROM|JOIN)\s+(?:["`]?\w+["`]?\.)+["`]?(?P<other>{names})(?!\w)
@@ -158,18 +149,20 @@ class _PrimaryTables:
 
 primary_tables = _PrimaryTables()
 
-# What hides nothing from a server may be left out: /*! is no comment to MySQL, and a
-# minus may stand before a negative number.
-_SILENT = re.compile(r"'(?:[^']|'')*'|--\s[^\n]*|/\*(?!M?!)(?:[^*]|\*(?!/))*\*/")
+# Strings and comments, which name no table. But /*! is no comment to MySQL, and "--"
+# without a space may be a minus before a negative number.
+_STRINGS_AND_COMMENTS = re.compile(
+    r"'(?:[^']|'')*'|--\s[^\n]*|/\*(?!M?!)(?:[^*]|\*(?!/))*\*/"
+)
 
 
 def named_table(pattern: re.Pattern[str] | None, sql: str) -> str | None:
-    """Return the table of :meth:`primary_tables.pattern` that SQL names, or None."""
+    """Return the table of ``primary_tables.pattern()`` that SQL names, or None."""
     if pattern is None:
         return None
-    # A backslash may escape a quote, or not.
-    said = sql if "\\" in sql else _SILENT.sub(" ", sql)
-    found = pattern.search(said)
+    # A backslash may escape a quote or not, so where strings end is unknown.
+    searched = sql if "\\" in sql else _STRINGS_AND_COMMENTS.sub(" ", sql)
+    found = pattern.search(searched)
     return None if found is None else next(filter(None, found.groups()))
 
 
@@ -182,13 +175,13 @@ def _note_model(mapper: Mapper[Any], model: type) -> None:
 
 
 def note_primary_models(mappers: Iterable[Mapper[Any]]) -> None:
-    """Learn of models that were there before this module was imported."""
+    """Note models that were defined before this module was imported."""
     for mapper in mappers:
         _note_model(mapper, mapper.class_)
 
 
 def reads_primary(mapper: Any) -> bool:
-    """Whether a mapped class must never be read stale.
+    """Whether a mapped class asks to be read from the primary alone.
 
     Raises:
         ConfigurationError: ``__replicated__`` is neither ``'master'`` nor

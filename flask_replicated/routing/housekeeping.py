@@ -1,7 +1,8 @@
-"""Endpoints that write in nearly each request that only reads, and what to do about it.
+"""Endpoints that write in nearly every read-only request, and what to do about it.
 
-Such a write, of a session, a ``last_seen`` or a count of views, has each request served
-by the primary and pins each client, and nothing else tells.
+Such a write may update a session, a ``last_seen`` or a count of views. It makes the
+primary serve each request and pins each client, and without a log line it goes
+unnoticed.
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ __all__ = ["HousekeepingAdvice", "Sent"]
 
 logger = logging.getLogger("flask_replicated")
 
-# A client's first visit may find no session to save: six writes of seven requests are
-# a habit, so is seven of eight; one of two is none. Eight requests are soon there, and
-# who writes in half of them passes such a test once in sixteen times; so each test that
-# was not passed is followed by one that is twice as long.
-_SAMPLE, _LONGEST = 8, 1024
+# An endpoint that writes in 80 % of a sample gets advice. Not in all of it: a client's
+# first visit may find no session to save. A sample begins with a write, so one of eight
+# requests is soon complete; but an endpoint that writes in every second request passes
+# one of sixteen such samples by chance. So a sample that was not passed is followed by
+# one that is twice as long.
+_FIRST_SAMPLE, _LONGEST_SAMPLE = 8, 1024
 _SHARE = 0.8
-_MANY = 1000  # endpoints
-_FEW = 20  # tables, columns of a table, statements
-_SHOWN, _LENGTH = 3, 100  # statements that do not tell, and their characters
+_MAX_ENDPOINTS = 1000
+_MAX_ITEMS = 20  # tables, columns of a table, statements
+_MAX_SHOWN, _MAX_LENGTH = 3, 100  # statements of unknown effect, and their characters
 _BEFORE_LITERALS = re.compile(r"""[^'"$]*""")
 
 _Rules = dict[str, set[str] | None]
@@ -39,7 +41,7 @@ class Sent(NamedTuple):
     Attributes:
         sql: Its text.
         dialect: SQLAlchemy's name for the dialect of its server.
-        sure: Whether it surely has; else it calls what may write.
+        sure: Whether it surely has; else it calls a function that may write.
     """
 
     sql: str
@@ -54,8 +56,9 @@ class _Sample:
         size: How many requests it takes.
         requests: How many there were.
         writes: How many of these have surely written.
-        tables: The columns that were updated, by table; None where rows came or went.
-        unknown: Statements that do not tell.
+        tables: The columns that were updated, by table; None if rows were inserted or
+            deleted.
+        unknown: Statements of which it is unknown what they write.
     """
 
     def __init__(self, size: int) -> None:
@@ -67,26 +70,25 @@ class _Sample:
     def add(self, writes: Iterable[TableWrite] | None, sent: Sent) -> None:
         """Add what a statement has written."""
         if writes is None:
-            if len(self.unknown) < _FEW:
+            if len(self.unknown) < _MAX_ITEMS:
                 self.unknown[sent.sql] = None
             return
         for write in writes:
             table = ".".join(_named(name, sent) for name in write[:2] if name)
-            if table in self.tables or len(self.tables) < _FEW:
+            if table in self.tables or len(self.tables) < _MAX_ITEMS:
                 names = {_named(name, sent) for name in write.columns or ()}
                 _add(self.tables, table, None if write.columns is None else names)
 
 
 class HousekeepingAdvice:
-    """Looks at endpoints that have written in a request that only reads.
+    """Samples endpoints that have written in a read-only request, and logs advice.
 
     Args:
-        find: Tells what a statement does to which tables; None where that is not sure.
-        unpinned: What is housekeeping already, as ``REPLICATED_UNPINNED`` names it.
+        find: Returns what a statement does to which tables; None if that is unknown.
+        unpinned: What is housekeeping already, as in ``REPLICATED_UNPINNED``.
 
     Attributes:
-        active: Whether there is something to look at: the next responses are to be
-            noted.
+        active: Whether a sample is being taken, so responses are to be noted.
     """
 
     def __init__(
@@ -98,12 +100,13 @@ class HousekeepingAdvice:
         self._find = find
         self._unpinned = unpinned
         self._samples: dict[str, _Sample] = {}
-        self._done: set[str] = set()
+        self._advised: set[str] = set()
 
     def note(self, endpoint: str, writes: Collection[Sent]) -> None:
-        """Note a response to a request that only reads.
+        """Note a response to a read-only request.
 
-        Threads may do so at once, and miss one of two; each endpoint is told of once.
+        If threads do so at once, a response may be missed. The advice on an endpoint is
+        logged once.
 
         Args:
             endpoint: The endpoint.
@@ -111,9 +114,9 @@ class HousekeepingAdvice:
         """
         wrote = any(sent.sure for sent in writes)
         sample = self._samples.get(endpoint)
-        looks = len(self._samples) + len(self._done) < _MANY
-        if sample is None and wrote and looks and endpoint not in self._done:
-            sample = self._samples.setdefault(endpoint, _Sample(_SAMPLE))
+        room = len(self._samples) + len(self._advised) < _MAX_ENDPOINTS
+        if sample is None and wrote and room and endpoint not in self._advised:
+            sample = self._samples.setdefault(endpoint, _Sample(_FIRST_SAMPLE))
         if sample is not None:
             sample.requests += 1
             sample.writes += wrote
@@ -126,13 +129,13 @@ class HousekeepingAdvice:
 
     def _judge(self, endpoint: str, sample: _Sample) -> None:
         if sample.writes < _SHARE * sample.requests:
-            self._samples[endpoint] = _Sample(min(2 * sample.size, _LONGEST))
+            self._samples[endpoint] = _Sample(min(2 * sample.size, _LONGEST_SAMPLE))
             return
-        self._done.add(endpoint)
-        if self._samples.pop(endpoint, None) is sample:  # or another thread has told
-            self._tell(endpoint, sample)
+        self._advised.add(endpoint)
+        if self._samples.pop(endpoint, None) is sample:  # or another thread did this
+            self._advise(endpoint, sample)
 
-    def _tell(self, endpoint: str, sample: _Sample) -> None:
+    def _advise(self, endpoint: str, sample: _Sample) -> None:
         rules: _Rules = {
             table: None if columns is None else set(columns)
             for table, columns in self._unpinned.items()
@@ -151,7 +154,7 @@ class HousekeepingAdvice:
             for table, columns in sample.tables.items()
         ]
         if sample.unknown:
-            what += [repr(_beginning(sql)) for sql in list(sample.unknown)[:_SHOWN]]
+            what += [repr(_beginning(sql)) for sql in list(sample.unknown)[:_MAX_SHOWN]]
             remedy = block
         logger.warning(
             "endpoint %r has committed a write in %d of %d requests that only read, so "
@@ -169,12 +172,12 @@ class HousekeepingAdvice:
 def _beginning(sql: str) -> str:
     """Return the beginning of a statement on one line, up to the first literal.
 
-    A literal may be a password, and no two servers quote it alike.
+    A literal may be a password, and each database quotes literals in its own way.
     """
     plain = _BEFORE_LITERALS.match(sql)
     shown = " ".join(plain[0].split()) if plain else ""
-    whole = plain is not None and plain.end() == len(sql) and len(shown) <= _LENGTH
-    return shown if whole else f"{shown[:_LENGTH]}…"
+    whole = plain is not None and plain.end() == len(sql) and len(shown) <= _MAX_LENGTH
+    return shown if whole else f"{shown[:_MAX_LENGTH]}…"
 
 
 def _named(name: Identifier, sent: Sent) -> str:
@@ -187,7 +190,7 @@ def _add(rules: _Rules, table: str, columns: Iterable[str] | None) -> None:
     known = rules.setdefault(table, set())
     if columns is None:
         rules[table] = None
-    elif known is not None and len(known) < _FEW:
+    elif known is not None and len(known) < _MAX_ITEMS:
         known.update(columns)
 
 

@@ -1,8 +1,8 @@
 """Asking for a database in code: ``using_*`` blocks and view decorators.
 
-A block is held in a context variable together with the thread and task that
-opened it, so it is never inherited: a task or a thread started inside a block
-decides for itself.
+A context variable holds the open blocks, each with the thread or task that opened it.
+So blocks are not inherited: a task or a thread that is started inside a block decides
+for itself.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ from typing import (
 from flask import has_request_context
 
 from .decision import MARK, Role
+from .decorator_order import note_decorated
+from .flask_context import this_request
 from .session_objects import are_flushing, unflushed_sessions
-from .state import current_request_state, this_request
+from .state import current_request_state
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -53,25 +55,38 @@ __all__ = [
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_NAMES = {Role.PRIMARY: "using_master()", Role.REPLICA: "using_slave()"}
 
-class _Block(NamedTuple):
+
+class _OpenBlock(NamedTuple):
+    """A block that was entered and not left yet.
+
+    Attributes:
+        role: Where reads go inside it.
+        block: The object that was entered.
+        owner: The thread or task that has entered it.
+        request: The request in which it was entered, or None.
+        outer: The block around it, or None.
+        unflushed: With ``pin=False``, the sessions that had changes to flush when it
+            was entered; else None.
+    """
+
     role: Role
-    maker: Using
+    block: RoleBlock
     owner: object
     request: weakref.ref[Request] | None
-    outer: _Block | None
-    # Sessions that had something to flush when it began, where what is written inside
-    # leaves no trace; None where it does.
+    outer: _OpenBlock | None
     unflushed: WeakSet[Session] | None
 
-    def is_over(self) -> bool:
-        """Whether the request is gone in which it was opened."""
+    def is_abandoned(self) -> bool:
+        """Whether the request is gone in which it was entered."""
         return self.request is not None and self.request() is None
 
 
-current_block: ContextVar[_Block | None] = ContextVar(
+current_block: ContextVar[_OpenBlock | None] = ContextVar(
     "flask_replicated_block", default=None
 )
+"""The innermost open block, whether or not it holds for this thread or task."""
 
 
 def _owner() -> object:
@@ -87,33 +102,36 @@ def _request() -> Request | None:
 
 
 def active_role() -> Role | None:
-    """Return what the innermost block of this thread or task asks for.
+    """Return what the innermost block of this thread or task asks for, or None.
 
-    A block that was opened in a request ends with it at the latest: one in a
-    generator that nobody finishes must not reach the next request.
+    A block that was entered in a request ends with it at the latest: if a generator
+    with an open block is abandoned, that must not reach the next request.
     """
-    block = _of_here(_without_rest())
+    block = _innermost_here(_drop_abandoned())
     return None if block is None else block.role
 
 
 def leaves_no_trace(connection: Connection | None = None) -> bool:
-    """Whether what is written over a connection now is to be forgotten at once.
+    """Whether what is written over a connection now neither latches nor pins.
 
-    It is inside of a ``using_master(pin=False)``, whatever other blocks are within,
-    and it is no flush of what a session had before.
+    So it is inside ``using_master(pin=False)``, whatever other blocks are within. But a
+    flush counts if its session had changes before the block began.
     """
-    block, found = _of_here(_without_rest()), False
+    block, found = _innermost_here(_drop_abandoned()), False
     while block is not None:
         if block.unflushed is not None:
             if connection and are_flushing(block.unflushed, connection):
                 return False
             found = True
-        block = _of_here(block.outer)
+        block = _innermost_here(block.outer)
     return found
 
 
-def _of_here(block: _Block | None) -> _Block | None:
-    """Return the innermost block of this thread or task, from this one outwards."""
+def _innermost_here(block: _OpenBlock | None) -> _OpenBlock | None:
+    """Return the first block that holds here, from the given one outwards.
+
+    It was entered by this thread or task, and in this request or in none.
+    """
     if block is None:
         return None
     owner, request = _owner(), _request()
@@ -127,21 +145,25 @@ def _of_here(block: _Block | None) -> _Block | None:
     return None
 
 
-def _without_rest() -> _Block | None:
-    """Return the innermost block; forget those that their requests have left open."""
+def _drop_abandoned() -> _OpenBlock | None:
+    """Forget the innermost blocks whose requests are gone; return the next one."""
     found = block = current_block.get()
-    while block is not None and block.is_over():
+    while block is not None and block.is_abandoned():
         block = block.outer
     if block is not found:
         current_block.set(block)
     return block
 
 
-class Using:
+class RoleBlock:
     """A ``with`` block, or a decorator, for one role.
 
     It keeps no state of its own: one object may be entered many times, nested
     and from many threads.
+
+    Args:
+        role: Where reads go inside it.
+        pin: Whether what is written inside latches its request and pins its client.
     """
 
     def __init__(self, role: Role, *, pin: bool = True) -> None:
@@ -149,102 +171,105 @@ class Using:
         self._pin = pin
 
     def __enter__(self) -> None:
-        outer, request = _without_rest(), _request()
+        outer, request = _drop_abandoned(), _request()
         opened_in = None if request is None else weakref.ref(request)
         unflushed = None if self._pin else unflushed_sessions()
         current_block.set(
-            _Block(self._role, self, _owner(), opened_in, outer, unflushed)
+            _OpenBlock(self._role, self, _owner(), opened_in, outer, unflushed)
         )
 
     def __exit__(self, *_: object) -> None:
-        current_block.set(_without(current_block.get(), self))
+        current_block.set(_close_innermost(current_block.get(), self))
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
-        if _steps(function):
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(
+            function
+        ):
             raise TypeError(
                 f"{function!r} is a generator: it runs when its caller asks, outside "
                 "this block. Open the block inside it, around each query."
             )
-        return _around(function, lambda: self)
+        note_decorated(function, "@" + _NAMES[self._role])
+        return _run_inside(lambda: self, function)
 
 
-def _without(block: _Block | None, maker: Using) -> _Block | None:
-    """Take out the innermost block of one maker; blocks may end out of order."""
-    if block is None or block.maker is maker:
-        return None if block is None else block.outer
-    return block._replace(outer=_without(block.outer, maker))
+def _close_innermost(opened: _OpenBlock | None, block: RoleBlock) -> _OpenBlock | None:
+    """Take out the innermost entry of one block; blocks may end out of order."""
+    if opened is None or opened.block is block:
+        return None if opened is None else opened.outer
+    return opened._replace(outer=_close_innermost(opened.outer, block))
 
 
-def _steps(function: object) -> bool:
-    return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+class BlockFactory(Generic[P]):
+    """A function that returns a block, with a helpful error if it is not called.
 
-
-class Opener(Generic[P]):
-    """A function that returns a block, and says so where it is not called.
-
-    ``@using_master`` and ``with using_master:`` lack the parentheses; Python's own
-    words for that do not tell.
+    ``@using_master`` and ``with using_master:`` lack the parentheses, which Python's
+    own errors do not say.
     """
 
-    def __init__(self, opens: Callable[P, Using]) -> None:
-        self._opens = opens
-        functools.update_wrapper(self, opens)
+    def __init__(self, function: Callable[P, RoleBlock]) -> None:
+        self._function = function
+        functools.update_wrapper(self, function)
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Using:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> RoleBlock:
         """Return the block.
 
         Raises:
             TypeError: It is used as a decorator itself.
         """
         if args and (callable(args[0]) or hasattr(args[0], "__get__")):
-            raise self._uncalled(f"@{self._opens.__name__}")
-        return self._opens(*args, **kwargs)
+            raise self._lacks_parentheses(f"@{self._function.__name__}")
+        return self._function(*args, **kwargs)
 
     def __enter__(self) -> NoReturn:
-        raise self._uncalled(f"with {self._opens.__name__}:")
+        raise self._lacks_parentheses(f"with {self._function.__name__}:")
 
     def __exit__(self, *_: object) -> None:
-        """Never happen."""
+        """Exist for the sake of ``with``, which looks for it first."""
 
-    def _uncalled(self, written: str) -> TypeError:
-        name = self._opens.__name__
+    def _lacks_parentheses(self, written: str) -> TypeError:
+        name = self._function.__name__
         right = written.replace(name, f"{name}()")
         return TypeError(f"'{written}' lacks its parentheses: write '{right}'")
 
 
-@Opener
-def using_master(*, pin: bool = True) -> Using:
+@BlockFactory
+def using_master(*, pin: bool = True) -> RoleBlock:
     """Send every read inside this block to the primary.
 
     Use it as ``with using_master():`` or as a decorator on any function,
     ``async`` ones included, inside or outside a request. The innermost block
-    wins; it ends where it ends, also when it raises.
+    wins.
 
     Args:
         pin: With False, what is written inside leaves no trace: it neither ties the
             request to the primary nor pins its client, wherever it is committed. That
-            holds for blocks inside it, too. Any other write counts as ever: one that
+            holds for blocks inside it, too. Any other write counts as usual: one that
             was sent before the block and is committed inside, and a change that a
             session had before the block and flushes inside.
     """
-    return Using(Role.PRIMARY, pin=pin)
+    return RoleBlock(Role.PRIMARY, pin=pin)
 
 
-@Opener
-def using_slave() -> Using:
-    """Send every read inside this block to a replica, whatever was decided.
+@BlockFactory
+def using_slave() -> RoleBlock:
+    """Send every read inside this block to a replica, whatever the request's rules say.
 
     A statement in it that writes or locks raises
     :class:`~flask_replicated.WriteOnReplicaError` before it is sent.
     Otherwise like :func:`using_master`.
     """
-    return Using(Role.REPLICA)
+    return RoleBlock(Role.REPLICA)
 
 
-def _around(
-    function: Callable[P, R], block: Callable[[], AbstractContextManager[None]]
+def _run_inside(
+    block: Callable[[], AbstractContextManager[None]], function: Callable[P, R]
 ) -> Callable[P, R]:
     """Wrap a function, plain or ``async``, so that it runs inside a block.
+
+    Args:
+        block: Returns the block, for each call.
+        function: The function.
 
     Raises:
         TypeError: It is no function.
@@ -272,19 +297,19 @@ def _around(
     return called
 
 
-class _Marking:
-    """Mark the running request from here on; outside one, act as a block."""
+class _MarkedRequest:
+    """Marks the running request from here on; outside one, acts as a block."""
 
     def __init__(self, role: Role) -> None:
         self._role = role
-        self._block: Using | None = None
+        self._block: RoleBlock | None = None
 
     def __enter__(self) -> None:
         state = current_request_state()
         if state is not None:
             state.mark(self._role)
         else:
-            self._block = Using(self._role)
+            self._block = RoleBlock(self._role)
             self._block.__enter__()
 
     def __exit__(self, *exc: object) -> None:
@@ -292,11 +317,12 @@ class _Marking:
             self._block.__exit__(*exc)
 
 
-def _view_decorator(role: Role, view: Callable[P, R]) -> Callable[P, R]:
-    marked = _around(view, lambda: _Marking(role))
+def _mark_view(role: Role, decorator: str, view: Callable[P, R]) -> Callable[P, R]:
+    marked = _run_inside(lambda: _MarkedRequest(role), view)
     # Readable before the view is called, so that a before_request function or
     # an outer decorator already reads where the view will.
     setattr(marked, MARK, role)
+    note_decorated(view, decorator)
     return marked
 
 
@@ -304,18 +330,18 @@ def use_master_database(view: Callable[P, R]) -> Callable[P, R]:
     """Decorate a view that must read from the primary.
 
     Works on functions, on methods of a ``MethodView``, in ``decorators = [...]``
-    and above or below other decorators, on plain and ``async`` views.
+    and above or below other decorators, on plain and ``async`` views. Only the route,
+    such as ``@app.get(...)``, must stand above it.
     """
-    return _view_decorator(Role.PRIMARY, view)
+    return _mark_view(Role.PRIMARY, "@use_master_database", view)
 
 
 def changes_database(view: Callable[P, R]) -> Callable[P, R]:
     """Decorate a view that writes whatever its method: always the primary.
 
-    Works where :func:`use_master_database` works, and does the same; the name
-    tells the reader why.
+    The same as :func:`use_master_database`, under a name that says why.
     """
-    return _view_decorator(Role.PRIMARY, view)
+    return _mark_view(Role.PRIMARY, "@changes_database", view)
 
 
 def use_slave_database(view: Callable[P, R]) -> Callable[P, R]:
@@ -325,4 +351,4 @@ def use_slave_database(view: Callable[P, R]) -> Callable[P, R]:
     and the rest of the request with it. Works where
     :func:`use_master_database` works.
     """
-    return _view_decorator(Role.REPLICA, view)
+    return _mark_view(Role.REPLICA, "@use_slave_database", view)

@@ -1,156 +1,119 @@
 """What one application and one request remember.
 
-A request's state belongs to Flask's request object: nested application
-contexts and several sessions of one request share it, and it ends with the
-request, however that ends.
+The state of a request is an attribute of Flask's request object. So nested application
+contexts and several sessions of one request share it, and it ends with the request,
+however that ends.
 """
 
 from __future__ import annotations
 
-import logging
-import os
 import weakref
-from collections import Counter
-from contextlib import contextmanager, nullcontext
 from functools import partial
-from threading import Lock, get_ident
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from flask import Flask, Request, current_app, has_app_context, has_request_context
-from flask.globals import request, request_ctx
 from flask.signals import request_started
 
-from flask_replicated.forks import UNTOLD
+from flask_replicated.forks import ForkAware
 from flask_replicated.sql.constructs import Classifier
 
-from .decision import LACKING, PINNED, Decision, Role, decide, marked_role
-from .housekeeping import HousekeepingAdvice
-from .pins import (
-    CURRENT,
-    NO_RESPONSE,
-    OVER_A_SOCKET,
-    CookiePins,
-    Outgoing,
-    still_counts,
+from .decider import Decider
+from .decision import LACKING, PINNED, Decision, Role
+from .flask_context import (
+    background_app_context,
+    endpoint_name,
+    is_matched,
+    this_app,
+    this_context,
+    this_request,
 )
+from .housekeeping import HousekeepingAdvice
+from .responses import OVER_WEBSOCKET, Responses
 from .session_objects import expire_unmodified
 from .unpinned import Unpinned
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
     from contextlib import AbstractContextManager
 
-    from _typeshed.wsgi import WSGIEnvironment
+    from flask import Flask, Request
     from flask.ctx import RequestContext
     from sqlalchemy import Dialect, Engine, MetaData
     from sqlalchemy.orm import Session
 
     from balancers import Member
-    from flask_replicated.engine.engines import ReplicaPoolEngine, RoutedEngine
-    from flask_replicated.errors import WriteOnReplicaError
-    from flask_replicated.replica.dbapi_connections import Surroundings
     from flask_replicated.settings.config import Settings
     from flask_replicated.sql.dml import TableWrite
 
     from .housekeeping import Sent
-    from .pins import NoPin, PinStore
 
 __all__ = [
-    "NO_ENDPOINT",
     "STATE",
     "AppState",
     "RequestState",
     "current_app_state",
     "current_request_state",
-    "endpoint_name",
-    "this_app",
-    "this_context",
-    "this_request",
 ]
-
-logger = logging.getLogger("flask_replicated")
-
-NO_ENDPOINT = "(no endpoint)"
-"""What a request that matched no route is called."""
-
-# And one whose URL is not matched yet: sessions and URL converters may read by then.
-_NOT_MATCHED = "(before the URL is matched)"
 
 STATE = "replicated.state"
 """The key of ``app.extensions`` under which an application's state is kept."""
 
-# On the request object itself: every statement asks for it, and so it ends with
-# the request.
+# An attribute of the request object, since each statement asks for it.
 _ATTRIBUTE = "_replicated_state"
 
-# LocalProxy's documented way to the object itself, bound once.
-this_app: Callable[[], Flask] = current_app._get_current_object  # type: ignore[attr-defined]  # noqa: SLF001 - the proxy's documented method is not in its type
-this_context: Callable[[], RequestContext] = request_ctx._get_current_object  # type: ignore[attr-defined]  # noqa: SLF001 - the same
-this_request: Callable[[], Request] = request._get_current_object  # type: ignore[attr-defined]  # noqa: SLF001 - the proxy's documented method is not in its type
+_UNDECIDED = Decision(Role.PRIMARY, "nothing is decided yet", "is_read")
+_MAX_WRITES = 20  # statements that are remembered of a request
 
 
 def _none() -> None:
     return None
 
 
-def _is_matched(current: Request) -> bool:
-    """Whether it is known which view a request is for, or that there is none."""
-    return current.url_rule is not None or current.routing_exception is not None
-
-
-def endpoint_name(current: Request) -> str:
-    """Return the endpoint of a request, or what stands for it."""
-    return current.endpoint or (NO_ENDPOINT if _is_matched(current) else _NOT_MATCHED)
-
-
-class AppState:
+class AppState(ForkAware):
     """One application's settings, engines and running requests.
 
     Attributes:
         settings: The application's settings.
-        pins: Where clients' writes are remembered.
-        routes: The routed engines by bind key, the default under None.
-        engines: What Flask-SQLAlchemy has by bind key; a test may put in others.
-        metadatas: Returns the MetaData of all its tables; None where nobody can tell.
-        unpinned: Tells which writes leave no trace; false if none does.
-        habits: Looks at endpoints that write though they are only to read.
+        responses: Its responses, which remember clients' writes.
+        decider: Decides where its requests read.
+        routes: The routed engines by bind key, the default under None. They are the
+            engine package's, of which this one knows nothing.
+        engines: The engines that Flask-SQLAlchemy has, by bind key; a test may put in
+            others.
+        metadatas: Returns the MetaData of all its tables; None if they are unknown.
+        unpinned: Tells which writes are housekeeping; false if none is.
+        advice: Finds endpoints that write in requests that are only to read.
         plain_mappers: Mapped classes on the default bind that prefer no role.
-        writers: How often a replica has refused a write, by endpoint.
-        process: The id of the process whose connections the engines have.
-        outgoing_key: Where its responses are in the WSGI environment.
     """
 
     def __init__(self, settings: Settings, app: Flask | None = None) -> None:
-        # The app owns this state, not the reverse. Without one there are no
+        # The app owns this state, not the reverse. Without an app there are no
         # requests either.
+        self._app: Callable[[], Flask | None]
         self._app = weakref.ref(app) if app is not None else _none
         self.settings = settings
-        self.pins: PinStore = CookiePins(settings.pin_cookie, settings.pin_seconds)
-        self.routes: dict[str | None, RoutedEngine] = {}
+        self.responses = Responses(settings, self._app)
+        self.decider = Decider(settings, self._app, self.responses)
+        self.routes: dict[str | None, Any] = {}
         self.engines: Mapping[str | None, object] = {}
         self.metadatas: Callable[[], Collection[MetaData] | None] = _none
         self._classifiers: dict[str, Classifier] = {}
         self.unpinned = Unpinned(settings.unpinned)
-        self.habits = HousekeepingAdvice(self.find_writes, settings.unpinned)
+        self.advice = HousekeepingAdvice(self.find_writes, settings.unpinned)
         self.plain_mappers: set[Any] = set()
-        self.writers: Counter[str] = Counter()
-        self._decisions: dict[tuple[str, str], Decision] = {}
-        # Its own: one environment may come to several applications, one inside another.
-        self.outgoing_key = f"flask_replicated.outgoing.{id(self)}"
-        self._not_told: set[str] = set()
-        self.process = os.getpid()
-        self._renewing = Lock()
-        self._heeds_matches = False
-        _states.add(self)
+        self._listens_for_matches = False
+        super().__init__()
+
+    # --- the running request ---
 
     def request_state(self) -> RequestState | None:
         """Return the state of the running request, or None outside one.
 
-        A request of another application, inside which this one's context was
-        pushed, is no request of this one.
+        A request of another application, inside which a context of this one was pushed,
+        is no request of this one.
         """
-        try:  # nearly always there is one, and to ask first is dearer
+        try:
             current = this_request()
         except RuntimeError:
             return None
@@ -162,12 +125,12 @@ class AppState:
     def state_in(self, context: RequestContext) -> RequestState | None:
         """Return the state of the running request, whose context the caller has."""
         # Not by way of __dict__: to ask for one makes one, and every attribute of
-        # the request dearer.
+        # the request slower.
         current = context.request
         state: RequestState | None = getattr(current, _ATTRIBUTE, None)
         if state is None and context.app is self._app():
-            made = RequestState(self, self.known(current))
-            # Another thread of the request may have made one meanwhile: so this is
+            made = RequestState(self, self.decider.known(current))
+            # Another thread of the request may have made one meanwhile, so this is
             # asked last.
             state = getattr(current, _ATTRIBUTE, None)
             if state is None:
@@ -192,86 +155,17 @@ class AppState:
         if state is not None:
             state.unlatch()
 
-    def given_out(self) -> None:
-        """Note that the running request has a driver's connection in its hands."""
+    def only_pinned(self) -> bool:
+        """Whether the running request reads the primary for its client's pin alone."""
         state = self.request_state()
-        if state is not None:
-            state.given_out()
+        if state is None or state.decision is not PINNED:
+            return False
+        return self.decider.role_without_pin(this_request(), state) is Role.REPLICA
 
-    def heed_matches(self) -> None:
-        """Hear from now on of each request that begins, once its URL is matched."""
-        app = self._app()
-        if not self._heeds_matches and app is not None:
-            self._heeds_matches = True
-            request_started.connect(self._matched, app)
-
-    def _matched(self, _app: Flask) -> None:
-        state = self.request_state()
-        if state is not None and state.early:
-            state.matched()
-
-    def known(self, current: Request) -> Decision | None:
-        """Return the decision on a request that has done nothing yet, if it is known.
-
-        What the view and the method say never changes.
-        """
-        rule = current.url_rule  # to ask it for the endpoint's name spares a call
-        if rule is None:
-            return None
-        decision = self._decisions.get((rule.endpoint, current.method))
-        if decision is None or not decision.by_method:
-            return decision
-        if type(self.pins) is not CookiePins:
-            return None  # another store may read from the database, and so ask this
-        return PINNED if self._pinned(self.pins.last_write, current) else decision
-
-    def decide(self, state: RequestState, current: Request) -> Decision:
-        """Decide where the reads of the running request go."""
-        if (
-            state.latched is not None
-            or state.marked is not None
-            or self.settings.is_read is not None
-        ):
-            return self._decide(state, current)
-        known, rule = self._decisions, current.url_rule
-        decision = None
-        if rule is not None:
-            decision = known.get((rule.endpoint, current.method))
-        if decision is None:
-            decision = self._decide(state, current, pinned=False)
-            # So the keys are bounded: a rule that lists its methods takes no other.
-            if rule is not None and rule.methods is not None:
-                known[rule.endpoint, current.method] = decision
-        pinned = decision.by_method and self._pinned(state.last_write, current)
-        return PINNED if pinned else decision
-
-    def _decide(
-        self, state: RequestState, current: Request, *, pinned: bool | None = None
-    ) -> Decision:
-        app = self._app()
-        mark = state.marked
-        if mark is None and app is not None and current.endpoint is not None:
-            mark = marked_role(app.view_functions.get(current.endpoint), current.method)
-        explicit = state.latched is not None or mark is not None
-        if pinned is None:
-            pinned = not explicit and self._pinned(state.last_write, current)
-        decided = partial(
-            decide,
-            latched=state.latched,
-            mark=mark,
-            known_writer=self.settings.learn_writers and self.in_known_writer(),
-            pinned=pinned,
-            method=current.method,
-            readonly_methods=self.settings.readonly_methods,
-            read_on_replica=self.settings.read_on_replica,
-        )
-        decision = decided()
-        if decision.by_method and self.settings.is_read is not None:
-            decision = decided(is_read=self.settings.is_read(current))
-        return decision
+    # --- statements, and what they write ---
 
     def classifier(self, dialect: str) -> Classifier:
-        """Return what tells what a statement of a dialect does.
+        """Return the classifier of a dialect's statements.
 
         Args:
             dialect: SQLAlchemy's name for it.
@@ -283,198 +177,82 @@ class AppState:
         return found
 
     def find_writes(self, sql: str, dialect: str) -> tuple[TableWrite, ...] | None:
-        """Return what a statement does to which tables; None where that is not sure."""
+        """Return what a statement does to which tables; None if that is unknown."""
         return self.classifier(dialect).text.writes(sql)
 
     def is_unpinned(self, sql: str, dialect: Dialect) -> bool:
         """Whether a statement surely writes nothing but housekeeping."""
-        return bool(self.unpinned) and self.unpinned.covers(
-            self.find_writes(sql, dialect.name), dialect
-        )
+        if not self.unpinned:
+            return False
+        self.unpinned.check_names(self.metadatas, dialect)
+        return self.unpinned.covers(self.find_writes(sql, dialect.name), dialect)
 
-    def only_pinned(self) -> bool:
-        """Whether only its client's pin has the running request read the primary."""
+    def note_raw_connection(self) -> None:
+        """Note that the program has a driver's connection in the running request."""
         state = self.request_state()
-        if state is None or state.decision is not PINNED:
-            return False
-        otherwise = self._decide(state, this_request(), pinned=False)
-        return otherwise.role is Role.REPLICA
-
-    def learn_writer(self, refusal: WriteOnReplicaError) -> None:
-        """Remember an endpoint whose write only a replica's server recognised."""
-        endpoint = refusal.view
-        if endpoint is None:
-            return
-        if endpoint not in self.writers:
-            learnt = self.settings.learn_writers
-            logger.warning(
-                "%s Its requests %s.",
-                refusal,
-                "start on the primary from now on"
-                if learnt
-                else "fail, or send it twice",
-            )
-        self.writers[endpoint] += 1
-        # Another one: what is being decided at this moment is not for it.
-        self._decisions = {}
-
-    def in_known_writer(self) -> bool:
-        """Whether the running request's endpoint writes in ways not recognised."""
-        writers = self.writers
-        return (
-            bool(writers)
-            and has_request_context()
-            and endpoint_name(this_request()) in writers
-        )
-
-    def _pinned(
-        self, last_write: Callable[[Request], float | None], current: Request
-    ) -> bool:
-        seconds = self.settings.pin_seconds
-        if not seconds:
-            return False
-        outgoing: Outgoing | None = current.environ.get(self.outgoing_key)
-        return (
-            outgoing is not None and outgoing.wrote_within(seconds)
-        ) or still_counts(last_write(current), seconds)
-
-    def outgoing(self, environ: WSGIEnvironment) -> Outgoing:
-        """Return the response that a request's server waits for, or what stands for it.
-
-        Args:
-            environ: The request's environment, which keeps it from now on.
-        """
-        found: Outgoing | None = environ.get(self.outgoing_key)
-        if found is None:
-            found = CURRENT.get()
-            if found is None or found.app is not self or found.lost is not None:
-                found = Outgoing(self, NO_RESPONSE)
-            environ[self.outgoing_key] = found
-        return found
+        if state is not None:
+            state.note_raw_connection()
 
     def committed(self) -> None:
         """Note that what the running request wrote, if there is one, is visible now."""
         state = self.request_state()
         if state is not None:
             state.committed()
-            return
-        # When the context of its application ends, the request is over already.
-        outgoing = CURRENT.get()
-        if outgoing is not None and outgoing.app is self:
-            outgoing.note()
-            self.note_lost(outgoing.lost, "(after the request)")
+        else:
+            self.responses.note_late_write()
 
     def note_writes(self, writes: Iterable[Sent]) -> None:
         """Note what the running request has committed, if it was only to read."""
         state = self.request_state()
         if state is not None and self._only_reads(this_request()):
-            state.writes = (*state.writes, *writes)[:_FEW]
-            self.habits.active = True
+            state.writes = (*state.writes, *writes)[:_MAX_WRITES]
+            self.advice.active = True
 
-    def answered(self) -> None:
-        """Note that the response of the running request leaves."""
+    def response_starts(self) -> None:
+        """Look at what the running request has written, as its response starts."""
+        if not self.advice.active:
+            return
         try:
             current = this_request()
-        except RuntimeError:  # a middleware has held it back
+        except RuntimeError:  # a middleware has held the response back
             return
         if current.endpoint is None or not self._only_reads(current):
             return
         state: RequestState | None = getattr(current, _ATTRIBUTE, None)
         if state is None:
-            self.habits.note(current.endpoint, ())
+            self.advice.note(current.endpoint, ())
         elif state.app is self and state.marked is not Role.PRIMARY:
-            self.habits.note(current.endpoint, state.writes)
+            self.advice.note(current.endpoint, state.writes)
 
     def _only_reads(self, current: Request) -> bool:
         settings = self.settings
         return settings.read_on_replica and current.method in settings.readonly_methods
 
-    def note_lost(self, lost: NoPin | None, endpoint: str) -> None:
-        """Say once for an endpoint that no response tells its client of a write.
+    # --- the application ---
 
-        Args:
-            lost: Why; None if one does.
-            endpoint: The endpoint.
-        """
-        told = self._not_told
-        if lost is None or not self.settings.pin_seconds:
-            return
-        if endpoint in told or len(told) >= _MANY:
-            return
-        told.add(endpoint)
-        logger.warning(
-            "endpoint %r committed a write %s: its client is not pinned to the primary "
-            "and may not see that write. %s",
-            endpoint,
-            lost.why,
-            lost.remedy,
-        )
-
-    def context(self) -> AbstractContextManager[object]:
-        """Return a block in which the application is the current one."""
+    def listen_for_matches(self) -> None:
+        """Let requests that have read early know when their URL is matched."""
         app = self._app()
-        if app is None or (has_app_context() and this_app() is app):
-            return nullcontext()
-        return app.app_context()
+        if not self._listens_for_matches and app is not None:
+            self._listens_for_matches = True
+            request_started.connect(self._matched, app)
 
-    def surroundings(self) -> Surroundings:
+    def _matched(self, _app: Flask) -> None:
+        state = self.request_state()
+        if state is not None and state.early:
+            state.matched()
+
+    def surroundings(self) -> Callable[[], AbstractContextManager[object]]:
         """Return what gives a background thread the application's context.
 
         It keeps neither this nor the application alive: the thread ends with them.
         """
-        return partial(_in_context, self._app)
+        return partial(background_app_context, self._app)
 
-    def after_fork(self) -> None:
+    def begin_anew(self) -> None:
         """Forget, in a child process, the connections that are the parent's."""
         for routed in self.routes.values():
             routed.after_fork()
-        self._renewing = Lock()
-        # Last: other threads wait until it is so.
-        self.process = os.getpid()
-
-    def notice_fork(self) -> None:
-        """Do what the hook below would have done, in a child that was not told."""
-        with self._renewing:
-            if self.process != os.getpid():  # unless another thread has done it
-                logger.warning(UNTOLD)
-                _after_fork()
-
-
-@contextmanager
-def _in_context(find: Callable[[], Flask | None]) -> Iterator[None]:
-    app = find()
-    if app is None:
-        yield
-        return
-    context = app.app_context()
-    context.push()
-    try:
-        yield
-    finally:
-        try:
-            context.pop()
-        except Exception:
-            # It says nothing of the server.
-            logger.debug("a teardown function failed in the background", exc_info=True)
-
-
-# For the hook below, which can never be taken back: one for all applications,
-# and it keeps none of them alive.
-_states: WeakSet[AppState] = WeakSet()
-
-
-def _after_fork() -> None:
-    for state in list(_states):
-        state.after_fork()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_after_fork)
-
-
-_UNDECIDED = Decision(Role.PRIMARY, "nothing is decided yet", "is_read")
-_MANY = 1000  # endpoints; a program may make some as it runs
-_FEW = 20  # statements that are remembered of a request
 
 
 class RequestState:
@@ -484,17 +262,16 @@ class RequestState:
         app: The application's state.
         latched: What tied the request to the primary, or None.
         marked: The role that a view decorator asked for, or None.
-        decided: The role of ``decision``, or None while there is none that lasts.
-        kept: The replica that serves this request, for each pool.
+        decided: The decision that lasts, or None while there is none.
+        kept: The replica that serves this request, by the engine of its pool.
         early: Sessions that have read from a replica before the URL was matched.
         writes: What it has committed, if it was only to read.
     """
 
     __slots__ = (
-        "_asked",
         "_deciding",
-        "_decision",
-        "_early",
+        "_early_decision",
+        "_last_write",
         "app",
         "decided",
         "early",
@@ -504,31 +281,30 @@ class RequestState:
         "writes",
     )
 
-    def __init__(self, app: AppState, known: Decision | None) -> None:
+    def __init__(self, app: AppState, decided: Decision | None) -> None:
         self.app = app
-        self._decision = known
-        self._early: Decision | None = None
-        self._asked: tuple[float | None] | None = None
-        self._deciding: int | None = None
-        self.decided = None if known is None else known.role
+        self.decided = decided
         self.latched: str | None = None
         self.marked: Role | None = None
-        self.kept: dict[ReplicaPoolEngine, Member[Engine]] = {}
+        self.kept: dict[Engine, Member[Engine]] = {}
         self.early: WeakSet[Session] | None = None
         self.writes: tuple[Sent, ...] = ()
+        self._early_decision: Decision | None = None
+        self._last_write: tuple[float | None] | None = None  # the store's answer
+        self._deciding: int | None = None  # the thread that does
 
     @property
     def decision(self) -> Decision:
-        """Where this request's reads go now, and why; made once, lazily.
+        """Where this request's reads go now, and why; made at the first read.
 
-        And once more where it was made before the URL was matched: what is known
-        only then, the view above all, was not asked.
+        One that was made before the URL was matched is made anew afterwards: the view
+        was not known.
         """
-        return self._decision or self._decide(this_request())
+        return self.decided or self._decide(this_request())
 
     def _decide(self, current: Request) -> Decision:
-        early, thread = not _is_matched(current), get_ident()
-        decision = self._early if early else self._decision
+        early, thread = not is_matched(current), get_ident()
+        decision = self._early_decision if early else self.decided
         while decision is None:
             if self._deciding == thread:
                 # REPLICATED_IS_READ reads from the database itself.
@@ -536,13 +312,13 @@ class RequestState:
             asked = self.latched, self.marked
             self._deciding = thread
             try:
-                decision = self.app.decide(self, current)
+                decision = self.app.decider.decide(current, self)
             finally:
                 self._deciding = None
             if early:
-                self._early = decision
+                self._early_decision = decision
             else:
-                self._decision, self.decided = decision, decision.role
+                self.decided = decision
                 if self.early:
                     self._leave_early(decision.role)
             if asked != (self.latched, self.marked):
@@ -551,28 +327,28 @@ class RequestState:
                 self._forget()
         return decision
 
-    def role_for(self, session: Session) -> Role:
+    def decision_for(self, session: Session) -> Decision:
         """Return where a session's read goes now, and note one that is early."""
-        role = self.decision.role
-        if role is Role.REPLICA and self.decided is None:
+        decision = self.decision
+        if decision.role is Role.REPLICA and self.decided is None:
             self.note_early(session)
-        return role
+        return decision
 
     def note_early(self, session: Session) -> None:
         """Note that a session reads from a replica, if the URL is not matched yet."""
-        if not _is_matched(this_request()):
+        if not is_matched(this_request()):
             if self.early is None:
                 self.early = WeakSet()
             self.early.add(session)
-            self.app.heed_matches()
+            self.app.listen_for_matches()
 
     def matched(self) -> None:
-        """Let a view for the primary find nothing that a replica gave before the match.
+        """Expire what was read too early, if the view turns out to use the primary.
 
-        It may change what it finds without reading anything first.
+        The view may change those objects without reading anything first.
         """
         if self.app.settings.is_read is None:
-            self._decision or self._decide(this_request())
+            self.decided or self._decide(this_request())
         else:
             # It may want what before_request functions find out, and is asked by the
             # first read.
@@ -585,13 +361,16 @@ class RequestState:
                 expire_unmodified(session)
 
     def _forget(self) -> None:
-        self._decision = self._early = self.decided = None
+        self.decided = self._early_decision = None
 
     def last_write(self, current: Request) -> float | None:
-        """Return when the client last wrote, in seconds of Unix time; asked once."""
-        if self._asked is None:
-            self._asked = (self.app.pins.last_write(current),)
-        return self._asked[0]
+        """Return when the client last wrote, in seconds of Unix time.
+
+        The store is asked once.
+        """
+        if self._last_write is None:
+            self._last_write = (self.app.responses.store.last_write(current),)
+        return self._last_write[0]
 
     def latch(self, reason: str) -> None:
         """Send this request's reads to the primary from here on."""
@@ -617,26 +396,26 @@ class RequestState:
     def committed(self) -> None:
         """Note that a write of this request is now visible to others."""
         current = this_request()
-        if not _is_matched(current):
+        if not is_matched(current):
             self.latch("it has committed a write before its URL was matched")
-        outgoing = self.app.outgoing(current.environ)
-        outgoing.note(self)
-        over_a_socket = current.headers.get("Upgrade", "").lower() == "websocket"
-        lost = OVER_A_SOCKET if over_a_socket else outgoing.lost
-        self.app.note_lost(lost, endpoint_name(current))
+        responses = self.app.responses
+        missed = responses.note_write(self.last_write, current)
+        if current.headers.get("Upgrade", "").lower() == "websocket":
+            missed = OVER_WEBSOCKET
+        responses.warn_missed(missed, endpoint_name(current))
 
-    def given_out(self) -> None:
-        """Note that a driver's connection to the primary is in the program's hands.
+    def note_raw_connection(self) -> None:
+        """Note that the program has a driver's connection to the primary.
 
-        It may write and commit with it until the response leaves, and nobody is told.
+        It may write and commit with it until the response leaves, unseen by us.
         """
         self.latch("a driver's connection to the primary was asked for")
-        self.app.outgoing(this_request().environ).note(self)
+        self.app.responses.note_write(self.last_write, this_request())
 
 
 def current_app_state() -> AppState | None:
     """Return the state of the current application, if it has the extension."""
-    try:  # nearly always there is one, and to ask first is dearer
+    try:
         app = this_app()
     except RuntimeError:
         return None

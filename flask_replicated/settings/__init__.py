@@ -1,1 +1,1 @@
-"""From ``app.config`` to frozen settings; every configuration error is born here."""
+"""Turns ``app.config`` into frozen settings, and raises every configuration error."""

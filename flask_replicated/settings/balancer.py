@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["read_balancer"]
 
-KEY = "REPLICATED_BALANCER"
+_KEY = "REPLICATED_BALANCER"
 
 
 def read_balancer(value: object) -> Callable[..., Any]:
@@ -128,7 +128,7 @@ def _discard(value: object) -> None:
 def _refusal(value: object, why: str, hint: str = "") -> ConfigurationError:
     told = f" ({why})" if why else ""
     return ConfigurationError(
-        KEY,
+        _KEY,
         value,
         f"{hint}It must be {', '.join(map(repr, BALANCERS))}, a dotted path, a class "
         "or a callable, which takes the live members and returns a function without "

@@ -1,4 +1,4 @@
-"""Binds that are meant as a replica, or as the primary, and are not called so."""
+"""Binds that look like a misnamed replica or primary, and stay ordinary binds."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from .binds import PRIMARY_NAMES, REPLICA_NAME, same_database
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
-    from flask_replicated.adapters import Adapter
+    from .bind_owner import BindOwner
 
 __all__ = ["MisnamedBind", "log_misnamed_binds", "misnamed_binds", "primary_hint"]
 
 logger = logging.getLogger("flask_replicated")
 
-# Nothing else is called so.
+# Certainly meant as a replica.
 _LOOKS_LIKE = re.compile(r"(?:slave|replica)s?[-_ ]?\w{0,3}", re.IGNORECASE)
 _NUMBERED = re.compile(r"(?P<word>[a-z]+)[-_. ]*(?P<number>\d*)", re.IGNORECASE)
 _A_WORD = "save"  # one letter short of 'slave'
-# What else a server that copies is called.
+# Other words for a replica.
 _OTHER_WORDS = re.compile(
     r"(?:db[-_])?(?:hot[-_]?)?(?:standby|reads?|reader|read[-_]?only|ro|follower"
     r"|secondary|mirror)(?:[-_]?db)?[-_. ]?\d*",
@@ -36,13 +36,13 @@ _RULE = (
 
 
 class MisnamedBind(NamedTuple):
-    """A bind that stays an ordinary one, and may be meant as a replica.
+    """A bind that may be meant as a replica, but does not have a replica's name.
 
     Attributes:
         name: Its name.
         owner: The bind that it would copy; None is the default one.
-        meant: What it should be called, if that can be told and is free.
-        sure: Whether its name looks so much like a replica's that nothing else is.
+        meant: The name that it should have, if that is clear and free.
+        sure: Whether its name can only be meant as a replica's.
         other: Whether its name is another word for a replica.
     """
 
@@ -62,13 +62,13 @@ def misnamed_binds(names: Collection[object]) -> Iterator[MisnamedBind]:
     texts = [name for name in names if isinstance(name, str)]
     owners = [name for name in texts if not REPLICA_NAME.fullmatch(name)]
     for name in texts:
-        found = _of_nobody(name, owners) or _slip(name, owners)
+        found = _without_owner(name, owners) or _slip(name, owners)
         if found is not None:
             yield found._replace(meant=None) if found.meant in texts else found
 
 
-def _of_nobody(name: str, owners: Collection[str]) -> MisnamedBind | None:
-    """Return what is a replica by its name, and of a bind that is not there."""
+def _without_owner(name: str, owners: Collection[str]) -> MisnamedBind | None:
+    """Return a bind that is named as a replica of a bind that does not exist."""
     match = REPLICA_NAME.fullmatch(name)
     owner = match["owner"] if match else None
     if owner is None or owner in owners or owner in PRIMARY_NAMES:
@@ -79,7 +79,7 @@ def _of_nobody(name: str, owners: Collection[str]) -> MisnamedBind | None:
 
 
 def _slip(name: str, owners: Collection[str]) -> MisnamedBind | None:
-    """Return what is nearly called a replica, or by another word for it."""
+    """Return a bind whose name nearly is a replica's, or another word for one."""
     if REPLICA_NAME.fullmatch(name):
         return None
     owner, rest = _split(name, owners)
@@ -94,7 +94,7 @@ def _slip(name: str, owners: Collection[str]) -> MisnamedBind | None:
 
 
 def _split(name: str, owners: Collection[str]) -> tuple[str | None, str]:
-    """Return the bind that stands before the rest of a name, if one does."""
+    """Return the bind that a name begins with, or None, and the rest of the name."""
     for owner in sorted(owners, key=len, reverse=True):
         rest = name.removeprefix(owner)
         if rest[:1] in {"_", "-", "."} and rest != name:
@@ -103,11 +103,11 @@ def _split(name: str, owners: Collection[str]) -> tuple[str | None, str]:
 
 
 def _nearest(name: str, *words: str) -> str | None:
-    """Return which of *words* a name has one slip in, with its number.
+    """Return which of *words* a name has one typo in, with its number.
 
-    One letter too many, too few or in its neighbour's place is a slip. One letter for
-    another makes a word of its own as often ('slate'), and so does another beginning
-    ('faster'): they are slips with a number alone.
+    A missing, an additional or two swapped letters are a typo. A replaced letter often
+    makes another word ('slate'), and so does another first letter ('faster'): these
+    are typos only in a name with a number.
     """
     match = _NUMBERED.fullmatch(name)
     if match is None:
@@ -124,48 +124,44 @@ def _nearest(name: str, *words: str) -> str | None:
     return None
 
 
-def primary_hint(adapter: Adapter) -> str:
-    """Say which bind is nearly called as the primary is; empty if none is.
+def primary_hint(owner: BindOwner) -> str:
+    """Return a hint at a bind whose name nearly is the primary's, or an empty string.
 
-    One that is another database than the primary is an ordinary bind.
+    A bind of another database than the primary's is an ordinary one.
     """
-    default = adapter.engines.get(adapter.default)
-    for name, engine in adapter.engines.items():
+    default = owner.engines.get(owner.default)
+    for name, engine in owner.engines.items():
         meant = _nearest(name, *PRIMARY_NAMES) if isinstance(name, str) else None
         if meant and (default is None or same_database(default, engine)):
             return (
-                f"{adapter.setting}[{name!r}] is not taken for the primary and stays "
+                f"{owner.setting}[{name!r}] is not taken for the primary and stays "
                 f"an ordinary bind. Did you mean {meant!r}?"
             )
     return ""
 
 
-def log_misnamed_binds(app: str, adapters: Iterable[Adapter], *, served: bool) -> None:
-    """Say which binds are not taken for replicas though they may be meant so.
+def log_misnamed_binds(app: str, owners: Iterable[BindOwner], *, served: bool) -> None:
+    """Log which binds may be meant as replicas but are not used as such.
 
-    Each developer's machine has no replica at all, which is no fault. One that has none
-    but for its name is.
+    To have no replicas is normal, as on a developer's machine, and logged at INFO; to
+    have some that are misnamed is a warning.
 
     Args:
         app: The application's name.
-        adapters: Who owns its engines.
+        owners: What owns its engines.
         served: Whether there are replicas.
     """
-    found = [
-        (adapter, one)
-        for adapter in adapters
-        for one in misnamed_binds(adapter.engines)
-    ]
+    found = [(owner, one) for owner in owners for one in misnamed_binds(owner.engines)]
     shown = [
-        _shown(adapter, one)
-        for adapter, one in found
-        if not (served and one.other) and (one.sure or _may_be_meant(adapter, one))
+        _shown(owner, one)
+        for owner, one in found
+        if not (served and one.other) and (one.sure or _may_be_meant(owner, one))
     ]
     if served:
         for bind in shown:
             logger.warning("%s is not taken for a replica: %s", bind, _RULE)
         return
-    settings = " and ".join(adapter.setting for adapter in adapters)
+    settings = " and ".join(owner.setting for owner in owners)
     none = f"{app}: {settings} has no 'slave_1': every statement goes to the primary."
     if shown:
         listed = ", ".join(shown)
@@ -174,15 +170,15 @@ def log_misnamed_binds(app: str, adapters: Iterable[Adapter], *, served: bool) -
         logger.info("%s", none)
 
 
-def _may_be_meant(adapter: Adapter, one: MisnamedBind) -> bool:
-    if adapter.owns_tables(one.name):
+def _may_be_meant(owner: BindOwner, one: MisnamedBind) -> bool:
+    if owner.owns_tables(one.name):
         return False
-    key = adapter.default if one.owner is None else one.owner
-    if key not in adapter.engines:
+    key = owner.default if one.owner is None else one.owner
+    if key not in owner.engines:
         return True
-    return adapter.primary_bind(one.owner).resembles(adapter.engines[one.name])
+    return owner.primary_bind(one.owner).resembles(owner.engines[one.name])
 
 
-def _shown(adapter: Adapter, one: MisnamedBind) -> str:
+def _shown(owner: BindOwner, one: MisnamedBind) -> str:
     meant = "" if one.meant is None else f" (did you mean {one.meant!r}?)"
-    return f"{adapter.setting}[{one.name!r}]{meant}"
+    return f"{owner.setting}[{one.name!r}]{meant}"

@@ -1,4 +1,4 @@
-"""From the names of binds to servers: who is a replica, and of whom."""
+"""Which binds are replicas, and of which bind: by their names."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ REPLICA_NAME = re.compile(r"(?:(?P<owner>.+)_)?(?:slave|replica)(?:_\d+)?")
 
 
 class BindRoles(NamedTuple):
-    """What ``SQLALCHEMY_BINDS`` says.
+    """The roles that the keys of ``SQLALCHEMY_BINDS`` give.
 
     Attributes:
         primary: The key that names the primary (``'master'``), or None.
-        replicas: Replica keys by the key of the bind that they copy, in the
-            order of the configuration; the default bind's under None.
+        replicas: The replicas' keys by the key of the bind that they copy, None for the
+            default bind; in the order of the configuration.
     """
 
     primary: str | None
@@ -43,7 +43,7 @@ class BindRoles(NamedTuple):
         return [name for names in self.replicas.values() for name in names]
 
     def hidden(self) -> frozenset[str]:
-        """Return the keys that name a copy, and so own no tables."""
+        """Return the keys of binds that own no tables: copies, and 'master'."""
         primary = [self.primary] if self.primary else []
         return frozenset([*self.replica_names(), *primary])
 
@@ -52,8 +52,8 @@ def read_binds(binds: Collection[str | None], setting: str) -> BindRoles:
     """Sort the keys of the engines into primary, replicas and others.
 
     Args:
-        binds: The keys, in their order.
-        setting: What the keys are keys of, for errors.
+        binds: The keys, in order.
+        setting: The setting that has these keys, for errors.
 
     Raises:
         ConfigurationError: Both ``'master'`` and ``'primary'`` are there.
@@ -68,7 +68,7 @@ def read_binds(binds: Collection[str | None], setting: str) -> BindRoles:
     replicas: dict[str | None, list[str]] = {}
     for name in binds:
         if not isinstance(name, str):
-            continue  # the default bind, or one that is called by no name
+            continue  # the default bind, or a key that is no name
         match = REPLICA_NAME.fullmatch(name)
         owner = match["owner"] if match else None
         if owner in PRIMARY_NAMES:
@@ -94,7 +94,7 @@ _PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
 
 
 def same_database(primary: Engine, master: Engine) -> bool:
-    """Whether two engines name one database; drivers and accounts may differ."""
+    """Whether two engines name one database; drivers and users may differ."""
 
     def place(url: URL) -> tuple[object, ...]:
         host = url.query.get("host") or url.host or "localhost"
@@ -107,7 +107,7 @@ def same_database(primary: Engine, master: Engine) -> bool:
 
 
 def replicated_bind(name: str) -> str | None:
-    """Return the key of the bind that such replicas copy; None is the default."""
+    """Return the key of the bind that a replica of this name copies; None: default."""
     match = REPLICA_NAME.fullmatch(name)
     owner = match["owner"] if match else None
     return None if owner in PRIMARY_NAMES else owner

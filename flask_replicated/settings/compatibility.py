@@ -1,4 +1,4 @@
-"""Whether a bind can be a replica at all: what engines tell before any connect."""
+"""Whether an engine can be a replica of a primary, by what is known before connects."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _SHARED = "sqlite:///file:shop?mode=memory&cache=shared&uri=true"
 
 
 class PrimaryBind(NamedTuple):
-    """The primary's engine, to which its replicas are compared.
+    """A primary's engine, with which replicas must be compatible.
 
     Attributes:
         engine: The engine.
         setting: The setting that names it.
-        without: How to do without such a replica.
+        without: The settings that leave out an unwanted replica, for errors.
     """
 
     engine: Engine
@@ -40,12 +40,12 @@ class PrimaryBind(NamedTuple):
         """Refuse an engine that cannot lead to a copy of the primary's database.
 
         Args:
-            key: The setting that names it.
-            replica: The engine.
+            key: The setting that names the replica.
+            replica: The replica's engine.
 
         Raises:
-            ConfigurationError: It has another dialect, or one of the two is a
-                database in memory that only its own engine can see.
+            ConfigurationError: The dialects differ, or one of the two is an in-memory
+                database that only its own engine can see.
         """
         self._require_dialect(key, replica.url, type(replica.dialect))
         if replica.pool is self.engine.pool:
@@ -64,10 +64,14 @@ class PrimaryBind(NamedTuple):
         )
 
     def require_same_dialect(self, key: str, url: URL) -> None:
-        """Refuse a URL that stands for replicas which DNS will name.
+        """Refuse the URL of replicas that DNS names, if its dialect is another one.
+
+        Args:
+            key: The setting that has the URL.
+            url: The URL.
 
         Raises:
-            ConfigurationError: Its dialect is another one, or not installed.
+            ConfigurationError: The dialects differ, or it is not installed.
         """
         try:
             dialect = url.get_dialect()
@@ -78,9 +82,9 @@ class PrimaryBind(NamedTuple):
         self._require_dialect(key, url, dialect)
 
     def resembles(self, engine: Engine) -> bool:
-        """Whether an engine's URL may be that of a replica, as far as it tells.
+        """Whether an engine's URL looks like that of a replica.
 
-        A copy has the name of what it is a copy of, unless it is a file.
+        A copy of a database has the same name, unless it is a file.
         """
         dialect = self.engine.dialect
         if _family(type(engine.dialect)) != _family(type(dialect)):
@@ -114,11 +118,11 @@ class PrimaryBind(NamedTuple):
 
 
 def _family(dialect: type[Dialect]) -> str:
-    """Return which databases a dialect is for, by SQLAlchemy's own names.
+    """Return the family of databases that a dialect is for.
 
-    MySQL and MariaDB are one. So are with PostgreSQL the dialects that are derived from
-    its: they speak its protocol, and one server may have URLs of both kinds
-    (``postgresql://`` and ``timescaledb://``).
+    MySQL and MariaDB are one family. Dialects that inherit from PostgreSQL's belong to
+    its family: one server may have URLs of both kinds (``postgresql://`` and
+    ``timescaledb://``).
     """
     for base in dialect.__mro__:
         package, _, name = base.__module__.partition("sqlalchemy.dialects.")

@@ -1,4 +1,4 @@
-"""From ``app.config`` to frozen settings."""
+"""The settings: keys of ``app.config``, defaults, checks; and unknown keys."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ logger = logging.getLogger("flask_replicated")
 _PREFIX = "REPLICATED_"
 _SWITCH = "AUTO_READ_ON_SLAVE"
 _ALIKE = 0.83
-"""How much of two words is the same where one is the other with a slip or two."""
+"""How similar two words are if one is the other with one or two typos."""
 
 
 class DiscoverySource(NamedTuple):
-    """Where DNS names replicas.
+    """A DNS name that resolves to replicas.
 
     Attributes:
-        url: Their URL, with the name to look up as its host.
-        options: What else their engines are made with.
-        every: Seconds between two looks.
+        url: The replicas' URL, whose host is the name to look up.
+        options: Further engine options.
+        every: Seconds between two lookups.
     """
 
     url: URL
@@ -308,13 +308,14 @@ def _refuse_unknown(config: Mapping[Any, Any]) -> None:
 
 
 def _refuse_misspelt(key: str, value: object) -> None:
-    """Refuse a key that is one of these settings but for a slip in what it begins with.
+    """Refuse a key with a typo in its prefix, such as ``REPLICATE_PIN_SECONDS``.
 
-    Most keys are of other extensions. So what follows must be one of these settings'
-    names, too; and a word of its own, as in ``REPLICATION_MODE``, is only told of.
+    Most keys belong to other extensions, so the rest of the key must be the name of a
+    setting. If the prefix is another word, as in ``REPLICATION_MAX_LAG``, the key is
+    only warned of.
 
     Raises:
-        ConfigurationError: It is misspelt.
+        ConfigurationError: The key is misspelt.
     """
     letters = _letters(key)
     if not letters.startswith(("R", "AUTO")):
@@ -346,9 +347,9 @@ def _nearest(letters: str, known: Mapping[str, str]) -> str | None:
 
 
 def _pin_cookie(config: Mapping[str, Any]) -> str:
-    """Return what the pin is called where no setting says so.
+    """Return the default name of the pin's cookie.
 
-    Applications on one host that keep their sessions apart keep their pins apart, too.
+    Applications on one host that have separate session cookies get separate pins.
     """
     name = DEFAULTS["REPLICATED_PIN_COOKIE"]
     session = config.get("SESSION_COOKIE_NAME") or "session"

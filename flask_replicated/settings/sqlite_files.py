@@ -1,4 +1,4 @@
-"""SQLite's databases, by what a driver is told to open: files, and memory."""
+"""SQLite databases: files, and memory; by what the driver is told to open."""
 
 from __future__ import annotations
 
@@ -18,17 +18,22 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-__all__ = ["in_private_memory", "is_handed_one", "open_existing", "shares_connection"]
+__all__ = [
+    "in_private_memory",
+    "require_existing_file",
+    "shares_connection",
+    "uses_given_connection",
+]
 
 _MEMORY = ":memory:"
 
 
 class _Name(NamedTuple):
-    """The name of a database, as SQLite understands it.
+    """The name of a database, as SQLite reads it.
 
     Attributes:
         path: Its path; empty for a temporary database.
-        options: What a URI says besides, such as ``mode`` and ``cache``.
+        options: The options of a URI, such as ``mode`` and ``cache``.
     """
 
     path: str
@@ -36,7 +41,7 @@ class _Name(NamedTuple):
 
     @property
     def private(self) -> bool:
-        """Whether each connection has such a database of its own."""
+        """Whether each connection has its own database of this name."""
         if self.options.get("vfs") == "memdb":
             return not self.path.startswith("/")
         volatile = self.path in {"", _MEMORY} or self.options.get("mode") == "memory"
@@ -44,13 +49,13 @@ class _Name(NamedTuple):
 
     @property
     def file(self) -> str | None:
-        """The file that it is kept in; None if there is none, or it is not known."""
+        """Its file; None if it has none, or it is unknown."""
         elsewhere = self.path in {"", _MEMORY} or "vfs" in self.options
         return None if elsewhere or self.options.get("mode") == "memory" else self.path
 
 
 def _name(arguments: Sequence[Any], options: Mapping[str, Any]) -> _Name | None:
-    """Return what a driver is told to open; None if that is no text."""
+    """Return what a driver is told to open; None if that is not a string."""
     given = arguments[0] if arguments else options.get("database")
     if not isinstance(given, str):
         return None
@@ -66,24 +71,24 @@ def _name(arguments: Sequence[Any], options: Mapping[str, Any]) -> _Name | None:
 
 
 def _has_own_creator(engine: Engine) -> bool:
-    """Whether connections are made by a function of the user's, past the URL."""
+    """Whether a custom function makes the connections, which may ignore the URL."""
     # SQLAlchemy's own function is a closure, told by its module.
     creator = invoke_creator(engine.pool)
     return getattr(creator, "__module__", None) != "sqlalchemy.engine.create"
 
 
 def in_private_memory(engine: Engine) -> bool:
-    """Whether an engine's database is in memory, and no other engine can see it."""
+    """Whether an engine's database is in memory and invisible to other engines."""
     if engine.dialect.name != "sqlite" or _has_own_creator(engine):
         return False
     name = _name(*engine.dialect.create_connect_args(engine.url))
     return name is not None and name.private
 
 
-def is_handed_one(engine: Engine) -> bool:
-    """Whether the user has given a SQLite engine its one connection.
+def uses_given_connection(engine: Engine) -> bool:
+    """Whether a SQLite engine's only connection comes from a custom function.
 
-    It is in memory, very likely, and other engines have it too.
+    It very likely is in memory, and shared with other engines.
     """
     return (
         engine.dialect.name == "sqlite"
@@ -93,16 +98,16 @@ def is_handed_one(engine: Engine) -> bool:
 
 
 def shares_connection(engine: Engine, other: Engine) -> bool:
-    """Whether two SQLite engines may have one connection between them."""
+    """Whether two SQLite engines may share one connection."""
     same = engine.dialect.name == "sqlite" and engine.pool is other.pool
-    return same or is_handed_one(engine)
+    return same or uses_given_connection(engine)
 
 
-def open_existing(name: str, engine: Engine) -> None:
-    """Let a replica's SQLite file be opened, and never be created.
+def require_existing_file(name: str, engine: Engine) -> None:
+    """Let a replica's SQLite file be opened, but never created.
 
-    SQLite makes an empty database of a file that is not there, and each read from it
-    would find no table.
+    SQLite creates an empty database for a missing file, and each read from it would
+    find no table. A connect to a missing file raises ``MisconfiguredReplicaError``.
 
     Args:
         name: The replica's bind name.
@@ -112,7 +117,7 @@ def open_existing(name: str, engine: Engine) -> None:
         return
 
     @event.listens_for(engine, "do_connect")
-    def look(_dialect: Any, _record: Any, cargs: Any, cparams: Any) -> None:
+    def check_file(_dialect: Any, _record: Any, cargs: Any, cparams: Any) -> None:
         found = _name(cargs, cparams)
         file = None if found is None else found.file
         if file is not None and _is_missing(file):

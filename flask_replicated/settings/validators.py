@@ -1,4 +1,4 @@
-"""What the value of one setting must be, and what an error says otherwise."""
+"""Checks of single settings: each returns a valid value or raises an error."""
 
 from __future__ import annotations
 
@@ -36,29 +36,29 @@ __all__ = [
 DAY = 24 * 3600
 """The most that a setting in seconds may be.
 
-No request and no connection waits for so long: who writes more means milliseconds.
-Below it, each of those whom such a number is handed to can work with it: the Max-Age
-of a cookie (browsers keep none beyond 400 days), timeouts of locks and sockets (292
-years, or 49 days on Windows), and milliseconds in 32 bits at the servers (24 days).
+No request waits that long: a larger number means milliseconds. Everything that gets
+such a number can handle a day: the Max-Age of cookies (400 days in browsers), timeouts
+of locks and sockets (292 years, 49 days on Windows), and milliseconds in 32 bits at
+the servers (24 days).
 """
 
 YEAR = 365 * DAY
-"""The same for what is only compared: a replica may be days behind on purpose."""
+"""The same for values that are only compared: a replica may lag days on purpose."""
 
 MAX_COUNT = 1_000_000
-"""The most of what is counted: no process has so many connections or failures."""
+"""The most that a count may be: no process has so many connections or failures."""
 
 _MIN_INTERVAL = 0.01
-"""The least that a pause may last: who writes less means milliseconds, or "at once".
+"""The shortest interval of something periodic, in seconds.
 
-No server comes and goes within it, and a hundred times in a second is more than any
-question is worth; below, what looks again and again does nothing else.
+A smaller number is meant as milliseconds, or as "at once": a thread that probes more
+than a hundred times a second does nothing else.
 """
 
 _MAX_WEIGHT = 10**15
-"""The most that a weight may be: who weighs by bytes of memory is well below."""
+"""The most that a weight may be; weights in bytes of memory stay well below."""
 
-# Browsers keep no cookie of more than 4096 bytes, and its value comes on top.
+# Browsers drop cookies of more than 4096 bytes, value included.
 _TOKEN = re.compile(r"[A-Za-z0-9_!#$%&'*+.^`|~-]{1,100}")
 # Without quotes, dots and stars.
 _COLUMN = re.compile(r"""(?!\s)[^."`*]+(?<!\s)""")
@@ -75,9 +75,14 @@ def seconds(
     most: float = DAY,
     also: str = "",
 ) -> float:
-    """Return a number of seconds, of at least 0 or above *above*.
+    """Return a number of seconds.
 
-    *also* says what else would be right.
+    Args:
+        key: The setting.
+        value: What it has.
+        above: The number must be above this; None means at least 0.
+        most: The largest number allowed.
+        also: What else would be right, for the error.
     """
     number = isinstance(value, int | float) and not isinstance(value, bool)
     enough = number and (value > above if above is not None else value >= 0)
@@ -100,7 +105,7 @@ def optional_seconds(key: str, value: Any, **limits: float) -> float | None:
 
 
 def interval(key: str, value: Any, *, off: bool = False) -> float:
-    """Return the seconds between two looks; with *off*, 0 means none at all."""
+    """Return the seconds between two probes; with *off*, 0 means no probes."""
     if off and value == 0:
         return seconds(key, value)
     found = seconds(key, value, above=0)
@@ -113,7 +118,7 @@ def interval(key: str, value: Any, *, off: bool = False) -> float:
 
 
 def count(key: str, value: Any, also: str = "") -> int:
-    """Return a whole number from 1 up; *also* says what else would be right."""
+    """Return a whole number from 1 up; *also* is what else is right, for the error."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not whole or not 1 <= value <= MAX_COUNT:
         raise ConfigurationError(
@@ -158,7 +163,7 @@ def choice(key: str, value: object, *choices: str) -> str:
 
 
 def names(key: str, value: Any, wanted: str) -> frozenset[str]:
-    """Return a set of names, which is *wanted*."""
+    """Return a set of names; *wanted* describes it in the error."""
     named = isinstance(value, Collection) and not isinstance(value, str | bytes)
     if not named or not all(isinstance(name, str) and name for name in value):
         raise ConfigurationError(key, value, f"must be {wanted}.")
@@ -166,7 +171,7 @@ def names(key: str, value: Any, wanted: str) -> frozenset[str]:
 
 
 def tables(key: str, value: object) -> dict[str, frozenset[str] | None]:
-    """Return columns by table; None for a table as a whole."""
+    """Return columns by table; None for all writes to a table."""
     if not isinstance(value, Mapping):
         raise ConfigurationError(
             key,
@@ -233,7 +238,7 @@ def refuse_cookie_conflict(key: str, value: str, config: Mapping[str, Any]) -> N
             drop the cookie.
     """
     for other, name in {**_COOKIES, **config}.items():
-        # Extensions call theirs so: JWT_ACCESS_COOKIE_NAME, SECURITY_CSRF_COOKIE_NAME.
+        # Of extensions: JWT_ACCESS_COOKIE_NAME, SECURITY_CSRF_COOKIE_NAME.
         if str(other).endswith("_COOKIE_NAME") and value == name:
             raise ConfigurationError(
                 key,
@@ -246,7 +251,7 @@ def refuse_cookie_conflict(key: str, value: str, config: Mapping[str, Any]) -> N
 
 
 def _refuse_unless_secure(key: str, value: str, config: Mapping[str, Any]) -> None:
-    """Refuse a name that browsers only take from what keeps its promise."""
+    """Refuse a prefixed name unless the cookie will have what the prefix promises."""
     wanted = ["SESSION_COOKIE_SECURE = True"]
     kept = bool(config.get("SESSION_COOKIE_SECURE"))
     if value.lower().startswith("__host-"):
@@ -264,7 +269,7 @@ def _refuse_unless_secure(key: str, value: str, config: Mapping[str, Any]) -> No
 
 
 def predicate(key: str, value: Any) -> Callable[[Request], bool | None] | None:
-    """Return a function of the request that says True, False or None, if any."""
+    """Return a function of the request that returns True, False or None; or None."""
     if value is None:
         return None
     if not callable(value):
@@ -276,7 +281,7 @@ def predicate(key: str, value: Any) -> Callable[[Request], bool | None] | None:
     except TypeError as error:
         raise ConfigurationError(key, value, "must take the request.") from error
     except ValueError:
-        pass  # a built-in that does not tell
+        pass  # a built-in without a signature
     if _is_async(value):
         raise ConfigurationError(
             key,
@@ -306,9 +311,9 @@ def _ask(
     if answer is None or isinstance(answer, bool):
         return answer
     if inspect.iscoroutine(answer):
-        answer.close()  # or Python warns that nobody awaits it
-    # Nearly anything is true, a match as well as a coroutine; and None of re.match()
-    # is not meant to leave it to the method.
+        answer.close()  # or Python warns that it was never awaited
+    # No truth values: a coroutine is true, and None from re.match() would leave the
+    # decision to the method.
     raise ConfigurationError(
         f"{key}(request)", answer, "must be True, False or None; say bool(...)."
     )

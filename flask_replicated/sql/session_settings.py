@@ -43,7 +43,7 @@ def is_local(sql: str, parameters: Iterable[Any]) -> bool:
         sql: Text that sets something.
         parameters: A mapping or a sequence of parameters for each execution.
     """
-    read = _judge if len(sql) > _LONG else _remembered
+    read = _read_flags if len(sql) > _LONG else _remembered
     flags = read(sql)
     if not flags:
         return False
@@ -67,7 +67,7 @@ def _is_true(parameters: Any, key: str | int) -> bool:
     return value is True
 
 
-def _judge(sql: str) -> tuple[bool | str | int, ...]:
+def _read_flags(sql: str) -> tuple[bool | str | int, ...]:
     """Return for each setting whether it is local, or which parameter decides.
 
     Parameters are given by name or by index. Nothing is returned where the text
@@ -95,7 +95,7 @@ def _ends(statement: Sequence[Token]) -> bool:
     )
 
 
-_remembered = lru_cache(maxsize=256)(_judge)
+_remembered = lru_cache(maxsize=256)(_read_flags)
 
 
 def _with_places(tokens: Iterable[Token]) -> tuple[Token, ...]:

@@ -155,19 +155,19 @@ class TextClassifier:
             **added,
         }
         # Bounded in entries here, and in the size of each by _CACHED_LENGTH.
-        self._statement = lru_cache(maxsize=1024)(self._judge)
-        self._fragment = lru_cache(maxsize=1024)(self._judge_fragment)
-        self._writing = lru_cache(maxsize=1024)(self._judge_writing)
+        self._statement = lru_cache(maxsize=1024)(self._classify)
+        self._fragment = lru_cache(maxsize=1024)(self._classify_fragment)
+        self._writing = lru_cache(maxsize=1024)(self._check_writing)
         self._found = lru_cache(maxsize=1024)(self._find_writes)
 
     def statement(self, sql: str) -> Kind:
         """Return what a statement does; of several in one string, the most."""
-        return (self._judge if len(sql) > _CACHED_LENGTH else self._statement)(sql)
+        return (self._classify if len(sql) > _CACHED_LENGTH else self._statement)(sql)
 
     def fragment(self, sql: str) -> Kind:
         """Return what a part of a statement does: only its calls can do anything."""
-        judge = self._judge_fragment if len(sql) > _CACHED_LENGTH else self._fragment
-        return judge(sql)
+        find = self._classify_fragment if len(sql) > _CACHED_LENGTH else self._fragment
+        return find(sql)
 
     def query(self, sql: str) -> Kind:
         """Return what a text that is known to be one query does.
@@ -175,12 +175,12 @@ class TextClassifier:
         Only its calls and locking clauses count, not its words: one that looks like a
         write is a name.
         """
-        return max(map(self._judge_called, strip(sql, self._dialect).every()))
+        return max(map(self._calls_and_locks, strip(sql, self._dialect).every()))
 
     def may_write(self, sql: str) -> bool:
         """Whether a statement writes, or calls a function that is not known."""
-        judge = self._judge_writing if len(sql) > _CACHED_LENGTH else self._writing
-        return judge(sql)
+        find = self._check_writing if len(sql) > _CACHED_LENGTH else self._writing
+        return find(sql)
 
     def writes(self, sql: str) -> tuple[TableWrite, ...] | None:
         """Return what a statement does to which tables; None if that is not certain."""
@@ -215,7 +215,7 @@ class TextClassifier:
 
         return find_writes(sql, self._dialect, computes)
 
-    def _judge_writing(self, sql: str) -> bool:
+    def _check_writing(self, sql: str) -> bool:
         if self.statement(sql) is Kind.WRITE:
             return True
         known = _WORDS.get(self._dialect, _ANY_WORDS)
@@ -227,23 +227,23 @@ class TextClassifier:
             for schema, name in _CALLED_NAMES.findall(_without_lists(bare))
         )
 
-    def _judge(self, sql: str) -> Kind:
-        bare = strip(sql, self._dialect)
+    def _classify(self, sql: str) -> Kind:
+        readings = strip(sql, self._dialect)
         kind = max(
-            *map(self._judge_bare, bare.full),
-            *map(self._judge_called, bare.locking),
-            *map(self._judge_calls, bare.calling),
+            *map(self._classify_stripped, readings.full),
+            *map(self._calls_and_locks, readings.locking),
+            *map(self._calls, readings.calling),
             Kind.READ,
         )
         if kind is Kind.SETTING and _ENDS_READ_ONLY.search(sql):
             return Kind.WRITE
         return kind
 
-    def _judge_bare(self, sql: str) -> Kind:
-        parts = (self._one(part) for part in sql.split(";") if part.strip())
+    def _classify_stripped(self, sql: str) -> Kind:
+        parts = (self._classify_one(part) for part in sql.split(";") if part.strip())
         return max(parts, default=Kind.READ)
 
-    def _one(self, sql: str) -> Kind:
+    def _classify_one(self, sql: str) -> Kind:
         match = _FIRST_WORD.match(sql)
         word = match.group(1).upper() if match else ""
         if word in _QUERIES:
@@ -262,30 +262,34 @@ class TextClassifier:
         if _ENDS_READ_ONLY.search(sql):
             return Kind.WRITE
         match = _SET_STATEMENT.match(sql)  # MariaDB: for one statement, which follows
-        kind = self._one(sql[match.end() :]) if match else self._judge_called(sql)
+        kind = (
+            self._classify_one(sql[match.end() :])
+            if match
+            else self._calls_and_locks(sql)
+        )
         return max(Kind.SETTING, kind)
 
     def _explain(self, sql: str) -> Kind:
         match = _EXPLAIN.match(sql)
         if match is None or "ANALY" not in match["options"].upper():
             return Kind.READ  # the plan is shown, nothing runs
-        return self._one(sql[match.end() :])
+        return self._classify_one(sql[match.end() :])
 
     def _query(self, sql: str) -> Kind:
         without_locks = _LOCKS.sub(" ", sql)
         if _WRITES.search(without_locks):
             return Kind.WRITE
-        called = self._judge_calls(sql)
+        called = self._calls(sql)
         return max(called, Kind.LOCK) if without_locks != sql else called
 
-    def _judge_fragment(self, sql: str) -> Kind:
-        return max(map(self._judge_calls, strip(sql, self._dialect).every()))
+    def _classify_fragment(self, sql: str) -> Kind:
+        return max(map(self._calls, strip(sql, self._dialect).every()))
 
-    def _judge_called(self, bare: str) -> Kind:
-        kind = self._judge_calls(bare)
+    def _calls_and_locks(self, bare: str) -> Kind:
+        kind = self._calls(bare)
         return max(kind, Kind.LOCK) if _LOCKS.search(bare) else kind
 
-    def _judge_calls(self, bare: str) -> Kind:
+    def _calls(self, bare: str) -> Kind:
         return max(map(self.function, _CALLS.findall(bare)), default=Kind.READ)
 
 

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from examples.cluster import wait_until
 from flask_replicated import replicated_engine, using_slave
 from tests.mariadb.servers import Cluster, have_programs
-from tests.pools import live, read
+from tests.pools import live, monitor_of, read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -62,10 +62,11 @@ def build(cluster: Cluster) -> Iterator[Build]:
         )
         made.append(engine)
         read(engine)
-        histories = [one.history for one in engine.monitor._replicas.values()]
+        histories = [one.history for one in monitor_of(engine)._replicas.values()]
         wait_until(
             lambda: bool(
-                engine.status._runs and all(one.latest.position for one in histories)
+                engine.status._positions._spans
+                and all(one.latest.position for one in histories)
             ),
             "all of them to be known",
         )

@@ -12,7 +12,7 @@ from examples.cluster import wait_until
 from flask_replicated import replicated_engine
 from flask_replicated.fleet.probe import ReplicaProbe
 from flask_replicated.replica.same_server import SameServerCheck
-from tests.pools import live, read
+from tests.pools import live, monitor_of, read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.mariadb
 
 @pytest.fixture
 def build() -> Iterator[Build]:
-    """Give a function that makes pools which are looked at often."""
+    """Give a function that makes pools which are probed often."""
     made: list[RoutedEngine] = []
 
     def build(
@@ -119,7 +119,7 @@ class TestTwin:
     def test_another_server(
         self, build: Build, servers: Servers, compared: list[bool]
     ) -> None:
-        """A server that replicates from nobody may be one of a cluster."""
+        """A server that replicates from no other may be one of a cluster."""
         engine = build(servers.primary, servers.other)
         read(engine)
         wait_until(lambda: compared == [False], "them to be compared")
@@ -134,24 +134,24 @@ class TestTwin:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """The primary is asked about those that leave it open, and once."""
-        looks: list[str] = []
+        probes: list[str] = []
         compare = ReplicaProbe.compare
 
         def noted(probe: ReplicaProbe) -> None:
             compare(probe)
-            looks.append(probe.member.name)
+            probes.append(probe.member.name)
 
         monkeypatch.setattr(ReplicaProbe, "compare", noted)
         engine = build(servers.primary, servers.other, servers.replica)
         read(engine)
         wait_until(lambda: bool(compared), "them to be compared")
-        began = len(looks)
-        wait_until(lambda: len(looks) > began + 6, "some more looks")
+        began = len(probes)
+        wait_until(lambda: len(probes) > began + 6, "some more probes")
         assert compared == [False]
         assert live(engine) == {"slave_1", "slave_2"}
 
     def test_primary_that_is_out(self, build: Build, servers: Servers) -> None:
-        """Where the primary cannot be asked, nothing is held against anybody."""
+        """Where the primary cannot be asked, nothing is held against a replica."""
         engine = build(servers.primary, servers.other)
         failed = threading.Event()
 
@@ -170,7 +170,7 @@ class TestTwin:
         """With REPLICATED_ROLE_CHECK = False any server will do."""
         settings: dict[str, Any] = {"REPLICATED_ROLE_CHECK": False}
         engine = build(servers.primary, servers.primary, **settings)
-        assert engine.monitor._policy.compared_primary is None
+        assert monitor_of(engine)._policy.compared_primary is None
         read(engine)
         assert not compared
 
@@ -187,7 +187,7 @@ class TestPromotion:
             REPLICATED_MAX_LAG=None,  # or it may go out sooner, as it stops
         )
         read(engine)
-        history = engine.monitor._replicas["slave_1"].history
+        history = monitor_of(engine)._replicas["slave_1"].history
         wait_until(lambda: history._replicated, "it to be seen to replicate")
         servers.replica.promote()
         settle(engine, "slave_2")
@@ -215,7 +215,7 @@ class TestPromotion:
 
 
 class TestAtConnect:
-    """What a new connection hears, where there is no look."""
+    """What a new connection hears, where there is no probe."""
 
     def test_promoted(self, build: Build, servers: Servers) -> None:
         """A replica that has replicated, and does no more, is refused."""
@@ -244,8 +244,8 @@ class TestAtConnect:
             REPLICATED_PROBE_INTERVAL=0,
         )
         for _ in range(2):
-            read(engine)  # which nobody has to wait for
-        history = engine.monitor._replicas["slave_1"].history
+            read(engine)  # which no caller has to wait for
+        history = monitor_of(engine)._replicas["slave_1"].history
         wait_until(lambda: history.same_server, "it to be compared")
         engine.replicas.replica_pool.member("slave_1").target.dispose()
         for _ in range(4):
@@ -255,7 +255,7 @@ class TestAtConnect:
         assert compared == [True]
 
     def test_behind(self, build: Build, servers: Servers) -> None:
-        """So is one whose lag nobody knows, though the server could tell."""
+        """So is one whose lag is unknown, though the server could tell."""
         servers.replica.execute("STOP SLAVE SQL_THREAD")
         try:
             engine = build(
@@ -269,7 +269,7 @@ class TestAtConnect:
 
 
 def test_ended_while_it_asks(servers: Servers) -> None:
-    """A comparison that nobody waits for any more ends, and closes what it opened."""
+    """A comparison that is not wanted any more ends, and closes what it opened."""
     engines = [sa.create_engine(one.url()) for one in (servers.primary, servers.other)]
     comparison = SameServerCheck(*engines)
 

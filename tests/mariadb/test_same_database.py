@@ -107,7 +107,7 @@ def test_on_the_primary(
 def test_capital_letters(
     servers: Servers, made: list[RoutedEngine], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nobody is accused for a name that may be the same to a server."""
+    """No replica is refused for a name that may be the same to a server."""
     servers.primary.execute("CREATE DATABASE IF NOT EXISTS Market")
     wait_until(
         lambda: ("Market",) in servers.replica.execute("SHOW DATABASES"),
@@ -166,8 +166,8 @@ class Old:
         """End what has begun."""
 
 
-def test_where_nobody_can_tell(caplog: pytest.LogCaptureFixture) -> None:
-    """It is used, and a WARNING, once, says what to look at."""
+def test_where_it_cannot_be_told(caplog: pytest.LogCaptureFixture) -> None:
+    """It is used, and a WARNING, once, says what to check."""
     status = PrimaryStatus()
     status.accept(PrimaryReport(database="market"))
     primary = PrimaryIdentity(sa.create_engine("mysql+pymysql://h/market"), status, 1)

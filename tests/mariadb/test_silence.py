@@ -12,7 +12,7 @@ from sqlalchemy.orm import sessionmaker
 
 from examples.cluster import wait_until
 from flask_replicated import RoutedSession, replicated_engine, using_slave
-from flask_replicated.replica.sockets import socket_of
+from flask_replicated.sockets import socket_of
 from tests.chaos.proxy import Proxy
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def read(engine: RoutedEngine, seconds: float) -> str:
 
 
 def in_use(engine: RoutedEngine) -> bool:
-    """Whether somebody has a connection to the first replica."""
+    """Whether a caller has a connection to the first replica."""
     target: Any = engine.replicas.replica_pool.member("slave_1").target
     return bool(target.pool.checkedout())
 
@@ -86,7 +86,7 @@ def test_flows_are_forgotten(
 
 
 @pytest.mark.parametrize("rows", [1, 252])  # after 256 packets PyMySQL counts anew
-def test_nobody_waits(
+def test_no_wait(
     engine: RoutedEngine, rows: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Who takes long between two statements keeps the connection."""
@@ -113,7 +113,7 @@ def test_a_long_read(engine: RoutedEngine, caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_the_end_of_a_read(engine: RoutedEngine, proxy: Proxy) -> None:
-    """A connection that falls silent before it is given back holds nobody up."""
+    """A connection that falls silent before it is given back holds no caller up."""
     engine.replicas.replica_pool.drain("slave_2")
     make = sessionmaker(engine, class_=RoutedSession)
     with using_slave(), ThreadPoolExecutor(1) as threads:

@@ -101,7 +101,7 @@ class World:
         self.pinned = self.app.test_client()
         self._visit(self.pinned, self.write, "/plain", "POST")
         self._visit(self.app.test_client(), self._hidden_write, "/learnt", "GET")
-        assert self.state(self.app).writers == {"learnt": 1}
+        assert self.state(self.app).decider.writers == {"learnt": 1}
         assert self.pinned.get_cookie("replicated_pin")
 
     @property
@@ -154,7 +154,7 @@ class World:
     def forget_writers(self) -> None:
         """Unlearn what the operation taught about the plain pages."""
         for app in self.apps.values():
-            writers = self.state(app).writers
+            writers = self.state(app).decider.writers
             for endpoint in writers.keys() - {"learnt"}:
                 del writers[endpoint]
 

@@ -1,4 +1,4 @@
-"""New connections to real standbys that are behind: no look has seen them yet."""
+"""New connections to real standbys that are behind: no probe has seen them yet."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def test_behind(build: Build, healthy_cluster: Cluster) -> None:
     site.wait_live(*BINDS)
 
 
-def test_before_the_first_look(build: Build, healthy_cluster: Cluster) -> None:
-    """With a look in the background, no read waits for the first one."""
+def test_before_the_first_probe(build: Build, healthy_cluster: Cluster) -> None:
+    """With background probes, no read waits for the first one."""
     let_lag(healthy_cluster, healthy_cluster.standbys[0])
     site = build(**{**STRICT, "REPLICATED_PROBE_INTERVAL": 3600})
     assert site.count(12).keys() == {"standby_2", "standby_3"}
@@ -68,7 +68,7 @@ def test_any_lag(build: Build, healthy_cluster: Cluster) -> None:
 
 
 def test_idle_primary(build: Build, healthy_cluster: Cluster) -> None:
-    """A primary that writes nothing makes nobody late."""
+    """A primary that writes nothing makes no standby late."""
     for standby in healthy_cluster.standbys:
         grow_old(standby)
     site = build(**STRICT)
@@ -78,7 +78,7 @@ def test_idle_primary(build: Build, healthy_cluster: Cluster) -> None:
 def test_primary_that_was_idle(
     build: Build, healthy_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What comes in the moment of a connect takes nobody out, once it is replayed."""
+    """What comes in the moment of a connect takes none out, once it is replayed."""
     (standby, *_) = healthy_cluster.standbys
     let_lag(healthy_cluster, standby)
     moments: list[None] = []
@@ -100,7 +100,7 @@ def test_primary_that_was_idle(
 def test_in_the_pool(
     build: Build, healthy_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a look, pooled connections make place for one that asks."""
+    """Without probes, pooled connections make room for one that asks."""
     monkeypatch.setattr(admission, "_AGAIN", 0.3)
     site = build(**STRICT)
     assert site.count(6).keys() == {"standby_1", "standby_2", "standby_3"}

@@ -1,4 +1,4 @@
-"""The background look at real standbys: dead, silent, lagging, promoted."""
+"""The background probes of real standbys: dead, silent, lagging, promoted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from balancers import Pool
 from examples.cluster import wait_until
-from flask_replicated.replica.sockets import fileno_of, hang_up
+from flask_replicated.sockets import fileno_of, hang_up
 from tests.chaos.proxy import Proxy
 from tests.postgres.support import bind
 
@@ -45,7 +45,7 @@ class TestReachability:
     """A standby that is gone is found before any request meets it."""
 
     def test_dead_and_back(self, build: Build, healthy_cluster: Cluster) -> None:
-        """It leaves and returns though nobody asks it anything."""
+        """It leaves and returns though no request asks it anything."""
         site = build(**OFTEN)
         site.get()
         healthy_cluster.standbys[0].kill()
@@ -58,7 +58,7 @@ class TestReachability:
         """An old connection of the monitor's own is no evidence of an outage."""
         site = build(**OFTEN)
         site.get()
-        time.sleep(1)  # so that it has looked, and keeps its connections
+        time.sleep(1)  # so that it was probed, and keeps its connections
         for standby in healthy_cluster.standbys:
             standby.execute(
                 "select pg_terminate_backend(pid) from pg_stat_activity"
@@ -120,7 +120,7 @@ class TestReachability:
 
         monkeypatch.setattr(Pool, "trip", noted)
         healthy_cluster.standbys[1].freeze()
-        wait_until(lambda: trips.count("slave_2") > 5, "some looks in vain", 30)
+        wait_until(lambda: trips.count("slave_2") > 5, "some probes in vain", 30)
         told = [line for line in caplog.messages if "were ended" in line]
         assert len(told) == 1
         assert "'slave_2' does not answer: 2 connections" in told[0]
@@ -162,7 +162,7 @@ class TestReachability:
                 process.send_signal(signal.SIGTERM)  # a smart shutdown
                 # As the requests do that connect anew.
                 site.pool.trip(site.pool.member("slave_1"), 0.1, OSError("refused"))
-                wait_until(lambda: "shut" in why(site, "slave_1"), "a look at it")
+                wait_until(lambda: "shut" in why(site, "slave_1"), "a probe of it")
 
         site.between = stop
         servers = [site.get().servers for _ in range(3)]
@@ -247,7 +247,7 @@ class TestLag:
         settle(site, *BINDS)
 
     def test_idle_primary(self, build: Build, healthy_cluster: Cluster) -> None:
-        """A primary that writes nothing makes nobody late."""
+        """A primary that writes nothing makes no standby late."""
         site = build(REPLICATED_MAX_LAG=0.5, **OFTEN)
         site.get()
         time.sleep(2)

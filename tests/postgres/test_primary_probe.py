@@ -63,14 +63,14 @@ def status(site: Site) -> Any:
 
 
 def wait_known(site: Site) -> None:
-    """Wait until the primary and each replica were looked at."""
+    """Wait until the primary and each replica were probed."""
     site.get()
     routed = site.app.extensions["replicated"].state(site.app).routes[None]
     replicas = routed.monitor._replicas.values()
 
     def known() -> bool:
         seen = all(one.history.latest.replayed for one in replicas)
-        return seen and bool(routed.status._runs)
+        return seen and bool(routed.status._positions._spans)
 
     wait_until(known, "all of them to be known")
 
@@ -160,7 +160,7 @@ class TestLag:
         site = build(**OFTEN)
         wait_known(site)
         asked = status(site).asked
-        wait_until(lambda: status(site).asked > asked + 1, "some more looks")
+        wait_until(lambda: status(site).asked > asked + 1, "some more probes")
         assert primary.execute(clients) == [(1,)]
         site.dispose()
         wait_until(lambda: primary.execute(clients) == [(0,)], "it to end")
@@ -178,13 +178,13 @@ class TestLag:
             )
             wait_known(site)
             asked = status(site).asked
-            wait_until(lambda: status(site).asked > asked, "another look")
+            wait_until(lambda: status(site).asked > asked, "another probe")
             assert site.post("written").texts == ["written"]
 
     def test_primary_is_full(
         self, build: Build, healthy_cluster: Cluster, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A primary that has no connection to spare is not out, and nobody else is."""
+        """A primary that has no connection to spare is not out, and no other is."""
         primary = healthy_cluster.primary
         primary.execute("drop role if exists none_left")
         primary.execute("create role none_left login connection limit 0")
@@ -210,7 +210,7 @@ class TestPrimaryIsOut:
         caplog: pytest.LogCaptureFixture,
         frozen: bool,
     ) -> None:
-        """Nobody goes out, however long it lasts, and that is said once."""
+        """No replica goes out, however long it lasts, and that is said once."""
         primary = healthy_cluster.primary
         site = build(**OFTEN)
         site.post("kept")
@@ -291,7 +291,7 @@ class TestPrimaryIsOut:
         settle(site, *BINDS)
         assert site.get().servers[0] != "primary"
 
-    def test_without_a_look(self, build: Build, healthy_cluster: Cluster) -> None:
+    def test_without_a_probe(self, build: Build, healthy_cluster: Cluster) -> None:
         """So it is where only connects tell; the kept one is kept by its request."""
         primary, standbys = healthy_cluster.primary, healthy_cluster.standbys
         for standby in standbys:
@@ -409,10 +409,10 @@ def test_diverged(
 
 
 def wait_known_of_two(site: Site) -> None:
-    """Wait until the two standbys are looked at, and the primary is left out."""
+    """Wait until the two standbys are probed, and the primary is left out."""
     site.get()
     settle(site, "slave_1", "slave_2")
-    wait_until(lambda: bool(status(site)._runs), "the primary to be known")
+    wait_until(lambda: bool(status(site)._positions._spans), "the primary to be known")
 
 
 @pytest.mark.parametrize("account", ["postgres", "few"])
@@ -458,7 +458,9 @@ def test_subscription(make: Make) -> None:
             count = "select count(*) from item"
             wait_until(lambda: copy.execute(count) == [(1,)], "it to be copied", 20)
             site.get()
-            wait_until(lambda: bool(status(site)._runs), "the primary to be known")
+            wait_until(
+                lambda: bool(status(site)._positions._spans), "the primary to be known"
+            )
             time.sleep(2)
             assert site.live() == {"slave_1"}
             copy.execute("alter subscription one disable")

@@ -55,7 +55,7 @@ def _elsewhere(cluster: Cluster) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def strangers() -> Iterator[Cluster]:
-    """Give a primary and a standby that nobody here knows."""
+    """Give a primary and a standby that this process does not know."""
     with Cluster(standbys=1, prefix="stranger") as cluster:
         cluster.primary.execute("create table item (id int, text text)")
         cluster.wait_replicated()
@@ -130,7 +130,7 @@ class TestLeftOut:
         wrong: dict[str, str],
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        """Nobody is accused while the primary is away; what it says later counts."""
+        """None is refused while the primary is away; what it says later counts."""
         with Proxy(healthy_cluster.primary.port) as proxy:
             proxy.refusing = True
             site = make_site(

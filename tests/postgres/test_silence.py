@@ -84,8 +84,8 @@ def take_out(site: Site) -> None:
     site.pool.trip(site.pool.member("slave_1"), 0.1, OSError("in vain"))
 
 
-def wait_for_a_look(site: Site) -> None:
-    """Wait until the first replica was looked at, over a connection that is kept."""
+def wait_for_a_probe(site: Site) -> None:
+    """Wait until the first replica was probed, over a connection that is kept."""
     site.wait_live("slave_1", "slave_2")
     with site.app.app_context():
         monitor = site.db.engine.monitor  # type: ignore[attr-defined]  # a RoutedEngine
@@ -96,18 +96,18 @@ def wait_for_a_look(site: Site) -> None:
         one = known.get(member)
         return bool(one and one.probe and one.probe._connection is not None)
 
-    wait_until(kept, "a look at slave_1")
+    wait_until(kept, "a probe of slave_1")
 
 
-def looks(site: Site, how_many: int, why: str) -> None:
-    """Wait until so many looks have found the first replica out for this reason."""
+def probes(site: Site, how_many: int, why: str) -> None:
+    """Wait until so many probes have found the first replica out for this reason."""
     for _ in range(how_many):
         take_out(site)
         wait_until(lambda: why in site.pool.causes()["slave_1"], f"{why!r}", 20)
 
 
 class TestNewOnesAreRefused:
-    """A look connects in vain, and knows it at once."""
+    """A probe connects in vain, and knows it at once."""
 
     def test_old_ones_are_silent(
         self,
@@ -134,10 +134,10 @@ class TestNewOnesAreRefused:
         caplog: pytest.LogCaptureFixture,
     ) -> None:
         """A server that takes no new connections finishes what it has begun."""
-        wait_for_a_look(site)
+        wait_for_a_probe(site)
         running = begin(site, threads, healthy_cluster, 6)
         proxy.refusing = True
-        looks(site, 4, "closed the connection")
+        probes(site, 4, "closed the connection")
         assert running.result(20) == "standby_1"
         assert ENDED not in caplog.text
 
@@ -150,11 +150,11 @@ def test_new_ones_hang(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Where new connections hang and old ones do not, these finish what they do."""
-    wait_for_a_look(site)
+    wait_for_a_probe(site)
     running = begin(site, threads, healthy_cluster, 7)
     proxy.holding = True
     take_out(site)
-    wait_until(lambda: "said nothing" in site.pool.causes()["slave_1"], "a look", 20)
+    wait_until(lambda: "said nothing" in site.pool.causes()["slave_1"], "a probe", 20)
     assert running.result(20) == "standby_1"
     assert ENDED not in caplog.text
 
@@ -167,7 +167,7 @@ def test_smart_shutdown(
     running = begin(site, threads, healthy_cluster, 4)
     process: Any = standby._process
     process.send_signal(signal.SIGTERM)
-    looks(site, 3, "shutting down")
+    probes(site, 3, "shutting down")
     assert running.result(20) == "standby_1"
     standby.stop("fast")
 
@@ -223,7 +223,7 @@ def test_server_down_behind_a_pooler(
 
 
 class TestOnlySomeAreSilent:
-    """The look's own connection is well, and so are new ones."""
+    """The probe's own connection is well, and so are new ones."""
 
     def test_flows_are_forgotten(
         self,
@@ -233,7 +233,7 @@ class TestOnlySomeAreSilent:
         caplog: pytest.LogCaptureFixture,
     ) -> None:
         """Who waits over a silent connection is answered by another server."""
-        wait_for_a_look(site)
+        wait_for_a_probe(site)
         site.pool.drain("slave_2")
         read(site, 0)
         proxy.silence_open(b"pg_sleep")
@@ -253,7 +253,7 @@ class TestOnlySomeAreSilent:
         healthy_cluster: Cluster,
     ) -> None:
         """A statement that its server has answered long ago is run again."""
-        wait_for_a_look(site)
+        wait_for_a_probe(site)
         waiting = begin(site, threads, healthy_cluster, 2.5)
         proxy.silence_open(b"pg_sleep")
         assert waiting.result(20) == "standby_2"
@@ -324,7 +324,7 @@ def test_behind_a_pooler(
     mode: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Nobody there knows its clients, and yet what runs and what is lost is told."""
+    """No server there knows its clients, and yet what runs and what is lost is told."""
     first, second = healthy_cluster.standbys[:2]
     with pgbouncer(first.port, mode) as port, Proxy(port) as proxy:
         through: dict[str, Any] = {
@@ -417,9 +417,7 @@ def test_the_last_replica(
     assert site.live() == {"slave_1"}
 
 
-def test_nobody_waits(
-    site: Site, proxy: Proxy, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_no_wait(site: Site, proxy: Proxy, caplog: pytest.LogCaptureFixture) -> None:
     """A connection over which nothing is asked for long is kept."""
     site.pool.drain("slave_2")
     with site.app.test_request_context():

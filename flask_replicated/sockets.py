@@ -1,4 +1,4 @@
-"""The socket under a DBAPI connection, and how to wake who waits on it."""
+"""The socket under a DBAPI connection, and how to wake a thread that waits on it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ import select
 import socket
 from typing import TYPE_CHECKING, Any
 
+from ._private import pymysql_socket
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["fileno_of", "hang_up", "leave_to_parent", "socket_of", "watch_socket"]
+__all__ = ["fileno_of", "hang_up", "socket_of", "watch_socket"]
 
 
 def fileno_of(connection: Any) -> int | None:
     """Return the file descriptor of a DBAPI connection's socket, if it shows one."""
     fileno = getattr(connection, "fileno", None)
-    if fileno is None:  # PyMySQL keeps it to itself
-        fileno = getattr(getattr(connection, "_sock", None), "fileno", None)
+    if fileno is None:
+        fileno = getattr(pymysql_socket(connection), "fileno", None)
     if fileno is None:
         return None
     try:
@@ -30,14 +32,14 @@ def fileno_of(connection: Any) -> int | None:
 
 
 def hang_up(connection: Any) -> bool:
-    """End the conversation on a connection that another thread may wait on.
+    """Shut down a connection that another thread may wait on.
 
-    Whoever waits gets the driver's own error for a lost connection, at once. The
-    descriptor stays open, so its number cannot be taken by another socket meanwhile;
-    its owner closes it.
+    That thread gets the driver's own error for a lost connection, at once. The file
+    descriptor stays open, so its number cannot be reused by another socket meanwhile;
+    the connection's owner closes it.
 
     Returns:
-        Whether a conversation was ended; False where no socket shows, or it had
+        Whether it was shut down; False where the driver shows no socket, or it had
         ended already.
     """
     with _copied(connection) as sock:
@@ -52,13 +54,13 @@ def hang_up(connection: Any) -> bool:
 
 @contextlib.contextmanager
 def socket_of(connection: Any) -> Iterator[socket.socket | None]:
-    """Give the socket under a DBAPI connection, to ask the kernel about it.
+    """Give the socket under a DBAPI connection, to get or set its options.
 
-    Nothing is to be sent or received over it. None where no socket shows, or it was
-    closed.
+    Nothing must be sent or received over it. None where the driver shows no socket, or
+    it is closed.
     """
-    own = getattr(connection, "_sock", None)
-    if isinstance(own, socket.socket):  # PyMySQL's
+    own = pymysql_socket(connection)
+    if isinstance(own, socket.socket):
         yield own
         return
     with _copied(connection) as copy:
@@ -67,9 +69,9 @@ def socket_of(connection: Any) -> Iterator[socket.socket | None]:
 
 @contextlib.contextmanager
 def _copied(connection: Any) -> Iterator[socket.socket | None]:
-    """Give a second descriptor of the socket, and close it again.
+    """Give a duplicate of the socket's descriptor, and close it again.
 
-    It stays the same socket whatever the connection's owner does meanwhile.
+    It stays the same socket even if the connection's owner closes it meanwhile.
     """
     number = fileno_of(connection)
     try:
@@ -81,41 +83,25 @@ def _copied(connection: Any) -> Iterator[socket.socket | None]:
         yield None
         return
     with copy:
-        # A default timeout, or gevent, changes that for the driver, too.
+        # Python sets this by its default timeout, or gevent, for both descriptors.
         os.set_blocking(copy.fileno(), blocks)
-        # Had it been closed before the copy was made, the number might be another's.
+        # If it was closed before it was duplicated, this may be another socket.
         yield copy if fileno_of(connection) == number else None
 
 
-def leave_to_parent(connection: Any) -> None:
-    """In a forked child, let whoever still has a connection reach nobody.
-
-    Its socket is the parent's, too: whatever is sent or read here, the parent would
-    miss. A greenlet that waits on it goes on in the child, and a driver that is done
-    with it says goodbye. So the descriptor stands for nothing from now on; the
-    parent's own is as it was.
-    """
-    number = fileno_of(connection)
-    if number is None:
-        return
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nowhere, number, inheritable=False)
-    os.close(nowhere)
-
-
 def watch_socket(connection: Any) -> Callable[[], object]:
-    """Return a function that says whether a connection's socket can be read from.
+    """Return a function that tells whether a connection's socket is readable.
 
     An idle connection has nothing to read. If its socket is readable, the server has
-    closed it or had something to say that ends it. Asking the kernel takes about a
-    microsecond; asking the server, a round trip.
+    closed it, or has sent an error that ends it. Asking the kernel takes about a
+    microsecond; asking the server takes a round trip.
     """
     number = fileno_of(connection)
-    return _know_nothing if number is None else _watch(number)
+    return _never_readable if number is None else _watch(number)
 
 
-def _know_nothing() -> None:
-    """Know nothing of a connection whose driver does not show its socket."""
+def _never_readable() -> None:
+    """Stand in where the driver does not show its socket."""
 
 
 if hasattr(select, "poll"):

@@ -1,0 +1,181 @@
+"""Where the reads of a request go: gathers the facts, and asks :func:`decide`.
+
+What depends on the view and the method alone is decided once, and remembered.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
+
+from flask import has_request_context
+
+from .decision import PINNED, Decision, Role, decide, marked_role
+from .decorator_order import warn_if_ignored
+from .flask_context import endpoint_name, this_request
+from .pins import CookiePins
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from flask import Request
+
+    from flask_replicated.errors import WriteOnReplicaError
+    from flask_replicated.settings.config import Settings
+
+    from .flask_context import FindApp
+    from .responses import Responses
+
+__all__ = ["Decider", "RequestFacts"]
+
+logger = logging.getLogger("flask_replicated")
+
+
+class RequestFacts(Protocol):
+    """What a request has done so far, as far as that decides where it reads.
+
+    Attributes:
+        latched: What tied it to the primary, or None.
+        marked: The role that a view decorator asked for, or None.
+    """
+
+    latched: str | None
+    marked: Role | None
+
+    def last_write(self, current: Request) -> float | None:
+        """Return when its client last wrote, in seconds of Unix time."""
+
+
+class Decider:
+    """Decides where the requests of one application read.
+
+    Args:
+        settings: The application's settings.
+        find_app: Returns the application, or None if there is none.
+        responses: Its responses, which know of clients' writes.
+
+    Attributes:
+        writers: How often a replica has refused a write, by endpoint.
+    """
+
+    def __init__(
+        self, settings: Settings, find_app: FindApp, responses: Responses
+    ) -> None:
+        self._settings = settings
+        self._find_app = find_app
+        self._responses = responses
+        self._decisions: dict[tuple[str, str], Decision] = {}
+        self.writers: Counter[str] = Counter()
+
+    def known(self, current: Request) -> Decision | None:
+        """Return the decision on a request that has done nothing yet, if it is known.
+
+        What the view and the method say never changes.
+        """
+        rule = current.url_rule
+        if rule is None:
+            return None
+        decision = self._decisions.get((rule.endpoint, current.method))
+        if decision is None or not decision.by_method:
+            return decision
+        responses = self._responses
+        if type(responses.store) is not CookiePins:
+            return None  # another store may read from the database, and need a decision
+        pinned = responses.is_pinned(responses.store.last_write, current)
+        return PINNED if pinned else decision
+
+    def decide(self, current: Request, done: RequestFacts) -> Decision:
+        """Decide where the reads of the running request go.
+
+        Args:
+            current: The request.
+            done: What it has done so far.
+        """
+        # Read once: another thread of the request may latch it meanwhile, and that must
+        # not be remembered for others.
+        latched, marked, is_read = done.latched, done.marked, self._settings.is_read
+        if latched is not None or marked is not None or is_read is not None:
+            return self._decide(current, latched, marked, done.last_write)
+        known, rule = self._decisions, current.url_rule
+        decision = None
+        if rule is not None:
+            decision = known.get((rule.endpoint, current.method))
+        if decision is None:
+            decision = self._decide(current)
+            # So the keys are bounded: a rule that lists its methods takes no other.
+            if rule is not None and rule.methods is not None:
+                known[rule.endpoint, current.method] = decision
+        responses = self._responses
+        pinned = decision.by_method and responses.is_pinned(done.last_write, current)
+        return PINNED if pinned else decision
+
+    def role_without_pin(self, current: Request, done: RequestFacts) -> Role:
+        """Return where a request would read if its client were not pinned."""
+        return self._decide(current, done.latched, done.marked).role
+
+    def _decide(
+        self,
+        current: Request,
+        latched: str | None = None,
+        mark: Role | None = None,
+        last_write: Callable[[Request], float | None] | None = None,
+    ) -> Decision:
+        """Decide anew; without *last_write*, as if the client were not pinned."""
+        app, settings = self._find_app(), self._settings
+        if mark is None and app is not None and current.endpoint is not None:
+            mark = marked_role(app.view_functions.get(current.endpoint), current.method)
+            if mark is None:
+                warn_if_ignored(app, current.endpoint)
+        explicit = latched is not None or mark is not None
+        pinned = (
+            not explicit
+            and last_write is not None
+            and self._responses.is_pinned(last_write, current)
+        )
+        decided = partial(
+            decide,
+            latched=latched,
+            mark=mark,
+            known_writer=settings.learn_writers and self.in_known_writer(),
+            pinned=pinned,
+            method=current.method,
+            readonly_methods=settings.readonly_methods,
+            read_on_replica=settings.read_on_replica,
+        )
+        decision = decided()
+        if decision.by_method and settings.is_read is not None:
+            decision = decided(is_read=settings.is_read(current))
+        return decision
+
+    def learn_writer(self, refusal: WriteOnReplicaError) -> None:
+        """Remember an endpoint whose write was recognised by a replica's server alone.
+
+        Args:
+            refusal: What the server's refusal was turned into.
+        """
+        endpoint = refusal.view
+        if endpoint is None:
+            return
+        if endpoint not in self.writers:
+            learnt = self._settings.learn_writers
+            logger.warning(
+                "%s Its requests %s.",
+                refusal,
+                "start on the primary from now on"
+                if learnt
+                else "fail, or send it twice",
+            )
+        self.writers[endpoint] += 1
+        # A new dictionary: what is being decided at this moment goes into the old one.
+        self._decisions = {}
+
+    def in_known_writer(self) -> bool:
+        """Whether the running request's endpoint writes in ways not recognised."""
+        writers = self.writers
+        return (
+            bool(writers)
+            and has_request_context()
+            and endpoint_name(this_request()) in writers
+        )
