@@ -66,8 +66,9 @@ def routed_engine(
     ).status
     classifier = app.classifier(primary.dialect.name)
     watch_statements(primary, classifier)
-    surroundings = app.surroundings()
-    identity = PrimaryIdentity(primary, status, settings.connect_timeout, surroundings)
+    identity = PrimaryIdentity(
+        primary, status, settings.connect_timeout, app.surroundings()
+    )
     prepare = partial(_prepare_replica, settings, Gate(app, classifier), identity)
     prepared: dict[str, ReplicaServer] = {}
     fleet = Fleet(prepare, prepared, limited=settings.max_pools is not None)
@@ -78,18 +79,7 @@ def routed_engine(
     writers = app.decider.writers if settings.learn_writers else ()
     make = partial(ReplicaPool, replicas, reads, writers)
     pool = _make_pool(settings, make, replicas, [outages, fleet.listener()])
-    policy = ProbePolicy(
-        interval=settings.probe_interval,
-        timeout=settings.connect_timeout,
-        max_lag=settings.max_lag,
-        role_check=settings.role_check,
-        compared_primary=_compared(settings, primary),
-        probed_primary=_probed(settings, primary),
-        status=status,
-        answer_timeout=_answer_timeout(settings),
-        surroundings=surroundings,
-    )
-    monitor = Monitor(pool, prepared, policy, outages)
+    monitor = Monitor(pool, prepared, _probe_policy(settings, identity), outages)
     fleet.routed = RoutedEngine(
         app,
         primary,
@@ -145,6 +135,22 @@ def _prepare_replica(
         leave_out_blocks(engine)
     gate.guard(engine, replica)
     return replica
+
+
+def _probe_policy(settings: Settings, identity: PrimaryIdentity) -> ProbePolicy:
+    """Return what the monitor checks."""
+    primary = identity.engine
+    return ProbePolicy(
+        interval=settings.probe_interval,
+        timeout=settings.connect_timeout,
+        max_lag=settings.max_lag,
+        role_check=settings.role_check,
+        compared_primary=_compared(settings, primary),
+        probed_primary=_probed(settings, primary),
+        status=identity.status,
+        answer_timeout=_answer_timeout(settings),
+        surroundings=identity.surroundings,
+    )
 
 
 def _answer_timeout(settings: Settings) -> float:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import weakref
 from collections.abc import Mapping
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import event
 from sqlalchemy.exc import NoSuchModuleError
 
 from balancers import UnknownMemberError
 from balancers.errors import DuplicateMemberError, InvalidWeightError, error_text
-from flask_replicated.engine.background import Background
 from flask_replicated.errors import ConfigurationError
 from flask_replicated.forks import in_this_process
 from flask_replicated.settings.binds import is_replica_of
@@ -28,14 +27,9 @@ if TYPE_CHECKING:
     from flask_replicated.replica.connection_events import ReplicaServer
     from flask_replicated.settings.bind_owner import BindOwner
 
+    from .discovery import Discovery
+
 __all__ = ["Fleet", "fleet_of"]
-
-
-class _Discovery(Background, Protocol):
-    """What discovers replicas in the background, and adds them here."""
-
-    def start(self, routed: RoutedEngine) -> None:
-        """Start, unless it has started already; stop when *routed* is gone."""
 
 
 class _SpareEngines:
@@ -75,7 +69,7 @@ class Fleet:
         self._limited = limited
         self._spares = _SpareEngines()
         self._lock = Lock()
-        self._discoveries: tuple[_Discovery, ...] = ()
+        self._discoveries: tuple[Discovery, ...] = ()
         self.idle = False
 
     def listener(self) -> Callable[[Event], None]:
@@ -136,7 +130,7 @@ class Fleet:
             )
         self._add_checked(adapter, name, bind, weight)
 
-    def add_discovery(self, discovery: _Discovery) -> None:
+    def add_discovery(self, discovery: Discovery) -> None:
         """Discover replicas in DNS, from the first routed read on."""
         self._discoveries += (discovery,)
         self.idle = True

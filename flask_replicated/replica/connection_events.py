@@ -127,7 +127,15 @@ class ReplicaServer:
             engine.dialect.name
         )
         self._records: WeakSet[ConnectionPoolEntry] = WeakSet()
-        self._seconds = seconds = math.ceil(connect_timeout)
+        self._seconds = math.ceil(connect_timeout)
+        self._setup_timeout: SetupTimeout | None = None
+        self._listen(engine, read_timeout, shared=shared)
+
+    def _listen(
+        self, engine: Engine, read_timeout: float | None, *, shared: bool
+    ) -> None:
+        """Add the listeners. Those with ``insert`` run before all others."""
+        name, seconds = self._name, self._seconds
         warn_of_hosts(f"replica {name!r}", engine, seconds, ONE_BIND_EACH)
         lift = set_connect_timeout(engine, seconds, read_timeout)
         enable_keepalive(engine)
@@ -137,7 +145,6 @@ class ReplicaServer:
             )
         if lift is not None:  # last: a server may be silent after the log-in too
             event.listen(engine, "connect", lift)
-        self._setup_timeout: SetupTimeout | None = None
         if engine.dialect.name != "sqlite":  # a file is there, or it is not
             # First, so that a connection that hangs in what follows can be ended.
             event.listen(engine, "connect", self._stamp, insert=True)

@@ -10,7 +10,7 @@ replica gets it; a function that is not known to write meets a read-only connect
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sqlalchemy import (
     CTE,
@@ -47,7 +47,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Classifier", "Kind"]
 
+_Classes: TypeAlias = "type | tuple[type, ...]"
 _READ = Kind.READ
+_SAVEPOINTS = (SavepointClause, RollbackToSavepointClause, ReleaseSavepointClause)
+
+
+def _write(_: object) -> Kind:
+    return Kind.WRITE
 
 
 class Classifier:
@@ -64,19 +70,16 @@ class Classifier:
 
     def __init__(self, write_functions: Iterable[str] = (), dialect: str = "") -> None:
         self.text = TextClassifier(write_functions, dialect)
-        self._rules: tuple[tuple[type, Callable[[Any], Kind]], ...] = (
-            (UpdateBase, self._write),
-            (StatementLambdaElement, self._lambda),
+        self._rules: tuple[tuple[_Classes, Callable[[Any], Kind]], ...] = (
+            (UpdateBase, _write),
+            (StatementLambdaElement, lambda made: self.kind(resolved_lambda(made))),
             (Select, self._select),
             (CompoundSelect, self._compound),
-            (TextClause, self._text),
-            (TextualSelect, self._element),
-            (FromStatement, self._element),
-            (FunctionElement, self._function),
+            (TextClause, lambda clause: self.text.statement(clause.text)),
+            ((TextualSelect, FromStatement), lambda outer: self.kind(outer.element)),
+            (FunctionElement, lambda function: self._parts([function])),
             (str, self.text.statement),
-            (SavepointClause, self._read),
-            (RollbackToSavepointClause, self._read),
-            (ReleaseSavepointClause, self._read),
+            (_SAVEPOINTS, lambda _: _READ),
         )
         # Bounded: a program may create classes as it runs.
         self._rule_for = lru_cache(maxsize=512)(self._find_rule)
@@ -103,28 +106,10 @@ class Classifier:
         return kind
 
     def _find_rule(self, cls: type) -> Callable[[Any], Kind]:
-        for base, rule in self._rules:
-            if issubclass(cls, base):
+        for classes, rule in self._rules:
+            if issubclass(cls, classes):
                 return rule
-        return self._write
-
-    def _write(self, _: object) -> Kind:
-        return Kind.WRITE
-
-    def _read(self, _: object) -> Kind:
-        return _READ
-
-    def _text(self, statement: TextClause) -> Kind:
-        return self.text.statement(statement.text)
-
-    def _element(self, statement: Any) -> Kind:
-        return self.kind(statement.element)
-
-    def _lambda(self, statement: StatementLambdaElement) -> Kind:
-        return self.kind(resolved_lambda(statement))
-
-    def _function(self, statement: FunctionElement[Any]) -> Kind:
-        return self._parts([statement])
+        return _write
 
     def _generative(self, statement: GenerativeSelect) -> Kind:
         ctes, lock = query_parts(statement)

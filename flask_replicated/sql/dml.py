@@ -79,42 +79,18 @@ def find_writes(
         return None
 
 
-# Not allowed in the rest of a statement, which would write or lock as well.
-_VERBS = frozenset(
-    [
-        "call",
-        "delete",
-        "insert",
-        "into",
-        "lock",
-        "merge",
-        "replace",
-        "share",
-        "truncate",
-        "update",
-    ]
-)
-_MODIFIERS = frozenset(
-    ["delayed", "high_priority", "ignore", "low_priority", "only", "quick"]
-)
-_CONFLICTS = frozenset(["abort", "fail", "ignore", "replace", "rollback"])
-_CLAUSES = frozenset(["from", "limit", "order", "returning", "where"])
-_JOINS = frozenset({"join", "straight_join"})
-# May follow a table's name without being its alias.
-_NO_ALIAS = _JOINS.union(
-    [
-        "cross",
-        "force",
-        "ignore",
-        "inner",
-        "left",
-        "natural",
-        "on",
-        "partition",
-        "right",
-        "use",
-        "using",
-    ]
+_VERBS, _MODIFIERS, _CONFLICTS, _CLAUSES, _JOINS, _NO_ALIAS = (
+    frozenset(words.split())
+    for words in (
+        # Not allowed in the rest of a statement, which would write or lock as well.
+        "call delete insert into lock merge replace share truncate update",
+        "delayed high_priority ignore low_priority only quick",
+        "abort fail ignore replace rollback",
+        "from limit order returning where",
+        "join straight_join",
+        # May follow a table's name without being its alias.
+        "cross force ignore inner join left natural on partition right use using",
+    )
 )
 
 
@@ -399,7 +375,7 @@ def _reference(
         table = schema, alias
     if rest and is_word(rest[0], "as"):
         alias, rest = _name(rest[1:])
-    elif rest and not is_word(rest[0], *_NO_ALIAS):
+    elif rest and not is_word(rest[0], *_NO_ALIAS, *_JOINS):
         alias, rest = _name(rest)
     if alias is None:
         raise _AmbiguousError
