@@ -10,9 +10,10 @@ from __future__ import annotations
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import RootTransaction, event, util
-from sqlalchemy.orm import session as _orm_session
-from sqlalchemy.pool import base as _pool_base
+from sqlalchemy import RootTransaction, util
+from sqlalchemy.event import _EventKey as EventKey
+from sqlalchemy.orm.session import _sessions
+from sqlalchemy.pool.base import _ConnectionRecord as ConnectionRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,11 +24,49 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session, SessionTransaction
     from sqlalchemy.pool import Pool, QueuePool
 
+__all__ = [
+    "ADD_EVENT",
+    "INHERITED",
+    "ConnectionRecord",
+    "EventKey",
+    "add_listener",
+    "begin_as_root",
+    "connections_of",
+    "drop_transaction",
+    "for_update",
+    "has_hints",
+    "has_listeners",
+    "invoke_creator",
+    "is_flushing",
+    "is_observed",
+    "isolation_level_setter",
+    "joined_dispatch",
+    "lite_engine_options",
+    "make_flask_sqlalchemy_engine",
+    "makes_own_engines",
+    "max_overflow",
+    "parent_of",
+    "pg8000_key_data",
+    "pg8000_socket",
+    "pooled_connection",
+    "pymysql_awaits_answer",
+    "pymysql_socket",
+    "query_parts",
+    "resolved_lambda",
+    "roll_back_as_root",
+    "select_parts",
+    "selects_tables_only",
+    "set_pool_timeout",
+    "set_pymysql_read_timeout",
+    "set_user_options",
+    "unflushed_sessions",
+    "user_options",
+]
+
 INHERITED: Mapping[str, frozenset[str]] = util.immutabledict(
     {
-        # Whether events are listened to, and statements logged. Without these each
-        # end of a read would have to be announced.
-        "Connection": frozenset({"_has_events", "_echo", "_transaction"}),
+        # Read at each transaction and each statement, where a call would cost more.
+        "Connection": frozenset({"_dbapi_connection", "_has_events", "_transaction"}),
         # The class of its connections, which notice commits and failures; and what an
         # engine keeps, which a facade shows of the real engine.
         "Engine": frozenset(
@@ -118,9 +157,9 @@ def set_user_options(statement: Select[Any], options: Iterable[Any]) -> None:
 
 # ------------------------------------------- SQLAlchemy: connection pools and dialects
 
-ConnectionRecord: Any = _pool_base._ConnectionRecord
-"""What a pool gives to creators and listeners; the public base class keeps no ``info``.
-Without it, connections outside the pool could use no creator that reads it."""
+# ConnectionRecord is what a pool gives to creators and listeners; the public base class
+# keeps no ``info``. Without it, connections outside the pool could use no creator that
+# reads it.
 
 invoke_creator: Callable[[Pool], Callable[[Any], Any]] = attrgetter("_invoke_creator")
 """A pool's creator, whether it takes a record or nothing. Without it, connections
@@ -202,9 +241,8 @@ def parent_of(engine: Any) -> Engine | None:
 
 # ---------------------------------------------------------- SQLAlchemy: listeners
 
-EventKey: Any = event._EventKey
-"""What ``event.listen()`` makes of its arguments. Without it, one registration could
-not stand for listeners on all servers, nor be removed as one."""
+# EventKey is what ``event.listen()`` makes of its arguments. Without it, one
+# registration could not stand for listeners on all servers, nor be removed as one.
 
 
 def add_listener(target: Any, key: Any, options: Mapping[str, Any]) -> None:
@@ -235,7 +273,7 @@ def unflushed_sessions() -> Iterator[Session]:
     was made before the block. ``session.new`` and its like copy what another thread
     may be changing.
     """
-    for reference in _orm_session._sessions.valuerefs():
+    for reference in _sessions.valuerefs():
         session = reference()
         if session is not None and not session._is_clean():
             yield session
@@ -244,7 +282,7 @@ def unflushed_sessions() -> Iterator[Session]:
 is_flushing: Callable[[Session], bool] = attrgetter("_flushing")
 """Whether a session is in ``flush()``. Without it, see :func:`unflushed_sessions`."""
 
-connections_of: Callable[[SessionTransaction], Mapping[Any, Any]] = attrgetter(
+connections_of: Callable[[SessionTransaction], dict[Any, Any]] = attrgetter(
     "_connections"
 )
 """The connections of a session's transaction, as keys. The public method opens one

@@ -26,7 +26,7 @@ DIRECTIONS: dict[str, str] = {
     "replica": "_private balancers errors forks sockets threads",
     "settings": "_private balancers errors redaction",
     "routing": "_private balancers errors forks settings sql",
-    "engine": "balancers errors forks replica routing sockets sql",
+    "engine": "_private balancers errors forks replica routing sockets sql",
     "adapters": "_private engine errors routing settings",
     "fleet": "balancers engine errors forks replica routing settings sockets threads",
     "extension": "adapters engine errors fleet redaction routing settings",

@@ -79,6 +79,7 @@ def owners() -> Iterator[Owners]:
 
 
 READERS = {"attrgetter", "getattr", "methodcaller", "setattr"}
+OWN = {"self", "cls", "super()"}
 
 
 def names_in(path: Path) -> set[str]:
@@ -86,11 +87,11 @@ def names_in(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Attribute):
-            own = ast.unparse(node.value) in {"self", "cls", "super()"}
-            found |= set() if own else {node.attr}
+            found |= set() if ast.unparse(node.value) in OWN else {node.attr}
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in READERS:
             strings = [one for one in node.args if isinstance(one, ast.Constant)]
-            found |= {one.value for one in strings if isinstance(one.value, str)}
+            own = ast.unparse(node.args[0]) in OWN
+            found |= set() if own else {str(one.value) for one in strings}
         elif isinstance(node, ast.ImportFrom):
             found |= {alias.name for alias in node.names}
     return {name for name in found if re.fullmatch(r"_[A-Za-z]\w+", name)}
@@ -136,3 +137,15 @@ def test_every_name_is_looked_for(owners: Owners) -> None:
     known |= {"_make", "_prepare_engine_options"}
     assert names_in(Path(_private.__file__)) - known == set()
     assert set().union(*_private.INHERITED.values()) <= owners.keys()
+
+
+def test_one_door(owners: Owners) -> None:
+    """No other module reads a private name of a library."""
+    package = Path(_private.__file__).parent
+    private = names_in(Path(_private.__file__)) - {"_listen", "_make"}
+    found = {
+        str(path.relative_to(package)): names
+        for path in package.rglob("*.py")
+        if path != Path(_private.__file__) and (names := names_in(path) & private)
+    }
+    assert found == {}

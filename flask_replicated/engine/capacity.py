@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import random
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sqlalchemy.pool import QueuePool
 
 from balancers import Random, RoundRobin, UnknownMemberError, Weighted
+from flask_replicated._private import max_overflow
 from flask_replicated.errors import ExhaustedError
 
 if TYPE_CHECKING:
@@ -37,23 +38,17 @@ _COMPARED = 4
 
 def in_use(engine: Engine) -> int:
     """Return how many connections of an engine's pool are in use, or being opened."""
-    # What checkedout() returns, without its lock: it is asked at each connect.
-    pool: Any = engine.pool
-    try:
-        free = pool._pool  # noqa: SLF001 - as said
-        used: int = free.maxsize + pool._overflow - len(free.queue)  # noqa: SLF001 - the same
-    except AttributeError:  # of asyncio, or of another kind
-        return pool.checkedout() if isinstance(pool, QueuePool) else 0
-    return used
+    pool = engine.pool
+    return pool.checkedout() if isinstance(pool, QueuePool) else 0
 
 
 def is_full(engine: Engine) -> bool:
     """Whether one more would have to wait for a connection of an engine's pool."""
-    pool: Any = engine.pool
+    pool = engine.pool
     if not isinstance(pool, QueuePool):
         return False
-    most = pool._max_overflow  # noqa: SLF001 - it has no other name
-    return most > -1 and in_use(engine) >= pool.size() + most
+    most = max_overflow(pool)
+    return most > -1 and pool.checkedout() >= pool.size() + most
 
 
 class ReplicaCapacity:

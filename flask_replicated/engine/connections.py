@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.sql.elements import SavepointClause
 
+from flask_replicated._private import joined_dispatch
 from flask_replicated.errors import WriteOnReplicaError
 from flask_replicated.replica.connection_events import CHANGED
 from flask_replicated.routing.decision import WROTE, Reason, Role
@@ -82,7 +83,7 @@ class _LazyDispatch(Connection):
     @functools.cached_property
     def dispatch(self) -> Any:  # type: ignore[override]  # SQLAlchemy's is a descriptor too
         """The listeners of this connection, and of its engine."""
-        return super().dispatch._join(self.engine.dispatch)  # noqa: SLF001 - as Connection's own constructor does
+        return joined_dispatch(super().dispatch, self.engine)
 
 
 class PrimaryConnection(_LazyDispatch, ReportingConnection):

@@ -16,9 +16,12 @@ from traceback import walk_tb
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import event
+from sqlalchemy import Dialect, Engine, Pool, event
+from sqlalchemy.engine.events import ConnectionEvents, DialectEvents
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool.events import PoolEvents
 
+from flask_replicated._private import EventKey, add_listener, parent_of
 from flask_replicated.errors import UnfitReplicaError
 
 from .facade import ObjectFacade, SubclassFacade
@@ -26,15 +29,11 @@ from .facade import ObjectFacade, SubclassFacade
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from sqlalchemy import Engine
-
     from .facade import RoutedFacade
 
     Part = Callable[[Engine], Any]
 
 __all__ = ["Listeners", "raised_by_listener"]
-
-_Key = event._EventKey  # noqa: SLF001 - what event.listen() makes of its arguments
 
 _INTERNAL = ("sqlalchemy.", "flask_replicated.")
 """Modules whose listeners every engine has already."""
@@ -52,6 +51,8 @@ def _itself(engine: Engine) -> Engine:
 
 _PARTS: tuple[Part, ...] = (_itself, attrgetter("pool"), attrgetter("dialect"))
 """The parts of an engine that can have listeners."""
+_EVENTS = ((Engine, ConnectionEvents), (Pool, PoolEvents), (Dialect, DialectEvents))
+"""The events of each, as methods that describe them."""
 
 
 class Listeners:
@@ -93,7 +94,7 @@ class Listeners:
         primary, listen = self._primary, partial(self._listen, part)
         return ObjectFacade(lambda: part(primary).dispatch, _listen=listen)
 
-    def _listen(self, part: Part, key: _Key[Any], **options: Any) -> None:
+    def _listen(self, part: Part, key: EventKey[Any], **options: Any) -> None:
         """Add a listener; SQLAlchemy calls this in place of its own way to do so."""
         if self._has(key):  # SQLAlchemy, too, takes it only once
             return
@@ -104,7 +105,7 @@ class Listeners:
         for engine in self._routed.engines():
             self._put(listener, engine)
 
-    def _has(self, key: _Key[Any]) -> bool:
+    def _has(self, key: EventKey[Any]) -> bool:
         return any(listener.is_of(key) for listener in list(self._listeners))
 
     def share(self, engine: Engine) -> None:
@@ -141,8 +142,8 @@ class Listeners:
             return
         old, options = part(engine), {"retval": True} if name in _RETURN else {}
         for was, now in ((engine, self._routed), (old, new)):
-            before = _Key(was, name, function, old, wrapped)
-            key = _Key(now, name, function, old, wrapped)
+            before = EventKey(was, name, function, old, wrapped)
+            key = EventKey(now, name, function, old, wrapped)
             if before.contains() and not self._has(key):
                 _SharedListener(key, part, options, before).keep_in(self._listeners)
 
@@ -155,12 +156,12 @@ class _RemovalHook(event.RefCollection[Any]):
         removed: The function.
     """
 
-    def __init__(self, key: _Key[Any], removed: Callable[[], None]) -> None:
+    def __init__(self, key: EventKey[Any], removed: Callable[[], None]) -> None:
         self._functions: deque[Any] = deque()
         self._removed = removed
         key.append_to_list(self, self._functions)
 
-    def remove(self, key: _Key[Any]) -> None:
+    def remove(self, key: EventKey[Any]) -> None:
         """Do what SQLAlchemy asks of a registration, and call the function."""
         key.remove_from_list(self, self._functions)
         self._removed()
@@ -179,17 +180,17 @@ class _SharedListener:
 
     def __init__(
         self,
-        key: _Key[Any],
+        key: EventKey[Any],
         part: Part,
         options: dict[str, Any],
-        before: _Key[Any] | None = None,
+        before: EventKey[Any] | None = None,
     ) -> None:
         self._key = key
         self.part = part
         self._options = options
         self._before = before
 
-    def is_of(self, key: _Key[Any]) -> bool:
+    def is_of(self, key: EventKey[Any]) -> bool:
         """Whether it is registered in this way."""
         mine = self._key
         same = mine.target is key.target and mine.identifier == key.identifier
@@ -224,26 +225,24 @@ class _SharedListener:
             others = map(_unwrapped, _listeners_of(target, key.identifier))
             found += [one for one in others if _fingerprint(one, engine) == fingerprint]
         if not any(_listens(engine, target, key.identifier, one) for one in found):
-            target.dispatch._listen(  # noqa: SLF001 - as event.listen() does
-                key.with_dispatch_target(target), **self._options
-            )
+            add_listener(target, key, self._options)
 
 
-def _remove(key: _Key[Any]) -> None:
+def _remove(key: EventKey[Any]) -> None:
     if key.contains():
         key.remove()
 
 
 def _listens(engine: Engine, target: Any, name: str, function: Any) -> bool:
     """Whether a function was put on this engine itself."""
-    keys = (_Key(one, name, function, target) for one in (engine, target))
+    keys = (EventKey(one, name, function, target) for one in (engine, target))
     return any(key.contains() for key in keys)
 
 
 def _lineage(engine: Engine) -> list[Engine]:
     """Return an engine, and those that it is a view of, with options of its own."""
     found = [engine]
-    while (parent := getattr(found[-1], "_proxied", None)) is not None:
+    while (parent := parent_of(found[-1])) is not None:
         found.append(parent)
     return found
 
@@ -256,10 +255,11 @@ def _listeners_of(target: Any, name: str) -> list[Any]:
 
 def _all_listeners_of(target: Any) -> Iterator[tuple[str, Any]]:
     """Return the same for each event, with its name."""
-    events = target.dispatch._events  # noqa: SLF001 - they are listed nowhere else
-    for name in events.dispatch._event_names:  # noqa: SLF001 - the same
-        for function in _listeners_of(target, name):
-            yield name, function
+    events = next(events for kind, events in _EVENTS if isinstance(target, kind))
+    for name, described in vars(events).items():
+        if callable(described) and not name.startswith("_"):
+            for function in _listeners_of(target, name):
+                yield name, function
 
 
 def _unwrapped(function: Any) -> Any:

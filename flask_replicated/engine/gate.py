@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 
+from flask_replicated._private import has_listeners
 from flask_replicated.errors import StaleReadError, WriteOnReplicaError
 from flask_replicated.replica.failures import (
     StorageFailures,
@@ -92,7 +93,7 @@ class Gate:
         connection = context.root_connection
         if not isinstance(connection, ReplicaConnection):
             return
-        if connection._has_events or connection.engine._has_events:  # noqa: SLF001 - as Connection's own way asks
+        if has_listeners(connection):
             begin_block_late(connection)
         # A compiled statement is the same string each time, and knows its hash.
         compiled = context.compiled
@@ -101,7 +102,7 @@ class Gate:
             sql not in self._known_reads or self._version != primary_tables.version
         ) and not self._check(sql, connection, context):
             return
-        if context._is_server_side:  # type: ignore[attr-defined]  # noqa: SLF001 - its cursor, which has no public name
+        if context.execution_options.get("stream_results"):  # a cursor on the server
             begin_block(connection)
         connection.count_statement()
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
 
+from flask_replicated._private import pooled_connection
 from flask_replicated.replica.connection_events import CHANGED
 from flask_replicated.replica.poolers import POOLED
 
@@ -65,7 +66,7 @@ _HAS_BLOCK: dict[str, Callable[[Any], object]] = {
 def has_block(connection: Connection) -> bool:
     """Whether there may be a block to end, as far as its driver knows."""
     asks = _HAS_BLOCK.get(connection.dialect.driver)
-    fairy = connection._dbapi_connection  # noqa: SLF001 - the public one begins a block
+    fairy = pooled_connection(connection)
     if asks is None or fairy is None:
         return True
     try:
@@ -161,19 +162,19 @@ def _is_ours(listener: Any) -> bool:
 
 def leave_out_block(connection: Connection) -> None:
     """Leave out the block, now that the pool's listeners have not begun one."""
-    fairy = connection._dbapi_connection  # noqa: SLF001 - the same
+    fairy = pooled_connection(connection)
     if fairy is None or not fairy.info.get(_AFTER_CHECKOUT) or _MARK not in fairy.info:
         return
     if "isolation_level" in connection.get_execution_options():
         return
-    if connection._transaction is None and not has_block(connection):  # noqa: SLF001 - the same
+    if connection.get_transaction() is None and not has_block(connection):
         driver: Any = fairy.dbapi_connection
         driver.autocommit = True
 
 
 def begin_block(connection: Connection) -> None:
     """Let a block begin with what is sent next, unless the connection is in one."""
-    fairy = connection._dbapi_connection  # noqa: SLF001 - the same
+    fairy = pooled_connection(connection)
     if fairy is None or _MARK not in fairy.info:
         return
     # The caller has chosen a level, and SQLAlchemy has set the driver to it.
@@ -190,7 +191,7 @@ def begin_block_late(connection: Connection) -> None:
 
     What it has set already would stay set: the connection is not used again.
     """
-    fairy = connection._dbapi_connection  # noqa: SLF001 - the same
+    fairy = pooled_connection(connection)
     if fairy is None or _MARK not in fairy.info:
         return
     driver: Any = fairy.dbapi_connection

@@ -19,6 +19,7 @@ from sqlalchemy.exc import (
     UnboundExecutionError,
 )
 
+from flask_replicated._private import ADD_EVENT, connections_of
 from flask_replicated.errors import WriteOnReplicaError
 from flask_replicated.routing.decision import LACKING, PINNED, WROTE, Role
 from flask_replicated.routing.flask_context import (
@@ -92,7 +93,7 @@ class RoutedSession(orm.Session):
         if routing is None:
             routing = self._routing = SessionState()
         transaction = self._transaction
-        opened = None if transaction is None else transaction._connections  # noqa: SLF001 - it has no public name
+        opened = None if transaction is None else connections_of(transaction)
         if opened is not routing.connections or (
             opened is not None and len(opened) != routing.noted
         ):
@@ -115,7 +116,7 @@ class RoutedSession(orm.Session):
         if root is None:
             routing.forget_connections()
         else:
-            routing.note_connections(root._connections)  # noqa: SLF001 - the same
+            routing.note_connections(connections_of(root))
 
     def _bind_of_plain_read(
         self, routing: SessionState, mapper: Any, clause: Any
@@ -275,10 +276,10 @@ class RoutedSession(orm.Session):
         if routing is None:
             routing = self._routing = SessionState()
         statement, wanted = self._prepare(statement, options)
-        added = options.get("_add_event")
+        added = options.get(ADD_EVENT)
         if self.dispatch.do_orm_execute:
             # Called last: it sees what the program's handlers have made of it.
-            options["_add_event"] = functools.partial(self._after_handlers, added)
+            options[ADD_EVENT] = functools.partial(self._after_handlers, added)
         outer, routing.wanted = routing.wanted, wanted
         try:
             while True:
@@ -290,7 +291,7 @@ class RoutedSession(orm.Session):
                         raise
                     if step is Step.READ_PRIMARY:
                         # Stronger than what a handler asks for.
-                        options["_add_event"] = added
+                        options[ADD_EVENT] = added
                     elif read is not None and step is Step.TRY_PRIMARY:
                         run = functools.partial(self._try_primary, read, error, run)
         finally:

@@ -20,6 +20,13 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine.default import DefaultDialect
 
+from flask_replicated._private import (
+    begin_as_root,
+    drop_transaction,
+    is_observed,
+    roll_back_as_root,
+)
+
 from .lazy_begin import begin_block, has_block
 
 if TYPE_CHECKING:
@@ -158,16 +165,14 @@ class ReadTransaction(_Harmless, RootTransaction):
             return
         if (
             self.is_active
-            and connection._nested_transaction is None  # noqa: SLF001 - as Connection's own way asks
+            and connection.get_nested_transaction() is None
             and not has_block(connection)
-            and not connection._has_events  # noqa: SLF001 - the same
-            and not connection.engine._has_events  # noqa: SLF001 - the same
-            and not connection._echo  # noqa: SLF001 - the same
+            and not is_observed(connection)
         ):
             # Most reads have begun no block, and to ask the driver whether there is one
             # costs less than a rollback. But listeners and the log are told.
             self.is_active = False
-            connection._transaction = None  # noqa: SLF001 - the same
+            drop_transaction(connection)
         else:
             try:
                 RootTransaction.close(self)
@@ -177,12 +182,9 @@ class ReadTransaction(_Harmless, RootTransaction):
 
     def _connection_begin_impl(self) -> None:
         connection = self.connection
-        if (
-            type(connection.dialect).do_begin is not DefaultDialect.do_begin
-            or connection._has_events  # noqa: SLF001 - the same
-            or connection.engine._has_events  # noqa: SLF001 - the same
-            or connection._echo  # noqa: SLF001 - the same
-        ):
+        if type(
+            connection.dialect
+        ).do_begin is not DefaultDialect.do_begin or is_observed(connection):
             _begin(self)
 
 
@@ -197,7 +199,7 @@ def _begin(transaction: ReadTransaction | ReadTwoPhase) -> None:
     # A listener to ``begin`` may send anything as well.
     around = nullcontext if connection.dispatch.begin else connection.without_block
     with around():
-        RootTransaction._connection_begin_impl(transaction)  # noqa: SLF001 - past the reads' own
+        begin_as_root(transaction)
 
 
 class ReadTwoPhase(_Harmless, TwoPhaseTransaction):
@@ -213,7 +215,7 @@ class ReadTwoPhase(_Harmless, TwoPhaseTransaction):
         _begin(self)  # plain BEGIN
 
     def _connection_rollback_impl(self) -> None:
-        RootTransaction._connection_rollback_impl(self)  # noqa: SLF001 - the same
+        roll_back_as_root(self)
 
 
 class ReadSavepoint(_Harmless, NestedTransaction):

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Mapper, UserDefinedOption
 from sqlalchemy.sql.cache_key import HasCacheKey
 from sqlalchemy.sql.visitors import InternalTraversal
 
+from flask_replicated._private import set_user_options, user_options
 from flask_replicated.errors import ConfigurationError
 
 from .decision import MARK, ROLES, Role
@@ -76,13 +77,13 @@ def wanted_role(
     """
     value = options.get(ROLE_OPTION) if options else None
     if value is None:
-        own = getattr(statement, "_execution_options", None)
-        value = own.get(ROLE_OPTION) if own else None
+        own_options = getattr(statement, "get_execution_options", None)
+        value = own_options().get(ROLE_OPTION) if own_options else None
     if value is None and defaults:
         value = defaults.get(ROLE_OPTION)
     if value is not None:
         return _role(f"execution_options[{ROLE_OPTION!r}]", value)
-    for option in getattr(statement, "_with_options", ()):
+    for option in user_options(statement):
         if type(option) is _InheritedRole:
             return option.payload
     return None
@@ -94,11 +95,12 @@ def carrying(statement: Any, role: Role) -> Any:
         return statement
     carried = statement.options(_InheritedRole(role))
     # Only this one: an object keeps the options of its statement in no order.
-    carried._with_options = tuple(  # noqa: SLF001 - what .options() has made has no public name
+    options = [
         option
-        for option in carried._with_options  # noqa: SLF001 - the same
+        for option in user_options(carried)
         if type(option) is not _InheritedRole or option.payload is role
-    )
+    ]
+    set_user_options(carried, options)
     return carried
 
 
