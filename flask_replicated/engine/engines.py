@@ -253,17 +253,12 @@ class ReplicaPoolEngine(ReplicasFacade):
         for member in self._candidates(kept, state, failures):
             permit = pool.permit(member)
             try:
-                connection = (self._picked.get(member) or self._add(member)).connect()
+                connection = self._connect_to(member)
             except Exception as error:  # noqa: BLE001 - a creator may raise anything
                 cause, busy = self._report_failure(member, error, permit)
-                if busy and state is not None and member is kept and not failures:
-                    # It lives. Another replica could show an older state than this
-                    # request has seen.
-                    state.latch(SPENT)
-                    return self._fallback.connect()
+                if busy and member is kept and not failures:
+                    return self._without_kept(state)
                 failures.add(member.name, cause, busy=busy)
-                if failures.over:
-                    break
                 continue
             if not permit.quiet or self._logged or self._capacity.exhausted:
                 self._report_success(member, permit)
@@ -305,13 +300,15 @@ class ReplicaPoolEngine(ReplicasFacade):
         yield first
         waits, full = not failures.busy, []
         for member in candidates:
+            if failures.over:
+                return
             if is_full(member.target):
                 self._capacity.note_full(member, pool.permit(member))
                 failures.skip_full(member.name)
                 full.append(member)
             else:
                 yield member
-        if waits:
+        if waits and not failures.over:
             yield from full[:1]
 
     def _report_success(self, member: Member[Engine], permit: Permit) -> None:
@@ -355,6 +352,15 @@ class ReplicaPoolEngine(ReplicasFacade):
         else:
             self.replica_pool.failed(member, error, permit)
         return cause, verdict is Verdict.BUSY
+
+    def _without_kept(self, state: RequestState | None) -> Connection:
+        """Connect to the primary: the request's replica lives, and is too busy.
+
+        Another replica could show an older state than this request has seen.
+        """
+        if state is not None:
+            state.latch(SPENT)
+        return self._fallback.connect()
 
     def _without_replicas(
         self, failures: _Failures, state: RequestState | None
@@ -432,7 +438,7 @@ class ReplicaPoolEngine(ReplicasFacade):
             permit = self.replica_pool.permit(member)
             token = accept_any_lag.set(True)
             try:
-                connection = (self._picked.get(member) or self._add(member)).connect()
+                connection = self._connect_to(member)
             except Exception as error:  # noqa: BLE001 - a creator may raise anything
                 self._report_failure(member, error, permit)
                 continue
@@ -450,11 +456,12 @@ class ReplicaPoolEngine(ReplicasFacade):
             return connection
         return None
 
-    def _add(self, member: Member[Engine]) -> _PickedEngine:
-        """Return what connects to a replica that was not picked before."""
-        self.forget_removed()
-        engine = self._picked[member] = _PickedEngine(member, self)
-        return engine
+    def _connect_to(self, member: Member[Engine]) -> Connection:
+        picked = self._picked.get(member)
+        if picked is None:  # for the first time
+            self.forget_removed()
+            picked = self._picked[member] = _PickedEngine(member, self)
+        return picked.connect()
 
     def forget_removed(self) -> None:
         """Let go of replicas that have been removed."""

@@ -29,7 +29,7 @@ from flask_replicated.replica.poolers import POOLED
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from sqlalchemy import Connection, Engine
+    from sqlalchemy import Connection, Dialect, Engine
     from sqlalchemy.pool import ConnectionPoolEntry
 
 __all__ = [
@@ -80,16 +80,9 @@ def leave_out_blocks(engine: Engine) -> None:
 
     Not where each cursor is the server's own, and so needs one.
     """
-    dialect = engine.dialect
-    asks = _HAS_BLOCK.get(dialect.driver)
-    if (
-        dialect.name != WITH_BLOCKS
-        or dialect.is_async
-        or asks is None
-        or getattr(dialect, "server_side_cursors", False)
-    ):
+    dialect, asks = engine.dialect, _block_test_of(engine.dialect)
+    if asks is None or getattr(dialect, "server_side_cursors", False):
         return
-
     listeners = _ProgramListeners(engine)
 
     @event.listens_for(engine, "connect")
@@ -117,6 +110,13 @@ def leave_out_blocks(engine: Engine) -> None:
             if listened and not late:
                 # It may have been called before: what it set would stay set.
                 record.info[CHANGED] = True
+
+
+def _block_test_of(dialect: Dialect) -> Callable[[Any], object] | None:
+    """Return what tells whether a server is in a block; None where blocks are kept."""
+    if dialect.name != WITH_BLOCKS or dialect.is_async:
+        return None
+    return _HAS_BLOCK.get(dialect.driver)
 
 
 class _ProgramListeners:

@@ -15,7 +15,7 @@ from flask_replicated.errors import StaleReadError, WriteOnReplicaError
 from flask_replicated.routing.decision import LOST, WROTE, Role
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     from .connections import ReplicaConnection
 
@@ -158,21 +158,50 @@ def decide(facts: Facts) -> Recovery:
     nothing was answered before, or the transaction has promised no fixed snapshot and
     no ``SET`` gets lost.
     """
-    insists = Role.REPLICA in (facts.option, facts.block)
-    continuable = facts.may_be_continued or not facts.answered
-    if facts.problem is Problem.STALE:
-        again = facts.option is not Role.PRIMARY
-        return Recovery(Step.READ_PRIMARY) if again else _RAISE
-    if facts.problem is Problem.WRITE:
-        # After a refusal by the server only the first statement there may move.
-        if insists or (facts.aborted and facts.answered):
-            return _RAISE
-        reason = "a replica has refused its write" if facts.aborted else WROTE
-        return Recovery(Step.CONTINUE_ON_PRIMARY, reason)
-    if facts.problem is Problem.MISSING:
-        tries = continuable and not insists and not facts.primary_is_out
-        return Recovery(Step.TRY_PRIMARY) if tries else _RAISE
+    return _RULES[facts.problem](facts)
+
+
+def _after_stale_table(facts: Facts) -> Recovery:
+    again = facts.option is not Role.PRIMARY
+    return Recovery(Step.READ_PRIMARY) if again else _RAISE
+
+
+def _after_write(facts: Facts) -> Recovery:
+    # After a refusal by the server only the first statement there may move.
+    if _insists(facts) or (facts.aborted and facts.answered):
+        return _RAISE
+    reason = "a replica has refused its write" if facts.aborted else WROTE
+    return Recovery(Step.CONTINUE_ON_PRIMARY, reason)
+
+
+def _after_missing_object(facts: Facts) -> Recovery:
+    if _insists(facts) or facts.primary_is_out or not _can_continue(facts):
+        return _RAISE
+    return Recovery(Step.TRY_PRIMARY)
+
+
+def _after_loss(facts: Facts) -> Recovery:
     if not facts.answered and facts.replicas_left:
         return Recovery(Step.NEXT_REPLICA)
     # Only the primary is sure to know all that was seen.
-    return Recovery(Step.CONTINUE_ON_PRIMARY, LOST) if continuable else _RAISE
+    if _can_continue(facts):
+        return Recovery(Step.CONTINUE_ON_PRIMARY, LOST)
+    return _RAISE
+
+
+def _insists(facts: Facts) -> bool:
+    """Whether the program has asked for a replica."""
+    return Role.REPLICA in (facts.option, facts.block)
+
+
+def _can_continue(facts: Facts) -> bool:
+    """Whether the primary's answers cannot contradict the replica's."""
+    return facts.may_be_continued or not facts.answered
+
+
+_RULES: dict[Problem, Callable[[Facts], Recovery]] = {
+    Problem.STALE: _after_stale_table,
+    Problem.WRITE: _after_write,
+    Problem.MISSING: _after_missing_object,
+    Problem.LOST: _after_loss,
+}

@@ -202,19 +202,14 @@ class RoutedSession(orm.Session):
             asked, why = active_role(), "inside using_slave()"
         if kind is Kind.SETTING and asked is not _REPLICA and not leaves_no_trace():
             routed.app.latch(WROTE)
+        # connection(): nothing is sent yet; the gate checks what it sends.
+        if asked is _REPLICA and kind >= Kind.LOCK and not routing.connecting:
+            raise WriteOnReplicaError(
+                "a flush" if clause is None else clause, running_endpoint(), why
+            )
         if asked is not None:
-            # connection(): nothing is sent yet; the gate checks what it sends.
-            if asked is _REPLICA and kind >= Kind.LOCK and not routing.connecting:
-                raise WriteOnReplicaError(
-                    "a flush" if clause is None else clause, running_endpoint(), why
-                )
             return asked
-        if kind is not _READ:
-            return Role.PRIMARY
-        primary = routing.primary_connections.get(routed.real)
-        if primary is not None and primary.has_local_changes:
-            return Role.PRIMARY  # its own rows are nowhere else yet
-        if mapper is not None and reads_primary(mapper):
+        if kind is not _READ or _needs_primary(routing, routed, mapper):
             return Role.PRIMARY
         return routed.app.role()
 
@@ -429,6 +424,14 @@ class RoutedSession(orm.Session):
             _continue_on_primary(cast("SessionState", self._routing), read, LACKING)
             return found
         raise error  # not above, where it would get another context
+
+
+def _needs_primary(routing: SessionState, routed: RoutedEngine, mapper: Any) -> bool:
+    """Whether a read needs the primary, whatever its request has done."""
+    primary = routing.primary_connections.get(routed.real)
+    if primary is not None and primary.has_local_changes:
+        return True  # its own rows are nowhere else yet
+    return mapper is not None and reads_primary(mapper)
 
 
 def _is_out_of_reach(failure: BaseException) -> bool:

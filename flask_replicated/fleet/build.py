@@ -20,7 +20,10 @@ from flask_replicated.routing.counts import ReadCounts, ReplicaPool
 from flask_replicated.routing.state import AppState
 from flask_replicated.settings.compatibility import PrimaryBind
 from flask_replicated.settings.config import read_settings
-from flask_replicated.settings.sqlite_files import open_existing, shares_connection
+from flask_replicated.settings.sqlite_files import (
+    require_existing_file,
+    shares_connection,
+)
 
 from .fleet import Fleet
 from .monitor import Monitor, ProbePolicy
@@ -130,7 +133,7 @@ def _prepare_replica(
     )
     if engine.pool is not primary.pool:
         limit_pool_wait(engine, settings.connect_timeout)
-        open_existing(name, engine)
+        require_existing_file(name, engine)
     if settings.lazy_begin:
         leave_out_blocks(engine)
     gate.guard(engine, replica)

@@ -30,7 +30,7 @@ from flask_replicated.errors import (
 from flask_replicated.replica.failures import Verdict, judge_connect, refuses_but_lives
 from flask_replicated.replica.fitness import unfit_error
 from flask_replicated.replica.primary_status import PrimaryStatus
-from flask_replicated.settings.sqlite_files import is_handed_one
+from flask_replicated.settings.sqlite_files import uses_given_connection
 from flask_replicated.threads import start_thread
 
 from .probe import PrimaryProbe, ProbeRun, ReplicaProbe
@@ -334,7 +334,7 @@ class _MonitorLoop:
         for member in self._pool.members:
             # Spare ones are not in use, and should cost no connection. A connection
             # that is shared would be closed by the probe, for everyone.
-            if member in spares or is_handed_one(member.target):
+            if member in spares or uses_given_connection(member.target):
                 continue
             one = self._entry(member)
             server = self._replicas.get(member.name)

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-__all__ = ["in_private_memory", "is_handed_one", "open_existing", "shares_connection"]
+__all__ = [
+    "in_private_memory",
+    "require_existing_file",
+    "shares_connection",
+    "uses_given_connection",
+]
 
 _MEMORY = ":memory:"
 
@@ -80,7 +85,7 @@ def in_private_memory(engine: Engine) -> bool:
     return name is not None and name.private
 
 
-def is_handed_one(engine: Engine) -> bool:
+def uses_given_connection(engine: Engine) -> bool:
     """Whether a SQLite engine's only connection comes from a custom function.
 
     It very likely is in memory, and shared with other engines.
@@ -95,14 +100,14 @@ def is_handed_one(engine: Engine) -> bool:
 def shares_connection(engine: Engine, other: Engine) -> bool:
     """Whether two SQLite engines may share one connection."""
     same = engine.dialect.name == "sqlite" and engine.pool is other.pool
-    return same or is_handed_one(engine)
+    return same or uses_given_connection(engine)
 
 
-def open_existing(name: str, engine: Engine) -> None:
+def require_existing_file(name: str, engine: Engine) -> None:
     """Let a replica's SQLite file be opened, but never created.
 
     SQLite creates an empty database for a missing file, and each read from it would
-    find no table.
+    find no table. A connect to a missing file raises ``MisconfiguredReplicaError``.
 
     Args:
         name: The replica's bind name.
@@ -112,7 +117,7 @@ def open_existing(name: str, engine: Engine) -> None:
         return
 
     @event.listens_for(engine, "do_connect")
-    def look(_dialect: Any, _record: Any, cargs: Any, cparams: Any) -> None:
+    def check_file(_dialect: Any, _record: Any, cargs: Any, cparams: Any) -> None:
         found = _name(cargs, cparams)
         file = None if found is None else found.file
         if file is not None and _is_missing(file):
