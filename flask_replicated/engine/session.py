@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import sqlalchemy as sa
 from flask_sqlalchemy.session import Session as FlaskSession
-from sqlalchemy import orm
+from sqlalchemy import Select, orm
 from sqlalchemy.exc import (
     DBAPIError,
     TimeoutError,  # noqa: A004 - not the built-in one
     UnboundExecutionError,
 )
 
-from flask_replicated._private import ADD_EVENT, connections_of
+from flask_replicated._private import ADD_EVENT, connections_of, selects_tables_only
 from flask_replicated.errors import WriteOnReplicaError
 from flask_replicated.routing.decision import LACKING, PINNED, WROTE, Role
 from flask_replicated.routing.flask_context import (
@@ -143,7 +143,12 @@ class RoutedSession(orm.Session):
             mapper is not None
             and mapper not in state.app.plain_mappers
             and not routing.is_plain(mapper)
-        ) or default.classify(clause) is not _READ:
+        ):
+            return None
+        # What classify() asks first; nearly always that is all.
+        if not (type(clause) is Select and selects_tables_only(clause)) and (
+            default.classify(clause) is not _READ
+        ):
             return None
         if (state.decided or state.decision_for(self)).role is _REPLICA:
             return routing.target
