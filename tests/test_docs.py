@@ -204,3 +204,15 @@ def test_readme_leads_to_all() -> None:
     """Every document is linked from the README."""
     linked = {name for name, _ in LINK.findall(PAGES[0].read_text())}
     assert linked >= {f"docs/{page.name}" for page in DOCS.glob("*.md")}
+
+
+PATH = re.compile(r"`((?:[\w.-]+/)*[\w.-]+(?:/|\.(?:py|md|toml|html)))`")
+LISTED = ("CONTRIBUTING.md", "SECURITY.md", "docs/design.md")
+
+
+@pytest.mark.parametrize("page", LISTED)
+def test_files_exist(page: str) -> None:
+    """Every file or folder that a page names is there."""
+    named = set(PATH.findall((ROOT / page).read_text()))
+    assert named
+    assert {name for name in named if not (ROOT / name).exists()} == set()

@@ -93,7 +93,7 @@ class RoutedSession(orm.Session):
         if routing is None:
             routing = self._routing = SessionState()
         transaction = self._transaction
-        opened = None if transaction is None else connections_of(transaction)
+        opened = None if transaction is None else transaction._connections  # noqa: SLF001 - a call for each statement would cost more
         if opened is not routing.connections or (
             opened is not None and len(opened) != routing.noted
         ):
