@@ -139,15 +139,15 @@ class RoutedSession(orm.Session):
         if not known and not (self._reads_bind_keys and routing.find_request()):
             return None
         state, default = routing.state, routing.default
-        if (
-            mapper is not None
-            and mapper not in state.app.plain_mappers
-            and not routing.is_plain(mapper)
-        ):
-            return None
-        # What classify() asks first; nearly always that is all.
-        if not (type(clause) is Select and selects_tables_only(clause)) and (
-            default.classify(clause) is not _READ
+        is_plain = (
+            mapper is None
+            or mapper in state.app.plain_mappers
+            or routing.is_plain(mapper)
+        )
+        # The first question is what classify() asks first; nearly always that is all.
+        if not is_plain or not (
+            (type(clause) is Select and selects_tables_only(clause))
+            or default.classify(clause) is _READ
         ):
             return None
         if (state.decided or state.decision_for(self)).role is _REPLICA:
