@@ -213,7 +213,8 @@ def is_observed(connection: Connection) -> bool:
 
     Without this, a transaction that needs no block could not be left out.
     """
-    return has_listeners(connection) or connection._echo
+    engine = connection.engine
+    return connection._has_events or engine._has_events or connection._echo
 
 
 def drop_transaction(connection: Connection) -> None:
