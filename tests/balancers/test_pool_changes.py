@@ -214,7 +214,7 @@ class TestBrokenBalancer:
     def test_at_a_pick_gives_way_to_turns(
         self, picks: object, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A pick of no live member costs the balance, not the pick; it is logged once."""
+        """A pick of no live member falls back to round robin, and is logged once."""
 
         def broken(live: tuple[Member[str], ...]) -> Pick[str]:
             def pick() -> Any:
