@@ -1,7 +1,8 @@
 """The private names of other libraries that this package uses, with the reasons.
 
-No other module reads a private name of a library. Classes that inherit from one of
-SQLAlchemy's read or override a few in themselves; :data:`INHERITED` lists those.
+No other module reads a private name of a library, with one exception. Classes that
+inherit from one of SQLAlchemy's read or override a few in themselves: :data:`INHERITED`
+lists those, and the exception.
 ``tests/test_private.py`` looks for each name in the installed versions.
 """
 
@@ -83,7 +84,8 @@ INHERITED: Mapping[str, frozenset[str]] = util.immutabledict(
         "RootTransaction": frozenset(
             {"_connection_begin_impl", "_connection_rollback_impl"}
         ),
-        # Read at each statement, where a call would cost as much as routing it.
+        # Read at each statement, where a call would cost as much as routing it. So is
+        # ``_connections`` of the transaction.
         "Session": frozenset({"_flushing", "_transaction"}),
     }
 )
@@ -96,18 +98,20 @@ INHERITED: Mapping[str, frozenset[str]] = util.immutabledict(
 
 
 def selects_tables_only(statement: Select[Any]) -> bool:
-    """Return whether a Select is one of whole tables, without any join, CTE or lock.
+    """Return whether a Select surely is one of whole tables, without join, CTE or lock.
 
-    One call, as nearly every statement is asked.
+    Nearly every statement is one, so it is found with one call, and without reading
+    defaults of the class, which costs more.
     """
-    for column in statement._raw_columns:
+    own = statement.__dict__
+    for column in own["_raw_columns"]:
         if column.__visit_name__ != "table":
             return False
-    return not (
-        statement._setup_joins
-        or statement._from_obj
-        or statement._independent_ctes
-        or statement._for_update_arg is not None
+    return (
+        "_setup_joins" not in own
+        and "_from_obj" not in own
+        and "_independent_ctes" not in own
+        and "_for_update_arg" not in own
     )
 
 
@@ -209,7 +213,8 @@ def is_observed(connection: Connection) -> bool:
 
     Without this, a transaction that needs no block could not be left out.
     """
-    return has_listeners(connection) or connection._echo
+    engine = connection.engine
+    return connection._has_events or engine._has_events or connection._echo
 
 
 def drop_transaction(connection: Connection) -> None:

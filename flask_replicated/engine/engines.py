@@ -77,17 +77,17 @@ class PrimaryEngine(ServerFacade):
     Args:
         real: The primary's engine.
         routed: The engine that it is part of.
-        stands_in_for: The replicas, where the primary serves a read of theirs.
+        fallback_for: The replicas, where the primary serves a read of theirs.
     """
 
     def __init__(
         self,
         real: Engine,
         routed: RoutedEngine,
-        stands_in_for: ReplicaPoolEngine | None = None,
+        fallback_for: ReplicaPoolEngine | None = None,
     ) -> None:
         self.routed = routed
-        self._facade = stands_in_for or self
+        self._facade = fallback_for or self
         super().__init__(real)
 
     def __eq__(self, other: object) -> bool:
@@ -468,7 +468,7 @@ class ReplicaPoolEngine(ReplicasFacade):
         there = self.replica_pool.members
         self._picked = {m: one for m, one in self._picked.items() if m in there}
 
-    def lost(self, member: Member[Engine]) -> None:
+    def release(self, member: Member[Engine]) -> None:
         """Let the running request go on with another replica."""
         state = self.routed.app.request_state()
         if state is not None and state.kept.get(self) is member:

@@ -127,7 +127,7 @@ class ReplicasFacade(ServerFacade):
         """Note that the primary could not be reached in place of a replica."""
         raise NotImplementedError
 
-    def lost(self, member: Member[Engine]) -> None:
+    def release(self, member: Member[Engine]) -> None:
         """Let the running request go on with another replica."""
         raise NotImplementedError
 

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import sqlalchemy as sa
 from flask_sqlalchemy.session import Session as FlaskSession
-from sqlalchemy import orm
+from sqlalchemy import Select, orm
 from sqlalchemy.exc import (
     DBAPIError,
     TimeoutError,  # noqa: A004 - not the built-in one
     UnboundExecutionError,
 )
 
-from flask_replicated._private import ADD_EVENT, connections_of
+from flask_replicated._private import ADD_EVENT, connections_of, selects_tables_only
 from flask_replicated.errors import WriteOnReplicaError
 from flask_replicated.routing.decision import LACKING, PINNED, WROTE, Role
 from flask_replicated.routing.flask_context import (
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RoutedSession", "routed_session_class"]
 
-# An enum's attribute costs as much as a question.
+# On Python 3.11 an enum's attribute takes ten times as long as a name of the module.
 _READ = Kind.READ
 _REPLICA = Role.REPLICA
 
@@ -93,14 +93,20 @@ class RoutedSession(orm.Session):
         if routing is None:
             routing = self._routing = SessionState()
         transaction = self._transaction
-        opened = None if transaction is None else connections_of(transaction)
+        opened = None if transaction is None else transaction._connections  # noqa: SLF001 - a call for each statement would cost more
         if opened is not routing.connections or (
             opened is not None and len(opened) != routing.noted
         ):
             self._note_connections(routing)
         if bind is not None:
             return self._bind_given(routing, bind, mapper, clause)
-        if clause is not None and routing.wanted is None and not self._flushing:
+        if (
+            clause is not None
+            and routing.wanted is None
+            and not self._flushing
+            and not routing.primary_connections
+            and current_block.get() is None
+        ):
             found = self._bind_of_plain_read(routing, mapper, clause)
             if found is not None:
                 return found
@@ -130,8 +136,6 @@ class RoutedSession(orm.Session):
         Returns:
             None if it is anything else; :meth:`_find_bind` decides on that.
         """
-        if routing.primary_connections or current_block.get() is not None:
-            return None
         try:
             known = this_request() is routing.request and this_app() is routing.app
         except RuntimeError:  # the request is over
@@ -139,11 +143,16 @@ class RoutedSession(orm.Session):
         if not known and not (self._reads_bind_keys and routing.find_request()):
             return None
         state, default = routing.state, routing.default
-        if (
-            mapper is not None
-            and mapper not in state.app.plain_mappers
-            and not routing.is_plain(mapper)
-        ) or default.classify(clause) is not _READ:
+        is_plain = (
+            mapper is None
+            or mapper in state.app.plain_mappers
+            or routing.is_plain(mapper)
+        )
+        # The first question is what classify() asks first; nearly always that is all.
+        if not is_plain or not (
+            (type(clause) is Select and selects_tables_only(clause))
+            or default.classify(clause) is _READ
+        ):
             return None
         if (state.decided or state.decision_for(self)).role is _REPLICA:
             return routing.target
@@ -390,7 +399,7 @@ class RoutedSession(orm.Session):
         if step is Step.NEXT_REPLICA:
             routing.losses += 1
             routing.drop(read)
-            read.facade.lost(read.member)
+            read.facade.release(read.member)
         elif step is Step.CONTINUE_ON_PRIMARY:
             _continue_on_primary(routing, read, reason)
         return step, read

@@ -100,7 +100,7 @@ class ReportedTwoPhase(_Reported, TwoPhaseTransaction):
     __slots__ = ()
 
 
-class _Harmless(Transaction):
+class _QuietEnd(Transaction):
     """A read's transaction: its end gives the connection back, whatever happens.
 
     The loss of a replica reaches the breaker through the next connect, and the
@@ -136,7 +136,7 @@ def _give_up(connection: Connection) -> None:
         connection.invalidate()
 
 
-class ReadTransaction(_Harmless, RootTransaction):
+class ReadTransaction(_QuietEnd, RootTransaction):
     """A replica's transaction.
 
     A session that is done closes its transaction and then its connection. To close the
@@ -202,7 +202,7 @@ def _begin(transaction: ReadTransaction | ReadTwoPhase) -> None:
         begin_as_root(transaction)
 
 
-class ReadTwoPhase(_Harmless, TwoPhaseTransaction):
+class ReadTwoPhase(_QuietEnd, TwoPhaseTransaction):
     """A replica's part in two phases: a plain transaction, with nothing to prepare."""
 
     __slots__ = ()
@@ -218,7 +218,7 @@ class ReadTwoPhase(_Harmless, TwoPhaseTransaction):
         roll_back_as_root(self)
 
 
-class ReadSavepoint(_Harmless, NestedTransaction):
+class ReadSavepoint(_QuietEnd, NestedTransaction):
     """A savepoint on a replica."""
 
     __slots__ = ()
