@@ -1,5 +1,7 @@
 """The tests on every supported Python and on the oldest libraries; lint; docs."""
 
+from pathlib import Path
+
 import nox
 
 nox.options.sessions = ["lint", "docs", "tests", "oldest"]
@@ -7,8 +9,7 @@ nox.options.reuse_existing_virtualenvs = True
 nox.options.error_on_missing_interpreters = False  # use the Pythons that are installed
 
 TESTS = ["pytest", "--benchmark-disable", "-n", "auto"]
-DOCS = ["tests/test_docs.py", "tests/test_readme.py"]
-DOCS += ["tests/test_routing_docs.py", "tests/test_testing_docs.py"]
+DOCS = ["tests/test_readme.py", *map(str, Path("tests").glob("test_*docs.py"))]
 OLDEST = ["flask==2.3.0", "flask-sqlalchemy==3.1.0", "sqlalchemy==2.0.16"]
 OLDEST += ["werkzeug<3"]  # Flask 2.3.0 needs that, and does not declare it
 # All of the dev extra that works with those; Flask-SQLAlchemy-Lite needs Flask 3.

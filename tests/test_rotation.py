@@ -79,7 +79,7 @@ def test_weight_zero_takes_nothing(build: Build, balancer: str) -> None:
 
 
 def test_random_uses_every_replica(build: Build) -> None:
-    """The random balancer reaches every replica and nobody else."""
+    """The random balancer reaches every replica and nothing else."""
     assert set(build(REPLICATED_BALANCER="random").count(90)) == set(REPLICAS)
 
 
@@ -135,7 +135,7 @@ class Unmakeable:
 
 
 async def awaited(members: Sequence[Member[object]]) -> Member[object]:
-    """Be no balancer: nobody awaits it."""
+    """Be no balancer: it is never awaited."""
     return members[0]
 
 

@@ -100,7 +100,13 @@ class RoutedSession(orm.Session):
             self._note_connections(routing)
         if bind is not None:
             return self._bind_given(routing, bind, mapper, clause)
-        if clause is not None and routing.wanted is None and not self._flushing:
+        if (
+            clause is not None
+            and routing.wanted is None
+            and not self._flushing
+            and not routing.primary_connections
+            and current_block.get() is None
+        ):
             found = self._bind_of_plain_read(routing, mapper, clause)
             if found is not None:
                 return found
@@ -130,8 +136,6 @@ class RoutedSession(orm.Session):
         Returns:
             None if it is anything else; :meth:`_find_bind` decides on that.
         """
-        if routing.primary_connections or current_block.get() is not None:
-            return None
         try:
             known = this_request() is routing.request and this_app() is routing.app
         except RuntimeError:  # the request is over

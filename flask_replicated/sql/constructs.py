@@ -81,6 +81,7 @@ class Classifier:
             (str, self.text.statement),
             (_SAVEPOINTS, lambda _: _READ),
         )
+        self._statement = self.text.statement
         # Bounded: a program may create classes as it runs.
         self._rule_for = lru_cache(maxsize=512)(self._find_rule)
 
@@ -92,10 +93,10 @@ class Classifier:
         """
         cls: Any = type(statement)
         # Nearly every statement is one of these; the rules would double the time.
+        if cls is TextClause:
+            return self._statement(statement.text)
         if cls is Select and selects_tables_only(statement):
             return _READ
-        if cls is TextClause:
-            return self.text.statement(statement.text)
         return self._rule_for(cls)(statement)
 
     def sent(self, sql: str, statement: Any) -> Kind:

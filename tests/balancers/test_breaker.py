@@ -42,7 +42,7 @@ class TestCounting:
     """Which failures count."""
 
     def test_new_is_closed(self, breaker: CircuitBreaker) -> None:
-        """A new breaker is closed and gives leave to everybody."""
+        """A new breaker is closed and gives every caller a permit."""
         assert breaker.state == "closed"
         assert breaker.quiet
         assert breaker.retry_in is None
@@ -205,7 +205,7 @@ class TestTrial:
     def test_a_lost_trial_does_not_stick(
         self, breaker: CircuitBreaker, clock: FakeClock
     ) -> None:
-        """When the lease is over, somebody else gets a new trial."""
+        """When the lease is over, another caller gets a new trial."""
         open_it(breaker)
         wait(breaker, clock)
         clock.advance(4.9)
@@ -304,7 +304,7 @@ def test_repr_shows_the_state(breaker: CircuitBreaker) -> None:
 
 
 class TestWatched:
-    """Somebody who watches from outside knows better than an attempt."""
+    """A background check knows more than one attempt."""
 
     def test_trip(self, breaker: CircuitBreaker) -> None:
         """It opens at once, whatever the threshold, and only the first time."""
@@ -342,7 +342,7 @@ class TestWatched:
         assert not breaker.recover()
 
     def test_late_recovery(self, breaker: CircuitBreaker) -> None:
-        """A look that began before the breaker opened proves nothing."""
+        """A check that began before the breaker opened changes nothing."""
         permit = breaker.permit()
         open_it(breaker)
         assert not breaker.recover(permit)

@@ -49,7 +49,7 @@ class TestSubset:
         assert len(pool.members) == 12
 
     def test_a_limit_of_all_is_none(self) -> None:
-        """With as many as there are, or more, everybody is used."""
+        """With as many as there are, or more, every member is used."""
         assert names(make(12).live) == names(make(99).live) == MANY
         assert names(make(None).live) == MANY
 
@@ -71,7 +71,7 @@ class TestSubset:
                 assert pool.live == before
 
     def test_differs_from_pool_to_pool(self) -> None:
-        """Many processes use everybody, about equally often."""
+        """Many processes use every member, about equally often."""
         used = Counter(name for _ in range(600) for name in names(make(3).live))
         assert set(used) == set(MANY)
         assert max(used.values()) < 2 * min(used.values())

@@ -61,7 +61,7 @@ class TestAdd:
         assert pool.live == pool.members
 
     def test_to_an_empty_pool(self) -> None:
-        """A pool may begin with nobody."""
+        """A pool may begin without any member."""
         pool: Pool[str] = Pool({})
         pool.add("a", "")
         assert pool.pick().name == "a"
@@ -124,7 +124,7 @@ class TestRemove:
         assert pool.pick().name == "a"
 
     def test_late_reports_change_nothing(self, pool: Pool[str], log: Log) -> None:
-        """Whoever still holds a removed member may report, and is not heard."""
+        """A report on a removed member is no error, and has no effect."""
         member = pool.member("b")
         before = pool.permit(member)
         pool.remove("b")
@@ -184,7 +184,7 @@ class TestRemove:
             pool.failed(foreign, REFUSED)
 
     def test_nothing_is_kept(self, pool: Pool[str]) -> None:
-        """A member that nobody holds any more is garbage."""
+        """A removed member that is not referenced any more is garbage."""
         left = []
         for _ in range(50):
             pool.add("d", "")

@@ -100,7 +100,7 @@ class TestPick:
     def test_is_so_again_after_recovery(
         self, pool: Pool[str], clock: FakeClock
     ) -> None:
-        """Once everybody is back, nothing is left of the outage on the hot path."""
+        """Once every member is back, nothing is left of the outage on the hot path."""
         recover(pool, clock, "a")
         pool.drain("b")
         pool.restore("b")
@@ -114,7 +114,7 @@ class TestPick:
         assert tally(pool.pick, 100) == {"a": 50, "c": 50}
 
     def test_rests_in_pieces(self, pool: Pool[str]) -> None:
-        """With nobody left, the error lists every member and why."""
+        """With no member left, the error lists every member and why."""
         fail(pool, "a")
         pool.drain("b")
         pool.pause(pool.member("c"), 7.0, OSError("x://u:secret@h: too many clients"))
@@ -134,7 +134,7 @@ class TestPick:
         assert list(pool.candidates()) == []
 
     def test_of_weight_zero_alone(self) -> None:
-        """A pool in which everybody weighs 0 says so."""
+        """A pool in which every member weighs 0 says so."""
         pool = Pool(targets(1), weights={"a": 0})
         with pytest.raises(NoMemberAvailableError, match="'a': weight 0"):
             pool.pick()
@@ -151,7 +151,7 @@ class TestPick:
     def test_hands_out_a_trial_when_all_are_out(
         self, pool: Pool[str], clock: FakeClock
     ) -> None:
-        """Due members have their trial, longest due first, even if nobody is live."""
+        """Due members get their trial, longest due first, even if none is live."""
         for name in "bca":
             fail(pool, name)
             clock.advance(0.1)
@@ -163,7 +163,7 @@ class TestPick:
     def test_a_lost_trial_is_handed_out_again(
         self, pool: Pool[str], clock: FakeClock
     ) -> None:
-        """A trial whose outcome nobody reports does not keep the member out."""
+        """A trial whose outcome is not reported does not keep the member out."""
         fail(pool, "a")
         clock.advance(1.0)
         assert pool.pick().name == "a"
@@ -184,7 +184,7 @@ class TestPick:
         assert pool.pick().name == "a"
 
     def test_a_lonely_restored_member_gets_a_trial(self, clock: FakeClock) -> None:
-        """A restore that makes nobody live still lets a trial happen."""
+        """A restore that makes no member live still lets a trial happen."""
         pool = Pool(targets(1), clock=clock)
         pool.drain("a")
         fail(pool, "a")
@@ -193,7 +193,7 @@ class TestPick:
         assert pool.pick().name == "a"
 
     def test_no_member_starves_while_another_flaps(self, clock: FakeClock) -> None:
-        """Rebuilding the rotation again and again still reaches everybody."""
+        """Rebuilding the rotation again and again still reaches every member."""
         pool = Pool(targets(4), clock=clock)
         seen: Counter[str] = Counter()
         for _ in range(200):
@@ -207,7 +207,7 @@ class TestCandidates:
     """Whom one caller may try."""
 
     def test_each_member_once(self, pool: Pool[str]) -> None:
-        """Everybody live is tried, nobody twice."""
+        """Every live member is tried, none twice."""
         for _ in range(5):
             assert sorted(names(pool.candidates())) == ["a", "b", "c"]
 
@@ -242,7 +242,7 @@ class TestCandidates:
         assert max(served.values()) - min(served.values()) <= 1
 
     def test_a_dead_wishs_load_falls_on_all(self) -> None:
-        """The same holds if everybody asked for the dead member."""
+        """The same holds if every caller asked for the dead member."""
         pool = Pool(targets(4))
         served: Counter[str] = Counter()
         for _ in range(300):

@@ -67,7 +67,7 @@ class TestReports:
         pool.drain("a")
 
     def test_a_success_of_a_healthy_member_takes_no_lock(self, pool: Pool[str]) -> None:
-        """Reporting success while all is well cannot wait for anybody."""
+        """Reporting success while all is well waits for no lock."""
         with pool._publisher._lock:
             pool.succeeded(pool.member("a"))
 
@@ -174,7 +174,7 @@ class TestBrokenBalancer:
         assert pool.pick().name == "c"
 
     def test_runs_outside_the_lock(self) -> None:
-        """A balancer may look at its pool while it is asked for a rotation."""
+        """A balancer may read its pool while it is asked for a rotation."""
         seen: list[tuple[str, ...]] = []
 
         def curious(live: tuple[Member[str], ...]) -> Pick[str]:
@@ -214,7 +214,7 @@ class TestBrokenBalancer:
     def test_at_a_pick_gives_way_to_turns(
         self, picks: object, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """What picks nobody live costs the balance but no read, and is logged once."""
+        """A pick of no live member falls back to round robin, and is logged once."""
 
         def broken(live: tuple[Member[str], ...]) -> Pick[str]:
             def pick() -> Any:
@@ -264,7 +264,7 @@ class TestSlowStart:
         )
 
     def test_not_at_process_start(self, slow: Pool[str]) -> None:
-        """A new pool gives everybody a whole share."""
+        """A new pool gives every member its full share."""
         assert tally(slow.pick, 4000)["a"] > 800
 
     def test_ramps_up(self, slow: Pool[str], clock: FakeClock) -> None:

@@ -121,7 +121,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(name=NAMES, seconds=st.floats(0.1, 10))
     def trip(self, name: str, seconds: float) -> None:
-        """Somebody who watches it says that it is unfit."""
+        """A background check finds it unfit."""
         if name not in self.models:
             return
         model, now = self.models[name], self.clock.now
@@ -138,7 +138,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(name=NAMES, late=st.booleans())
     def recover(self, name: str, late: bool) -> None:
-        """Somebody who watches it says that it is fit, and looked late or in time."""
+        """A background check finds it fit, with a permit that is late or not."""
         if name not in self.models:
             return
         member, model = self.pool.member(name), self.models[name]
@@ -153,7 +153,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(name=NAMES, drained=st.booleans())
     def drain(self, name: str, drained: bool) -> None:
-        """Somebody drains or restores a member."""
+        """An operator drains or restores a member."""
         if name not in self.models:
             return
         (self.pool.drain if drained else self.pool.restore)(name)

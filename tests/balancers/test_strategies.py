@@ -163,7 +163,7 @@ class TestRandom(ShippedContract):
         return Random()
 
     def test_follows_weights(self) -> None:
-        """Over one deck everybody is picked exactly in proportion to weight."""
+        """Over one sequence every member is picked exactly in proportion to weight."""
         counts = tally(self.balancer()(members([7, 1])), MAX_STEPS)
         assert counts == {"m0": MAX_STEPS * 7 // 8, "m1": MAX_STEPS // 8}
 
@@ -186,7 +186,7 @@ class TestWeighted(ShippedContract):
     @given(WEIGHTS, st.integers(0, 500))
     @example([10, 20, 30], 0)
     def test_is_exact_over_a_cycle(self, weights: list[int], skip: int) -> None:
-        """Any window as long as the sum of weights gives everybody their weight."""
+        """Any window as long as the sum of weights gives every member its weight."""
         pick = self.balancer()(members(weights))
         tally(pick, skip)
         counts = tally(pick, sum(weights))
@@ -222,7 +222,7 @@ class TestWeighted(ShippedContract):
     @given(st.lists(st.integers(1, 10**12), min_size=1, max_size=5))
     @example([10_000_019, 1])
     def test_large_weights_are_bounded(self, weights: list[int]) -> None:
-        """However large the weights, a short cycle comes near and leaves nobody out."""
+        """However large the weights, a short cycle comes near, and leaves none out."""
         steps = MAX_STEPS + len(weights)
         counts = tally(self.balancer()(members(weights)), steps)
         for i, weight in enumerate(weights):

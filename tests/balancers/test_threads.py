@@ -108,9 +108,9 @@ def test_transitions_stay_consistent() -> None:
 
 
 def test_members_come_and_go_under_picks() -> None:
-    """Eight threads pick, report and look while members come and go.
+    """Eight threads pick, report and take snapshots while members come and go.
 
-    Nobody sees an error, a removed member is picked no more once its removal has
+    No thread sees an error, a removed member is picked no more once its removal has
     returned, and in the end all is as if nothing had happened.
     """
     pool = Pool(targets(4), balancer="weighted", threshold=1)
