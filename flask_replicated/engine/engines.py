@@ -156,9 +156,6 @@ class _Failures:
         self.busy: set[str] = set()
         self.over = False
 
-    def __bool__(self) -> bool:
-        return bool(self.causes)
-
     def add(self, name: str, cause: str, *, busy: bool) -> None:
         """Add one that was tried."""
         now = time.monotonic()
@@ -249,16 +246,20 @@ class ReplicaPoolEngine(ReplicasFacade):
             routed.wake()
         state = routed.app.request_state()
         kept = None if state is None else state.kept.get(self)
-        failures = _Failures(routed.app.settings.failover_timeout)
-        for member in self._candidates(kept, state, failures):
+        member, failures = self._first(kept, state), None
+        while member is not None:
             permit = pool.permit(member)
             try:
                 connection = self._connect_to(member)
             except Exception as error:  # noqa: BLE001 - a creator may raise anything
                 cause, busy = self._report_failure(member, error, permit)
-                if busy and member is kept and not failures:
-                    return self._without_kept(state)
+                if failures is None:
+                    if busy and member is kept:
+                        return self._without_kept(state)
+                    failures = _Failures(routed.app.settings.failover_timeout)
+                    others = self._others(member, failures)
                 failures.add(member.name, cause, busy=busy)
+                member = next(others, None)
                 continue
             if not permit.quiet or self._logged or self._capacity.exhausted:
                 self._report_success(member, permit)
@@ -267,43 +268,43 @@ class ReplicaPoolEngine(ReplicasFacade):
             return connection
         return self._without_replicas(failures, state)
 
-    def _candidates(
-        self,
-        kept: Member[Engine] | None,
-        state: RequestState | None,
-        failures: _Failures,
-    ) -> Iterator[Member[Engine]]:
-        """Return the replicas to try for one connection.
-
-        First the request's own, or else one that is picked and has room. Then others
-        that have room. Last a full one, to wait for its connection; not if the first
-        one was waited for already.
+    def _first(
+        self, kept: Member[Engine] | None, state: RequestState | None
+    ) -> Member[Engine] | None:
+        """Return the replica to try first: the request's own, or one that has room.
 
         Args:
             kept: The request's own, or None.
             state: Of the running request, or None.
+        """
+        first = self.replica_pool.first(kept)
+        if first is None or first is kept:
+            return first
+        if in_use(first.target):
+            first = self._capacity.choose(first)
+        if state is not None and kept is None:
+            # Another thread or task of the request may have picked meanwhile.
+            return state.kept.setdefault(self, first)
+        return first
+
+    def _others(
+        self, first: Member[Engine], failures: _Failures
+    ) -> Iterator[Member[Engine]]:
+        """Return the replicas to try after the first one: those that have room.
+
+        Last a full one, to wait for its connection; not if the first one was waited for
+        already.
+
+        Args:
+            first: The one that has failed.
             failures: What came of those that were tried; takes those that are full.
         """
-        pool = self.replica_pool
-        candidates = pool.candidates(kept)
-        first = next(candidates, None)
-        if first is None:
-            return
-        if first is not kept:
-            chosen = self._capacity.choose(first) if in_use(first.target) else first
-            if state is not None and kept is None:
-                # Another thread or task of the request may have picked meanwhile.
-                chosen = state.kept.setdefault(self, chosen)
-            if chosen is not first:
-                candidates = pool.candidates(chosen)
-                first = next(candidates, chosen)
-        yield first
         waits, full = not failures.busy, []
-        for member in candidates:
+        for member in self.replica_pool.others(first):
             if failures.over:
                 return
             if is_full(member.target):
-                self._capacity.note_full(member, pool.permit(member))
+                self._capacity.note_full(member, self.replica_pool.permit(member))
                 failures.skip_full(member.name)
                 full.append(member)
             else:
@@ -363,9 +364,15 @@ class ReplicaPoolEngine(ReplicasFacade):
         return self._fallback.connect()
 
     def _without_replicas(
-        self, failures: _Failures, state: RequestState | None
+        self, failures: _Failures | None, state: RequestState | None
     ) -> Connection:
-        """Connect to the primary, or if that is out, to a replica that only lags."""
+        """Connect to the primary, or if that is out, to a replica that only lags.
+
+        Args:
+            failures: What came of the replicas that were tried, or None.
+            state: Of the running request, or None.
+        """
+        failures = failures or _Failures(0)
         causes = self.replica_pool.causes() | failures.causes
         busy, outages = failures.busy, self.routed.outages
         load = busy == failures.causes.keys() and outages.is_load(busy)
