@@ -261,7 +261,7 @@ class ReplicaProbe:
         """Close the connection for good, now or when the present run ends."""
         self.ended = True
         if self._comparison is not None:
-            self._comparison.end()
+            self._comparison.connections.end()
         if self.running:
             self.wake()
         else:
@@ -271,7 +271,7 @@ class ReplicaProbe:
         """In a forked child, leave the connections to the parent process, for good."""
         self.ended = self.abandoned = True
         if self._comparison is not None:
-            self._comparison.abandon()
+            self._comparison.connections.abandon()
         for connection in filter(None, (self._connection, self._former)):
             leave_to_parent(connection)
 

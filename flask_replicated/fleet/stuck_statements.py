@@ -170,7 +170,7 @@ class StuckStatements:
         for query, (member, waiting) in list(self._queries.items()):
             if query.done or now >= query.deadline:
                 del self._queries[query]
-                query.end()
+                query.connections.end()
                 left = self._decide(member, waiting, list(query.backends), now)
                 _end_soon(left, now)
 
@@ -207,12 +207,12 @@ class StuckStatements:
     def end(self) -> None:
         """End the activity queries."""
         for query in self._queries:
-            query.end()
+            query.connections.end()
 
     def abandon(self) -> None:
         """In a forked child, leave their connections to the parent, for good."""
         for query in self._queries:
-            query.abandon()
+            query.connections.abandon()
 
 
 def _end_soon(waiting: list[WaitingStatement], now: float) -> None:

@@ -13,11 +13,9 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flask_replicated.forks import leave_to_parent
-from flask_replicated.sockets import hang_up
 from flask_replicated.threads import start_thread
 
-from .dbapi_connections import connect_unpooled, prepare_unpooled
+from .dbapi_connections import UnpooledConnections
 from .poolers import POOLED, backend_pid
 
 if TYPE_CHECKING:
@@ -191,6 +189,7 @@ class ActivityQuery:
     Attributes:
         deadline: As the argument.
         backends: What was found so far.
+        connections: Those that it opens; to be ended when it is not wanted any more.
     """
 
     def __init__(
@@ -201,12 +200,9 @@ class ActivityQuery:
     ) -> None:
         self.deadline = deadline
         self.backends: list[Backend] = []
+        self.connections = UnpooledConnections(surroundings)
         self._engine = engine
-        self._surroundings = surroundings
         self._left = 0
-        self._ended = self._abandoned = False
-        # Each thread has an index of its own; the lock is for the count.
-        self._open: list[Any] = [None] * _TRIES
         self._lock = threading.Lock()
 
     @property
@@ -221,14 +217,15 @@ class ActivityQuery:
             done: Receives None once no more answers will come.
         """
         self._left = _TRIES
-        for index in range(_TRIES):
-            if not start_thread("activity query", self._run, index, done):
+        for _ in range(_TRIES):
+            if not start_thread("activity query", self._run, done):
                 with self._lock:
                     self._left -= 1
 
-    def _run(self, index: int, done: SimpleQueue[Any]) -> None:
+    def _run(self, done: SimpleQueue[Any]) -> None:
         try:
-            found = self._ask(index)
+            with self.connections.connect(self._engine) as connection:
+                found = list_backends(self._engine.dialect.name, connection)
         except Exception:  # noqa: BLE001 - an unreachable server tells nothing
             found = []
         with self._lock:
@@ -236,30 +233,5 @@ class ActivityQuery:
             self._left -= 1
         if self.done:
             done.put(None)
-        while self._abandoned:
+        while self.connections.abandoned:
             done.get()  # a greenlet in a forked child
-
-    def _ask(self, index: int) -> list[Backend]:
-        connection = connect_unpooled(self._engine, self._surroundings)
-        self._open[index] = connection
-        try:
-            if self._ended:  # checked after end() can see the connection
-                return []
-            prepare_unpooled(self._engine, connection)
-            return list_backends(self._engine.dialect.name, connection)
-        finally:
-            with contextlib.suppress(Exception):
-                connection.close()
-            self._open[index] = None
-
-    def end(self) -> None:
-        """End connections that still wait, where the driver shows the socket."""
-        self._ended = True
-        for connection in filter(None, self._open):
-            hang_up(connection)
-
-    def abandon(self) -> None:
-        """In a forked child, leave the connections to the parent, for good."""
-        self._ended = self._abandoned = True
-        for connection in filter(None, self._open):
-            leave_to_parent(connection)

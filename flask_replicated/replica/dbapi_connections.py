@@ -8,7 +8,7 @@ count towards the pool's size.
 from __future__ import annotations
 
 import functools
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,8 @@ from flask_replicated._private import (
     invoke_creator,
     isolation_level_setter,
 )
+from flask_replicated.forks import leave_to_parent
+from flask_replicated.sockets import hang_up
 
 from .throttle import unlimited
 
@@ -31,7 +33,12 @@ if TYPE_CHECKING:
 
     Surroundings = Callable[[], AbstractContextManager[object]]
 
-__all__ = ["closed_if_refused", "connect_unpooled", "prepare_unpooled"]
+__all__ = [
+    "UnpooledConnections",
+    "closed_if_refused",
+    "connect_unpooled",
+    "prepare_unpooled",
+]
 
 
 def connect_unpooled(engine: Engine, surroundings: Surroundings = nullcontext) -> Any:
@@ -69,6 +76,57 @@ def prepare_unpooled(engine: Engine, connection: Any) -> None:
     set_level = isolation_level_setter(dialect)
     if set_level is not None:
         set_level(connection, None)
+
+
+class UnpooledConnections:
+    """Connections outside a connection pool, which another thread can end.
+
+    Args:
+        surroundings: Returns the block to connect in.
+
+    Attributes:
+        abandoned: Whether they belong to the parent, in a forked child.
+    """
+
+    def __init__(self, surroundings: Surroundings = nullcontext) -> None:
+        self._surroundings = surroundings
+        self._open: list[Any] = []
+        self._ended = self.abandoned = False
+
+    @contextmanager
+    def connect(self, engine: Engine) -> Iterator[Any]:
+        """Give a new connection that is prepared, and close it afterwards.
+
+        Raises:
+            Exception: It was ended, or what the driver raises.
+        """
+        self._check()
+        connection = connect_unpooled(engine, self._surroundings)
+        self._open.append(connection)
+        try:
+            self._check()  # again: end() may not have seen the connection
+            prepare_unpooled(engine, connection)
+            yield connection
+        finally:
+            with suppress(Exception):
+                connection.close()
+            self._open.remove(connection)
+
+    def _check(self) -> None:
+        if self._ended:
+            raise RuntimeError("nobody wants to know any more")
+
+    def end(self) -> None:
+        """End all of them for good, where the driver shows the socket."""
+        self._ended = True
+        for connection in list(self._open):
+            hang_up(connection)
+
+    def abandon(self) -> None:
+        """In a forked child, leave all of them to the parent, for good."""
+        self._ended = self.abandoned = True
+        for connection in list(self._open):
+            leave_to_parent(connection)
 
 
 @contextmanager

@@ -11,11 +11,10 @@ import uuid
 from contextlib import closing, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from flask_replicated.forks import in_this_process, leave_to_parent
-from flask_replicated.sockets import hang_up
+from flask_replicated.forks import in_this_process
 from flask_replicated.threads import start_thread
 
-from .dbapi_connections import connect_unpooled, prepare_unpooled
+from .dbapi_connections import UnpooledConnections
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,6 +46,9 @@ class SameServerCheck:
         primary: The primary's engine.
         replica: The replica's engine.
         surroundings: Returns the block to connect in.
+
+    Attributes:
+        connections: Those that it opens; to be ended when it is not wanted any more.
     """
 
     def __init__(
@@ -58,9 +60,7 @@ class SameServerCheck:
     ) -> None:
         self._primary = primary
         self._replica = replica
-        self._surroundings = surroundings
-        self._open: list[Any] = []
-        self._ended = False
+        self.connections = UnpooledConnections(surroundings)
         # Whether this process is asking: a forked child has no thread of its parent.
         self._asking: Callable[[], bool] | None = None
 
@@ -105,33 +105,11 @@ class SameServerCheck:
 
     @contextmanager
     def _cursor(self, engine: Engine) -> Iterator[Any]:
-        self._check()
-        connection = connect_unpooled(engine, self._surroundings)
-        self._open.append(connection)
-        try:
-            self._check()  # again: end() may not have seen the connection
-            prepare_unpooled(engine, connection)
-            with closing(connection.cursor()) as cursor:
-                yield cursor
-        finally:
-            self._open.remove(connection)
-            connection.close()
-
-    def _check(self) -> None:
-        if self._ended:
-            raise RuntimeError("nobody wants to know any more")
-
-    def end(self) -> None:
-        """End it for good, if its driver shows the socket that it waits on."""
-        self._ended = True
-        for connection in list(self._open):
-            hang_up(connection)
-
-    def abandon(self) -> None:
-        """In a forked child, leave its connections to the parent, for good."""
-        self._ended = True
-        for connection in list(self._open):
-            leave_to_parent(connection)
+        with (
+            self.connections.connect(engine) as connection,
+            closing(connection.cursor()) as cursor,
+        ):
+            yield cursor
 
 
 def _by_lock(ours: Any) -> Callable[[Any], bool]:

@@ -45,8 +45,13 @@ logger = logging.getLogger("flask_replicated")
 
 _PREFIX = "REPLICATED_"
 _SWITCH = "AUTO_READ_ON_SLAVE"
+_NEARLY_PREFIX = "REPLICATE_"
+_API_CLIENT = "REPLICATE_API_"
+"""Keys of the client for Replicate, which applications copy from the environment."""
 _ALIKE = 0.83
 """How similar two words are if one is the other with one or two typos."""
+_ALIKE_SWITCH = 0.86
+"""The same for a word of 15 letters. ``READ_ON_SLAVE`` is below that."""
 
 
 class DiscoverySource(NamedTuple):
@@ -295,6 +300,7 @@ def _refuse_unknown(config: Mapping[Any, Any]) -> None:
             continue
         if not key.startswith((_PREFIX, "AUTO_READ_ON")):
             _refuse_misspelt(key, config[key])
+            _refuse_nearly_prefixed(key, config[key])
         else:
             bare = key.removeprefix(_PREFIX)
             close = difflib.get_close_matches(
@@ -305,6 +311,24 @@ def _refuse_unknown(config: Mapping[Any, Any]) -> None:
             raise ConfigurationError(
                 key, config[key], f"no such setting; {hint}Known are {known}."
             )
+
+
+def _refuse_nearly_prefixed(key: str, value: object) -> None:
+    """Refuse any other ``REPLICATE_*`` key, which lacks one letter.
+
+    Raises:
+        ConfigurationError: It is such a key.
+    """
+    upper = key.upper()
+    if upper.startswith(_NEARLY_PREFIX) and not upper.startswith(_API_CLIENT):
+        close = difflib.get_close_matches(upper, DEFAULTS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ConfigurationError(
+            key,
+            value,
+            f"no such setting{hint or '.'} They begin with {_PREFIX}; give a key of "
+            "your own another prefix.",
+        )
 
 
 def _refuse_misspelt(key: str, value: object) -> None:
@@ -318,12 +342,10 @@ def _refuse_misspelt(key: str, value: object) -> None:
         ConfigurationError: The key is misspelt.
     """
     letters = _letters(key)
-    if not letters.startswith(("R", "AUTO")):
-        return
-    if letters.startswith("AUTO"):
-        head = "REPLICATED"
-        meant = _nearest(letters, {_letters(_SWITCH): _SWITCH})
-    else:
+    cutoff = _ALIKE if letters.startswith("AUTO") else _ALIKE_SWITCH
+    head = "REPLICATED"
+    meant = _nearest(letters, {_letters(_SWITCH): _SWITCH}, cutoff)
+    if meant is None:
         names = {_letters(one.removeprefix(_PREFIX)): one for one in DEFAULTS}
         ends = [name for name in names if letters.endswith(name)]
         tail = max(ends, key=len) if ends else _letters(key.partition("_")[2])
@@ -331,9 +353,10 @@ def _refuse_misspelt(key: str, value: object) -> None:
     if meant is None:
         return
     alike = difflib.SequenceMatcher(None, head, "REPLICATED").ratio()
-    if alike > _ALIKE:
+    # With a word before the prefix it is the key of another program.
+    if alike > _ALIKE and not re.fullmatch("..+REPLICATED", head):
         raise ConfigurationError(key, value, f"no such setting; did you mean {meant}?")
-    if re.fullmatch("REPLICA(S|TION|TING)?", head):
+    if re.fullmatch("REPLICA(S|TION|TING)?|(FLASK|SQLALCHEMY)REPLICATED", head):
         logger.warning("%s is not read. If it is meant as %s, call it so.", key, meant)
 
 
@@ -341,8 +364,10 @@ def _letters(key: str) -> str:
     return re.sub(r"[^A-Z]", "", key.upper())
 
 
-def _nearest(letters: str, known: Mapping[str, str]) -> str | None:
-    close = difflib.get_close_matches(letters, known, n=1, cutoff=_ALIKE)
+def _nearest(
+    letters: str, known: Mapping[str, str], cutoff: float = _ALIKE
+) -> str | None:
+    close = difflib.get_close_matches(letters, known, n=1, cutoff=cutoff)
     return known[close[0]] if close else None
 
 

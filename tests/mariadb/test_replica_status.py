@@ -275,10 +275,10 @@ def test_ended_while_it_asks(servers: Servers) -> None:
 
     @sa.event.listens_for(engines[0], "do_connect")
     def end(*_: Any) -> None:
-        comparison.end()
+        comparison.connections.end()
 
     with pytest.raises(RuntimeError, match="nobody wants to know"):
         comparison.is_same_server()
-    assert not comparison._open
+    assert not comparison.connections._open
     with pytest.raises(RuntimeError, match="nobody wants to know"):
         comparison.is_same_server()

@@ -2,7 +2,8 @@
 
 Run with ``told`` or ``untold`` and the URLs of the primary and of the standbys, it
 prints one JSON object. An untold fork is the C library's own, past Python's hooks, as
-uWSGI makes it.
+uWSGI makes it. Where that child hangs, in a lock of the C library or of Python whose
+owner is a thread that only the parent has, this exits with ``HUNG``.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from tests.postgres.support import Backend, Site
 
 READS = 6
+HUNG = 75
+_LONGEST = 20  # seconds that the child may take
 FORKS: dict[str, Callable[[], int]] = {
     "told": os.fork,
     # With the lock of the interpreter held, so that the child has it.
@@ -61,6 +65,7 @@ def main(how: str, primary: str, *standbys: str) -> None:
     inherited = routed(site).monitor._loop
     child = FORKS[how]()
     if not child:
+        signal.alarm(_LONGEST)
         with os.fdopen(write, "w") as pipe:
             direct = ask_directly(site)
             served = serve(site, "child")
@@ -71,8 +76,11 @@ def main(how: str, primary: str, *standbys: str) -> None:
     os.close(write)
     together = serve(site, "together")
     with os.fdopen(read) as pipe:
-        report = {"child": json.load(pipe)}
+        said = pipe.read()
     _, status = os.waitpid(child, 0)
+    if how == "untold" and status == signal.SIGALRM:
+        sys.exit(HUNG)
+    report = {"child": json.loads(said)}
     after = serve(site, "after")
     report |= {"before": before, "together": together, "after": after}
     print(json.dumps({**report, "status": status}))  # noqa: T201 - it is the result
