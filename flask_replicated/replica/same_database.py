@@ -15,8 +15,8 @@ from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flask_replicated.errors import MisconfiguredReplicaError
-from flask_replicated.forks import in_this_process
-from flask_replicated.threads import start_thread
+from flask_replicated.system.forks import in_this_process
+from flask_replicated.system.threads import start_thread
 
 from .connect_timeout import TimeLimit
 from .dbapi_connections import connect_unpooled, prepare_unpooled

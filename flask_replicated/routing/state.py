@@ -15,8 +15,8 @@ from weakref import WeakSet
 
 from flask.signals import request_started
 
-from flask_replicated.forks import ForkAware
 from flask_replicated.sql.constructs import Classifier
+from flask_replicated.system.forks import ForkAware
 
 from .decider import Decider
 from .decision import FALLBACKS, LACKING, PINNED, Decision, Role

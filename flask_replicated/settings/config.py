@@ -15,7 +15,7 @@ from sqlalchemy.exc import ArgumentError
 
 from balancers import Weighted
 from flask_replicated.errors import ConfigurationError
-from flask_replicated.redaction import safe
+from flask_replicated.errors.redaction import safe
 
 from .balancer import read_balancer
 from .validators import (
