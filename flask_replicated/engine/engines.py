@@ -90,11 +90,23 @@ class PrimaryEngine(ServerFacade):
         self._facade = fallback_for or self
         super().__init__(real)
 
+    routed: RoutedEngine
+
+    # As the routed engine's, since session.get_bind() returns either; connections have
+    # the real ones.
+    dispatch = shown_by("routed.listeners", "dispatch")
+    pool = shown_by("routed.listeners", "pool")
+    dialect = shown_by("routed.listeners", "dialect")
+
     def __eq__(self, other: object) -> bool:
         return other is self or other is self.real
 
     def __hash__(self) -> int:
         return hash(self.real)
+
+    def execution_options(self, **options: Any) -> PrimaryEngine:  # type: ignore[override]  # an engine all the same
+        """Return the primary with execution options of its own."""
+        return _PrimaryWithOptions(self.real.execution_options(**options), self.routed)
 
     def connect(self) -> Connection:
         """Connect to the primary."""
@@ -203,6 +215,8 @@ class ReplicaPoolEngine(ReplicasFacade):
     """
 
     routed: RoutedEngine
+
+    dispatch = shown_by("routed.listeners", "dispatch")  # as the primary's
 
     def __init__(
         self,
@@ -486,7 +500,14 @@ class ReplicaPoolEngine(ReplicasFacade):
 
 
 class _PrimaryWithOptions(PrimaryEngine):
-    """The primary with execution options of its own, for a caller to hold."""
+    """The primary with execution options of its own, for a caller to hold.
+
+    As with any such engine, its listeners are its own.
+    """
+
+    dispatch = shown_by("real", "dispatch")
+    pool = shown_by("real", "pool")
+    dialect = shown_by("real", "dialect")
 
     def _connection_cls(self, engine: Engine) -> PrimaryConnection:  # type: ignore[override]  # the same
         connection = super()._connection_cls(engine)
@@ -511,18 +532,20 @@ class RoutedEngine(RoutedFacade):
         monitor: What probes the replicas in the background.
         primary: The primary, as a session uses it for writes.
         replicas: The replicas, as a session uses them for reads.
+        listeners: The listeners that every server has.
         status: What is known of the primary.
         outages: What knows of the replicas' outages, and logs them.
         fleet: Takes in new replicas and lets others go.
     """
 
     primary: PrimaryEngine
+    replicas: ReplicaPoolEngine
     fleet: FleetLike
 
     # Like the primary's, but what is listened to here is heard by every server.
-    dispatch = shown_by("_listeners", "dispatch")
-    pool = shown_by("_listeners", "pool")
-    dialect = shown_by("_listeners", "dialect")
+    dispatch = shown_by("listeners", "dispatch")
+    pool = shown_by("listeners", "pool")
+    dialect = shown_by("listeners", "dialect")
 
     def __init__(
         self,
@@ -548,7 +571,7 @@ class RoutedEngine(RoutedFacade):
         self.replicas = ReplicaPoolEngine(replicas, self, servers)
         self._aliases: dict[Engine, Alias] = {}
         self._shared_options: dict[str, Any] = {}
-        self._listeners = Listeners(self)
+        self.listeners = Listeners(self)
 
     def wake(self) -> None:
         """Begin what goes on in the background, in a forked child all of it anew."""
@@ -600,7 +623,7 @@ class RoutedEngine(RoutedFacade):
 
     def execution_options(self, **options: Any) -> PrimaryEngine:  # type: ignore[override]  # an engine all the same
         """Return the primary with execution options of its own."""
-        return _PrimaryWithOptions(self.real.execution_options(**options), self)
+        return self.primary.execution_options(**options)
 
     def update_execution_options(self, **options: Any) -> None:
         """Change the execution options of the primary and of every replica."""
@@ -624,7 +647,7 @@ class RoutedEngine(RoutedFacade):
             engine.update_execution_options(**self._shared_options)
         if self.real.echo:
             engine.echo = self.real.echo
-        self._listeners.share(engine)
+        self.listeners.share(engine)
 
     def forget_removed(self) -> None:
         """Let go of replicas that have been removed."""
