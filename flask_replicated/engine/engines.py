@@ -263,7 +263,7 @@ class ReplicaPoolEngine(ReplicasFacade):
                 continue
             if not permit.quiet or self._logged or self._capacity.exhausted:
                 self._report_success(member, permit)
-            if state is not None and member is not kept:
+            if state is not None and failures is not None:
                 state.kept[self] = member
             return connection
         return self._without_replicas(failures, state)
@@ -282,9 +282,12 @@ class ReplicaPoolEngine(ReplicasFacade):
             return first
         if in_use(first.target):
             first = self._capacity.choose(first)
-        if state is not None and kept is None:
+        if state is None:
+            return first
+        if kept is None:
             # Another thread or task of the request may have picked meanwhile.
             return state.kept.setdefault(self, first)
+        state.kept[self] = first  # before it is connected to: for the others
         return first
 
     def _others(

@@ -16,7 +16,6 @@ from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 
 from flask_replicated.errors import PrimaryUnavailableError
-from flask_replicated.forks import refuse_inherited
 from flask_replicated.replica.connect_timeout import (
     NAME_A_LIMIT,
     SetupTimeout,
@@ -33,7 +32,8 @@ from flask_replicated.replica.primary_status import (
     ask_primary,
 )
 from flask_replicated.replica.throttle import limit_connecting
-from flask_replicated.sockets import watch_socket
+from flask_replicated.system.forks import refuse_inherited
+from flask_replicated.system.sockets import watch_socket
 
 from .connections import PrimaryConnection, ReplicaConnection
 

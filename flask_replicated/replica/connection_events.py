@@ -18,8 +18,8 @@ from sqlalchemy import event
 from sqlalchemy.exc import DisconnectionError
 
 from flask_replicated.errors import ReplicaSilentError
-from flask_replicated.forks import refuse_inherited
-from flask_replicated.sockets import hang_up, watch_socket
+from flask_replicated.system.forks import refuse_inherited
+from flask_replicated.system.sockets import hang_up, watch_socket
 
 from .activity import can_list_backends
 from .admission import Admission

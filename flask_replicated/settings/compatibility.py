@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from sqlalchemy.exc import NoSuchModuleError
 
 from flask_replicated.errors import ConfigurationError
-from flask_replicated.redaction import safe
+from flask_replicated.errors.redaction import safe
 
 from .sqlite_files import in_private_memory
 

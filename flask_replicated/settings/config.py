@@ -15,7 +15,7 @@ from sqlalchemy.exc import ArgumentError
 
 from balancers import Weighted
 from flask_replicated.errors import ConfigurationError
-from flask_replicated.redaction import safe
+from flask_replicated.errors.redaction import safe
 
 from .balancer import read_balancer
 from .validators import (
@@ -39,9 +39,19 @@ if TYPE_CHECKING:
     from flask import Request
     from sqlalchemy import URL
 
-__all__ = ["DEFAULTS", "DiscoverySource", "Settings", "read_settings"]
+__all__ = [
+    "DEFAULTS",
+    "PIN_COOKIE",
+    "DiscoverySource",
+    "Settings",
+    "default_pin_cookie",
+    "read_settings",
+]
 
 logger = logging.getLogger("flask_replicated")
+
+PIN_COOKIE = "REPLICATED_PIN_COOKIE"
+"""The key of the name of the pin's cookie, which has a default that is computed."""
 
 _PREFIX = "REPLICATED_"
 _SWITCH = "AUTO_READ_ON_SLAVE"
@@ -212,7 +222,7 @@ class Settings:
         "REPLICATED_MAX_LAG", 30, optional_seconds, most=YEAR
     )
     max_pools: int | None = _setting("REPLICATED_MAX_POOLS", None, optional_count)
-    pin_cookie: str = _setting("REPLICATED_PIN_COOKIE", "replicated_pin", cookie_name)
+    pin_cookie: str = _setting(PIN_COOKIE, "replicated_pin", cookie_name)
     pin_seconds: float = _setting("REPLICATED_PIN_SECONDS", 5, seconds)
     probe_interval: float = _setting("REPLICATED_PROBE_INTERVAL", 5, interval, off=True)
     read_on_replica: bool = _setting("AUTO_READ_ON_SLAVE", True, boolean)
@@ -256,7 +266,7 @@ def read_settings(
     given = {
         **DEFAULTS,
         "REPLICATED_READONLY_METHODS": methods,
-        "REPLICATED_PIN_COOKIE": _pin_cookie(config),
+        PIN_COOKIE: default_pin_cookie(config.get("SESSION_COOKIE_NAME")),
         **config,
     }
     settings = Settings(
@@ -265,7 +275,7 @@ def read_settings(
             for one in fields(Settings)
         }
     )
-    refuse_cookie_conflict("REPLICATED_PIN_COOKIE", settings.pin_cookie, config)
+    refuse_cookie_conflict(PIN_COOKIE, settings.pin_cookie, config)
     _check_resets(settings)
     _check_weighted(settings.weights, replicas)
     if "REPLICATED_BALANCER" not in config and (settings.weights or settings.discovery):
@@ -371,11 +381,13 @@ def _nearest(
     return known[close[0]] if close else None
 
 
-def _pin_cookie(config: Mapping[str, Any]) -> str:
+def default_pin_cookie(session: str | None) -> str:
     """Return the default name of the pin's cookie.
 
     Applications on one host that have separate session cookies get separate pins.
+
+    Args:
+        session: The name of the session cookie; None is Flask's default.
     """
-    name = DEFAULTS["REPLICATED_PIN_COOKIE"]
-    session = config.get("SESSION_COOKIE_NAME") or "session"
-    return name if session == "session" else f"{session}_{name}"
+    name: str = DEFAULTS[PIN_COOKIE]
+    return name if session in {None, "", "session"} else f"{session}_{name}"
