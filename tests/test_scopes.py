@@ -411,9 +411,10 @@ class TestParentheses:
     def test_of_a_view_decorator(self, decorator: Any) -> None:
         """A view decorator that is given no view says how it is written."""
         name = decorator.__name__
-        for call in (lambda: decorator(), lambda: decorator(methods=["POST"])):  # noqa: PLW0108 - the call is what is tested
+        methods: list[dict[str, Any]] = [{}, {"methods": ["POST"]}]
+        for given in methods:
             with pytest.raises(TypeError, match=rf"takes no .*: write '@{name}'"):
-                call()
+                decorator(**given)
         assert decorator(view=lambda: 7)() == 7
         assert list(inspect.signature(decorator).parameters) == ["view"]
 
