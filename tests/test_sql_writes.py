@@ -267,6 +267,8 @@ starts = st.sampled_from(
         "WITH x AS (SELECT a FROM t) UPDATE u SET b = (SELECT a FROM x)",
         "UPDATE t AS u SET (a, b) = (SELECT a, b FROM u)",
         "REPLACE INTO t VALUES (1, 2)",
+        "INSERT INTO t (a) VALUES (1) ON CONFLICT (a) DO UPDATE SET b = 2 , a = 3",
+        "INSERT INTO u (a, b) SELECT a, b FROM t WHERE 1 ON CONFLICT DO NOTHING",
     ]
 )
 

@@ -37,7 +37,7 @@ _OTHER_WORDS = re.compile(
     re.IGNORECASE,
 )
 # Of these, the ones that may also name a database of its own.
-_AMBIGUOUS = frozenset({"secondary", "mirror"})
+_AMBIGUOUS = ("secondary", "mirror")
 _RULE = (
     "it stays an ordinary bind. Replicas are called 'slave', 'slave_1', 'slave_2' ..., "
     "and 'x_slave_1' copies a bind 'x' that is there."
@@ -194,7 +194,7 @@ def _may_be_meant(owner: BindOwner, one: MisnamedBind) -> bool:
     if key not in owner.engines:
         return True
     primary, engine = owner.primary_bind(one.owner), owner.engines[one.name]
-    if one.name.lower() in _AMBIGUOUS:
+    if one.name.lower().endswith(_AMBIGUOUS):
         return primary.resembles(engine)
     return primary.has_dialect_of(engine)
 
