@@ -355,10 +355,14 @@ class TestKeys:
         assert caught.value.key == key
 
     @pytest.mark.parametrize("key", ["REPLICATE_TO", "REPLICATE_QQ", "REPLICATE_1"])
-    def test_any_key_with_nearly_the_prefix(self, key: str) -> None:
-        """A key that begins with REPLICATE_ is refused, whatever it may mean."""
-        with pytest.raises(ConfigurationError, match="They begin with REPLICATED_"):
-            read_settings({key: 5}, ["GET"], [])
+    def test_any_key_with_nearly_the_prefix(
+        self, key: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A key that begins with REPLICATE_ and resembles no setting is told of."""
+        read_settings({key: 5}, ["GET"], [])
+        (line,) = said(caplog, logging.WARNING)
+        assert line.startswith(key)
+        assert "they begin with REPLICATED_" in line
 
     @pytest.mark.parametrize(
         "key",

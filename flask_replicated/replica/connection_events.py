@@ -161,8 +161,10 @@ class ReplicaServer:
         Returns:
             How many were ended, not counting those that had been ended before.
         """
-        self.pool_exhausted = False
-        return sum(map(_end, self._known()))
+        ended = sum(map(_end, self._known()))
+        if ended:
+            self.pool_exhausted = False  # their users give them back
+        return ended
 
     def pending_answers(self) -> list[PendingAnswer]:
         """Return the answers that its connections wait for, as far as can be seen.

@@ -325,22 +325,28 @@ def _refuse_unknown(config: Mapping[Any, Any]) -> None:
             )
 
 
+_ALIKE_TAIL = 0.5
+
+
 def _refuse_nearly_prefixed(key: str, value: object) -> None:
-    """Refuse any other ``REPLICATE_*`` key, which lacks one letter.
+    """Refuse a ``REPLICATE_*`` key that resembles a setting, and warn of any other.
 
     Raises:
-        ConfigurationError: It is such a key.
+        ConfigurationError: It resembles one.
     """
     upper = key.upper()
-    if upper.startswith(_NEARLY_PREFIX) and not upper.startswith(_API_CLIENT):
-        close = difflib.get_close_matches(upper, DEFAULTS, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
+    if not upper.startswith(_NEARLY_PREFIX) or upper.startswith(_API_CLIENT):
+        return
+    tails = {name.removeprefix(_PREFIX): name for name in DEFAULTS}
+    tail = upper.removeprefix(_NEARLY_PREFIX)
+    close = difflib.get_close_matches(tail, tails, n=1, cutoff=_ALIKE_TAIL)
+    if close:
         raise ConfigurationError(
-            key,
-            value,
-            f"no such setting{hint or '.'} They begin with {_PREFIX}; give a key of "
-            "your own another prefix.",
+            key, value, f"no such setting; did you mean {tails[close[0]]}?"
         )
+    logger.warning(
+        "%s is no setting of this extension: they begin with %s.", key, _PREFIX
+    )
 
 
 def _refuse_misspelt(key: str, value: object) -> None:
