@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.pool import NullPool, StaticPool
 
 from balancers import Member, Pool, RoundRobin
+from balancers.strategies import BALANCERS
 from examples.cluster import wait_until
 from flask_replicated import using_slave
 from flask_replicated.engine.capacity import ReplicaCapacity, in_use, is_full
@@ -290,6 +291,14 @@ class TestQueues:
             assert rooms.room.choose(rooms.first) is rooms.second  # it is exhausted
         with rooms.using(rooms.first, 4):
             assert rooms.room.choose(rooms.first) is rooms.first
+        rooms.dispose()
+
+    @pytest.mark.parametrize("balancer", BALANCERS.values(), ids=BALANCERS)
+    def test_named_balancer(self, tmp_path: Path, balancer: type) -> None:
+        """One that has a name spreads reads, so it need not be followed here."""
+        rooms = Rooms(tmp_path, balancer=balancer(), pool_size=5)
+        with rooms.using(rooms.first, 4):
+            assert rooms.room.choose(rooms.first) is rooms.second
         rooms.dispose()
 
     def test_by_weight(self, rooms: Rooms) -> None:
