@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from .primary_status import PrimaryStatus
     from .same_database import SameDatabaseCheck
 
-__all__ = ["CHANGED", "ReplicaServer"]
+__all__ = ["CHANGED", "ReplicaServer", "end_record"]
 
 CHANGED = "flask_replicated.changed"
 """Key in a connection's ``info``: the session's settings were changed by its user."""
@@ -162,7 +162,7 @@ class ReplicaServer:
             How many were ended, not counting those that had been ended before.
         """
         self.pool_exhausted = False
-        return sum(map(_end, self._known()))
+        return sum(map(end_record, self._known()))
 
     def pending_answers(self) -> list[PendingAnswer]:
         """Return the answers that its connections wait for, as far as can be seen.
@@ -186,7 +186,7 @@ class ReplicaServer:
         if now.received != pending.received:
             return False
         self.pool_exhausted = False  # there is room again
-        return _end(pending.record)
+        return end_record(pending.record)
 
     @property
     def in_use(self) -> bool:
@@ -258,7 +258,7 @@ _UNKNOWN = (None, None)
 _ENDED = "flask_replicated.ended"
 
 
-def _end(record: ConnectionPoolEntry) -> bool:
+def end_record(record: ConnectionPoolEntry) -> bool:
     """End a record's connection; return whether it had not been ended before.
 
     Its socket does not tell: it can be shut down repeatedly without an error.
