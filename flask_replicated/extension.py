@@ -10,10 +10,10 @@ from flask import Flask, has_app_context
 
 from .adapters import Adapter, adapters_of
 from .errors import ConfigurationError
+from .errors.redaction import safe
 from .fleet.build import routed_engine
 from .fleet.discovery import Discovery
 from .fleet.fleet import fleet_of
-from .redaction import safe
 from .routing.responses import pin_responses
 from .routing.state import STATE, AppState, current_app_state
 from .settings.bind_names import log_misnamed_binds, primary_hint

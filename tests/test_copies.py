@@ -124,7 +124,7 @@ class TestMemory:
         refused(
             lambda: registered("sqlite://", {"slave_1": file}),
             "SQLALCHEMY_BINDS['slave_1']",
-            "SQLALCHEMY_DATABASE_URI = 'sqlite://'",
+            "SQLALCHEMY_DATABASE_URI = 'sqlite://', a memory database",
         )
 
     def test_of_another_bind(self) -> None:

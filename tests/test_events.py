@@ -292,6 +292,82 @@ class TestHeard:
             assert site.client().open("/shout", method=method).text == "A"
 
 
+class TestBinds:
+    """What ``session.get_bind()`` returns stands for the same servers."""
+
+    @pytest.fixture(params=["GET", "GET that has read", "POST", "with a model"])
+    def bind(self, site: Site, request: pytest.FixtureRequest) -> sa.Engine:
+        """Give what it returns in a request."""
+        method, _, state = request.param.partition(" ")
+        model = request.param == "with a model"
+        with site.app.test_request_context(method="GET" if model else method):
+            if state == "that has read":
+                site.who()
+            found = site.db.session.get_bind(
+                **({"mapper": site.entry} if model else {})
+            )
+            assert isinstance(found, sa.Engine)
+            return found
+
+    @pytest.mark.parametrize("name", ["after_execute", "begin", "rollback"])
+    def test_heard(self, site: Site, bind: sa.Engine, name: str) -> None:
+        """A listener that is put on it is heard for every server, once each."""
+        ear = Ear()
+        listener = ear.connection
+        event.listen(bind, name, listener)
+        assert event.contains(engine_of(site), name, listener)
+        event.listen(engine_of(site), name, listener)  # is there already
+        visit(site)
+        assert ear.counted() == once_each()
+
+    @pytest.mark.parametrize("target", ["engine", "pool"])
+    def test_of_pools(self, site: Site, target: str) -> None:
+        """So is one that is about connection pools."""
+        with site.app.test_request_context():
+            bind = site.db.session.get_bind()
+            assert isinstance(bind, sa.Engine)
+        ear = Ear()
+        event.listen(bind if target == "engine" else bind.pool, "checkin", ear.driver)
+        visit(site)
+        assert ear.counted() == once_each()
+
+    @pytest.mark.parametrize("there", [True, False])
+    def test_removed(self, site: Site, bind: sa.Engine, there: bool) -> None:
+        """It is removed by either name, and may come back."""
+        engine, ear = engine_of(site), Ear()
+        names = (bind, engine) if there else (engine, bind)
+        listener = ear.connection
+        for first, second in (names, names[::-1]):
+            event.listen(first, "before_execute", listener)
+            assert event.contains(second, "before_execute", listener)
+            event.remove(second, "before_execute", listener)
+            for one in names:
+                assert not event.contains(one, "before_execute", listener)
+        visit(site)
+        assert not ear.counted()
+
+    def test_of_options(self, site: Site) -> None:
+        """With options of its own it is the primary, whose writes are known."""
+
+        def view() -> str:
+            bind: Any = site.db.session.get_bind()
+            options = bind.execution_options(isolation_level="AUTOCOMMIT")
+            ear = Ear()
+            event.listen(options, "after_execute", ear.connection)
+            insert = sa.insert(site.entry.__table__).values(text="x")
+            for engine in (options, options.execution_options(mine=1)):
+                with engine.connect() as connection:
+                    connection.execute(insert)
+            site.who()
+            assert ear.counted() == Counter(master=2)
+            return "done"
+
+        site.app.add_url_rule("/options", "options", view)
+        client = site.client()
+        assert client.get("/options").text == "done"
+        assert client.get("/").text == "master"
+
+
 class TestForms:
     """The ways to listen that SQLAlchemy has."""
 

@@ -218,7 +218,7 @@ class TestBusy:
             }
             for name in names
         }
-        site = build([], binds=binds, REPLICATED_CONNECT_TIMEOUT=0.01)
+        site = build([], binds=binds, REPLICATED_CONNECT_TIMEOUT=0.2)
         with site.app.app_context():
             engines = dict(site.db.engines)
             pool = site.db.engine.replicas.replica_pool  # type: ignore[attr-defined]  # the routed engine

@@ -71,6 +71,19 @@ def test_mariadb() -> None:
     [
         ("mysql", "SELECT JSON_EXTRACT(doc, '$.a'), COLUMN_GET(c, 'x' AS CHAR) FROM t"),
         ("mariadb", "SELECT ST_Distance(a, b), DATE_ADD(d, INTERVAL 1 DAY) FROM t"),
+        (
+            "mysql",
+            "SELECT id FROM post WHERE MATCH (body) AGAINST ('a' IN BOOLEAN MODE)",
+        ),
+        ("mariadb", "SELECT n FROM JSON_TABLE(d, '$' COLUMNS (n INT PATH '$')) AS j"),
+        (
+            "postgresql",
+            "SELECT uuid_generate_v1mc(), encode(digest('a', 'md5'), 'hex')",
+        ),
+        ("postgresql", "SELECT id FROM u WHERE hash = crypt('x', hash)"),
+        ("postgresql", "SELECT pgp_key_id(k), show_trgm(a), levenshtein(a, b) FROM t"),
+        ("postgresql", "SELECT ST_X(ST_Transform(g, 4326)) FROM t"),
+        ("postgresql", "SELECT id FROM t ORDER BY l2_distance(v, '[1,2]'::vector(2))"),
         ("mysql", "SELECT UUID(), SLEEP(0), BENCHMARK(1, SHA2('a', 256))"),
         (
             "sqlite",
@@ -93,6 +106,12 @@ def test_what_computes_only(dialect: str, sql: str) -> None:
         ("mysql", "SELECT jsonb_set(doc) FROM t"),  # PostgreSQL's
         ("mariadb", "SELECT shop.date_format(d) FROM t"),
         ("mysql", "SELECT LAST_INSERT_ID(7)"),
+        ("postgresql", "SELECT set_limit(0.3)"),  # a setting
+        ("postgresql", "SELECT * FROM crosstab('SELECT touch()')"),
+        ("postgresql", "SELECT ST_AddIsoNode('roads', 1, g)"),
+        ("postgresql", "SELECT ST_CreateOverview('rasters', 'rast', 2)"),
+        ("postgresql", "SELECT shop.digest(a, 'md5') FROM t"),
+        ("sqlite", "SELECT crypt('x', 'y')"),
         ("sqlite", "SELECT adddate(d) FROM t"),  # MariaDB's
         ("sqlite", "SELECT load_extension('x')"),
     ],

@@ -321,12 +321,39 @@ def test_memory_is_bounded() -> None:
 
 
 @pytest.mark.parametrize(
+    ("dialect", "sql"),
+    [
+        ("postgresql", 'UPDATE "shop.guest" SET seen = 1'),
+        ("postgresql", 'UPDATE guest SET "last.seen" = 1'),
+        ("postgresql", 'DELETE FROM "eu.shop".guest'),
+        ("mysql", "INSERT INTO `guest*` VALUES (1)"),
+        ("sqlite", "UPDATE [guest ] SET seen = 1"),
+    ],
+)
+def test_names_that_the_setting_cannot_have(
+    caplog: pytest.LogCaptureFixture, dialect: str, sql: str
+) -> None:
+    """No line is given that would be refused, or would name another table."""
+    habits = HousekeepingAdvice(find_writes, {})
+    for _ in range(8):
+        habits.note("page", [Sent(sql, dialect)])
+    (line,) = warnings(caplog)
+    assert "wrap them in 'with using_master(pin=False):'" in line
+    assert not LINE.findall(line)
+
+
+@pytest.mark.parametrize(
     ("dialect", "sql", "rules"),
     [
         ("postgresql", "UPDATE Shop.Guest SET Seen = 1", {"shop.guest": ["seen"]}),
         ("postgresql", 'UPDATE "Guest" SET "Seen" = 1', {"Guest": ["Seen"]}),
         ("mysql", "UPDATE `Guest` SET Seen = 1", {"Guest": ["Seen"]}),
         ("sqlite", "REPLACE INTO Guest VALUES (1)", {"Guest": "*"}),
+        (
+            "sqlite",
+            "INSERT INTO guest (id) VALUES (1) ON CONFLICT DO UPDATE SET seen = 1",
+            {"guest": ["id", "seen"]},
+        ),
     ],
 )
 def test_names(

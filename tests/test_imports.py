@@ -17,19 +17,16 @@ ROOT = Path(__file__).parents[1]
 # Each package, and each module beside the packages, with all that it may import.
 DIRECTIONS: dict[str, str] = {
     "_private": "",
-    "threads": "",
-    "redaction": "balancers",
-    "sockets": "_private",
     "sql": "_private",
-    "errors": "balancers redaction",
-    "forks": "sockets",
-    "replica": "_private balancers errors forks sockets threads",
-    "settings": "_private balancers errors redaction",
-    "routing": "_private balancers errors forks settings sql",
-    "engine": "_private balancers errors forks replica routing sockets sql",
+    "system": "_private",
+    "errors": "balancers",
+    "replica": "_private balancers errors system",
+    "settings": "_private balancers errors",
+    "routing": "_private balancers errors settings sql system",
+    "engine": "_private balancers errors replica routing sql system",
     "adapters": "_private engine errors routing settings",
-    "fleet": "balancers engine errors forks replica routing settings sockets threads",
-    "extension": "adapters engine errors fleet redaction routing settings",
+    "fleet": "balancers engine errors replica routing settings system",
+    "extension": "adapters engine errors fleet routing settings",
     "__init__": "engine errors extension fleet replica routing",
 }
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy.exc import ArgumentError
 
 from flask_replicated import ConfigurationError, FlaskReplicated
 from flask_replicated.settings.config import read_settings
@@ -72,6 +73,50 @@ class TestSlips:
         assert f"SQLALCHEMY_BINDS[{name!r}]" in line
         assert f"did you mean {meant!r}?" in line
 
+    @pytest.mark.parametrize(
+        ("name", "bind"),
+        [
+            ("salve_3", "postgresql+psycopg://shop@bouncer/shop_copy_3"),
+            ("replcia_3", OTHER),
+            ("slav", "postgresql+psycopg://shop@bouncer/shop_copy"),
+            ("slvae_3", "postgresql+psycopg://shop@bouncer"),
+            (
+                "repilca_3",
+                {
+                    "url": "postgresql+psycopg://",
+                    "connect_args": {"service": "shop_copy_3"},
+                },
+            ),
+        ],
+    )
+    def test_another_name_of_its_database(
+        self, name: str, bind: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Behind a pooler each server may be a database of another name, or of none."""
+        start({"replica_1": COPY, name: bind})
+        (line,) = said(caplog, logging.WARNING)
+        assert f"SQLALCHEMY_BINDS[{name!r}] (did you mean" in line
+
+    @pytest.mark.parametrize(
+        ("name", "meant"),
+        [
+            ("slave_us_3", None),
+            ("replica-eu-west-3", None),
+            ("slave_3_db", None),
+            ("_replica_3", "replica_3"),
+            ("shopslave_3", None),
+            ("analyticsreplica_3", "analytics_replica_3"),
+        ],
+    )
+    def test_more_in_the_name(
+        self, name: str, meant: str | None, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Nor may a replica's name have more in it than the bind that it copies."""
+        start({"slave_1": COPY, "analytics": PRIMARY, name: COPY})
+        (line,) = said(caplog, logging.WARNING)
+        assert f"SQLALCHEMY_BINDS[{name!r}]" in line
+        assert (f"did you mean {meant!r}?" in line) is (meant is not None)
+
     def test_a_name_that_is_taken(self, caplog: pytest.LogCaptureFixture) -> None:
         """A name that another bind has is not proposed."""
         start({"slave_1": COPY, "salve_1": COPY})
@@ -89,8 +134,12 @@ class TestSlips:
             ("slate", COPY),
             ("enclave_1", COPY),
             ("raster", COPY),
-            ("salve_2", OTHER),
             ("slate_1", "mysql+pymysql://shop@h/shop"),
+            ("slaves_of_2020", COPY),
+            ("replica_settings", OTHER),
+            ("users", COPY),
+            ("archive_2", OTHER),
+            ("reads_3", OTHER),
             ("standby_2", COPY),
             ("reports", COPY),
         ],
@@ -98,7 +147,7 @@ class TestSlips:
     def test_not_accused(
         self, name: str, url: str, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """What has a name of its own, or another database, is an ordinary bind."""
+        """What has a name of its own, or another dialect, is an ordinary bind."""
         start({"slave_1": COPY, name: url})
         assert not caplog.records
 
@@ -136,6 +185,15 @@ class TestSlips:
         start({"slave_1": COPY, name: OTHER})
         assert not caplog.records
 
+    @pytest.mark.parametrize("name", ["master_2", "primary-1", "Primary1"])
+    def test_a_numbered_primary(
+        self, name: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """There is one primary, so the name that is proposed has no number."""
+        start({"slave_1": COPY, name: PRIMARY})
+        (line,) = said(caplog, logging.WARNING)
+        assert f"Did you mean '{name[:-1].lower().rstrip('_-')}'?" in line
+
     def test_instead_of_the_primary(self) -> None:
         """Where there is no primary, the error names the bind that is meant so."""
         with pytest.raises(ConfigurationError, match=r"\['mastre'\].*mean 'master'\?"):
@@ -160,6 +218,11 @@ class TestNoReplica:
             "follower_1",
             "secondary",
             "salve_1",
+            "readers",
+            "reader_replica",
+            "readsreplica",
+            "slave_read",
+            "dbslave_2",
         ],
     )
     def test_a_candidate(
@@ -184,7 +247,13 @@ class TestNoReplica:
 
     @pytest.mark.parametrize(
         ("name", "url"),
-        [("analytics", COPY), ("road", COPY), ("reading", COPY), ("reader", OTHER)],
+        [
+            ("analytics", COPY),
+            ("road", COPY),
+            ("reading", COPY),
+            ("secondary", OTHER),
+            ("reader", "mysql+pymysql://shop@h/shop"),
+        ],
     )
     def test_none(self, name: str, url: str, caplog: pytest.LogCaptureFixture) -> None:
         """Each developer's machine, and each test, is told at INFO."""
@@ -192,6 +261,13 @@ class TestNoReplica:
         (line,) = said(caplog, logging.INFO)
         assert line.endswith("every statement goes to the primary.")
         assert not said(caplog, logging.WARNING)
+
+    @pytest.mark.parametrize("name", ["follower_1", "reader", "hot_standby", "slav_1"])
+    def test_behind_a_pooler(self, name: str, caplog: pytest.LogCaptureFixture) -> None:
+        """There a copy may be a database of another name."""
+        start({name: "postgresql+psycopg://shop@bouncer/shop_copy"})
+        (line,) = said(caplog, logging.WARNING)
+        assert f"SQLALCHEMY_BINDS[{name!r}]" in line
 
     def test_lite(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         """Flask-SQLAlchemy-Lite's settings are called as they are there."""
@@ -225,6 +301,26 @@ class TestLists:
         assert caught.value.key == f"SQLALCHEMY_BINDS[{name!r}]"
         assert right in caught.value.remedy
 
+    @pytest.mark.parametrize(
+        ("bind", "error", "message"),
+        [
+            ([COPY], ValueError, "dictionary update sequence element"),
+            ((COPY, COPY), ValueError, "dictionary update sequence element"),
+            ({"uri": COPY}, KeyError, "url"),
+            ("", ArgumentError, "Could not parse SQLAlchemy URL"),
+        ],
+    )
+    def test_flask_sqlalchemy_comes_first(
+        self, bind: Any, error: type[Exception], message: str
+    ) -> None:
+        """In the right order Flask-SQLAlchemy fails first, as docs/fleet.md tells."""
+        app = Flask("shop")
+        app.config.update(
+            SQLALCHEMY_DATABASE_URI=PRIMARY, SQLALCHEMY_BINDS={"replica_1": bind}
+        )
+        with pytest.raises(error, match=message):
+            SQLAlchemy(app)
+
 
 class TestKeys:
     """Keys of ``app.config`` that are nearly of this extension."""
@@ -242,6 +338,12 @@ class TestKeys:
             ("REPLICATE_WEIGTHS", "REPLICATED_WEIGHTS"),
             ("AUTO_READ_SLAVE", "AUTO_READ_ON_SLAVE"),
             ("auto_read_on_slave", "AUTO_READ_ON_SLAVE"),
+            ("AUOT_READ_ON_SLAVE", "AUTO_READ_ON_SLAVE"),
+            ("UTO_READ_ON_SLAVES", "AUTO_READ_ON_SLAVE"),
+            ("ERPLICATED_WEIGHTS", "REPLICATED_WEIGHTS"),
+            ("PLICATED_PIN_SECONDS", "REPLICATED_PIN_SECONDS"),
+            ("REPLICATE_COOKIE", "REPLICATED_PIN_COOKIE"),
+            ("replicate_probe", "REPLICATED_PROBE_INTERVAL"),
         ],
     )
     def test_refused(self, key: str, meant: str) -> None:
@@ -252,8 +354,24 @@ class TestKeys:
             read_settings({key: 5}, ["GET"], [])
         assert caught.value.key == key
 
+    @pytest.mark.parametrize("key", ["REPLICATE_TO", "REPLICATE_QQ", "REPLICATE_1"])
+    def test_any_key_with_nearly_the_prefix(
+        self, key: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A key that begins with REPLICATE_ and resembles no setting is told of."""
+        read_settings({key: 5}, ["GET"], [])
+        (line,) = said(caplog, logging.WARNING)
+        assert line.startswith(key)
+        assert "they begin with REPLICATED_" in line
+
     @pytest.mark.parametrize(
-        "key", ["REPLICATION_MAX_LAG", "REPLICA_MAX_LAG", "REPLICAS_MAX_LAG"]
+        "key",
+        [
+            "REPLICATION_MAX_LAG",
+            "REPLICA_MAX_LAG",
+            "REPLICAS_MAX_LAG",
+            "FLASK_REPLICATED_MAX_LAG",
+        ],
     )
     def test_told(self, key: str, caplog: pytest.LogCaptureFixture) -> None:
         """A key that another program may have is told of, and no error."""
@@ -266,7 +384,8 @@ class TestKeys:
         "key",
         [
             "REPLICATION_SLOT",
-            "REPLICATE_TO",
+            "REPLICATE_API_TOKEN",
+            "READ_ON_SLAVE",
             "REPLICATION_TIMEOUT",
             "REPLICA_SET",
             "REPLICATION_NODE_WEIGHTS",
@@ -274,6 +393,7 @@ class TestKeys:
             "RATELIMIT_STORAGE_URI",
             "DUPLICATED_WEIGHTS",
             "SHOP_REPLICATED_WEIGHTS",
+            "MY_REPLICATED_WEIGHTS",
             "MAX_LAG",
             "AUTO_RELOAD",
             "REPLICATED",

@@ -22,8 +22,8 @@ from flask_replicated import FlaskReplicated, replicated_engine
 from flask_replicated.fleet.monitor import Monitor, ProbePolicy
 from flask_replicated.fleet.outage_log import OutageLog
 from flask_replicated.fleet.probe import ProbeRun, ReplicaProbe
-from flask_replicated.forks import leave_to_parent
 from flask_replicated.replica.replica_status import ReplicaReport, report_queries
+from flask_replicated.system.forks import leave_to_parent
 from tests.pools import live, monitor_of, read
 from tests.support import Build, break_file, build_fixture, make_file, sqlite_url
 

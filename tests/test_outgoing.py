@@ -222,6 +222,19 @@ MIDDLEWARE = [
 ORDERS = ["before", "after", "both"]
 
 
+def answers_errors(app: Any) -> Any:
+    """Answer what the application raises."""
+
+    def middleware(environ: Environ, start: Any) -> Any:
+        try:
+            return app(environ, start)
+        except LookupError:
+            start("502 Bad Gateway", [])
+            return [b"try again"]
+
+    return middleware
+
+
 def around(site: Site, middleware: list[Callable[..., Any]], order: str) -> None:
     """Install middleware before the extension, so inside of it, or after it."""
     bare: Any = Flask.wsgi_app.__get__(site.app)
@@ -555,6 +568,78 @@ class TestAttributes:
         assert self.cookie(site).partition("=")[0] == name
 
 
+class TestNames:
+    """The pin is called after the session cookie, as that is called in the end."""
+
+    def cookie(self, site: Site) -> str:
+        """Return the name of the pin that a write sets; it pins its client, too."""
+        client = site.client()
+        (line,) = client.post("/write").headers.getlist("Set-Cookie")
+        assert client.get("/").text == "master"
+        return line.partition("=")[0]
+
+    def test_of_a_session_interface(self, build: Build) -> None:
+        """An interface of the application's own may name it."""
+
+        class Named(SecureCookieSessionInterface):
+            def get_cookie_name(self, app: Flask) -> str:
+                return f"{app.name}-visit"
+
+        site = build()
+        site.app.session_interface = Named()
+        assert self.cookie(site) == f"{site.app.name}-visit_{COOKIE}"
+
+    def test_of_a_later_setting(self, build: Build) -> None:
+        """The application may be configured after the extension."""
+        site = build()
+        site.app.config["SESSION_COOKIE_NAME"] = "late"
+        assert self.cookie(site) == f"late_{COOKIE}"
+
+    def test_given(self, build: Build) -> None:
+        """A name that is given is stronger, be it the default."""
+        site = build(REPLICATED_PIN_COOKIE=COOKIE)
+        site.app.config["SESSION_COOKIE_NAME"] = "late"
+        assert self.cookie(site) == COOKIE
+
+    def test_without_a_name(self, build: Build) -> None:
+        """An interface that cannot tell fails no request."""
+
+        class Nameless(SecureCookieSessionInterface):
+            def get_cookie_name(self, app: Flask) -> str:
+                raise LookupError
+
+            def open_session(self, app: Flask, request: Any) -> Any:
+                return {}
+
+            def save_session(self, app: Flask, session: Any, response: Any) -> None:
+                pass
+
+        site = build(SESSION_COOKIE_NAME="shop")
+        site.app.session_interface = Nameless()
+        assert self.cookie(site) == f"shop_{COOKIE}"
+
+    def test_asked_once(self, build: Build) -> None:
+        """It is asked by the first request alone."""
+        asked = []
+
+        class Counting(SecureCookieSessionInterface):
+            def get_cookie_name(self, app: Flask) -> str:
+                asked.append(app)
+                return "counted"
+
+            def open_session(self, app: Flask, request: Any) -> Any:
+                return {}
+
+            def save_session(self, app: Flask, session: Any, response: Any) -> None:
+                pass
+
+        site = build()
+        site.app.session_interface = Counting()
+        for _ in range(3):
+            self.cookie(site)
+        assert len(asked) == 1
+
+
 # --- times --------------------------------------------------------------------------
 
 
@@ -808,6 +893,50 @@ class TestTold:
         site.app.after_request(write)
         assert len(pins(site.client().post("/write"))) == 1
         assert caplog.records == []
+
+    @pytest.mark.parametrize("setting", ["PROPAGATE_EXCEPTIONS", "TESTING"])
+    @pytest.mark.parametrize("writes", [True, False])
+    def test_raised(
+        self,
+        build: Build,
+        caplog: pytest.LogCaptureFixture,
+        setting: str,
+        writes: bool,
+    ) -> None:
+        """An error that leaves the application takes a pin away; that is said."""
+        config: Environ = {setting: True}
+        site = build(**config)
+        self.fail(site, writes=writes)
+        around(site, [answers_errors], "after")
+        for _ in range(2):
+            response = site.client().put("/order/7")
+            assert (response.status_code, pins(response)) == (502, [])
+        told = [record.message for record in caplog.records]
+        assert len(told) == writes
+        assert all("'order' committed a write and then raised" in one for one in told)
+
+    def test_raised_and_answered_inside(
+        self, build: Build, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """One that a middleware answers within the extension is no news: it pins."""
+        site = build(PROPAGATE_EXCEPTIONS=True)
+        self.fail(site, writes=True)
+        around(site, [answers_errors], "before")
+        client = site.client()
+        response = client.put("/order/7")
+        assert (response.status_code, len(pins(response))) == (502, 1)
+        assert client.get("/").text == "master"
+        assert caplog.records == []
+
+    def fail(self, site: Site, *, writes: bool) -> None:
+        """Add a view that raises, after a write or without one."""
+
+        def order(number: int) -> str:
+            if writes:
+                site.write()
+            raise LookupError(number)
+
+        site.app.add_url_rule("/order/<int:number>", "order", order, methods=["PUT"])
 
     def test_commit_at_the_end(
         self, site: Site, caplog: pytest.LogCaptureFixture

@@ -23,13 +23,16 @@ from tests.support import (
     REPLICAS,
     Build,
     Site,
+    break_file,
     build_fixture,
     get_with_pin,
     pin_of,
+    unpooled,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from flask import Flask, Request
     from flask.sessions import SessionMixin
@@ -661,6 +664,177 @@ class TestRenewal:
 
         assert self._poll(site, self._view(site, read)) is not None
 
+    @pytest.mark.parametrize(
+        "later",
+        [
+            lambda s: s.db.session.scalars(sa.select(s.marker).with_for_update()).all(),
+            lambda s: s.db.session.connection().scalar(sa.select(s.marker.name)),
+        ],
+        ids=["a lock", "the connection"],
+    )
+    def test_latched_later(self, site: Site, later: Callable[[Site], Any]) -> None:
+        """Why it was there counts as it was when the statement was sent."""
+
+        def read(site: Site) -> None:
+            plainly(site)
+            later(site)
+
+        assert self._poll(site, self._view(site, read)) is None
+
+    def test_raw_connection(self, site: Site) -> None:
+        """Nor does a driver's connection that is the primary's for the pin alone."""
+
+        def read(site: Site) -> None:
+            with site.db.engine.connect() as connection:
+                driver: Any = connection.connection.dbapi_connection
+                assert driver.execute("SELECT name FROM marker").fetchone()
+
+        assert self._poll(site, self._view(site, read)) is None
+
+    def test_is_read_reads(self, build: Build) -> None:
+        """REPLICATED_IS_READ may itself read what is suspected; it is asked once."""
+        sites: list[Site] = []
+        asked = []
+
+        def read() -> None:
+            with contextlib.suppress(sa.exc.DBAPIError):  # SQLite knows no shout()
+                sites[0].db.session.execute(SHOUT)
+
+        def is_read(_: object) -> bool:
+            asked.append(1)
+            read()
+            return True
+
+        site = build(REPLICATED_IS_READ=is_read)
+        sites.append(site)
+
+        def view() -> str:
+            for _ in range(3):
+                read()
+            site.db.session.commit()
+            return "done"
+
+        site.app.add_url_rule("/poll", "poll", view)
+        client = site.client()
+        client.post("/write")
+        asked.clear()
+        assert pin_of(client.get("/poll")) is None
+        assert len(asked) == 1
+
     def test_begins_one(self, site: Site) -> None:
         """Without a pin a suspicion on the primary pins as ever."""
         assert pin_of(request(site, self._view(site, block))) is not None
+
+
+class TestBegin:
+    """Only what is on the primary for a reason of its own begins a pin."""
+
+    @pytest.fixture
+    def shop(self, build: Build) -> Site:
+        """Give an application whose entries are housekeeping."""
+        return self.teach(build(REPLICATED_UNPINNED={"entry": "*"}))
+
+    @staticmethod
+    def teach(site: Site) -> Site:
+        """Give an application's databases a function that nobody knows."""
+
+        def teach(connection: Any, _record: object) -> None:
+            connection.create_function("shout", 1, str.upper)
+
+        with site.app.app_context():
+            sa.event.listen(site.db.engine, "connect", teach)
+        return site
+
+    @staticmethod
+    def keep_house(site: Site) -> None:
+        """Write what leaves no trace."""
+        site.db.session.execute(insert(site))
+
+    @staticmethod
+    def forget(site: Site) -> None:
+        """Write what is to leave no trace, and do not commit it."""
+        with using_master(pin=False):
+            site.db.session.execute(sa.delete(site.marker).where(sa.false()))
+
+    def _pins(self, site: Site, *acts: Callable[[Site], Any], method: str) -> bool:
+        def view() -> str:
+            for act in acts:
+                act(site)
+            site.db.session.commit()
+            return "done"
+
+        response = request(site, view, method)
+        assert response.text == "done"
+        return pin_of(response) is not None
+
+    @pytest.mark.parametrize("before", [keep_house, forget])
+    @pytest.mark.parametrize("method", ["GET", "POST"])
+    def test_housekeeping(
+        self, shop: Site, before: Callable[[Site], None], method: str
+    ) -> None:
+        """A read that shares its transaction with housekeeping does not, in a GET."""
+        assert self._pins(shop, before, plainly, method=method) is (method == "POST")
+
+    @pytest.mark.parametrize("read", [option, block, announced, connection])
+    def test_asked_for(self, shop: Site, read: Callable[[Site], None]) -> None:
+        """One that asks for the primary does."""
+        acts = [plainly, read] if read is announced else [self.keep_house, read]
+        assert self._pins(shop, *acts, method="GET")
+
+    def test_model(self, shop: Site) -> None:
+        """One of a model that asks for the primary does."""
+        master = sa.Table("ledger", shop.db.metadata, sa.Column("id", sa.Integer))
+        model: Any = type(
+            "Ledger",
+            (shop.db.Model,),
+            {
+                "__table__": master,
+                "__replicated__": "master",
+                "__mapper_args__": {"primary_key": [master.c.id]},
+            },
+        )
+        with shop.app.app_context():
+            shop.db.create_all()
+
+        def read(site: Site) -> None:
+            site.db.session.execute(sa.select(sa.func.shout(model.id))).all()
+
+        assert self._pins(shop, self.keep_house, read, method="GET")
+
+    def test_sure_write(self, shop: Site) -> None:
+        """What surely writes does, beside housekeeping and a suspicion."""
+
+        def write(site: Site) -> None:
+            site.db.session.execute(sa.update(site.marker).values(name="master"))
+
+        acts = self.keep_house, plainly, write
+        assert self._pins(shop, *acts, method="GET")
+
+    @pytest.mark.parametrize("method", ["GET", "POST"])
+    def test_fallback(self, build: Build, tmp_path: Path, method: str) -> None:
+        """Where every replica is out, a read of theirs does not."""
+        site = build((), binds={"slave_1": unpooled(tmp_path / "slave_1.db")})
+        break_file(tmp_path, "slave_1")
+        self.teach(site)
+        assert self._pins(site, plainly, method=method) is (method == "POST")
+
+    @pytest.mark.parametrize("read", [option, block, announced, connection])
+    def test_asked_for_in_a_fallback(
+        self, build: Build, tmp_path: Path, read: Callable[[Site], None]
+    ) -> None:
+        """What would be there in any case does."""
+        site = build((), binds={"slave_1": unpooled(tmp_path / "slave_1.db")})
+        break_file(tmp_path, "slave_1")
+        self.teach(site)
+        assert self._pins(site, plainly, read, method="GET")
+
+    def test_locked_in_a_fallback(self, build: Build, tmp_path: Path) -> None:
+        """And so does what follows a lock."""
+        site = build((), binds={"slave_1": unpooled(tmp_path / "slave_1.db")})
+        break_file(tmp_path, "slave_1")
+        self.teach(site)
+
+        def lock(site: Site) -> None:
+            site.db.session.scalars(sa.select(site.marker).with_for_update()).all()
+
+        assert self._pins(site, plainly, lock, plainly, method="GET")

@@ -130,7 +130,7 @@ class TestExhausted:
         site = build(
             ("slave_2",),
             binds={"slave_1": small(tmp_path, "slave_1")},
-            REPLICATED_CONNECT_TIMEOUT=0.05,
+            REPLICATED_CONNECT_TIMEOUT=0.3,
             REPLICATED_PROBE_INTERVAL=0.05,
         )
         pool = site.app.extensions["replicated"].state(site.app).routes[None].replicas

@@ -77,6 +77,7 @@ with app.app_context():
 assert report() == ["Ada"]
 for path in ("/", "/async"):
     assert small.test_client().get(path).json == ["Ada"]
+assert small.test_client().get("/async-visit").text == "visited"
 with app.test_request_context(
     "/graphql", method="POST", json={"query": "mutation { x }"}
 ) as context:

@@ -405,6 +405,25 @@ class TestParentheses:
         ):
             raise AssertionError
 
+    @pytest.mark.parametrize(
+        "decorator", [use_master_database, changes_database, use_slave_database]
+    )
+    def test_of_a_view_decorator(self, decorator: Any) -> None:
+        """A view decorator that is given no view says how it is written."""
+        name = decorator.__name__
+        methods: list[dict[str, Any]] = [{}, {"methods": ["POST"]}]
+        for given in methods:
+            with pytest.raises(TypeError, match=rf"takes no .*: write '@{name}'"):
+                decorator(**given)
+        assert decorator(view=lambda: 7)() == 7
+        assert list(inspect.signature(decorator).parameters) == ["view"]
+
+    @pytest.mark.parametrize("pin", ["no", 0, None, "False"])
+    def test_pin_is_true_or_false(self, pin: Any) -> None:
+        """What only looks like False would pin, or the reverse."""
+        with pytest.raises(TypeError, match=r"using_master\(pin=.* True or False"):
+            using_master(pin=pin)
+
     @pytest.mark.parametrize("opener", [using_master, using_slave])
     def test_described(self, opener: Any) -> None:
         """It looks as a function does: name, text, and no argument that is needed."""

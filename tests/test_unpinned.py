@@ -231,6 +231,8 @@ def fetched(shop: Shop) -> None:
     assert found.seen == 9
 
 
+# Without the defaults of the model's table.
+PLAIN = sa.table("account", *map(sa.column, ("id", "seen", "Pages", "name")))
 BOTH: list[dict[str, Any]] = [{"seen": 1}, {"name": "x"}]
 NO_TRACE: dict[str, Callable[[Shop], Any]] = {
     "flush of a new object": lambda s: (
@@ -282,6 +284,14 @@ NO_TRACE: dict[str, Callable[[Shop], Any]] = {
         .values(id=1, page="x")
         .on_conflict_do_update(index_elements=["id"], set_={"page": "y"})
     ),
+    "upsert of listed columns": lambda s: s.session.execute(
+        upsert(PLAIN)
+        .values(seen=1)
+        .on_conflict_do_update(index_elements=["id"], set_={"Pages": 2})
+    ),
+    "upsert that does nothing": lambda s: s.session.execute(
+        upsert(PLAIN).values(seen=1).on_conflict_do_nothing()
+    ),
     "insert().from_select()": lambda s: s.session.execute(
         sa.insert(s.visit).from_select(["page"], sa.select(s.account.name))
     ),
@@ -294,6 +304,9 @@ NO_TRACE: dict[str, Callable[[Shop], Any]] = {
     "text, update": text("UPDATE Account SET \"SEEN\" = seen + 1 WHERE name = 'ann'"),
     "text, delete": text("DELETE FROM main.visit WHERE id = 1"),
     "text, replace": text("INSERT OR REPLACE INTO visit VALUES (1, 'y')"),
+    "text, upsert": text(
+        "INSERT INTO account (seen) VALUES (1) ON CONFLICT (id) DO UPDATE SET seen = 2"
+    ),
     "text, the default schema's": text("INSERT INTO log VALUES (date('now'))"),
     "engine": by_engine,
     "autocommit": in_autocommit,
@@ -333,6 +346,18 @@ TRACE: dict[str, Callable[[Shop], Any]] = {
         upsert(s.account.__table__)
         .values(id=1)
         .on_conflict_do_update(index_elements=["id"], set_={"seen": 1})
+    ),
+    "upsert that sets another column": lambda s: s.session.execute(
+        upsert(PLAIN)
+        .values(seen=1)
+        .on_conflict_do_update(index_elements=["id"], set_={"name": "x"})
+    ),
+    "upsert that inserts another column": lambda s: s.session.execute(
+        upsert(PLAIN).values(seen=1, name="x").on_conflict_do_nothing()
+    ),
+    "text, upsert without columns": text(
+        "INSERT INTO account VALUES (1, 'x', 2, 3, 'account') "
+        "ON CONFLICT (id) DO UPDATE SET seen = 2"
     ),
     "text, update": text("UPDATE account SET seen = 1, name = 'x'"),
     "text, insert": text("INSERT INTO account (seen) VALUES (1)"),

@@ -39,7 +39,7 @@ from .transactions import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
     from sqlalchemy import (
         CursorResult,
@@ -111,9 +111,8 @@ class PrimaryConnection(_LazyDispatch, ReportingConnection):
             have.
         wrote: Whether it has written, housekeeping aside.
         maybe_wrote: Whether it may have, by what its text calls or because the program
-            has the driver's connection.
-        reads_maybe_wrote: Whether a statement may have, by what its text calls, that is
-            here as any read of its request is.
+            has the driver's connection. What is here for its client's pin alone, or in
+            place of a replica, does not count.
         written: The first statements that wrote, as they were sent.
         maybe_written: The first of those that may have.
         sure_reads: Whether it has sent nothing but what is surely a read.
@@ -127,7 +126,7 @@ class PrimaryConnection(_LazyDispatch, ReportingConnection):
     fell_back: str | None = None
     pending_kind: Kind | None = None
     has_sent = has_read = has_local_changes = False
-    wrote = maybe_wrote = reads_maybe_wrote = False
+    wrote = maybe_wrote = False
     written: tuple[str, ...] = ()
     maybe_written: tuple[str, ...] = ()
 
@@ -155,10 +154,11 @@ class PrimaryConnection(_LazyDispatch, ReportingConnection):
         caller = sys._getframe().f_back  # noqa: SLF001 - a public function of sys
         module = "" if caller is None else caller.f_globals.get("__name__", "")
         if not (self.preparing or module.startswith(_SQLALCHEMY)):
-            self.has_local_changes = True
-            if not leaves_no_trace(self):
+            self.has_local_changes, app = True, self.facade.routed.app
+            asked_for = self.explicit or active_role() is not None
+            if not leaves_no_trace(self) and (asked_for or not app.only_pinned()):
                 self.maybe_wrote = True
-                self.facade.routed.app.note_raw_connection()
+                app.note_raw_connection()
         return super().connection
 
     # The overloads of Connection differ in the type of their result alone.
@@ -261,8 +261,7 @@ class PrimaryConnection(_LazyDispatch, ReportingConnection):
             return "fallback"
         if active_role() is not None:
             return "block"
-        statement = getattr(context, "invoked_statement", None)
-        if wanted_role(statement, context.execution_options) is not None:
+        if _wanted_role(context) is not None:
             return "option"
         state = self.facade.routed.app.request_state()
         if state is None:
@@ -293,7 +292,7 @@ class PrimaryConnection(_LazyDispatch, ReportingConnection):
         if not sure:
             if len(self.maybe_written) < _FEW and sql not in self.written:
                 self.maybe_written += (sql,)
-            self._suspect(context.execution_options)
+            self._suspect(sql, context)
             return
         app.latch(WROTE)
         self.wrote = True
@@ -317,33 +316,31 @@ class PrimaryConnection(_LazyDispatch, ReportingConnection):
                 return False
         return bool(level == "AUTOCOMMIT")
 
-    def _suspect(self, options: Mapping[str, Any]) -> None:
+    def _suspect(self, sql: str, context: ExecutionContext) -> None:
         """Note that what is being sent may write, though it looks like a read.
 
+        It counts where it would have come here without a pin, without housekeeping in
+        its transaction, and with all replicas well. Else a replica would have answered
+        it, and a pin would renew itself for as long as its client reads.
+
         Args:
-            options: The execution options of the statement.
+            sql: The text.
+            context: How it is sent.
         """
-        if (
-            self.explicit
-            or active_role() is not None
-            or wanted_role(None, options) is not None
-        ):
-            self.maybe_wrote = True
+        app, role = self.facade.routed.app, _wanted_role(context) or active_role()
+        if role is None:
+            asked_for = self.explicit or app.reads_primary_anyway(sql)
         else:
-            self.reads_maybe_wrote = True
+            asked_for = role is Role.PRIMARY
+        self.maybe_wrote = self.maybe_wrote or asked_for
         if self._in_autocommit():
             self.committed()
 
     def committed(self) -> None:
         """Report that what this transaction wrote is, or may be, visible now."""
         app = self.facade.routed.app
-        wrote = (
-            self.wrote
-            or self.maybe_wrote
-            # Or a pin would renew itself, for as long as its client reads.
-            or (self.reads_maybe_wrote and not app.only_pinned())
-        )
-        self.wrote = self.maybe_wrote = self.reads_maybe_wrote = False
+        wrote = self.wrote or self.maybe_wrote
+        self.wrote = self.maybe_wrote = False
         if wrote or (self.has_read and app.decider.in_known_writer()):
             app.committed()
         if self.written or self.maybe_written:
@@ -372,13 +369,19 @@ class PrimaryConnection(_LazyDispatch, ReportingConnection):
     def _begin_noted(self, begin: Callable[[], _T]) -> _T:
         self.has_sent = self.has_read = self.has_local_changes = False
         self.sure_reads, self.answered = True, False
-        self.wrote = self.maybe_wrote = self.reads_maybe_wrote = False
+        self.wrote = self.maybe_wrote = False
         self.written = self.maybe_written = ()
         before, self.preparing = self.preparing, True
         try:
             return begin()
         finally:
             self.preparing = before  # a listener may have begun it
+
+
+def _wanted_role(context: ExecutionContext) -> Role | None:
+    """Return the role that the options of a statement that is being sent ask for."""
+    statement = getattr(context, "invoked_statement", None)
+    return wanted_role(statement, context.execution_options)
 
 
 class ReplicaConnection(_LazyDispatch, ReadConnection):

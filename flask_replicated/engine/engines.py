@@ -90,11 +90,23 @@ class PrimaryEngine(ServerFacade):
         self._facade = fallback_for or self
         super().__init__(real)
 
+    routed: RoutedEngine
+
+    # As the routed engine's, since session.get_bind() returns either; connections have
+    # the real ones.
+    dispatch = shown_by("routed.listeners", "dispatch")
+    pool = shown_by("routed.listeners", "pool")
+    dialect = shown_by("routed.listeners", "dialect")
+
     def __eq__(self, other: object) -> bool:
         return other is self or other is self.real
 
     def __hash__(self) -> int:
         return hash(self.real)
+
+    def execution_options(self, **options: Any) -> PrimaryEngine:  # type: ignore[override]  # an engine all the same
+        """Return the primary with execution options of its own."""
+        return _PrimaryWithOptions(self.real.execution_options(**options), self.routed)
 
     def connect(self) -> Connection:
         """Connect to the primary."""
@@ -217,6 +229,8 @@ class ReplicaPoolEngine(ReplicasFacade):
 
     routed: RoutedEngine
 
+    dispatch = shown_by("routed.listeners", "dispatch")  # as the primary's
+
     def __init__(
         self,
         replica_pool: ReplicaPool,
@@ -276,7 +290,7 @@ class ReplicaPoolEngine(ReplicasFacade):
                 continue
             if not permit.quiet or self._logged or self._capacity.exhausted:
                 self._report_success(member, permit)
-            if state is not None and member is not kept:
+            if state is not None and failures is not None:
                 state.kept[self] = member
             return connection
         return self._without_replicas(failures, state)
@@ -295,9 +309,12 @@ class ReplicaPoolEngine(ReplicasFacade):
             return first
         if in_use(first.target):
             first = self._capacity.choose(first)
-        if state is not None and kept is None:
+        if state is None:
+            return first
+        if kept is None:
             # Another thread or task of the request may have picked meanwhile.
             return state.kept.setdefault(self, first)
+        state.kept[self] = first  # before it is connected to: for the others
         return first
 
     def _others(
@@ -499,7 +516,14 @@ class ReplicaPoolEngine(ReplicasFacade):
 
 
 class _PrimaryWithOptions(PrimaryEngine):
-    """The primary with execution options of its own, for a caller to hold."""
+    """The primary with execution options of its own, for a caller to hold.
+
+    As with any such engine, its listeners are its own.
+    """
+
+    dispatch = shown_by("real", "dispatch")
+    pool = shown_by("real", "pool")
+    dialect = shown_by("real", "dialect")
 
     def _connection_cls(self, engine: Engine) -> PrimaryConnection:  # type: ignore[override]  # the same
         connection = super()._connection_cls(engine)
@@ -525,18 +549,20 @@ class RoutedEngine(RoutedFacade):
         primary: The primary, as a session uses it for writes.
         replicas: The replicas, as a session uses them for reads.
         checks: The checks of the primary's connections.
+        listeners: The listeners that every server has.
         status: What is known of the primary.
         outages: What knows of the replicas' outages, and logs them.
         fleet: Takes in new replicas and lets others go.
     """
 
     primary: PrimaryEngine
+    replicas: ReplicaPoolEngine
     fleet: FleetLike
 
     # Like the primary's, but what is listened to here is heard by every server.
-    dispatch = shown_by("_listeners", "dispatch")
-    pool = shown_by("_listeners", "pool")
-    dialect = shown_by("_listeners", "dialect")
+    dispatch = shown_by("listeners", "dispatch")
+    pool = shown_by("listeners", "pool")
+    dialect = shown_by("listeners", "dialect")
 
     def __init__(
         self,
@@ -563,7 +589,7 @@ class RoutedEngine(RoutedFacade):
         self.replicas = ReplicaPoolEngine(replicas, self, servers)
         self._aliases: dict[Engine, Alias] = {}
         self._shared_options: dict[str, Any] = {}
-        self._listeners = Listeners(self)
+        self.listeners = Listeners(self)
 
     def wake(self) -> None:
         """Begin what goes on in the background, in a forked child all of it anew."""
@@ -615,7 +641,7 @@ class RoutedEngine(RoutedFacade):
 
     def execution_options(self, **options: Any) -> PrimaryEngine:  # type: ignore[override]  # an engine all the same
         """Return the primary with execution options of its own."""
-        return _PrimaryWithOptions(self.real.execution_options(**options), self)
+        return self.primary.execution_options(**options)
 
     def update_execution_options(self, **options: Any) -> None:
         """Change the execution options of the primary and of every replica."""
@@ -639,7 +665,7 @@ class RoutedEngine(RoutedFacade):
             engine.update_execution_options(**self._shared_options)
         if self.real.echo:
             engine.echo = self.real.echo
-        self._listeners.share(engine)
+        self.listeners.share(engine)
 
     def forget_removed(self) -> None:
         """Let go of replicas that have been removed."""

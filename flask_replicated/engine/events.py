@@ -27,7 +27,7 @@ from flask_replicated.errors import UnfitReplicaError
 from .facade import ObjectFacade, SubclassFacade
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from .facade import RoutedFacade
 
@@ -96,14 +96,30 @@ class Listeners:
 
     def _listen(self, part: Part, key: EventKey[Any], **options: Any) -> None:
         """Add a listener; SQLAlchemy calls this in place of its own way to do so."""
+        key, *others = self._names_of(key)
         if self._has(key):  # SQLAlchemy, too, takes it only once
             return
-        listener = _SharedListener(key, part, options)
+        listener = _SharedListener(key, part, options, others)
         self._put(listener, self._primary)  # first: it may be refused
         listener.keep_in(self._listeners)
         # Later, or a replica that is being added might miss it.
         for engine in self._routed.engines():
             self._put(listener, engine)
+
+    def _names_of(self, key: EventKey[Any]) -> list[EventKey[Any]]:
+        """Return the registrations that are one: on each facade that a caller may hold.
+
+        What ``session.get_bind()`` returns is the routed engine, or its primary or its
+        replicas. The routed engine's comes first.
+        """
+        routed = self._routed
+        facades: tuple[Engine, ...] = (routed, routed.primary, routed.replicas)
+        if not any(key.target is facade for facade in facades):  # a part of one
+            return [key]
+        return [
+            EventKey(one, key.identifier, key.fn, key.dispatch_target, key.fn_wrap)
+            for one in facades
+        ]
 
     def _has(self, key: EventKey[Any]) -> bool:
         return any(listener.is_of(key) for listener in list(self._listeners))
@@ -143,9 +159,10 @@ class Listeners:
         old, options = part(engine), {"retval": True} if name in _RETURN else {}
         for was, now in ((engine, self._routed), (old, new)):
             before = EventKey(was, name, function, old, wrapped)
-            key = EventKey(now, name, function, old, wrapped)
+            key, *others = self._names_of(EventKey(now, name, function, old, wrapped))
             if before.contains() and not self._has(key):
-                _SharedListener(key, part, options, before).keep_in(self._listeners)
+                others.append(before)
+                _SharedListener(key, part, options, others).keep_in(self._listeners)
 
 
 class _RemovalHook(event.RefCollection[Any]):
@@ -174,8 +191,9 @@ class _SharedListener:
         key: How it is registered on the facade.
         part: Which part of an engine it is put on.
         options: What ``event.listen()`` was given.
-        before: How it is registered on the primary's engine, if it was when there were
-            no others. It may be removed by either registration.
+        others: How else it is registered: on other facades of the bind, or on the
+            primary's engine, if it was when there were no others. It may be removed by
+            any registration.
     """
 
     def __init__(
@@ -183,12 +201,12 @@ class _SharedListener:
         key: EventKey[Any],
         part: Part,
         options: dict[str, Any],
-        before: EventKey[Any] | None = None,
+        others: Collection[EventKey[Any]],
     ) -> None:
         self._key = key
         self.part = part
         self._options = options
-        self._before = before
+        self._others = others
 
     def is_of(self, key: EventKey[Any]) -> bool:
         """Whether it is registered in this way."""
@@ -199,16 +217,15 @@ class _SharedListener:
     def keep_in(self, listeners: list[_SharedListener]) -> None:
         """Be in a list until it is removed."""
         listeners.append(self)
-        before, again = self._before, partial(_remove, self._key)
 
         def forget() -> None:
             listeners.remove(self)
-            if before is not None:
-                _remove(before)
+            for other in self._others:
+                _remove(other)
 
+        again = partial(_remove, self._key)
         self._hooks = [_RemovalHook(self._key, forget)]
-        if before is not None:
-            self._hooks.append(_RemovalHook(before, again))
+        self._hooks += [_RemovalHook(other, again) for other in self._others]
 
     def put_on(self, engine: Engine, made_with: Engine | None) -> None:
         """Put it on an engine, unless the engine has it already.

@@ -84,6 +84,7 @@ class RoutedFacade(EngineFacade):
         classify: The classifier's own ``kind``, at hand for each statement.
         reads: Counts how many reads each server got.
         primary: The primary.
+        replicas: The replicas.
     """
 
     app: AppState
@@ -91,6 +92,7 @@ class RoutedFacade(EngineFacade):
     classify: Callable[[Any], Kind]
     reads: ReadCounts
     primary: ServerFacade
+    replicas: ReplicasFacade
 
     def engines(self) -> list[Engine]:
         """Return the engines behind it, the primary's first."""

@@ -18,7 +18,6 @@ from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 
 from flask_replicated.errors import PrimaryUnavailableError
-from flask_replicated.forks import in_this_process, refuse_inherited
 from flask_replicated.replica.connect_timeout import (
     NAME_A_LIMIT,
     SetupTimeout,
@@ -36,7 +35,8 @@ from flask_replicated.replica.primary_status import (
     ask_primary,
 )
 from flask_replicated.replica.throttle import limit_connecting
-from flask_replicated.sockets import watch_socket
+from flask_replicated.system.forks import in_this_process, refuse_inherited
+from flask_replicated.system.sockets import watch_socket
 
 from .connections import PrimaryConnection, ReplicaConnection
 from .primary_reads import PrimaryReads

@@ -21,7 +21,7 @@ from sqlalchemy.exc import (
 
 from flask_replicated._private import ADD_EVENT, connections_of, selects_tables_only
 from flask_replicated.errors import WriteOnReplicaError
-from flask_replicated.routing.decision import LACKING, PINNED, WROTE, Role
+from flask_replicated.routing.decision import LACKING, WROTE, Role
 from flask_replicated.routing.flask_context import (
     running_endpoint,
     this_app,
@@ -239,10 +239,11 @@ class RoutedSession(orm.Session):
         if isinstance(connection, PrimaryConnection) and active_role() is None:
             state = connection.facade.routed.app.request_state()
             if state is not None and (
-                state.decision.role is _REPLICA or state.decision is PINNED
+                state.decision.role is _REPLICA
+                or state.decision.word in {"pinned", "fallback"}
             ):
                 # Once the primary was read, a replica would show an older state; and
-                # its client's pin is not why the request is there.
+                # neither a pin nor a fallback is why the request is there.
                 state.latch("the session's connection was asked for")
         return connection
 

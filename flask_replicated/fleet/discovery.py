@@ -19,8 +19,8 @@ from weakref import WeakSet
 
 from balancers.errors import error_text
 from flask_replicated.errors import ConfigurationError
-from flask_replicated.forks import in_this_process
-from flask_replicated.threads import start_thread
+from flask_replicated.system.forks import in_this_process
+from flask_replicated.system.threads import start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

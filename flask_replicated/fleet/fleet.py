@@ -13,8 +13,8 @@ from sqlalchemy.exc import NoSuchModuleError
 from balancers import UnknownMemberError
 from balancers.errors import DuplicateMemberError, InvalidWeightError, error_text
 from flask_replicated.errors import ConfigurationError
-from flask_replicated.forks import in_this_process
 from flask_replicated.settings.binds import is_replica_of
+from flask_replicated.system.forks import in_this_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -31,7 +31,7 @@ from flask_replicated.replica.failures import Verdict, judge_connect, refuses_bu
 from flask_replicated.replica.fitness import unfit_error
 from flask_replicated.replica.primary_status import PrimaryStatus
 from flask_replicated.settings.sqlite_files import uses_given_connection
-from flask_replicated.threads import start_thread
+from flask_replicated.system.threads import start_thread
 
 from .probe import PrimaryProbe, ProbeRun, ReplicaProbe
 from .stuck_statements import StuckStatements

@@ -6,7 +6,6 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
-from flask_replicated.forks import leave_to_parent
 from flask_replicated.replica.activity import list_backends
 from flask_replicated.replica.dbapi_connections import (
     connect_unpooled,
@@ -22,7 +21,8 @@ from flask_replicated.replica.replica_status import (
     report_queries,
 )
 from flask_replicated.replica.same_server import SameServerCheck
-from flask_replicated.sockets import hang_up
+from flask_replicated.system.forks import leave_to_parent
+from flask_replicated.system.sockets import hang_up
 
 if TYPE_CHECKING:
     from queue import SimpleQueue

@@ -13,7 +13,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flask_replicated.threads import start_thread
+from flask_replicated.system.threads import start_thread
 
 from .dbapi_connections import UnpooledConnections
 from .poolers import POOLED, backend_pid

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import event
 
 from flask_replicated._private import pg8000_socket, set_pymysql_read_timeout
-from flask_replicated.sockets import fileno_of, hang_up
+from flask_replicated.system.sockets import fileno_of, hang_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -18,8 +18,8 @@ from sqlalchemy import event
 from sqlalchemy.exc import DisconnectionError
 
 from flask_replicated.errors import ReplicaSilentError
-from flask_replicated.forks import refuse_inherited
-from flask_replicated.sockets import hang_up, watch_socket
+from flask_replicated.system.forks import refuse_inherited
+from flask_replicated.system.sockets import hang_up, watch_socket
 
 from .activity import can_list_backends
 from .admission import Admission
@@ -161,8 +161,10 @@ class ReplicaServer:
         Returns:
             How many were ended, not counting those that had been ended before.
         """
-        self.pool_exhausted = False
-        return sum(map(end_record, self._known()))
+        ended = sum(map(end_record, self._known()))
+        if ended:
+            self.pool_exhausted = False  # their users give them back
+        return ended
 
     def pending_answers(self) -> list[PendingAnswer]:
         """Return the answers that its connections wait for, as far as can be seen.

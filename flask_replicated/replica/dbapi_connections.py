@@ -20,8 +20,8 @@ from flask_replicated._private import (
     invoke_creator,
     isolation_level_setter,
 )
-from flask_replicated.forks import leave_to_parent
-from flask_replicated.sockets import hang_up
+from flask_replicated.system.forks import leave_to_parent
+from flask_replicated.system.sockets import hang_up
 
 from .throttle import unlimited
 

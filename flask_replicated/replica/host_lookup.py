@@ -16,8 +16,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flask_replicated.forks import in_this_process
-from flask_replicated.threads import start_thread
+from flask_replicated.system.forks import in_this_process
+from flask_replicated.system.threads import start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -12,7 +12,7 @@ import struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flask_replicated._private import pymysql_awaits_answer
-from flask_replicated.sockets import socket_of
+from flask_replicated.system.sockets import socket_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

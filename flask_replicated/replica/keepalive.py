@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
 
-from flask_replicated.sockets import socket_of
+from flask_replicated.system.sockets import socket_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

@@ -15,8 +15,8 @@ from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flask_replicated.errors import MisconfiguredReplicaError
-from flask_replicated.forks import in_this_process
-from flask_replicated.threads import start_thread
+from flask_replicated.system.forks import in_this_process
+from flask_replicated.system.threads import start_thread
 
 from .connect_timeout import TimeLimit
 from .dbapi_connections import connect_unpooled, prepare_unpooled
@@ -125,7 +125,8 @@ class _DatabaseIdentity(NamedTuple):
     """Which database a replica's server has.
 
     Attributes:
-        database: The name of the connection's database; None if untold.
+        database: The name of the connection's database; None if untold, and empty if
+            it has none.
         cluster: Its system identifier (PostgreSQL); None if untold.
         renames: Whether its source may use another name for it; None if untold.
     """
@@ -193,7 +194,8 @@ class SameDatabaseCheck:
         self, connection: Any, *queries: Callable[[Any], _DatabaseIdentity]
     ) -> _DatabaseIdentity:
         found = query_server(connection, *queries)
-        if not self._may_rename or self._is_same(found.database):
+        # Only what has a name may have been given another one.
+        if not (self._may_rename and found.database) or self._is_same(found.database):
             return found
         return found._replace(renames=query_server(connection, _renames, _is_untold))
 
@@ -209,7 +211,8 @@ class SameDatabaseCheck:
         names = ours.database, theirs.database
         if None in names or self._is_same(theirs.database):
             return None
-        what = f"its database is {names[1]!r}, and the primary's is {names[0]!r}"
+        its = f"its database is {names[1]!r}" if names[1] else "it names no database"
+        what = f"{its}, and the primary's is {names[0]!r}"
         if theirs.renames is None and not self._warned:
             self._warned = True
             logger.warning(
@@ -241,7 +244,8 @@ def _postgresql(question: str) -> Callable[[Any], _DatabaseIdentity]:
 
 def _mysql(cursor: Any) -> _DatabaseIdentity:
     cursor.execute("SELECT DATABASE()")
-    return _DatabaseIdentity(*_row(cursor))
+    (database,) = _row(cursor)
+    return _DatabaseIdentity(database or "")  # NULL is an answer too
 
 
 def _renames(cursor: Any) -> bool | None:

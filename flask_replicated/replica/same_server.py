@@ -11,8 +11,8 @@ import uuid
 from contextlib import closing, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from flask_replicated.forks import in_this_process
-from flask_replicated.threads import start_thread
+from flask_replicated.system.forks import in_this_process
+from flask_replicated.system.threads import start_thread
 
 from .dbapi_connections import UnpooledConnections
 

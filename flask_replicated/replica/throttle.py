@@ -20,7 +20,7 @@ from sqlalchemy.exc import TimeoutError  # noqa: A004 - not the built-in one
 from sqlalchemy.pool import QueuePool
 
 from flask_replicated._private import set_pool_timeout
-from flask_replicated.forks import in_this_process
+from flask_replicated.system.forks import in_this_process
 
 from .host_lookup import HostLookup, poll_in_loop
 

@@ -1,8 +1,8 @@
 """How many reads each server got, and why the primary got its own.
 
 A read is a transaction that a reading statement began; the statements after it in the
-same transaction are not counted. Counting takes no lock, since the next step of an
-``itertools.count`` is atomic.
+same transaction are not counted, and nothing of a transaction that a write began.
+Counting takes no lock, since the next step of an ``itertools.count`` is atomic.
 """
 
 from __future__ import annotations
@@ -121,7 +121,8 @@ class ReplicaPoolSnapshot(PoolSnapshot):
             that brought them there: ``'bind'``, ``'block'``, ``'decorator'``,
             ``'fallback'``, ``'is_read'``, ``'latched'``, ``'learnt'``, ``'method'``,
             ``'model'``, ``'off'``, ``'option'``, ``'outside'`` or ``'pinned'``. A
-            reason that has not occurred is not a key, and gives 0.
+            reason that has not occurred is not a key, and gives 0. What is read after a
+            write in its transaction is not counted.
         writers: The endpoints that were learnt as writers, in alphabetical order.
     """
 

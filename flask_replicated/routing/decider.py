@@ -111,9 +111,14 @@ class Decider:
         pinned = decision.by_method and responses.is_pinned(done.last_write, current)
         return PINNED if pinned else decision
 
-    def role_without_pin(self, current: Request, done: RequestFacts) -> Role:
-        """Return where a request would read if its client were not pinned."""
-        return self._decide(current, done.latched, done.marked).role
+    def role_by_rules(self, current: Request, marked: Role | None) -> Role:
+        """Return where a request reads that is neither pinned nor latched.
+
+        Args:
+            current: The request.
+            marked: The role that a view decorator asked for, or None.
+        """
+        return self._decide(current, mark=marked).role
 
     def _decide(
         self,

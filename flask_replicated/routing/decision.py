@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple, TypeAlias
 __all__ = [
     "ALL_BUSY",
     "ALL_OUT",
+    "FALLBACKS",
     "LACKING",
     "LOST",
     "MARK",
@@ -47,8 +48,8 @@ SPENT = "its replica has no connection to spare"
 ALL_BUSY = "every replica is busy"
 ALL_OUT = "every replica is out"
 
-# The latches that count as a fallback, since the request has not asked for the primary.
-_FALLBACKS = frozenset({LACKING, LOST, SPENT, ALL_BUSY, ALL_OUT})
+FALLBACKS = frozenset({LACKING, LOST, SPENT, ALL_BUSY, ALL_OUT})
+"""The latches that count as a fallback: the request has not asked for the primary."""
 
 Reason: TypeAlias = Literal[
     "bind",
@@ -123,7 +124,7 @@ def decide(  # noqa: PLR0911 - one return for each rule, in their order
         read_on_replica: ``AUTO_READ_ON_SLAVE``.
     """
     if latched is not None:
-        fallback = latched in _FALLBACKS
+        fallback = latched in FALLBACKS
         return Decision(Role.PRIMARY, latched, "fallback" if fallback else "latched")
     if mark is not None:
         return Decision(mark, "the view is decorated", "decorator")

@@ -30,6 +30,7 @@ _SHARE = 0.8
 _MAX_ENDPOINTS = 1000
 _MAX_ITEMS = 20  # tables, columns of a table, statements
 _MAX_SHOWN, _MAX_LENGTH = 3, 100  # statements of unknown effect, and their characters
+_NAMEABLE = re.compile(r"""(?!\s)[^."`*]+(?<!\s)""")  # as REPLICATED_UNPINNED has it
 _BEFORE_LITERALS = re.compile(r"""[^'"$]*""")
 
 _Rules = dict[str, set[str] | None]
@@ -58,6 +59,7 @@ class _Sample:
         writes: How many of these have surely written.
         tables: The columns that were updated, by table; None if rows were inserted or
             deleted.
+        nameable: Whether ``REPLICATED_UNPINNED`` can name them all.
         unknown: Statements of which it is unknown what they write.
     """
 
@@ -65,6 +67,7 @@ class _Sample:
         self.size = size
         self.requests = self.writes = 0
         self.tables: _Rules = {}
+        self.nameable = True
         self.unknown: dict[str, None] = {}
 
     def add(self, writes: Iterable[TableWrite] | None, sent: Sent) -> None:
@@ -74,10 +77,12 @@ class _Sample:
                 self.unknown[sent.sql] = None
             return
         for write in writes:
+            names = [*filter(None, write[:2]), *(write.columns or ())]
+            self.nameable &= all(_NAMEABLE.fullmatch(name.text) for name in names)
             table = ".".join(_named(name, sent) for name in write[:2] if name)
             if table in self.tables or len(self.tables) < _MAX_ITEMS:
-                names = {_named(name, sent) for name in write.columns or ()}
-                _add(self.tables, table, None if write.columns is None else names)
+                columns = {_named(name, sent) for name in write.columns or ()}
+                _add(self.tables, table, None if write.columns is None else columns)
 
 
 class HousekeepingAdvice:
@@ -153,6 +158,8 @@ class HousekeepingAdvice:
             table if columns is None else f"{table} ({', '.join(sorted(columns))})"
             for table, columns in sample.tables.items()
         ]
+        if not sample.nameable:
+            remedy = f"{block} (REPLICATED_UNPINNED cannot have such names)"
         if sample.unknown:
             what += [repr(_beginning(sql)) for sql in list(sample.unknown)[:_MAX_SHOWN]]
             remedy = block

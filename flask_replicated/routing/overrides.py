@@ -54,6 +54,7 @@ __all__ = [
 
 P = ParamSpec("P")
 R = TypeVar("R")
+D = TypeVar("D", bound="Callable[..., Any]")
 
 _NAMES = {Role.PRIMARY: "using_master()", Role.REPLICA: "using_slave()"}
 
@@ -247,7 +248,12 @@ def using_master(*, pin: bool = True) -> RoleBlock:
             holds for blocks inside it, too. Any other write counts as usual: one that
             was sent before the block and is committed inside, and a change that a
             session had before the block and flushes inside.
+
+    Raises:
+        TypeError: *pin* is neither True nor False.
     """
+    if not isinstance(pin, bool):
+        raise TypeError(f"using_master(pin={pin!r}): pin must be True or False.")
     return RoleBlock(Role.PRIMARY, pin=pin)
 
 
@@ -326,6 +332,20 @@ def _mark_view(role: Role, decorator: str, view: Callable[P, R]) -> Callable[P, 
     return marked
 
 
+def _needs_view(decorate: D) -> D:
+    """Let a decorator say that it takes no parentheses."""
+
+    @functools.wraps(decorate)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        if not args and "view" not in kwargs:
+            name = getattr(decorate, "__name__", "")
+            raise TypeError(f"'@{name}(...)' takes no arguments: write '@{name}'")
+        return decorate(*args, **kwargs)
+
+    return cast("D", checked)
+
+
+@_needs_view
 def use_master_database(view: Callable[P, R]) -> Callable[P, R]:
     """Decorate a view that must read from the primary.
 
@@ -336,6 +356,7 @@ def use_master_database(view: Callable[P, R]) -> Callable[P, R]:
     return _mark_view(Role.PRIMARY, "@use_master_database", view)
 
 
+@_needs_view
 def changes_database(view: Callable[P, R]) -> Callable[P, R]:
     """Decorate a view that writes whatever its method: always the primary.
 
@@ -344,6 +365,7 @@ def changes_database(view: Callable[P, R]) -> Callable[P, R]:
     return _mark_view(Role.PRIMARY, "@changes_database", view)
 
 
+@_needs_view
 def use_slave_database(view: Callable[P, R]) -> Callable[P, R]:
     """Decorate a view that may read from a replica whatever its method.
 

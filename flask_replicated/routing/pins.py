@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
 
 from flask import Request, Response, current_app
 from itsdangerous import BadData, URLSafeSerializer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["CookiePins", "PinStore", "still_counts"]
 
@@ -49,16 +53,20 @@ class CookiePins:
     client can forge its own cookie, and so pin itself to the primary, but no other.
 
     Args:
-        name: The cookie's name.
+        find_name: Returns the cookie's name; called once, in the first request.
         seconds: How long the browser keeps it.
     """
 
     _MAX_LENGTH = 200
     _MAX_VALUES = 10  # each costs a signature
 
-    def __init__(self, name: str, seconds: float) -> None:
-        self._name = name
+    def __init__(self, find_name: Callable[[], str], seconds: float) -> None:
+        self._find_name = find_name
         self._max_age = math.ceil(seconds)
+
+    @cached_property
+    def _name(self) -> str:
+        return self._find_name()
 
     def remember_write(self, response: Response, written: float) -> None:
         """Set the cookie."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flask import Request, Response
 
-from .flask_context import app_context
+from flask_replicated.settings.config import PIN_COOKIE, default_pin_cookie
+
+from .flask_context import app_context, endpoint_name
 from .pins import CookiePins, still_counts
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ __all__ = ["OVER_WEBSOCKET", "MissedPin", "Responses", "pin_responses"]
 
 logger = logging.getLogger("flask_replicated")
 
+_AFTER_REQUEST = "(after the request)"
 _MAX_WARNED = 1000  # endpoints; a program may create some at run time
 
 
@@ -56,6 +60,11 @@ OVER_WEBSOCKET = MissedPin(
     "over a WebSocket, which has no response",
     f"What comes over the same connection sees it; elsewhere, {_READ}",
 )
+_RAISED = MissedPin(
+    "and then raised an error that has left the application",
+    "Let an errorhandler answer it, or a middleware that is installed before "
+    f"FlaskReplicated(app). Where that cannot be, {_READ}",
+)
 _NO_RESPONSE = MissedPin(
     "in a request that no server waits for, such as an event of a socket",
     f"What comes over the same connection sees it; elsewhere, {_READ}",
@@ -74,7 +83,9 @@ class Responses:
     """
 
     def __init__(self, settings: Settings, find_app: FindApp) -> None:
-        self.store: PinStore = CookiePins(settings.pin_cookie, settings.pin_seconds)
+        self.store: PinStore = CookiePins(
+            partial(_cookie_name, settings.pin_cookie, find_app), settings.pin_seconds
+        )
         self._find_app = find_app
         self._seconds = settings.pin_seconds
         self._warned: set[str] = set()
@@ -109,6 +120,7 @@ class Responses:
         pending = self._pending(current.environ)
         if self._seconds:
             pending.note_write(last_write)
+            pending.endpoint = endpoint_name(current)
         return pending.missed
 
     def note_late_write(self) -> None:
@@ -120,7 +132,16 @@ class Responses:
         if pending is not None and pending.owner is self:
             if self._seconds:
                 pending.note_write()
-            self.warn_missed(pending.missed, "(after the request)")
+            self.warn_missed(pending.missed, _AFTER_REQUEST)
+
+    def note_raised(self, pending: _PendingResponse) -> None:
+        """Note that an error has left the application.
+
+        Args:
+            pending: The response of the call that has raised it.
+        """
+        if pending.wrote_at is not None and pending.missed is None:
+            self.warn_missed(_RAISED, pending.endpoint)
 
     def warn_missed(self, missed: MissedPin | None, endpoint: str) -> None:
         """Log, once for an endpoint, that no response tells its client of a write.
@@ -190,6 +211,25 @@ class Responses:
         return list(response.headers)
 
 
+def _cookie_name(name: str, find_app: FindApp) -> str:
+    """Return the name of the pin's cookie, as the application is by now.
+
+    A session interface, or a later setting, may have named the session's.
+
+    Args:
+        name: As the application was when the extension was registered.
+        find_app: Returns the application, or None if there is none.
+    """
+    app = find_app()
+    if app is None or PIN_COOKIE in app.config:
+        return name
+    try:
+        session = app.session_interface.get_cookie_name(app)
+    except Exception:  # noqa: BLE001 - it is the program's own
+        return name
+    return default_pin_cookie(session)
+
+
 class _PendingResponse:
     """A response on its way to the client, and whether it has a write to tell of.
 
@@ -202,16 +242,18 @@ class _PendingResponse:
         missed: Why it can carry no pin; None while it can.
         last_write: Returns when the client last wrote before, as the request knows that
             has committed a write; None if there is no such request.
-        wrote_at: When that was, in seconds of the monotonic clock. Later requests of
+        endpoint: The endpoint of that request.
+        wrote_at: When it has, in seconds of the monotonic clock. Later requests of
             the same connection, such as events of a socket, go by it.
     """
 
-    __slots__ = ("last_write", "missed", "owner", "wrote_at")
+    __slots__ = ("endpoint", "last_write", "missed", "owner", "wrote_at")
 
     def __init__(self, owner: Responses, missed: MissedPin | None = None) -> None:
         self.owner = owner
         self.missed = missed
         self.last_write: LastWrite | None = None
+        self.endpoint = _AFTER_REQUEST
         self.wrote_at: float | None = None
 
     def wrote_within(self, seconds: float) -> bool:
@@ -259,6 +301,9 @@ def pin_responses(
         outer = _current.set(pending)
         try:
             return wsgi_app(environ, start)
+        except BaseException:
+            responses.note_raised(pending)
+            raise
         finally:
             _current.reset(outer)
 

@@ -15,11 +15,11 @@ from weakref import WeakSet
 
 from flask.signals import request_started
 
-from flask_replicated.forks import ForkAware
 from flask_replicated.sql.constructs import Classifier
+from flask_replicated.system.forks import ForkAware
 
 from .decider import Decider
-from .decision import LACKING, PINNED, Decision, Role
+from .decision import FALLBACKS, LACKING, PINNED, Decision, Role
 from .flask_context import (
     background_app_context,
     endpoint_name,
@@ -28,6 +28,7 @@ from .flask_context import (
     this_context,
     this_request,
 )
+from .hints import named_table, primary_tables
 from .housekeeping import HousekeepingAdvice
 from .responses import OVER_WEBSOCKET, Responses
 from .session_objects import expire_unmodified
@@ -160,7 +161,18 @@ class AppState(ForkAware):
         state = self.request_state()
         if state is None or state.decision is not PINNED:
             return False
-        return self.decider.role_without_pin(this_request(), state) is Role.REPLICA
+        return not state.reads_primary_anyway()
+
+    def reads_primary_anyway(self, sql: str) -> bool:
+        """Whether a read goes to the primary without a pin and with all replicas well.
+
+        Args:
+            sql: The read.
+        """
+        state = self.request_state()
+        if state is None or state.reads_primary_anyway():
+            return True
+        return named_table(primary_tables.pattern(self.metadatas()), sql) is not None
 
     # --- statements, and what they write ---
 
@@ -272,6 +284,7 @@ class RequestState:
         "_deciding",
         "_early_decision",
         "_last_write",
+        "_reads_primary_anyway",
         "app",
         "decided",
         "early",
@@ -292,6 +305,7 @@ class RequestState:
         self._early_decision: Decision | None = None
         self._last_write: tuple[float | None] | None = None  # the store's answer
         self._deciding: int | None = None  # the thread that does
+        self._reads_primary_anyway: bool | None = None
 
     @property
     def decision(self) -> Decision:
@@ -361,7 +375,24 @@ class RequestState:
                 expire_unmodified(session)
 
     def _forget(self) -> None:
-        self.decided = self._early_decision = None
+        self.decided = self._early_decision = self._reads_primary_anyway = None
+
+    def reads_primary_anyway(self) -> bool:
+        """Whether its reads go to the primary without a pin, with all replicas well."""
+        decision = self.decision
+        if decision.word not in {"pinned", "fallback"}:
+            return decision.role is Role.PRIMARY
+        found, thread = self._reads_primary_anyway, get_ident()
+        if found is None:
+            if self._deciding == thread:  # REPLICATED_IS_READ, which is asked below
+                return False
+            self._deciding = thread
+            try:
+                role = self.app.decider.role_by_rules(this_request(), self.marked)
+            finally:
+                self._deciding = None
+            found = self._reads_primary_anyway = role is Role.PRIMARY
+        return found
 
     def last_write(self, current: Request) -> float | None:
         """Return when the client last wrote, in seconds of Unix time.
@@ -374,8 +405,13 @@ class RequestState:
 
     def latch(self, reason: str) -> None:
         """Send this request's reads to the primary from here on."""
-        # What may be undone must not hide what may not.
-        if self.latched is None or self.latched is LACKING:
+        # What the request has not asked for, or may be undone, must not hide what else.
+        before = self.latched
+        if (
+            before is None
+            or before is LACKING
+            or (before in FALLBACKS and reason not in FALLBACKS)
+        ):
             self.latched = reason
             self._forget()
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from balancers.errors import UnknownBalancerError, error_text
 from balancers.strategies import BALANCERS, resolve_balancer
 from flask_replicated.errors import ConfigurationError
-from flask_replicated.redaction import safe
+from flask_replicated.errors.redaction import safe
 
 if TYPE_CHECKING:
     from collections.abc import Callable

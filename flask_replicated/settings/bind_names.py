@@ -21,14 +21,23 @@ logger = logging.getLogger("flask_replicated")
 
 # Certainly meant as a replica.
 _LOOKS_LIKE = re.compile(r"(?:slave|replica)s?[-_ ]?\w{0,3}", re.IGNORECASE)
+# Contains one of the words, with a number or with words that say no more.
+_CONTAINS = re.compile(
+    r"[a-z]+(?:slave|replica)s?[-_. ]?\d*"
+    r"|(?:[a-z0-9]*[-_. ])*(?:slave|replica)(?:(?=\D*\d)(?:[-_. ]+[a-z0-9]+)+"
+    r"|(?:[-_. ]+(?:[a-z]{1,2}|reads?|readers?|readonly|only))+)",
+    re.IGNORECASE,
+)
 _NUMBERED = re.compile(r"(?P<word>[a-z]+)[-_. ]*(?P<number>\d*)", re.IGNORECASE)
 _A_WORD = "save"  # one letter short of 'slave'
 # Other words for a replica.
 _OTHER_WORDS = re.compile(
-    r"(?:db[-_])?(?:hot[-_]?)?(?:standby|reads?|reader|read[-_]?only|ro|follower"
+    r"(?:db[-_])?(?:hot[-_]?)?(?:standby|reads?|readers?|read[-_]?only|ro|follower"
     r"|secondary|mirror)(?:[-_]?db)?[-_. ]?\d*",
     re.IGNORECASE,
 )
+# Of these, the ones that may also name a database of its own.
+_AMBIGUOUS = ("secondary", "mirror")
 _RULE = (
     "it stays an ordinary bind. Replicas are called 'slave', 'slave_1', 'slave_2' ..., "
     "and 'x_slave_1' copies a bind 'x' that is there."
@@ -87,7 +96,7 @@ def _slip(name: str, owners: Collection[str]) -> MisnamedBind | None:
     if meant is not None and owner is not None:
         meant = f"{owner}_{meant}"
     sure = _LOOKS_LIKE.fullmatch(rest) is not None
-    if meant is not None or sure:
+    if meant is not None or sure or _CONTAINS.fullmatch(rest):
         return MisnamedBind(name, owner, meant, sure=sure)
     other = _OTHER_WORDS.fullmatch(rest) is not None
     return MisnamedBind(name, owner, other=True) if other else None
@@ -99,7 +108,9 @@ def _split(name: str, owners: Collection[str]) -> tuple[str | None, str]:
         rest = name.removeprefix(owner)
         if rest[:1] in {"_", "-", "."} and rest != name:
             return owner, rest[1:]
-    return None, name
+        if rest != name and _LOOKS_LIKE.fullmatch(rest):  # only the "_" is missing
+            return owner, rest
+    return None, name.lstrip("-_. ")
 
 
 def _nearest(name: str, *words: str) -> str | None:
@@ -131,7 +142,8 @@ def primary_hint(owner: BindOwner) -> str:
     """
     default = owner.engines.get(owner.default)
     for name, engine in owner.engines.items():
-        meant = _nearest(name, *PRIMARY_NAMES) if isinstance(name, str) else None
+        near = _nearest(name, *PRIMARY_NAMES) if isinstance(name, str) else None
+        meant = near.partition("_")[0] if near else None
         if meant and (default is None or same_database(default, engine)):
             return (
                 f"{owner.setting}[{name!r}] is not taken for the primary and stays "
@@ -171,12 +183,20 @@ def log_misnamed_binds(app: str, owners: Iterable[BindOwner], *, served: bool) -
 
 
 def _may_be_meant(owner: BindOwner, one: MisnamedBind) -> bool:
+    """Whether a bind that nearly has a replica's name may be one.
+
+    The names of the databases do not decide: behind a connection pooler each server is
+    a database of another name, and some URLs have none.
+    """
     if owner.owns_tables(one.name):
         return False
     key = owner.default if one.owner is None else one.owner
     if key not in owner.engines:
         return True
-    return owner.primary_bind(one.owner).resembles(owner.engines[one.name])
+    primary, engine = owner.primary_bind(one.owner), owner.engines[one.name]
+    if one.name.lower().endswith(_AMBIGUOUS):
+        return primary.resembles(engine)
+    return primary.has_dialect_of(engine)
 
 
 def _shown(owner: BindOwner, one: MisnamedBind) -> str:

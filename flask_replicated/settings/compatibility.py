@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from sqlalchemy.exc import NoSuchModuleError
 
 from flask_replicated.errors import ConfigurationError
-from flask_replicated.redaction import safe
+from flask_replicated.errors.redaction import safe
 
 from .sqlite_files import in_private_memory
 
@@ -53,7 +53,7 @@ class PrimaryBind(NamedTuple):
         if in_private_memory(replica):
             what = "is a memory database, empty and no copy of the primary's"
         elif in_private_memory(self.engine):
-            what = f"cannot be a copy of {self._shown()}, a memory database"
+            what = f"cannot be a copy of {self._shown()} a memory database"
         else:
             return
         raise ConfigurationError(
@@ -82,15 +82,18 @@ class PrimaryBind(NamedTuple):
         self._require_dialect(key, url, dialect)
 
     def resembles(self, engine: Engine) -> bool:
-        """Whether an engine's URL looks like that of a replica.
+        """Whether an engine's URL has the name of the primary's database.
 
-        A copy of a database has the same name, unless it is a file.
+        A copy of a database has the same name, unless it is a file or a connection
+        pooler has an alias for it.
         """
-        dialect = self.engine.dialect
-        if _family(type(engine.dialect)) != _family(type(dialect)):
-            return False
         names = engine.url.database, self.engine.url.database
-        return dialect.name == "sqlite" or names[0] == names[1]
+        alike = engine.dialect.name == "sqlite" or names[0] == names[1]
+        return alike and self.has_dialect_of(engine)
+
+    def has_dialect_of(self, engine: Engine) -> bool:
+        """Whether an engine's database is of the primary's kind."""
+        return _family(type(engine.dialect)) == _family(type(self.engine.dialect))
 
     def _require_dialect(self, key: str, url: URL, dialect: type[Dialect]) -> None:
         theirs, ours = _family(dialect), _family(type(self.engine.dialect))

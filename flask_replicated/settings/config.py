@@ -15,7 +15,7 @@ from sqlalchemy.exc import ArgumentError
 
 from balancers import Weighted
 from flask_replicated.errors import ConfigurationError
-from flask_replicated.redaction import safe
+from flask_replicated.errors.redaction import safe
 
 from .balancer import read_balancer
 from .validators import (
@@ -39,14 +39,31 @@ if TYPE_CHECKING:
     from flask import Request
     from sqlalchemy import URL
 
-__all__ = ["DEFAULTS", "DiscoverySource", "Settings", "read_settings"]
+__all__ = [
+    "DEFAULTS",
+    "PIN_COOKIE",
+    "DiscoverySource",
+    "Settings",
+    "default_pin_cookie",
+    "read_settings",
+]
 
 logger = logging.getLogger("flask_replicated")
 
+PIN_COOKIE = "REPLICATED_PIN_COOKIE"
+"""The key of the name of the pin's cookie, which has a default that is computed."""
+
 _PREFIX = "REPLICATED_"
 _SWITCH = "AUTO_READ_ON_SLAVE"
+_NEARLY_PREFIX = "REPLICATE_"
+_API_CLIENT = "REPLICATE_API_"
+"""Keys of the client for Replicate, which applications copy from the environment."""
 _ALIKE = 0.83
 """How similar two words are if one is the other with one or two typos."""
+_A_PART = re.compile("REP|LIC|ATED|AUTO|READ|SLAVE")
+"""Parts of the names; two typos do not touch all of them."""
+_ALIKE_SWITCH = 0.86
+"""The same for a word of 15 letters. ``READ_ON_SLAVE`` is below that."""
 
 
 class DiscoverySource(NamedTuple):
@@ -207,7 +224,7 @@ class Settings:
         "REPLICATED_MAX_LAG", 30, optional_seconds, most=YEAR
     )
     max_pools: int | None = _setting("REPLICATED_MAX_POOLS", None, optional_count)
-    pin_cookie: str = _setting("REPLICATED_PIN_COOKIE", "replicated_pin", cookie_name)
+    pin_cookie: str = _setting(PIN_COOKIE, "replicated_pin", cookie_name)
     pin_seconds: float = _setting("REPLICATED_PIN_SECONDS", 5, seconds)
     probe_interval: float = _setting("REPLICATED_PROBE_INTERVAL", 5, interval, off=True)
     read_on_replica: bool = _setting("AUTO_READ_ON_SLAVE", True, boolean)
@@ -251,7 +268,7 @@ def read_settings(
     given = {
         **DEFAULTS,
         "REPLICATED_READONLY_METHODS": methods,
-        "REPLICATED_PIN_COOKIE": _pin_cookie(config),
+        PIN_COOKIE: default_pin_cookie(config.get("SESSION_COOKIE_NAME")),
         **config,
     }
     settings = Settings(
@@ -260,7 +277,7 @@ def read_settings(
             for one in fields(Settings)
         }
     )
-    refuse_cookie_conflict("REPLICATED_PIN_COOKIE", settings.pin_cookie, config)
+    refuse_cookie_conflict(PIN_COOKIE, settings.pin_cookie, config)
     _check_resets(settings)
     _check_weighted(settings.weights, replicas)
     if "REPLICATED_BALANCER" not in config and (settings.weights or settings.discovery):
@@ -295,6 +312,7 @@ def _refuse_unknown(config: Mapping[Any, Any]) -> None:
             continue
         if not key.startswith((_PREFIX, "AUTO_READ_ON")):
             _refuse_misspelt(key, config[key])
+            _refuse_nearly_prefixed(key, config[key])
         else:
             bare = key.removeprefix(_PREFIX)
             close = difflib.get_close_matches(
@@ -305,6 +323,30 @@ def _refuse_unknown(config: Mapping[Any, Any]) -> None:
             raise ConfigurationError(
                 key, config[key], f"no such setting; {hint}Known are {known}."
             )
+
+
+_ALIKE_TAIL = 0.5
+
+
+def _refuse_nearly_prefixed(key: str, value: object) -> None:
+    """Refuse a ``REPLICATE_*`` key that resembles a setting, and warn of any other.
+
+    Raises:
+        ConfigurationError: It resembles one.
+    """
+    upper = key.upper()
+    if not upper.startswith(_NEARLY_PREFIX) or upper.startswith(_API_CLIENT):
+        return
+    tails = {name.removeprefix(_PREFIX): name for name in DEFAULTS}
+    tail = upper.removeprefix(_NEARLY_PREFIX)
+    close = difflib.get_close_matches(tail, tails, n=1, cutoff=_ALIKE_TAIL)
+    if close:
+        raise ConfigurationError(
+            key, value, f"no such setting; did you mean {tails[close[0]]}?"
+        )
+    logger.warning(
+        "%s is no setting of this extension: they begin with %s.", key, _PREFIX
+    )
 
 
 def _refuse_misspelt(key: str, value: object) -> None:
@@ -318,12 +360,12 @@ def _refuse_misspelt(key: str, value: object) -> None:
         ConfigurationError: The key is misspelt.
     """
     letters = _letters(key)
-    if not letters.startswith(("R", "AUTO")):
+    if not _A_PART.search(letters):  # comparing takes a tenth of a millisecond
         return
-    if letters.startswith("AUTO"):
-        head = "REPLICATED"
-        meant = _nearest(letters, {_letters(_SWITCH): _SWITCH})
-    else:
+    cutoff = _ALIKE if letters.startswith("AUTO") else _ALIKE_SWITCH
+    head = "REPLICATED"
+    meant = _nearest(letters, {_letters(_SWITCH): _SWITCH}, cutoff)
+    if meant is None:
         names = {_letters(one.removeprefix(_PREFIX)): one for one in DEFAULTS}
         ends = [name for name in names if letters.endswith(name)]
         tail = max(ends, key=len) if ends else _letters(key.partition("_")[2])
@@ -331,9 +373,10 @@ def _refuse_misspelt(key: str, value: object) -> None:
     if meant is None:
         return
     alike = difflib.SequenceMatcher(None, head, "REPLICATED").ratio()
-    if alike > _ALIKE:
+    # With a word before the prefix it is the key of another program.
+    if alike > _ALIKE and not re.fullmatch("..+REPLICATED", head):
         raise ConfigurationError(key, value, f"no such setting; did you mean {meant}?")
-    if re.fullmatch("REPLICA(S|TION|TING)?", head):
+    if re.fullmatch("REPLICA(S|TION|TING)?|(FLASK|SQLALCHEMY)REPLICATED", head):
         logger.warning("%s is not read. If it is meant as %s, call it so.", key, meant)
 
 
@@ -341,16 +384,20 @@ def _letters(key: str) -> str:
     return re.sub(r"[^A-Z]", "", key.upper())
 
 
-def _nearest(letters: str, known: Mapping[str, str]) -> str | None:
-    close = difflib.get_close_matches(letters, known, n=1, cutoff=_ALIKE)
+def _nearest(
+    letters: str, known: Mapping[str, str], cutoff: float = _ALIKE
+) -> str | None:
+    close = difflib.get_close_matches(letters, known, n=1, cutoff=cutoff)
     return known[close[0]] if close else None
 
 
-def _pin_cookie(config: Mapping[str, Any]) -> str:
+def default_pin_cookie(session: str | None) -> str:
     """Return the default name of the pin's cookie.
 
     Applications on one host that have separate session cookies get separate pins.
+
+    Args:
+        session: The name of the session cookie; None is Flask's default.
     """
-    name = DEFAULTS["REPLICATED_PIN_COOKIE"]
-    session = config.get("SESSION_COOKIE_NAME") or "session"
-    return name if session == "session" else f"{session}_{name}"
+    name: str = DEFAULTS[PIN_COOKIE]
+    return name if session in {None, "", "session"} else f"{session}_{name}"

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flask_replicated.errors import ConfigurationError
-from flask_replicated.redaction import safe
+from flask_replicated.errors.redaction import safe
 
 if TYPE_CHECKING:
     from flask import Request

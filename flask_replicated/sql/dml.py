@@ -21,7 +21,7 @@ from .tokens import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 __all__ = ["Identifier", "TableWrite", "find_writes"]
 
@@ -44,7 +44,8 @@ class TableWrite(NamedTuple):
     Attributes:
         schema: The table's schema, if the statement names one.
         table: The table's name.
-        columns: The columns that an update sets; None if rows are inserted or deleted.
+        columns: The columns that an update sets, or that an upsert inserts and sets;
+            None if rows are inserted or deleted otherwise.
     """
 
     schema: Identifier | None
@@ -79,7 +80,7 @@ def find_writes(
         return None
 
 
-_VERBS, _MODIFIERS, _CONFLICTS, _CLAUSES, _JOINS, _NO_ALIAS = (
+_VERBS, _MODIFIERS, _CONFLICTS, _CLAUSES, _JOINS, _BEFORE_TABLE, _QUERIES, _NO_ALIAS = (
     frozenset(words.split())
     for words in (
         # Not allowed in the rest of a statement, which would write or lock as well.
@@ -88,6 +89,8 @@ _VERBS, _MODIFIERS, _CONFLICTS, _CLAUSES, _JOINS, _NO_ALIAS = (
         "abort fail ignore replace rollback",
         "from limit order returning where",
         "join straight_join",
+        "from join lateral",
+        "select table values with",
         # May follow a table's name without being its alias.
         "cross force ignore inner join left natural on partition right use using",
     )
@@ -116,7 +119,9 @@ class _Parser:
         if is_word(head, "select", "values", "table"):
             self._read(tokens)
         elif is_word(head, "insert", "replace"):
-            writes.append(self._insert(rest))
+            # A replaced row is deleted, so its columns do not matter.
+            replaces = is_word(head, "replace") or is_word(tokens[2], "replace")
+            writes.append(self._insert(rest, upserts=not replaces))
         elif is_word(head, "update"):
             writes += self._update(rest)
         elif is_word(head, "delete"):
@@ -146,20 +151,19 @@ class _Parser:
                 return tokens[end + 1 :]
             tokens = tokens[end + 2 :]
 
-    def _insert(self, tokens: Sequence[Token]) -> TableWrite:
+    def _insert(self, tokens: Sequence[Token], *, upserts: bool) -> TableWrite:
         if is_word(tokens[0], "into"):
             tokens = tokens[1:]
         elif not self._joins:
             raise _AmbiguousError
         schema, table, rest = _table(tokens)
-        # What an upsert does to existing rows is part of the insert.
-        rest = [
+        read = [
             token
             for before, token in zip((None, *rest), rest, strict=False)
             if not (is_word(token, "update") and is_word(before, "do", "key"))
         ]
-        self._read(rest)
-        return TableWrite(schema, table, None)
+        self._read(read)
+        return TableWrite(schema, table, _upserted(rest) if upserts else None)
 
     def _update(self, tokens: Sequence[Token]) -> list[TableWrite]:
         to = _find(tokens, "set")
@@ -172,6 +176,7 @@ class _Parser:
         self._read(rest[len(rest) if until is None else until :])
         if not self._joins:
             schema, table, more = _table(named)
+            more = _without_index(more)
             _alias(more[1:] if more and is_mark(more[0], "*") else more)
             columns = [one for part in assigned for one in self._assigned(part)]
             return [TableWrite(schema, table, tuple(columns))]
@@ -237,8 +242,9 @@ class _Parser:
         Raises:
             _AmbiguousError: It calls an unknown function, or may write or lock.
         """
+        aliases = _listed_aliases(tokens)
         for index, token in enumerate(tokens):
-            if token.kind not in {"word", "name"}:
+            if token.kind not in {"word", "name"} or index in aliases:
                 continue
             before = tokens[index - 1] if index else None
             after = tokens[index + 1] if index + 1 < len(tokens) else None
@@ -336,6 +342,112 @@ def _table(
     if rest and is_mark(rest[0], "."):
         raise _AmbiguousError
     return name, table, rest
+
+
+def _upserted(tokens: Sequence[Token]) -> tuple[Identifier, ...] | None:
+    """Return the columns that an insert and its upsert clauses write.
+
+    None is returned where there is no such clause, or where a column is not named.
+
+    Args:
+        tokens: What follows the table's name.
+    """
+    clauses = list(_conflict_clauses(tokens))
+    parts = _inserted(tokens) if clauses else None
+    if parts is None:
+        return None
+    for clause in clauses:
+        parts += clause
+    names = dict.fromkeys(map(_column, parts))
+    return None if None in names else tuple(name for name in names if name)
+
+
+def _conflict_clauses(tokens: Sequence[Token]) -> Iterator[list[Sequence[Token]]]:
+    """Return the left sides that each clause of an upsert assigns to."""
+    start = 0
+    while (at := _find(tokens[start:], "do", "duplicate")) is not None:
+        start += at + 1
+        words = [one.text.lower() for one in tokens[start - 1 : start + 2]]
+        if words[1:2] == ["nothing"]:
+            yield []
+        elif words in (["do", "update", "set"], ["duplicate", "key", "update"]):
+            rest = tokens[start + 2 :]
+            # SQLite may have several clauses: ON CONFLICT ... ON CONFLICT ...
+            yield _assigned_to(rest[: _find(rest, "where", "returning", "on")])
+
+
+def _assigned_to(tokens: Sequence[Token]) -> list[Sequence[Token]]:
+    """Return the left side of each assignment; of a list, its columns."""
+    found: list[Sequence[Token]] = []
+    for part in split(tokens):
+        sign = next((n for n, one in enumerate(part) if is_mark(one, "=", ":=")), None)
+        if sign is None or sign + 1 == len(part):
+            raise _AmbiguousError
+        left = part[:sign]
+        listed = is_mark(left[0], "(") and find_closing(left, 0) == len(left) - 1
+        found += split(left[1:-1]) if listed else [left]
+    return found
+
+
+def _inserted(tokens: Sequence[Token]) -> list[Sequence[Token]] | None:
+    """Return the columns of an insert; None where it does not name them."""
+    if is_word(tokens[0], "as"):
+        tokens = tokens[2:]
+    if is_word(tokens[0], "set"):  # MySQL's INSERT INTO t SET a = 1
+        return _assigned_to(tokens[1 : _find(tokens, "on", "as")])
+    if not is_mark(tokens[0], "(") or is_word(tokens[1], *_QUERIES):
+        return None
+    return split(tokens[1 : _end(tokens)])
+
+
+def _column(tokens: Sequence[Token]) -> Identifier | None:
+    """Return the column that these tokens name; None where that is not certain.
+
+    The table's name may precede it on MySQL. On other servers an element or a field of
+    the column may follow: it is not certain then.
+    """
+    return _name(tokens)[0] if len(tokens) == 1 else None
+
+
+def _without_index(tokens: Sequence[Token]) -> Sequence[Token]:
+    """Remove SQLite's INDEXED BY and NOT INDEXED, which follow a table's name."""
+    if len(tokens) > 2 and is_word(tokens[-3], "indexed") and is_word(tokens[-2], "by"):  # noqa: PLR2004 - INDEXED BY and a name
+        return tokens[:-3]
+    if (
+        len(tokens) > 1
+        and is_word(tokens[-2], "not")
+        and is_word(tokens[-1], "indexed")
+    ):
+        return tokens[:-2]
+    return tokens
+
+
+def _listed_aliases(tokens: Sequence[Token]) -> frozenset[int]:
+    """Return the indexes of aliases that have a list of columns, but no AS.
+
+    Such as ``v`` in ``FROM unnest(:ids) v(id)`` and ``JOIN (VALUES (1)) v(id)``.
+    """
+    found = set()
+    for index in range(len(tokens) - 2):
+        if not (is_mark(tokens[index], "(") and _opens_table(tokens, index)):
+            continue
+        end = find_closing(tokens, index) or len(tokens)
+        if end + 2 < len(tokens) and is_mark(tokens[end + 2], "("):
+            found.add(end + 1)
+    return frozenset(found)
+
+
+def _opens_table(tokens: Sequence[Token], start: int) -> bool:
+    """Whether a parenthesis follows FROM, JOIN or LATERAL, or a function there."""
+    if start and is_word(tokens[start - 1], *_BEFORE_TABLE):
+        return True
+    # FROM OPERATOR(...) f(x) calls f.
+    return (
+        start > 1
+        and tokens[start - 1].kind in {"word", "name"}
+        and not is_word(tokens[start - 1], "operator")
+        and is_word(tokens[start - 2], *_BEFORE_TABLE)
+    )
 
 
 def _alias(tokens: Sequence[Token]) -> Identifier | None:

@@ -52,14 +52,13 @@ _WORDS = """
 # Functions that each server documents as only computing or reporting. On the primary,
 # a call of any other function counts as a possible write and pins its client. For
 # PostgreSQL these are the functions that its catalogue calls volatile although they
-# write nothing, grammar, and common functions of well-known extensions; the rest is
-# generated (postgresql_functions.py).
+# write nothing, and grammar; the rest is generated (postgresql_functions.py).
 _POSTGRESQL = """
     array_sample array_shuffle clock_timestamp coalesce columns current_catalog
     current_date current_query current_time current_timestamp gen_random_uuid
-    greatest hstore json_array json_arrayagg json_exists json_objectagg
-    json_query json_scalar json_serialize json_table json_value least lo_get
-    localtime localtimestamp merge_action nullif pg_blocking_pids
+    greatest json_array json_arrayagg json_exists json_objectagg json_query
+    json_scalar json_serialize json_table json_value least lo_get localtime
+    localtimestamp merge_action nullif pg_blocking_pids
     pg_collation_actual_version pg_control_checkpoint pg_control_init
     pg_control_recovery pg_control_system pg_database_size
     pg_get_wal_replay_pause_state pg_hba_file_rules pg_ident_file_mappings
@@ -72,11 +71,76 @@ _POSTGRESQL = """
     pg_show_all_file_settings pg_sleep pg_sleep_for pg_sleep_until pg_stat_file
     pg_stat_get_backend_io pg_stat_get_backend_wal pg_stat_get_io pg_table_size
     pg_tablespace_size pg_total_relation_size pg_xact_commit_timestamp
-    pg_xact_status random random_normal similarity st_asgeojson st_astext
-    st_contains st_distance st_dwithin st_intersects strict_word_similarity
-    timeofday txid_status unaccent user uuidv4 uuidv7 word_similarity
+    pg_xact_status random random_normal timeofday txid_status user uuidv4 uuidv7
     xmlattributes xmlconcat xmlelement xmlforest xmlnamespaces xmlparse xmlpi
     xmlroot xmlserialize xmltable
+    """
+# Those of well-known extensions that only compute, volatile ones included: uuid-ossp,
+# pgcrypto, pg_trgm, unaccent, fuzzystrmatch, earthdistance, hstore, ltree, tablefunc,
+# pgvector, TimescaleDB, PostGIS. One by one, since others of the same extensions write
+# (set_limit(), the ST_ functions of topologies and rasters) or run SQL (crosstab()).
+_POSTGRESQL_EXTENSIONS = """
+    akeys armor avals binary_quantize box2d box3d cosine_distance crypt
+    cube_distance daitch_mokotoff dearmor decrypt_iv difference digest
+    dmetaphone dmetaphone_alt earth_box earth_distance encrypt_iv
+    gen_random_bytes gen_salt geography geometry geometrytype halfvec
+    hamming_distance hmac hstore hstore_to_array hstore_to_json
+    hstore_to_json_loose hstore_to_jsonb hstore_to_jsonb_loose hstore_to_matrix
+    inner_product jaccard_distance l1_distance l2_distance l2_norm l2_normalize
+    lca levenshtein levenshtein_less_equal ll_to_earth locf ltree2text metaphone
+    nlevel normal_rand pgp_armor_headers pgp_key_id pgp_pub_decrypt
+    pgp_pub_decrypt_bytea pgp_pub_encrypt pgp_pub_encrypt_bytea pgp_sym_decrypt
+    pgp_sym_decrypt_bytea pgp_sym_encrypt pgp_sym_encrypt_bytea
+    postgis_full_version postgis_lib_version postgis_version show_limit
+    show_trgm similarity skeys soundex sparsevec st_3dclosestpoint st_3ddistance
+    st_3ddwithin st_3dextent st_3dintersects st_3dlength st_3dmakebox
+    st_3dmaxdistance st_addpoint st_alphashape st_angle st_area st_asbinary
+    st_asewkb st_asewkt st_asflatgeobuf st_asgeobuf st_asgeojson st_asgml
+    st_ashexewkb st_askml st_asmvt st_asmvtgeom st_assvg st_astext st_astwkb
+    st_asx3d st_azimuth st_boundary st_buffer st_buildarea st_centroid
+    st_chaikinsmoothing st_clipbybox2d st_closestpoint st_clusterdbscan
+    st_clusterintersecting st_clusterkmeans st_clusterwithin st_collect
+    st_collectionextract st_collectionhomogenize st_concavehull st_contains
+    st_containsproperly st_convexhull st_coveredby st_covers st_crosses
+    st_curvetoline st_delaunaytriangles st_dfullywithin st_difference
+    st_dimension st_disjoint st_distance st_distance_sphere st_distancesphere
+    st_distancespheroid st_dump st_dumppoints st_dumprings st_dumpsegments
+    st_dwithin st_endpoint st_envelope st_equals st_expand st_extent
+    st_exteriorring st_flipcoordinates st_force2d st_force3d st_force4d
+    st_frechetdistance st_generatepoints st_geogfromtext st_geogfromwkb
+    st_geohash st_geomcollfromtext st_geometryfromtext st_geometryn
+    st_geometrytype st_geomfromewkb st_geomfromewkt st_geomfromgeohash
+    st_geomfromgeojson st_geomfromgml st_geomfromkml st_geomfromtext
+    st_geomfromtwkb st_geomfromwkb st_hasarc st_hausdorffdistance st_hexagon
+    st_hexagongrid st_interiorringn st_intersection st_intersects st_isclosed
+    st_iscollection st_isempty st_ispolygonccw st_ispolygoncw st_isring
+    st_issimple st_isvalid st_isvaliddetail st_isvalidreason st_length
+    st_length2d st_length3d st_lengthspheroid st_linefrommultipoint
+    st_linefromtext st_lineinterpolatepoint st_lineinterpolatepoints
+    st_linelocatepoint st_linemerge st_linesubstring st_longestline st_m
+    st_makebox2d st_makeenvelope st_makeline st_makepoint st_makepointm
+    st_makepolygon st_makevalid st_maxdistance st_memsize st_memunion
+    st_minimumboundingcircle st_minimumboundingradius st_minimumclearance
+    st_multi st_ndims st_node st_normalize st_npoints st_nrings st_numgeometries
+    st_numinteriorring st_numinteriorrings st_numpatches st_numpoints
+    st_offsetcurve st_orderingequals st_orientedenvelope st_overlaps
+    st_perimeter st_perimeter2d st_point st_pointfromgeohash st_pointfromtext
+    st_pointfromwkb st_pointinsidecircle st_pointn st_pointonsurface st_points
+    st_polyfromtext st_polygon st_polygonfromtext st_polygonize st_project
+    st_quantizecoordinates st_reduceprecision st_relate st_relatematch
+    st_removepoint st_removerepeatedpoints st_reverse st_rotate st_scale
+    st_segmentize st_setpoint st_setsrid st_shift_longitude st_shiftlongitude
+    st_shortestline st_simplify st_simplifypolygonhull
+    st_simplifypreservetopology st_simplifyvw st_snap st_snaptogrid st_split
+    st_square st_squaregrid st_srid st_startpoint st_subdivide st_summary
+    st_swapordinates st_symdifference st_tileenvelope st_touches st_transform
+    st_translate st_transscale st_triangulatepolygon st_unaryunion st_union
+    st_voronoilines st_voronoipolygons st_within st_wrapx st_x st_xmax st_xmin
+    st_y st_ymax st_ymin st_z st_zmax st_zmflag st_zmin strict_word_similarity
+    subltree subpath subvector svals text2ltree time_bucket time_bucket_gapfill
+    unaccent uuid_generate_v1 uuid_generate_v1mc uuid_generate_v3
+    uuid_generate_v4 uuid_generate_v5 uuid_nil uuid_ns_dns uuid_ns_oid
+    uuid_ns_url uuid_ns_x500 vector vector_dims vector_norm word_similarity
     """
 # From MariaDB's and MySQL's manuals.
 _MYSQL = """
@@ -86,14 +150,14 @@ _MYSQL = """
     boundary buffer can_access_column can_access_database can_access_table
     can_access_view ceil ceiling centroid char_length character_length charset
     chr coalesce coercibility collation column_add column_check column_create
-    column_delete column_exists column_get column_json column_list compress
-    concat concat_ws connection_id contains conv convert_tz convexhull cos cot
-    count crc32 crc32c crosses cume_dist curdate current_date current_role
-    current_time current_timestamp current_user curtime database date_add
-    date_format date_sub datediff day dayname dayofmonth dayofweek dayofyear
-    decode decode_histogram decode_oracle default degrees dense_rank des_decrypt
-    des_encrypt dimension disjoint div elt encode encrypt endpoint envelope
-    equals exp export_set exteriorring extractvalue field find_in_set
+    column_delete column_exists column_get column_json column_list columns
+    compress concat concat_ws connection_id contains conv convert_tz convexhull
+    cos cot count crc32 crc32c crosses cume_dist curdate current_date
+    current_role current_time current_timestamp current_user curtime database
+    date_add date_format date_sub datediff day dayname dayofmonth dayofweek
+    dayofyear decode decode_histogram decode_oracle default degrees dense_rank
+    des_decrypt des_encrypt dimension disjoint div elt encode encrypt endpoint
+    envelope equals exp export_set exteriorring extractvalue field find_in_set
     first_value floor format format_bytes format_pico_time found_rows
     from_base64 from_days from_unixtime geomcollfromtext geomcollfromwkb
     geometrycollection geometrycollectionfromtext geometrycollectionfromwkb
@@ -114,7 +178,7 @@ _MYSQL = """
     kdf lag last_day last_value lcase lead least length lengthb linefromtext
     linefromwkb linestring linestringfromtext linestringfromwkb ln load_file
     localtime localtimestamp locate log log10 log2 lower lpad ltrim make_set
-    makedate maketime master_gtid_wait master_pos_wait max mbrcontains
+    makedate maketime master_gtid_wait master_pos_wait match max mbrcontains
     mbrcoveredby mbrdisjoint mbrequal mbrintersects mbroverlaps mbrtouches
     mbrwithin md5 median microsecond mid min minute mlinefromtext mlinefromwkb
     mod month monthname months_between mpointfromtext mpointfromwkb
@@ -206,7 +270,7 @@ TRANSACTION_TIME = frozenset(_TRANSACTION_TIME.split())
 PURE = {
     dialect: frozenset(_WORDS.split()).union(more.split(), generated)
     for dialect, more, generated in (
-        ("postgresql", _POSTGRESQL, STABLE),
+        ("postgresql", _POSTGRESQL + _POSTGRESQL_EXTENSIONS, STABLE),
         ("mysql", _MYSQL, ()),
         ("mariadb", _MYSQL, ()),
         ("sqlite", _SQLITE, ()),

@@ -1,7 +1,8 @@
 """Whether a setting made by PostgreSQL text ends with its transaction.
 
-``SET LOCAL`` does, and so does ``set_config(name, value, true)``, the only form that
-takes parameters. After such settings alone a connection can be reused as it is.
+``SET LOCAL``, ``SET TRANSACTION`` and ``SET CONSTRAINTS`` do, and so does
+``set_config(name, value, true)``, the only form that takes parameters. After such
+settings alone a connection can be reused as it is.
 """
 
 from __future__ import annotations
@@ -86,10 +87,10 @@ def _read_flags(sql: str) -> tuple[bool | str | int, ...]:
 
 
 def _ends(statement: Sequence[Token]) -> bool:
-    """Whether it is SET LOCAL or SET TRANSACTION, not a setting of such a name."""
+    """Whether it is SET LOCAL, TRANSACTION or CONSTRAINTS, not a setting so called."""
     return (
         len(statement) > 2  # noqa: PLR2004 - SET LOCAL and a name
-        and is_word(statement[1], "local", "transaction")
+        and is_word(statement[1], "local", "transaction", "constraints")
         and statement[2].kind in {"word", "name"}
         and not is_word(statement[2], "to", "from")
     )

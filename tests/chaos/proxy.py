@@ -63,7 +63,6 @@ class Proxy:
         self._passing.set()
         # One for each connection that is open.
         self._flows: dict[asyncio.StreamWriter, _Flow] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
         self._transports: weakref.WeakSet[asyncio.WriteTransport] = weakref.WeakSet()
         self._started = threading.Event()
         self._ended = asyncio.Event()
@@ -119,14 +118,21 @@ class Proxy:
         self._started.set()
         await self._ended.wait()
         server.close()
-        await asyncio.sleep(0)  # what was accepted a moment ago becomes a task
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._end_tasks()
         # One that still has something to send would outlive the loop.
         for transport in self._transports:
             transport.abort()
-        await asyncio.sleep(0)
+        await self._end_tasks()
+
+    async def _end_tasks(self) -> None:
+        """End all that runs, and what was accepted a moment ago."""
+        own = asyncio.current_task()
+        for _ in range(3):
+            await asyncio.sleep(0)
+            tasks = asyncio.all_tasks() - {own}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _accept(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -139,8 +145,6 @@ class Proxy:
         if not self.holding:
             flow.passes.set()
         task = asyncio.ensure_future(self._forward(reader, writer, flow))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
         task.add_done_callback(lambda _: self._flows.pop(writer))
 
     async def _forward(

@@ -104,6 +104,32 @@ def test_on_the_primary(
     assert any("not configured right" in one for one in said(caplog, logging.ERROR))
 
 
+@pytest.mark.parametrize("where_to", ["replica", "primary"])
+def test_no_database(
+    servers: Servers,
+    made: list[RoutedEngine],
+    where_to: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """So is a replica whose URL names none, where the primary's does."""
+    url = getattr(servers, where_to).url()
+    engine = build(made, servers.primary.url(database="market"), url)
+    assert [where(engine) for _ in range(4)] == ["market"] * 4
+    assert not live(engine)
+    (line, *_) = [one for one in said(caplog, logging.ERROR) if "configured" in one]
+    assert "it names no database, and the primary's is 'market'" in line
+
+
+def test_neither_names_one(
+    servers: Servers, made: list[RoutedEngine], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the primary has none either, all tables are named in full."""
+    engine = build(made, servers.primary.url(), servers.replica.url())
+    assert where(engine) is None
+    assert live(engine) == {"slave_1"}
+    assert not caplog.records
+
+
 def test_capital_letters(
     servers: Servers, made: list[RoutedEngine], caplog: pytest.LogCaptureFixture
 ) -> None:

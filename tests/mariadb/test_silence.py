@@ -12,7 +12,7 @@ from sqlalchemy.orm import sessionmaker
 
 from examples.cluster import wait_until
 from flask_replicated import RoutedSession, replicated_engine, using_slave
-from flask_replicated.sockets import socket_of
+from flask_replicated.system.sockets import socket_of
 from tests.chaos.proxy import Proxy
 
 if TYPE_CHECKING:

@@ -44,6 +44,9 @@ NO_TRACE: dict[str, Any] = {
     .where(GUEST.c.id == VISIT.c.id),
     "delete using another": sa.delete(VISIT).where(VISIT.c.id == GUEST.c.id),
     "on duplicate key": insert(VISIT).values(id=1).on_duplicate_key_update(at="x"),
+    "on duplicate key, listed columns": sa.text(
+        "INSERT INTO guest (seen) VALUES (1), (2) ON DUPLICATE KEY UPDATE seen = 3"
+    ),
     "replace": sa.text("REPLACE INTO `visit` VALUES (1, 'x')"),
     "insert ignore": sa.text("INSERT IGNORE visit SET at = NOW()"),
     "text of two tables": sa.text(

@@ -94,6 +94,38 @@ def test_an_older_server() -> None:
     assert not [one for one in unknown if not one.startswith(("pg_stat_", "pg_time"))]
 
 
+EXTENSIONS = (
+    "pg_trgm unaccent fuzzystrmatch cube earthdistance hstore ltree tablefunc vector "
+    "pgcrypto uuid-ossp postgis"
+)
+OF_EXTENSIONS = """
+SELECT DISTINCT proname, provolatile FROM pg_proc JOIN pg_depend
+ON objid = pg_proc.oid AND classid = 'pg_proc'::regclass AND deptype = 'e'
+"""
+# Each makes new values, and nothing else.
+MAKES_VALUES = {"normal_rand", "gen_salt", "gen_random_bytes", "gen_random_uuid"}
+
+
+def test_extensions(cluster: Cluster) -> None:
+    """Of extensions' functions those are known that only compute, if they are there."""
+    engine = sa.create_engine(cluster.primary.url())
+    with engine.connect() as connection:
+        offered = sa.text("SELECT name FROM pg_available_extensions")
+        names = set(connection.scalars(offered)) & set(EXTENSIONS.split())
+        for name in sorted(names):  # never committed
+            connection.execute(
+                sa.text(f'CREATE EXTENSION IF NOT EXISTS "{name}" CASCADE')
+            )
+        found = connection.execute(sa.text(OF_EXTENSIONS)).all()
+    engine.dispose()
+    if "pg_trgm" not in names:
+        pytest.skip("the server has no extensions")
+    known = [row for row in found if not may_write(calls(row.proname))]
+    assert {"show_trgm", "earth_distance", "nlevel"} <= {row.proname for row in known}
+    volatile = {row.proname for row in known if row.provolatile == "v"}
+    assert {n for n in volatile if not n.startswith(("uuid_", "pgp_"))} <= MAKES_VALUES
+
+
 def test_what_writes_all_the_same(cluster: Cluster) -> None:
     """What is known to write or lock is in no list, whatever the server calls it."""
     stable = "SELECT proname FROM pg_proc WHERE provolatile = 's'"

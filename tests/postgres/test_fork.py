@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from flask_replicated.forks import UNTOLD
+from flask_replicated.system.forks import UNTOLD
 from tests.postgres.forked import HUNG
 from tests.postgres.support import STANDBYS, bind
 

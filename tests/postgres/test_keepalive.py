@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import text
 
-from flask_replicated.sockets import socket_of
+from flask_replicated.system.sockets import socket_of
 from tests.postgres.support import bind
 
 if TYPE_CHECKING:

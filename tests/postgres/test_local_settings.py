@@ -41,6 +41,9 @@ LOCAL: dict[str, Callable[[str], Executable]] = {
         "select set_config('shop.x', 'y', true), set_config(:name, :value, 1::bool)"
     ).bindparams(name=NAME, value=who),
     "set local": lambda who: text(f"set local {NAME} = '{who}'"),
+    "set constraints": lambda who: text(
+        f"set constraints all deferred; set local {NAME} = '{who}'"
+    ),
 }
 LASTING: dict[str, Callable[[str], Executable]] = {
     "construct": lambda who: select(func.set_config(NAME, who, False)),

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from balancers import Pool
 from examples.cluster import wait_until
-from flask_replicated.sockets import fileno_of, hang_up
+from flask_replicated.system.sockets import fileno_of, hang_up
 from tests.chaos.proxy import Proxy
 from tests.postgres.support import bind
 

@@ -9,7 +9,7 @@ import select
 import socket
 from typing import TYPE_CHECKING, Any
 
-from ._private import pymysql_socket
+from flask_replicated._private import pymysql_socket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
