@@ -100,6 +100,8 @@ class Primary:
             and ``connect_args`` are stronger; several hosts share them.
         role_check: Whether each new connection asks its server what it is, and a
             standby is refused.
+        max_connecting: How many connections the program's own creator or listener opens
+            at a time; None for any number.
 
     Attributes:
         status: What its servers have said of themselves.
@@ -107,7 +109,13 @@ class Primary:
     """
 
     def __init__(
-        self, engine: Engine, setting: str, connect_timeout: float, *, role_check: bool
+        self,
+        engine: Engine,
+        setting: str,
+        connect_timeout: float,
+        *,
+        role_check: bool,
+        max_connecting: int | None = None,
     ) -> None:
         self.status = PrimaryStatus()
         self.reads = PrimaryReads(engine)
@@ -122,7 +130,9 @@ class Primary:
         lift = set_connect_timeout(engine, self._seconds, None)
         enable_keepalive(engine)
         own = timeout_argument(engine.driver)
-        limit_connecting(engine, None, self._seconds, own_limit=own)
+        limit_connecting(
+            engine, None, self._seconds, own_limit=own, foreign=max_connecting
+        )
         self._first_words = SetupTimeout(engine, self._seconds)
         event.listen(engine, "connect", self._prepare)
         if lift is not None:  # no sooner: a server may be silent after the log-in too

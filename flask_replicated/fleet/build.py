@@ -66,7 +66,11 @@ def routed_engine(
     settings = app.settings
     watch_primary(primary)
     checks = Primary(
-        primary, setting, settings.connect_timeout, role_check=settings.role_check
+        primary,
+        setting,
+        settings.connect_timeout,
+        role_check=settings.role_check,
+        max_connecting=settings.max_connecting,
     )
     classifier = app.classifier(primary.dialect.name)
     watch_statements(primary, classifier)

@@ -10,11 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import event, make_url
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import (
+    OperationalError,
+    TimeoutError,  # noqa: A004 - not the built-in one
+)
 
 from examples.cluster import wait_until
 from flask_replicated import PrimaryUnavailableError, using_master
+from flask_replicated._private import has_own_creator, invoke_creator, set_creator
 from flask_replicated.replica.primary_status import PrimaryReport
+from flask_replicated.replica.throttle import limit_connecting
 from tests.chaos.proxy import Proxy
 from tests.postgres.support import bind, make_site, named
 
@@ -153,6 +158,43 @@ class TestSilent:
         assert not caught.value.standby
         assert caught.value.__cause__ is not None
         proxy.speak()
+
+
+@pytest.mark.parametrize("listens", [False, True])
+def test_own_connects(build: Build, listens: bool) -> None:
+    """Those of a creator, or a listener, are counted; others go on or fail soon."""
+    site = build(**QUIET, REPLICATED_MAX_CONNECTING=2, REPLICATED_CONNECT_TIMEOUT=1)
+    over, waiting = threading.Event(), []
+
+    def hang(*_: object) -> None:
+        waiting.append(threading.current_thread())
+        over.wait(20)
+
+    with site.app.app_context():
+        engine = site.db.engine.real  # type: ignore[attr-defined]  # a RoutedEngine
+    assert listens or not has_own_creator(engine.pool)
+    if listens:
+        event.listen(engine, "do_connect", hang)
+    else:
+        connect = invoke_creator(engine.pool)
+
+        def create(record: object) -> Any:
+            hang()
+            return connect(record)
+
+        set_creator(engine.pool, create)
+        limit_connecting(engine, None, 1, foreign=2)
+    with ThreadPoolExecutor(6) as threads:
+        try:
+            writes = [threads.submit(site.post, "late") for _ in range(6)]
+            wait_until(lambda: sum(one.done() for one in writes) == 4, "the others", 10)
+            assert len(waiting) == 2
+            assert "primary" not in site.count(6)
+        finally:
+            over.set()
+        errors = [one.exception(20) for one in writes]
+    assert sum(isinstance(one, TimeoutError) for one in errors) == 4
+    assert errors.count(None) == 2
 
 
 class TestFallsSilent:
