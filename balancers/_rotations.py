@@ -73,7 +73,7 @@ class RotationBuilder(Generic[T]):
     def ignores_weights(self, live: tuple[Member[T], ...]) -> bool:
         """Return whether weights are given that the strategy does not read."""
         return (
-            isinstance(self._strategy, RoundRobin)
+            not getattr(self._strategy, "reads_weights", True)
             and len({member.weight for member in live}) > 1
         )
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from .events import Listener, PoolSnapshot
-    from .strategies import Balancer, Member, Pick
+    from .strategies import Balancer, Member, Pick, Strategy
 
 __all__ = ["Pool"]
 
@@ -37,8 +37,8 @@ T = TypeVar("T")
 logger = logging.getLogger("balancers")
 
 
-def _warn_if_weights_unread() -> None:
-    logger.warning("RoundRobin() reads no weights; Weighted() or Random() does")
+def _warn_of_unread_weights(strategy: object) -> None:
+    logger.warning("%r reads no weights; Weighted() or Random() does", strategy)
 
 
 class Pool(Generic[T]):
@@ -124,15 +124,16 @@ class Pool(Generic[T]):
         self._membership = Membership(
             MemberRecord(member, breaker()) for member in members
         )
+        strategy: Strategy[T] = resolve_balancer(balancer)
         self._publisher = Publisher(
             self._membership,
-            resolve_balancer(balancer),
+            strategy,
             slow_start=slow_start,
             limit=limit,
             clock=clock,
             publish=partial(setattr, self, "pick"),
             tell=self._tell,
-            warn=weights_unread or _warn_if_weights_unread,
+            warn=weights_unread or partial(_warn_of_unread_weights, strategy),
         )
 
     def __repr__(self) -> str:

@@ -24,7 +24,7 @@ from itertools import chain, count, cycle, repeat
 from math import gcd
 from operator import attrgetter
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar, cast
 
 from .errors import NoMemberAvailableError, UnknownBalancerError
 
@@ -150,9 +150,16 @@ def _spread(shares: Sequence[int]) -> list[int]:
 
 
 class _Plain:
-    """Base of the strategies here: no arguments, no state, a short repr."""
+    """Base of the strategies here: no arguments, no state, a short repr.
+
+    Attributes:
+        reads_weights: Whether it shares by weight. Where it does not, a pool warns of
+            weights other than 0.
+    """
 
     __slots__ = ()
+
+    reads_weights: ClassVar[bool] = True
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
@@ -166,6 +173,8 @@ class RoundRobin(_Plain):
     """
 
     __slots__ = ()
+
+    reads_weights = False
 
     def __call__(self, members: tuple[Member[T], ...]) -> Pick[T]:
         """Return a pick function over *members*.

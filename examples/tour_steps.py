@@ -259,8 +259,8 @@ def get_it_back(stage: Stage, load: Load) -> Iterator[Check]:
     standby = stage.cluster.standbys[1]
     stage.screen.title("5 of 5 - It returns")
     stage.screen.say(
-        f"{standby.name} is started again, and nobody tells the application: a look in "
-        "the background, every five seconds, or a read that tries the lost server, "
+        f"{standby.name} is started again, and nobody tells the application: the probe "
+        "in the background, every five seconds, or a read that tries the lost server, "
         "finds it well and brings it back into the rotation."
     )
     stage.screen.note(f"starting {standby.name} ...")

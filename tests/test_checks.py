@@ -56,7 +56,7 @@ def test_enough(build: Build, seconds: float) -> None:
 
 @pytest.mark.parametrize("interval", [0, 0.01, 0.5])
 def test_pause(interval: float) -> None:
-    """No look at all is a choice; a hundred in a second are the most."""
+    """No probe at all is a choice; a hundred in a second are the most."""
     found = read_settings({"REPLICATED_PROBE_INTERVAL": interval}, ["GET"], [])
     assert found.probe_interval == interval
 

@@ -1065,17 +1065,17 @@ class TestFailing:
             assert "slave_2" in pool.causes()
 
 
-def test_look_is_not_heard(build: Build) -> None:
-    """The background look opens connections that no listener hears of."""
-    site, heard, looks = build(REPLICATED_PROBE_INTERVAL=0.05), [], []
+def test_probe_is_not_heard(build: Build) -> None:
+    """The probe opens connections that no listener hears of."""
+    site, heard, probes = build(REPLICATED_PROBE_INTERVAL=0.05), [], []
     names = ("connect", "checkout", "checkin", "close", "begin", "do_execute")
     for name in (*names, "before_cursor_execute", "handle_error", "engine_connect"):
         event.listen(engine_of(site), name, lambda *_, name=name: heard.append(name))
     site.get()
     heard.clear()
-    # That one has a say in how to connect; so the look has to ask it.
-    event.listen(engine_of(site), "do_connect", lambda *_: looks.append(1))
-    wait_until(lambda: len(looks) >= 5 * len(REPLICAS), "looks in the background")
+    # That one has a say in how to connect; so the probe has to ask it.
+    event.listen(engine_of(site), "do_connect", lambda *_: probes.append(1))
+    wait_until(lambda: len(probes) >= 5 * len(REPLICAS), "probes in the background")
     assert not heard
 
 

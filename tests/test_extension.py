@@ -371,7 +371,7 @@ class TestMemory:
             gc.collect()
             return [reference() for reference in left] == [None] * len(left)
 
-        # A look that is under way keeps the engine that it looks at until it ends.
+        # A probe that is under way keeps its engine until it ends.
         wait_until(collected, "the application to be collected")
 
     def test_shared_extension(self, tmp_path: Path) -> None:

@@ -115,12 +115,13 @@ def test_not_out(watched: Watched) -> None:
 
 
 def test_load(watched: Watched) -> None:
-    """A rest is told of once a minute, and its end not at all."""
+    """A pause is told of once a minute, and its end not at all."""
     for _ in range(3):
         watched.pool.pause(watched.member(), 1, FULL)
         watched.pool.recover(watched.member())
     (line,) = watched.said()
-    assert line.startswith("WARNING replica 'slave_1' is busy, and rests for 1.0 s: ")
+    said = "WARNING replica 'slave_1' is busy, and is paused for 1.0 s: "
+    assert line.startswith(said)
     watched.clock.now += 60
     watched.pool.pause(watched.member(), 1, FULL)
     assert len(watched.said()) == 1

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.pool import NullPool, StaticPool
 
 from balancers import Member, Pool, RoundRobin
+from balancers.strategies import BALANCERS
 from examples.cluster import wait_until
 from flask_replicated import using_slave
 from flask_replicated.engine.capacity import ReplicaCapacity, in_use, is_full
@@ -123,7 +124,7 @@ class TestExhausted:
             assert {site.get() for _ in range(3)} == {"slave_1"}
             timer.join()
 
-    def test_it_rests(
+    def test_it_is_paused(
         self, build: Build, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         """One that gives none back is told of, and no probe brings it back."""
@@ -136,17 +137,17 @@ class TestExhausted:
         pool = site.app.extensions["replicated"].state(site.app).routes[None].replicas
         with held(site, "slave_1"):
 
-            def rests() -> bool:
+            def is_paused() -> bool:
                 assert site.get() == "slave_2"
                 return [one.name for one in pool.replica_pool.live] == ["slave_2"]
 
-            wait_until(rests, "slave_1 to rest")
+            wait_until(is_paused, "slave_1 to be paused")
             (told,) = [one for one in caplog.records if "slave_1" in one.getMessage()]
             assert told.levelno == logging.WARNING
             assert "SQLALCHEMY_BINDS['slave_1']" in told.getMessage()
             looked = time.monotonic() + 0.5
             while time.monotonic() < looked:
-                assert rests()
+                assert is_paused()
         wait_until(lambda: site.get() == "slave_1", "slave_1 to be back")
 
 
@@ -198,8 +199,8 @@ class Rooms:
                 stack.enter_context(member.target.connect())
             yield
 
-    def rest(self) -> float | None:
-        """Find the first one exhausted, as its trial if it is due; return its rest."""
+    def pause(self) -> float | None:
+        """Find the first one exhausted, as its trial if it is due; return its pause."""
         picked = self.first if self.first in self.pool.live else self.pool.pick()
         self.room.note_full(self.first, self.pool.permit(picked))
         return self.pool.snapshot().members[0].retry_in
@@ -218,15 +219,15 @@ def rooms(tmp_path: Path) -> Iterator[Rooms]:
     rooms.dispose()
 
 
-class TestRests:
-    """How long a replica rests that gives no connection back."""
+class TestPauses:
+    """How long a replica is paused that gives no connection back."""
 
     def test_growing(self, rooms: Rooms) -> None:
         """After two seconds without one; then twice as long each time, to a limit."""
         found = []
         for pause in (0.0, 1.9, 0.1, 1.0, 2.0, 4.0, 4.0):
             rooms.clock.now += pause
-            found.append(rooms.rest())
+            found.append(rooms.pause())
         assert found == [None, None, 1.0, 2.0, 4.0, 4.0, 4.0]
         assert rooms.replicas["slave_1"].pool_exhausted
 
@@ -234,20 +235,20 @@ class TestRests:
         """One that gives connections back is not stuck, however few it has."""
         for _ in range(20):
             rooms.clock.now += 1.5
-            assert rooms.rest() is None
+            assert rooms.pause() is None
             rooms.room.note_connected(rooms.first)
         assert not rooms.room.exhausted
 
     def test_the_last_one(self, rooms: Rooms) -> None:
         """It stays: there is nobody to serve in its place."""
         rooms.pool.drain("slave_2")
-        rooms.rest()
+        rooms.pause()
         rooms.clock.now += 10
-        assert rooms.rest() is None
+        assert rooms.pause() is None
 
     def test_one_that_was_removed(self, rooms: Rooms) -> None:
         """Nothing is kept of it."""
-        rooms.rest()
+        rooms.pause()
         rooms.pool.remove("slave_1").target.dispose()
         rooms.room.note_full(rooms.second, rooms.pool.permit(rooms.second))
         assert rooms.room.exhausted.keys() == {rooms.second}
@@ -290,6 +291,14 @@ class TestQueues:
             assert rooms.room.choose(rooms.first) is rooms.second  # it is exhausted
         with rooms.using(rooms.first, 4):
             assert rooms.room.choose(rooms.first) is rooms.first
+        rooms.dispose()
+
+    @pytest.mark.parametrize("balancer", BALANCERS.values(), ids=BALANCERS)
+    def test_named_balancer(self, tmp_path: Path, balancer: type) -> None:
+        """One that has a name spreads reads, so it need not be followed here."""
+        rooms = Rooms(tmp_path, balancer=balancer(), pool_size=5)
+        with rooms.using(rooms.first, 4):
+            assert rooms.room.choose(rooms.first) is rooms.second
         rooms.dispose()
 
     def test_by_weight(self, rooms: Rooms) -> None:

@@ -13,6 +13,7 @@ import pytest
 from flask import request
 
 from balancers import RoundRobin
+from balancers.strategies import BALANCERS
 from flask_replicated import ConfigurationError, FlaskReplicated
 from tests.support import REPLICAS, Build, build_fixture, sqlite_url
 
@@ -71,7 +72,7 @@ def test_weights_in_vain(build: Build, caplog: pytest.LogCaptureFixture) -> None
         assert "RoundRobin" not in said
 
 
-@pytest.mark.parametrize("balancer", ["round_robin", "random", "weighted"])
+@pytest.mark.parametrize("balancer", BALANCERS)
 def test_weight_zero_takes_nothing(build: Build, balancer: str) -> None:
     """A replica that weighs 0 serves no read, whatever the balancer."""
     site = build(REPLICATED_BALANCER=balancer, REPLICATED_WEIGHTS={"slave_2": 0})

@@ -76,7 +76,7 @@ def test_missing(tmp_path: Path, number: int, caplog: pytest.LogCaptureFixture) 
 
 
 def test_comes_later(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """One that is put there later is found by the look, which has named it once."""
+    """One that is put there later is found by the probe, which has named it once."""
     engine = replicated_engine(
         sa.create_engine(sqlite_url(make_file(tmp_path, "master"))),
         {

@@ -6,6 +6,7 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from balancers.strategies import BALANCERS
 from flask_replicated.engine.engines import RoutedEngine
 from flask_replicated.engine.gate import Gate
 from flask_replicated.engine.lazy_begin import leave_out_blocks
@@ -203,15 +204,17 @@ def _make_pool(
         lease=max(10.0, 3 * settings.connect_timeout),
         listeners=listeners,
         limit=settings.max_pools,
-        weights_unread=_say_unread,
+        weights_unread=partial(_warn_of_unread_weights, settings.balancer),
     )
 
 
-def _say_unread() -> None:
+def _warn_of_unread_weights(balancer: Callable[..., Any]) -> None:
+    names: dict[type, str] = {kind: name for name, kind in BALANCERS.items()}
     logger.warning(
-        "REPLICATED_BALANCER = 'round_robin' reads no weights, neither those of "
+        "REPLICATED_BALANCER = %r reads no weights, neither those of "
         "REPLICATED_WEIGHTS nor one that add() is given; set it to 'weighted' or "
-        "'random', or leave it out beside REPLICATED_WEIGHTS."
+        "'random', or leave it out beside REPLICATED_WEIGHTS.",
+        names.get(type(balancer), balancer),
     )
 
 

@@ -568,7 +568,7 @@ class _MonitorLoop:
         if not lives and not self._primary_lost:
             self._primary_lost = True
             logger.warning(
-                "the primary does not answer the background look: %s. Until it does, "
+                "the primary does not answer the probe: %s. Until it does, "
                 "replicas are not judged by what it has written since",
                 error_text(error),
             )

@@ -134,7 +134,7 @@ class OutageLog:
         if now >= self._busy_from.get(happened.name, now):
             self._busy_from[happened.name] = now + _LOAD_LOGGED_EVERY
             logger.warning(
-                "replica %r is busy, and rests for %.1f s: %s",
+                "replica %r is busy, and is paused for %.1f s: %s",
                 happened.name,
                 happened.retry_in,
                 happened.error,

@@ -62,6 +62,7 @@ def test_public_names_are_frozen() -> None:
     """A name is added or removed on purpose only, and each one exists."""
     assert balancers.__all__ == PUBLIC.split()
     assert all(hasattr(balancers, name) for name in balancers.__all__)
+    assert set(balancers.__all__) <= set(public())
 
 
 @pytest.mark.parametrize(("module", "listed"), MODULES.items())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from balancers import Member, Pool, Random, RoundRobin, Weighted
+from balancers import Member, Pool, RoundRobin
 from balancers.errors import InvalidPickError, InvalidSettingError
 from balancers.events import (
     MemberClosed,
@@ -252,7 +252,7 @@ class TestBrokenBalancer:
 class TestSlowStart:
     """A share that grows after recovery."""
 
-    @pytest.fixture(params=[RoundRobin, Weighted, Random])
+    @pytest.fixture(params=[*BALANCERS.values()], ids=[*BALANCERS])
     def slow(self, request: pytest.FixtureRequest, clock: FakeClock) -> Pool[str]:
         """Give a pool of four with a slow start of ten seconds."""
         return Pool(

@@ -16,6 +16,7 @@ from balancers import (
     Member,
     NoMemberAvailableError,
     Pick,
+    Pool,
     Random,
     RoundRobin,
     Strategy,
@@ -114,6 +115,17 @@ class ShippedContract(BalancerContract):
         """The repr is the way to write it."""
         balancer = self.balancer()
         assert repr(balancer) == f"{type(balancer).__name__}()"
+
+    def test_tells_where_it_reads_no_weights(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A pool warns of weights exactly where they make no difference."""
+        balancer = self.balancer()
+        pool = Pool({"a": "1", "b": "2"}, balancer=balancer, weights={"a": 3})
+        counts = tally(pool.pick, MAX_STEPS)
+        warnings = [one for one in caplog.records if one.levelname == "WARNING"]
+        assert bool(warnings) == (counts["a"] == counts["b"])
+        assert all(repr(balancer) in one.getMessage() for one in warnings)
 
 
 class TestRoundRobin(ShippedContract):

@@ -73,7 +73,7 @@ def main(block: int) -> None:
             shop.db.session.commit()
         assert spans("INSERT") == 1
         seen = len(exporter.get_finished_spans())
-        wait_until(lambda: len(looks) >= LOOKS, "looks in the background")
+        wait_until(lambda: len(looks) >= LOOKS, "probes in the background")
         assert len(exporter.get_finished_spans()) == seen
 
 

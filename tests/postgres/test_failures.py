@@ -165,7 +165,7 @@ def test_ended_where_a_listener_prepares(
 
 def test_restarted_between_requests(build: Build, healthy_cluster: Cluster) -> None:
     """A standby that restarted while connections to it idled keeps its turn."""
-    # No look: on a busy machine it comes while a server starts.
+    # No probe: on a busy machine it comes while a server starts.
     site = build(REPLICATED_PROBE_INTERVAL=0)
     assert len(site.at_once(12)) == 12
     for standby in healthy_cluster.standbys[:2]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.postgres
 
-# Newer Pythons warn of a fork while the background look has a thread.
+# Newer Pythons warn of a fork while the probe has a thread.
 _QUIET = ("-W", "ignore:This process:DeprecationWarning")
 
 

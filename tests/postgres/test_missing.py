@@ -316,7 +316,7 @@ def test_primary_out_of_reach(late: Standby, driver: str, *, silent: bool) -> No
 
 
 def test_primary_known_to_be_out(site: Site) -> None:
-    """What the background look has found spares a statement its try."""
+    """What the probe has found spares a statement its try."""
     asked = count_on_primary(site)
     routed = site.app.extensions["replicated"].state(site.app).routes[None]
 
