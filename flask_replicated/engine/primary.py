@@ -33,6 +33,7 @@ from flask_replicated.replica.primary_status import (
     PrimaryReport,
     PrimaryStatus,
     ask_primary,
+    source_of,
 )
 from flask_replicated.replica.throttle import limit_connecting
 from flask_replicated.system.forks import in_this_process, refuse_inherited
@@ -120,6 +121,7 @@ class Primary:
         self.status = PrimaryStatus()
         self.reads = PrimaryReads(engine)
         self._renew_trial()
+        self._warned = False
         self._setting = setting
         self._dialect = engine.dialect.name
         self._role_check = role_check
@@ -143,6 +145,21 @@ class Primary:
         with closed_if_refused(connection, record):
             self._ask(connection, record)
         record.info[self] = self.reads.outages, watch_socket(connection)
+
+    def _compare(self, connection: Any, server: int | None, former: int | None) -> None:
+        """Warn once if a server takes writes that replicates from the primary."""
+        if self._warned or source_of(connection) != former:
+            return
+        self._warned = True
+        logger.warning(
+            "%s leads to a server (server_id %s) that replicates from the one that it "
+            "led to before (server_id %s), and that takes writes. What it shows may be "
+            "old, and what is written to it no other server gets. Set read_only = ON "
+            "on replicas, or let the address lead to the primary alone.",
+            self._setting,
+            server,
+            former,
+        )
 
     def _renew_trial(self) -> None:
         self._in_its_process = in_this_process()
@@ -178,10 +195,12 @@ class Primary:
         self.status.mark_unreachable(lives=True)
 
     def _ask(self, connection: Any, record: ConnectionPoolEntry) -> None:
-        facts = PrimaryReport()
+        facts, former = PrimaryReport(), self.status.report.server
         try:
             if self._role_check:
                 facts = ask_primary(connection, self._dialect)
+                if former not in {None, facts.server} and not facts.standby:
+                    self._compare(connection, facts.server, former)
         except Exception as error:
             if self._first_words.end(record):
                 raise self._unavailable(_SILENT) from error
