@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import pickle
@@ -16,9 +17,12 @@ import flask_replicated
 from flask_replicated import (
     AllReplicasOutError,
     ConfigurationError,
+    ReplicaPoolSnapshot,
+    ReplicaSnapshot,
     ReplicatedError,
     WriteOnReplicaError,
 )
+from flask_replicated.settings.config import Settings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,6 +57,20 @@ def test_names() -> None:
 def test_documented(name: str) -> None:
     """Every public name exists and says what it is."""
     assert inspect.getdoc(getattr(flask_replicated, name))
+
+
+@pytest.mark.parametrize("record", [Settings, ReplicaSnapshot, ReplicaPoolSnapshot])
+def test_attributes(record: type) -> None:
+    """Every field has its line in the docstring of the class, or of a base."""
+    docs = "".join(base.__doc__ or "" for base in record.__mro__)
+    names = [one.name for one in dataclasses.fields(record)]
+    assert [name for name in names if f"\n        {name}: " not in docs] == []
+
+
+def test_order() -> None:
+    """Settings are in alphabetical order."""
+    names = [one.name for one in dataclasses.fields(Settings)]
+    assert names == sorted(names)
 
 
 @pytest.mark.parametrize(
