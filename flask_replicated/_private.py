@@ -39,6 +39,7 @@ __all__ = [
     "for_update",
     "has_hints",
     "has_listeners",
+    "has_own_creator",
     "invoke_creator",
     "is_flushing",
     "is_observed",
@@ -59,6 +60,7 @@ __all__ = [
     "roll_back_as_root",
     "select_parts",
     "selects_tables_only",
+    "set_creator",
     "set_pool_timeout",
     "set_pymysql_read_timeout",
     "set_user_options",
@@ -180,6 +182,22 @@ def connect_arguments(pool: Pool) -> Mapping[str, Any]:
     """
     found = getclosurevars(invoke_creator(pool)).nonlocals.get("cparams")
     return found if isinstance(found, dict) else {}
+
+
+def has_own_creator(pool: Pool) -> bool:
+    """Return whether the program opens a pool's connections itself."""
+    creator = pool._creator
+    return getattr(creator, "__module__", None) != "sqlalchemy.engine.create"
+
+
+def set_creator(pool: Pool, creator: Callable[[Any], Any]) -> None:
+    """Replace what opens a pool's connections, and those of its successors.
+
+    Without this, connects of the program's own creator could not be limited: no
+    listener is told of them beforehand.
+    """
+    target: Any = pool
+    target._creator = creator
 
 
 max_overflow: Callable[[QueuePool], int] = attrgetter("_max_overflow")

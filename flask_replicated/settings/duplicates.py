@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from flask_replicated._private import connect_arguments
+from flask_replicated._private import connect_arguments, has_own_creator
 
 from .binds import PORTS
 from .compatibility import family
-from .sqlite_files import has_own_creator
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping
@@ -83,7 +82,7 @@ def _place(engine: Engine) -> Hashable | None:
     Users, drivers and further options may differ.
     """
     url = engine.url
-    if engine.dialect.name == "sqlite" or has_own_creator(engine):
+    if engine.dialect.name == "sqlite" or has_own_creator(engine.pool):
         return None
     if not _OTHER_PLACES.isdisjoint(url.query) or _has_own_arguments(engine):
         return None

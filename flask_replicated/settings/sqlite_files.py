@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 __all__ = [
-    "has_own_creator",
     "in_private_memory",
     "require_existing_file",
     "shares_connection",
@@ -71,7 +70,7 @@ def _name(arguments: Sequence[Any], options: Mapping[str, Any]) -> _Name | None:
     return _Name(path, dict(parse_qsl(query, keep_blank_values=True)))
 
 
-def has_own_creator(engine: Engine) -> bool:
+def _has_own_creator(engine: Engine) -> bool:
     """Whether a custom function makes the connections, which may ignore the URL."""
     # SQLAlchemy's own function is a closure, told by its module.
     creator = invoke_creator(engine.pool)
@@ -80,7 +79,7 @@ def has_own_creator(engine: Engine) -> bool:
 
 def in_private_memory(engine: Engine) -> bool:
     """Whether an engine's database is in memory and invisible to other engines."""
-    if engine.dialect.name != "sqlite" or has_own_creator(engine):
+    if engine.dialect.name != "sqlite" or _has_own_creator(engine):
         return False
     name = _name(*engine.dialect.create_connect_args(engine.url))
     return name is not None and name.private
@@ -94,7 +93,7 @@ def uses_given_connection(engine: Engine) -> bool:
     return (
         engine.dialect.name == "sqlite"
         and isinstance(engine.pool, StaticPool)
-        and has_own_creator(engine)
+        and _has_own_creator(engine)
     )
 
 
