@@ -13,7 +13,7 @@ FOREIGN ?=
 SOAK ?=
 FRESH ?=
 
-.PHONY: test coverage check lint types long demo bench chaos foreign soak clean
+.PHONY: test coverage check format lint types long demo bench chaos foreign soak clean
 
 test: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) --benchmark-disable $(TESTS)
@@ -23,6 +23,10 @@ coverage: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) --benchmark-disable --cov $(TESTS)
 
 check: lint types long
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

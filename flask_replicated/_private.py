@@ -37,6 +37,7 @@ __all__ = [
     "for_update",
     "has_hints",
     "has_listeners",
+    "has_own_creator",
     "invoke_creator",
     "is_flushing",
     "is_observed",
@@ -57,6 +58,7 @@ __all__ = [
     "roll_back_as_root",
     "select_parts",
     "selects_tables_only",
+    "set_creator",
     "set_pool_timeout",
     "set_pymysql_read_timeout",
     "set_user_options",
@@ -168,6 +170,23 @@ def set_user_options(statement: Select[Any], options: Iterable[Any]) -> None:
 invoke_creator: Callable[[Pool], Callable[[Any], Any]] = attrgetter("_invoke_creator")
 """A pool's creator, whether it takes a record or nothing. Without it, connections
 outside the pool would not be made as those of the pool are."""
+
+
+def has_own_creator(pool: Pool) -> bool:
+    """Return whether the program opens a pool's connections itself."""
+    creator = pool._creator
+    return getattr(creator, "__module__", None) != "sqlalchemy.engine.create"
+
+
+def set_creator(pool: Pool, creator: Callable[[Any], Any]) -> None:
+    """Replace what opens a pool's connections, and those of its successors.
+
+    Without this, connects of the program's own creator could not be limited: no
+    listener is told of them beforehand.
+    """
+    target: Any = pool
+    target._creator = creator
+
 
 max_overflow: Callable[[QueuePool], int] = attrgetter("_max_overflow")
 """How many connections a pool may open beyond its size. Without it a read could not

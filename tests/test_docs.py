@@ -227,6 +227,15 @@ PATH = re.compile(r"`((?:[\w.-]+/)*[\w.-]+(?:/|\.(?:py|md|toml|html)))`")
 LISTED = ("CONTRIBUTING.md", "SECURITY.md", "docs/design.md")
 
 
+def test_the_map_is_complete() -> None:
+    """Every module of both packages is named where contributors look for it."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    packages = [ROOT / "balancers", ROOT / "flask_replicated"]
+    paths = [path for package in packages for path in package.rglob("*.py")]
+    names = {f"{one.relative_to(ROOT)}" for one in paths if one.stem != "__init__"}
+    assert {name for name in names if f"`{name}`" not in text} == set()
+
+
 @pytest.mark.parametrize("page", LISTED)
 def test_files_exist(page: str) -> None:
     """Every file or folder that a page names is there."""

@@ -47,6 +47,29 @@ WRONG = {
     "MySQL's host": (error(1130, "Host 'y' is not allowed to connect"), ACCOUNT),
     "pg8000's password": (error({"C": "28P01", "M": "mot de passe"}), ACCOUNT),
     "asyncpg's password": (error("Passwort", sqlstate="28P01"), ACCOUNT),
+    "no such role": (error(f'{FATAL}role "shop" does not exist'), "-c role="),
+    "channel binding": (
+        error(
+            f"{PLACE}channel binding required, but server authenticated client without "
+            "channel binding"
+        ),
+        "channel_binding",
+    ),
+    "no channel binding": (
+        error(f"{PLACE}channel binding is required, but server did not offer it"),
+        "channel_binding",
+    ),
+    "hostaddr": (
+        error('could not parse network address "db": Name or service not known'),
+        OPTION,
+    ),
+    "asyncpg's read-write": (
+        Exception(
+            "None of the hosts match the target attribute requirement "
+            "SessionAttribute.primary"
+        ),
+        "target_session_attrs",
+    ),
     "not admitted": (
         error(f'{FATAL}no pg_hba.conf entry for host "y", user "x", no encryption'),
         "pg_hba.conf admit",

@@ -50,6 +50,7 @@ def owners() -> Iterator[Owners]:
             "_with_options": [select],
             "_resolved": [StatementLambdaElement],
             "_ConnectionRecord": [base],
+            "_creator": [engine.pool],
             "_invoke_creator": [engine.pool],
             "_max_overflow": [engine.pool],
             "_timeout": [engine.pool],

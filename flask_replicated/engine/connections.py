@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
+import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection
@@ -55,7 +56,10 @@ if TYPE_CHECKING:
 
     from .facade import ReplicasFacade, ServerFacade
 
-__all__ = ["PrimaryConnection", "ReplicaConnection"]
+__all__ = ["USER", "PrimaryConnection", "ReplicaConnection"]
+
+USER = "flask_replicated.user"
+"""Key in a pooled connection's ``info``: a reference to the PrimaryConnection."""
 
 _T = TypeVar("_T")
 _FEW = 8  # statements that are remembered of a transaction
@@ -111,9 +115,15 @@ class PrimaryConnection(_LazyDispatch, ReportingConnection):
             place of a replica, does not count.
         written: The first statements that wrote, as they were sent.
         maybe_written: The first of those that may have.
+        sure_reads: Whether it has sent nothing but what is surely a read.
+        answered: Whether a statement was sent after its first read.
+        replaced: Whether it was lost while it only read, and another server goes on.
+        fell_back: Why its request was latched to the primary as it was opened, if so.
     """
 
     explicit = preparing = False
+    sure_reads = answered = replaced = False
+    fell_back: str | None = None
     pending_kind: Kind | None = None
     has_sent = has_read = has_local_changes = False
     wrote = maybe_wrote = False
@@ -125,6 +135,14 @@ class PrimaryConnection(_LazyDispatch, ReportingConnection):
         self.preparing = True
         super().__init__(engine)
         self.preparing = False
+        pooled = self._dbapi_connection
+        if pooled is not None:
+            pooled.info[USER] = weakref.ref(self)
+
+    @property
+    def only_reads(self) -> bool:  # type: ignore[override]  # it is asked seldom
+        """Whether its transaction only reads, so that to lose it does no harm."""
+        return self.sure_reads and not self.has_local_changes
 
     @property
     def connection(self) -> PoolProxiedConnection:
@@ -194,6 +212,7 @@ class PrimaryConnection(_LazyDispatch, ReportingConnection):
         kind = self.facade.routed.classify(statement)
         if kind is Kind.READ:
             if self.has_read and self._transaction is not None:
+                self.answered = True
                 return None  # the first read of a transaction says why it is here
             if self.preparing or isinstance(statement, SavepointClause):
                 return None
@@ -216,6 +235,9 @@ class PrimaryConnection(_LazyDispatch, ReportingConnection):
             return  # listeners set the same on each server
         routed, forgotten = self.facade.routed, leaves_no_trace(self)
         app = routed.app
+        if kind is not Kind.READ or routed.classifier.text.may_write(sql):
+            self.sure_reads = False
+        self.answered = self.answered or self.has_sent
         if kind is Kind.READ and not self.has_sent:
             routed.reads.on_primary(self._why(context))
         if kind is Kind.SETTING:
@@ -346,6 +368,7 @@ class PrimaryConnection(_LazyDispatch, ReportingConnection):
 
     def _begin_noted(self, begin: Callable[[], _T]) -> _T:
         self.has_sent = self.has_read = self.has_local_changes = False
+        self.sure_reads, self.answered = True, False
         self.wrote = self.maybe_wrote = False
         self.written = self.maybe_written = ()
         before, self.preparing = self.preparing, True

@@ -50,11 +50,11 @@ if TYPE_CHECKING:
 
     from balancers import Member, Permit
     from flask_replicated.replica.connection_events import ReplicaServer
-    from flask_replicated.replica.primary_status import PrimaryStatus
     from flask_replicated.routing.counts import ReadCounts, ReplicaPool
     from flask_replicated.routing.state import AppState, RequestState
 
     from .background import FleetLike, MonitorLike, OutagesLike
+    from .primary import Primary
 
 __all__ = ["PrimaryEngine", "ReplicaPoolEngine", "RoutedEngine"]
 
@@ -86,7 +86,7 @@ class PrimaryEngine(ServerFacade):
         routed: RoutedEngine,
         fallback_for: ReplicaPoolEngine | None = None,
     ) -> None:
-        self.routed = routed
+        self.routed: RoutedEngine = routed
         self._facade = fallback_for or self
         super().__init__(real)
 
@@ -110,8 +110,17 @@ class PrimaryEngine(ServerFacade):
 
     def connect(self) -> Connection:
         """Connect to the primary."""
-        app = self.routed.app
-        app.notice_fork()
+        routed = self.routed
+        routed.app.notice_fork()
+        # A request's read that hangs here is ended by what goes on in the background.
+        if routed.monitor.idle and routed.app.request_state() is not None:
+            routed.wake()
+        if not routed.status.out:
+            return self._connect()
+        with routed.checks.trial():
+            return self._connect()
+
+    def _connect(self) -> Connection:
         # SQLAlchemy's own, which others may have wrapped to hear of each connect.
         try:
             return super().connect()
@@ -131,7 +140,11 @@ class PrimaryEngine(ServerFacade):
         """
         app = self.routed.app
         app.notice_fork()
-        connection = self.real.raw_connection()
+        if self.routed.status.out:
+            with self.routed.checks.trial():
+                connection = self.real.raw_connection()
+        else:
+            connection = self.real.raw_connection()
         if not leaves_no_trace():
             app.note_raw_connection()
         return connection
@@ -412,7 +425,10 @@ class ReplicaPoolEngine(ReplicasFacade):
         self._log_fallback(causes, load=load)
         if state is not None:
             # Once the primary was read, a replica would show an older state.
-            state.latch(ALL_BUSY if load else ALL_OUT)
+            reason = ALL_BUSY if load else ALL_OUT
+            if state.latched is None and isinstance(connection, PrimaryConnection):
+                connection.fell_back = reason
+            state.latch(reason)
         return connection
 
     @property
@@ -532,6 +548,7 @@ class RoutedEngine(RoutedFacade):
         monitor: What probes the replicas in the background.
         primary: The primary, as a session uses it for writes.
         replicas: The replicas, as a session uses them for reads.
+        checks: The checks of the primary's connections.
         listeners: The listeners that every server has.
         status: What is known of the primary.
         outages: What knows of the replicas' outages, and logs them.
@@ -555,7 +572,7 @@ class RoutedEngine(RoutedFacade):
         *,
         reads: ReadCounts,
         monitor: MonitorLike,
-        status: PrimaryStatus,
+        checks: Primary,
         outages: OutagesLike,
         servers: Mapping[str, ReplicaServer],
     ) -> None:
@@ -565,7 +582,8 @@ class RoutedEngine(RoutedFacade):
         self.classify = self.classifier.kind
         self.reads = reads
         self.monitor = monitor
-        self.status = status
+        self.checks = checks
+        self.status = checks.status
         self.outages = outages
         self.primary = PrimaryEngine(real, self)
         self.replicas = ReplicaPoolEngine(replicas, self, servers)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
@@ -19,6 +21,7 @@ from flask_replicated.errors import PrimaryUnavailableError
 from flask_replicated.replica.connect_timeout import (
     NAME_A_LIMIT,
     SetupTimeout,
+    TimeLimit,
     set_connect_timeout,
     timeout_argument,
     warn_of_hosts,
@@ -30,15 +33,17 @@ from flask_replicated.replica.primary_status import (
     PrimaryReport,
     PrimaryStatus,
     ask_primary,
+    source_of,
 )
 from flask_replicated.replica.throttle import limit_connecting
-from flask_replicated.system.forks import refuse_inherited
+from flask_replicated.system.forks import in_this_process, refuse_inherited
 from flask_replicated.system.sockets import watch_socket
 
 from .connections import PrimaryConnection, ReplicaConnection
+from .primary_reads import PrimaryReads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from sqlalchemy import Engine
     from sqlalchemy.engine import ExceptionContext
@@ -51,6 +56,8 @@ __all__ = ["Primary", "watch_primary", "watch_statements"]
 logger = logging.getLogger("flask_replicated")
 
 _REFUSALS = "flask_replicated.refusals"
+_TURN = 0.2
+"""Seconds that a connect waits while another one tries a primary that is out."""
 _PAUSE = 1.0  # seconds; a program may make transactions read only on purpose
 
 
@@ -94,15 +101,27 @@ class Primary:
             and ``connect_args`` are stronger; several hosts share them.
         role_check: Whether each new connection asks its server what it is, and a
             standby is refused.
+        max_connecting: How many connections the program's own creator or listener opens
+            at a time; None for any number.
 
     Attributes:
         status: What its servers have said of themselves.
+        reads: The reads that wait for it.
     """
 
     def __init__(
-        self, engine: Engine, setting: str, connect_timeout: float, *, role_check: bool
+        self,
+        engine: Engine,
+        setting: str,
+        connect_timeout: float,
+        *,
+        role_check: bool,
+        max_connecting: int | None = None,
     ) -> None:
         self.status = PrimaryStatus()
+        self.reads = PrimaryReads(engine)
+        self._renew_trial()
+        self._warned = False
         self._setting = setting
         self._dialect = engine.dialect.name
         self._role_check = role_check
@@ -113,7 +132,9 @@ class Primary:
         lift = set_connect_timeout(engine, self._seconds, None)
         enable_keepalive(engine)
         own = timeout_argument(engine.driver)
-        limit_connecting(engine, None, self._seconds, own_limit=own)
+        limit_connecting(
+            engine, None, self._seconds, own_limit=own, foreign=max_connecting
+        )
         self._first_words = SetupTimeout(engine, self._seconds)
         event.listen(engine, "connect", self._prepare)
         if lift is not None:  # no sooner: a server may be silent after the log-in too
@@ -123,13 +144,63 @@ class Primary:
     def _prepare(self, connection: Any, record: ConnectionPoolEntry) -> None:
         with closed_if_refused(connection, record):
             self._ask(connection, record)
-        record.info[self] = watch_socket(connection)
+        record.info[self] = self.reads.outages, watch_socket(connection)
+
+    def _compare(self, connection: Any, server: int | None, former: int | None) -> None:
+        """Warn once if a server takes writes that replicates from the primary."""
+        if self._warned or source_of(connection) != former:
+            return
+        self._warned = True
+        logger.warning(
+            "%s leads to a server (server_id %s) that replicates from the one that it "
+            "led to before (server_id %s), and that takes writes. What it shows may be "
+            "old, and what is written to it no other server gets. Set read_only = ON "
+            "on replicas, or let the address lead to the primary alone.",
+            self._setting,
+            server,
+            former,
+        )
+
+    def _renew_trial(self) -> None:
+        self._in_its_process = in_this_process()
+        self._trial = threading.Lock()
+        self._tried = self._try_again = -math.inf
+
+    @contextmanager
+    def trial(self) -> Iterator[None]:
+        """Let one connect at a time try whether a primary that is out answers again.
+
+        So a primary that hangs keeps one thread at a time waiting, and not all of them;
+        and that one seldom, as the background probe notices its return as well.
+
+        Raises:
+            PrimaryUnavailableError: Another one tries, and is not done soon; or has
+                just waited in vain.
+        """
+        if not self._in_its_process():
+            self._renew_trial()  # a forked child: its holder may not be here
+        trial, now = self._trial, time.monotonic()
+        turn = max(0.0, self._tried + _TURN - now)
+        if now < self._try_again or not trial.acquire(timeout=turn):
+            raise self._unavailable(_OUT)
+        self._tried = began = time.monotonic()
+        try:
+            yield
+        except BaseException:
+            now = time.monotonic()
+            self._try_again = now + 2 * min(now - began, self._seconds)
+            raise
+        finally:
+            trial.release()
+        self.status.mark_unreachable(lives=True)
 
     def _ask(self, connection: Any, record: ConnectionPoolEntry) -> None:
-        facts = PrimaryReport()
+        facts, former = PrimaryReport(), self.status.report.server
         try:
             if self._role_check:
                 facts = ask_primary(connection, self._dialect)
+                if former not in {None, facts.server} and not facts.standby:
+                    self._compare(connection, facts.server, former)
         except Exception as error:
             if self._first_words.end(record):
                 raise self._unavailable(_SILENT) from error
@@ -146,17 +217,47 @@ class Primary:
         return PrimaryUnavailableError(self._setting, told, standby=standby)
 
     def _refuse_stale(
-        self, _connection: Any, record: ConnectionPoolEntry, _proxy: Any
+        self, connection: Any, record: ConnectionPoolEntry, _proxy: Any
     ) -> None:
-        """Replace a pooled connection that the server has ended meanwhile."""
-        readable = record.info.get(self)
-        if readable is not None and readable():
-            raise DisconnectionError("the server has closed this idle connection")
+        """Replace a pooled connection that the server has ended meanwhile.
+
+        Where the primary is known not to answer, the server is asked first.
+        """
+        known = record.info.get(self)
+        if known is not None:
+            outages, readable = known
+            if outages != self.reads.outages:
+                raise DisconnectionError("opened before others were silent")
+            if readable():
+                raise DisconnectionError("the server has closed this idle connection")
+        if self.status.out:
+            self._ask_again(connection)
+
+    def _ask_again(self, connection: Any) -> None:
+        limit = TimeLimit(connection, self._seconds).start()
+        try:
+            facts = ask_primary(connection, self._dialect)
+        except Exception as error:
+            if limit.lift():
+                raise self._unavailable(_HANGS) from error
+            raise DisconnectionError("its server does not answer over it") from error
+        if limit.lift():
+            raise self._unavailable(_HANGS)
+        if self._role_check and not self.status.accept(facts):
+            raise DisconnectionError("its server is a standby now")
 
 
 _SILENT = (
     "the server that it leads to took a connection, and then said nothing for "
     "{seconds} s (REPLICATED_CONNECT_TIMEOUT). It hangs, or a pooler's server is down."
+)
+_HANGS = (
+    "the server that it leads to has said nothing over an open connection for "
+    "{seconds} s (REPLICATED_CONNECT_TIMEOUT)"
+)
+_OUT = (
+    "the server that it leads to does not answer. Nothing was sent to it; try again "
+    "later."
 )
 _STANDBY = (
     "the server that it leads to is a standby: it takes no writes, and may be behind. "

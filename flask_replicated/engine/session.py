@@ -41,7 +41,7 @@ from flask_replicated.routing.overrides import (
 from flask_replicated.sql.text import Kind
 
 from .connections import PrimaryConnection
-from .engines import RoutedEngine
+from .engines import ReplicaPoolEngine, RoutedEngine
 from .recovery import Facts, Step, decide, find_failure
 from .session_state import EMPTY, SessionState
 
@@ -379,7 +379,7 @@ class RoutedSession(orm.Session):
             self._note_connections(routing)
         failure = find_failure(error, routing.replica_connections.values())
         if failure is None:
-            return Step.RAISE, None
+            return self._leave_primary(routing, error), None
         read = failure.read
         facts = Facts(failure.problem, option=routing.wanted, block=active_role())
         if read is None:
@@ -405,6 +405,34 @@ class RoutedSession(orm.Session):
             _continue_on_primary(routing, read, reason)
         return step, read
 
+    def _leave_primary(self, routing: SessionState, error: Exception) -> Step:
+        """Let a read be answered elsewhere that fell back to a primary that is lost.
+
+        Args:
+            routing: What this session knows.
+            error: What the statement has raised.
+        """
+        if not isinstance(error, DBAPIError) or not error.connection_invalidated:
+            return Step.RAISE
+        for primary in routing.primary_connections.values():
+            facade = primary.facade
+            if (
+                isinstance(facade, ReplicaPoolEngine)
+                and primary.invalidated
+                and primary.only_reads
+                and not primary.answered
+                and not self.in_nested_transaction()
+                and routing.losses < len(facade.replica_pool.members)
+            ):
+                routing.losses += 1
+                primary.replaced = True
+                routing.drop_primary(primary)
+                if primary.fell_back is not None:
+                    facade.routed.app.unlatch(primary.fell_back)
+                facade.note_primary_failure()
+                return Step.NEXT_REPLICA
+        return Step.RAISE
+
     def _try_primary(
         self,
         read: ReplicaConnection,
@@ -425,7 +453,7 @@ class RoutedSession(orm.Session):
         try:
             found = run(statement, params, **options)
         except BaseException as failure:
-            app.unlatch()
+            app.unlatch(LACKING)
             if not _is_out_of_reach(failure):
                 raise
             if not isinstance(failure, TimeoutError):  # load, not death

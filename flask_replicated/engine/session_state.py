@@ -163,6 +163,13 @@ class SessionState:
         self.targets.pop(read.facade, None)
         self._update_target()
 
+    def drop_primary(self, lost: PrimaryConnection) -> None:
+        """Use a primary's connection no more that stood in for replicas."""
+        self.primary_connections.pop(lost.engine, None)
+        self.targets.pop(lost.facade, None)
+        self.targets.pop(lost.facade.routed.primary, None)
+        self._update_target()
+
     def continue_on_primary(self, read: ReplicaConnection) -> None:
         """Use the primary in place of a replica's connection."""
         primary = read.facade.routed.primary

@@ -8,7 +8,7 @@ or the primary's commit would happen by chance.
 from __future__ import annotations
 
 import logging
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, cast
 
 from sqlalchemy import (
@@ -30,6 +30,7 @@ from flask_replicated._private import (
 from .lazy_begin import begin_block, has_block
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
 logger = logging.getLogger("flask_replicated")
@@ -46,7 +47,14 @@ __all__ = [
 
 
 class ReportingConnection(Connection):
-    """A connection that is told of its commits."""
+    """A connection that is told of its commits.
+
+    Attributes:
+        replaced: Whether it was lost while it only read, and another server goes on.
+        only_reads: Whether its transaction only reads, so that to lose it does no harm.
+    """
+
+    replaced = only_reads = False
 
     def committed(self) -> None:
         """Note that a commit has happened, or may have."""
@@ -77,6 +85,9 @@ class _Reported(Transaction):
 
     def commit(self) -> None:
         connection = cast("ReportingConnection", self.connection)
+        if connection.replaced:
+            self.rollback()
+            return
         try:
             super().commit()
         except BaseException:
@@ -86,6 +97,25 @@ class _Reported(Transaction):
                 connection.committed()
             raise
         connection.committed()
+
+    def rollback(self) -> None:
+        with self._quiet_if_harmless():
+            super().rollback()
+
+    def close(self) -> None:
+        with self._quiet_if_harmless():
+            super().close()
+
+    @contextmanager
+    def _quiet_if_harmless(self) -> Iterator[None]:
+        """Let the end of a lost transaction that has only read not fail."""
+        connection = cast("ReportingConnection", self.connection)
+        try:
+            yield
+        except Exception:
+            if not (connection.only_reads and connection.invalidated):
+                raise
+            logger.debug("a read did not end well", exc_info=True)
 
 
 class ReportedTransaction(_Reported, RootTransaction):

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from balancers import Listener
+    from flask_replicated.engine.primary_reads import PrimaryReads
     from flask_replicated.settings.config import Settings
 
 __all__ = ["replicated_engine", "routed_engine"]
@@ -65,13 +66,17 @@ def routed_engine(
     """
     settings = app.settings
     watch_primary(primary)
-    status = Primary(
-        primary, setting, settings.connect_timeout, role_check=settings.role_check
-    ).status
+    checks = Primary(
+        primary,
+        setting,
+        settings.connect_timeout,
+        role_check=settings.role_check,
+        max_connecting=settings.max_connecting,
+    )
     classifier = app.classifier(primary.dialect.name)
     watch_statements(primary, classifier)
     identity = PrimaryIdentity(
-        primary, status, settings.connect_timeout, app.surroundings()
+        primary, checks.status, settings.connect_timeout, app.surroundings()
     )
     prepare = partial(_prepare_replica, settings, Gate(app, classifier), identity)
     prepared: dict[str, ReplicaServer] = {}
@@ -83,14 +88,15 @@ def routed_engine(
     writers = app.decider.writers if settings.learn_writers else ()
     make = partial(ReplicaPool, replicas, reads, writers)
     pool = _make_pool(settings, make, replicas, [outages, fleet.listener()])
-    monitor = Monitor(pool, prepared, _probe_policy(settings, identity), outages)
+    policy = _probe_policy(settings, identity, checks.reads)
+    monitor = Monitor(pool, prepared, policy, outages)
     fleet.routed = RoutedEngine(
         app,
         primary,
         pool,
         reads=reads,
         monitor=monitor,
-        status=status,
+        checks=checks,
         outages=outages,
         servers=prepared,
     )
@@ -141,7 +147,9 @@ def _prepare_replica(
     return replica
 
 
-def _probe_policy(settings: Settings, identity: PrimaryIdentity) -> ProbePolicy:
+def _probe_policy(
+    settings: Settings, identity: PrimaryIdentity, reads: PrimaryReads
+) -> ProbePolicy:
     """Return what the monitor checks."""
     primary = identity.engine
     return ProbePolicy(
@@ -151,6 +159,7 @@ def _probe_policy(settings: Settings, identity: PrimaryIdentity) -> ProbePolicy:
         role_check=settings.role_check,
         compared_primary=_compared(settings, primary),
         probed_primary=_probed(settings, primary),
+        primary_reads=reads,
         status=identity.status,
         answer_timeout=_answer_timeout(settings),
         surroundings=identity.surroundings,

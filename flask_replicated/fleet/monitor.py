@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from balancers import Pool
+    from flask_replicated.engine.primary_reads import PrimaryReads
     from flask_replicated.replica.connection_events import ReplicaServer
     from flask_replicated.replica.dbapi_connections import Surroundings
 
@@ -75,6 +76,7 @@ class ProbePolicy(NamedTuple):
         compared_primary: The primary's engine, where a replica may have to be compared
             with it; or None.
         probed_primary: The primary's engine, where that is probed as well; or None.
+        primary_reads: The reads that wait for the primary.
         status: Receives what a probe of the primary has found.
         answer_timeout: Seconds that a statement may wait for an answer before its
             server is asked whether it works on it.
@@ -87,6 +89,7 @@ class ProbePolicy(NamedTuple):
     role_check: bool
     compared_primary: Engine | None = None
     probed_primary: Engine | None = None
+    primary_reads: PrimaryReads | None = None
     status: PrimaryStatus | None = None
     answer_timeout: float = math.inf
     surroundings: Surroundings = contextlib.nullcontext
@@ -180,6 +183,7 @@ class _Watched:
         member: The member of the pool; one that is in no pool for the primary.
         server: What takes care of its connections; None for the primary. It is kept
             after the member's removal, as long as its connections are in use.
+        reads: The reads that wait for it, if it is the primary.
         probe: The connection to it; None before the first run.
         run: The run under way, unless it was left alone because it hangs.
         due: When the next run is due, by the monotonic clock; None while the member is
@@ -192,6 +196,7 @@ class _Watched:
     def __init__(self, member: Member[Engine]) -> None:
         self.member = member
         self.server: ReplicaServer | None = None
+        self.reads: PrimaryReads | None = None
         self.probe: ReplicaProbe | None = None
         self.run: ProbeRun | None = None
         self.due: float | None = None
@@ -202,7 +207,13 @@ class _Watched:
     @property
     def in_use(self) -> bool:
         """Whether a connection to it is in use."""
-        return self.server is not None and self.server.in_use
+        one = self.connections
+        return one is not None and one.in_use
+
+    @property
+    def connections(self) -> ReplicaServer | PrimaryReads | None:
+        """What knows of its connections and can end them."""
+        return self.server or self.reads
 
     def stop(self) -> None:
         """Close its connection, and begin anew should it be probed again."""
@@ -314,7 +325,7 @@ class _MonitorLoop:
         self._forget_others(watched)
         for one in watched:
             due = self._schedule(one, now)
-            waiting = self._stuck_statements.scan(one.member, one.server, now)
+            waiting = self._stuck_statements.scan(one.member, one.connections, now)
             if one.run is None and (waiting or now >= due):
                 self._start(one, now, waiting)
         times = [one.due for one in watched if one.run is None and one.due is not None]
@@ -330,6 +341,8 @@ class _MonitorLoop:
         them is in use.
         """
         found = [] if self._primary is None else [self._entry(self._primary)]
+        for one in found:
+            one.reads = self._policy.primary_reads
         spares = set(self._pool.spares)
         for member in self._pool.members:
             # Spare ones are not in use, and should cost no connection. A connection
@@ -432,7 +445,8 @@ class _MonitorLoop:
         # now.
         run.probe.wake()
         # Reads that have begun to wait meanwhile are released the next time.
-        if not run.probe.former_answers:
+        lives = one.member is self._primary and not self._status.out
+        if not (run.probe.former_answers or lives):
             self._release(one)
         run.deadline = now + self._policy.interval
         if run.given_up >= _PATIENCE and one.stuck < _STUCK:
@@ -449,6 +463,11 @@ class _MonitorLoop:
         The last one stays: new connections to it work.
         """
         one = self._entry(member)
+        if member is self._primary:
+            if one.reads is not None:
+                one.reads.retire_connections()
+            logger.warning("the primary: %s", error)
+            return
         if any(other is not member for other in self._pool.live):
             self._take_out(one, error)
             one.due = time.monotonic() + _PAUSE
@@ -459,8 +478,15 @@ class _MonitorLoop:
 
     def _release(self, one: _Watched) -> None:
         """End every connection to a replica, so that its reads go on elsewhere."""
-        released = one.server.hang_up() if one.server is not None else 0
-        if released:
+        known = one.connections
+        released = 0 if known is None else known.hang_up()
+        if released and one.member is self._primary:
+            logger.warning(
+                "the primary does not answer: %d reads that wait for it were ended, "
+                "and go on elsewhere where that is safe. Writes are left alone",
+                released,
+            )
+        elif released:
             logger.warning(
                 "replica %r does not answer: %d connections to it were ended, and "
                 "their reads go on elsewhere where that is safe",
@@ -475,16 +501,17 @@ class _MonitorLoop:
             one.stuck -= 1  # it was left alone, and another one started beside it
             return
         one.run = None
-        if one.member is self._primary:
-            self._conclude_primary(run)
-            return
-        fault = self._fault(one, run)
         reached = not isinstance(run.found, Exception)
         if reached:
             one.unreached = 0
+        primary = one.member is self._primary
+        fault = None if primary else self._fault(one, run)
         self._stuck_statements.judge(
             one.member, run.waiting, run.backends, time.monotonic(), well=reached
         )
+        if primary:
+            self._conclude_primary(one, run)
+            return
         try:
             if fault is not None:
                 self._take_out(one, fault)
@@ -512,12 +539,16 @@ class _MonitorLoop:
         one.unreached += 1
         return one.unreached >= _IN_VAIN
 
-    def _conclude_primary(self, run: ProbeRun) -> None:
+    def _conclude_primary(self, one: _Watched, run: ProbeRun) -> None:
         """Keep what the primary has reported."""
         report = run.probe.report if isinstance(run.probe, PrimaryProbe) else None
         if isinstance(run.found, Exception):
             if not run.late:
                 self._lose_primary(run.found)
+                # Requests rely on this to learn of its return.
+                one.due = min(one.due or math.inf, time.monotonic() + _PAUSE)
+                if self._status.out and self._is_in_vain(one, run, run.found):
+                    self._release(one)
         elif report is not None:
             if self._status.record_probe(report):
                 self._find_primary()

@@ -17,14 +17,18 @@ from flask_replicated.replica.activity import ActivityQuery, works_on
 if TYPE_CHECKING:
     from collections.abc import Callable
     from queue import SimpleQueue
+    from typing import TypeAlias
 
     from sqlalchemy import Engine
 
     from balancers import Member
+    from flask_replicated.engine.primary_reads import PrimaryReads
     from flask_replicated.replica.activity import Backend
     from flask_replicated.replica.connection_events import ReplicaServer
     from flask_replicated.replica.dbapi_connections import Surroundings
     from flask_replicated.replica.in_flight import PendingAnswer
+
+    _Connections: TypeAlias = ReplicaServer | PrimaryReads
 
 __all__ = ["StuckStatements", "WaitingStatement"]
 
@@ -90,7 +94,7 @@ class StuckStatements:
         ] = {}
 
     def scan(
-        self, member: Member[Engine], server: ReplicaServer | None, now: float
+        self, member: Member[Engine], server: _Connections | None, now: float
     ) -> list[WaitingStatement]:
         """See which statements wait, and end those whose time has come.
 
@@ -196,7 +200,7 @@ class StuckStatements:
     def _end(
         self,
         member: Member[Engine],
-        server: ReplicaServer,
+        server: _Connections,
         waiting: list[WaitingStatement],
     ) -> None:
         # First: a read that is released picks another replica at once.

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from .primary_status import PrimaryStatus
     from .same_database import SameDatabaseCheck
 
-__all__ = ["CHANGED", "ReplicaServer"]
+__all__ = ["CHANGED", "ReplicaServer", "end_record"]
 
 CHANGED = "flask_replicated.changed"
 """Key in a connection's ``info``: the session's settings were changed by its user."""
@@ -161,7 +161,7 @@ class ReplicaServer:
         Returns:
             How many were ended, not counting those that had been ended before.
         """
-        ended = sum(map(_end, self._known()))
+        ended = sum(map(end_record, self._known()))
         if ended:
             self.pool_exhausted = False  # their users give them back
         return ended
@@ -188,7 +188,7 @@ class ReplicaServer:
         if now.received != pending.received:
             return False
         self.pool_exhausted = False  # there is room again
-        return _end(pending.record)
+        return end_record(pending.record)
 
     @property
     def in_use(self) -> bool:
@@ -260,7 +260,7 @@ _UNKNOWN = (None, None)
 _ENDED = "flask_replicated.ended"
 
 
-def _end(record: ConnectionPoolEntry) -> bool:
+def end_record(record: ConnectionPoolEntry) -> bool:
     """End a record's connection; return whether it had not been ended before.
 
     Its socket does not tell: it can be shut down repeatedly without an error.

@@ -33,8 +33,11 @@ _SECONDS = _IDLE + _COUNT * _INTERVAL
 _LIBPQ = frozenset({"psycopg", "psycopg2"})
 _KNOWS_USER_TIMEOUT = 120000  # the version of libpq
 
+_IDLE_ARGUMENT = "keepalives_idle"
+_TOLD = "flask_replicated.keepalive"
+"""Key in a connection's ``info``: what its driver was told."""
 _ARGUMENTS = {
-    "keepalives_idle": _IDLE,
+    _IDLE_ARGUMENT: _IDLE,
     "keepalives_interval": _INTERVAL,
     "keepalives_count": _COUNT,
 }
@@ -64,16 +67,40 @@ def enable_keepalive(engine: Engine) -> None:
         arguments["tcp_user_timeout"] = 1000 * _SECONDS  # has an effect on Linux only
 
     @event.listens_for(engine, "do_connect")
-    def limit(
-        _dialect: Any, _record: Any, _cargs: Any, cparams: dict[str, Any]
-    ) -> None:
+    def limit(_dialect: Any, record: Any, _cargs: Any, cparams: dict[str, Any]) -> None:
         for name, value in arguments.items():
             cparams.setdefault(name, value)
+        if record is not None:
+            record.info[_TOLD] = cparams.get("keepalives", 1), cparams[_IDLE_ARGUMENT]
+
+    if hasattr(socket, "TCP_KEEPIDLE"):  # not on each system
+        event.listen(engine, "connect", _set_if_untold)
 
 
 def _libpq_version(driver: Any) -> int:
     version = getattr(driver, "__libpq_version__", None)  # psycopg2's
     return int(driver.pq.version() if version is None else version)
+
+
+def _set_if_untold(connection: Any, record: Any) -> None:
+    """Set the options where the program has connected itself, and has set none.
+
+    Its creator, or a listener to ``do_connect``, may not know of the arguments.
+    """
+    on, idle = record.info.pop(_TOLD, (1, None))
+    if str(on) == "0":
+        return
+    own = None
+    with contextlib.suppress(OSError), socket_of(connection) as sock:
+        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+            own = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
+    if own is not None and str(own) != str(idle) and own == _system_idle():
+        _set_options(connection, record)
+
+
+def _system_idle() -> int:
+    with socket.socket() as fresh:
+        return fresh.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
 
 
 def _set_options(connection: Any, _record: Any) -> None:

@@ -65,7 +65,11 @@ _KNOWN = (
     ),
     _Mistake(
         "Leave target_session_attrs out of {bind}: a replica takes no writes.",
-        _words(r"session is read-only", r"server is in hot standby mode"),
+        _words(
+            r"session is read-only",
+            r"server is in hot standby mode",
+            r"[Nn]one of the hosts match the target attribute requirement",
+        ),
     ),
     _Mistake(
         "Define it in ~/.pg_service.conf, or in the file that the environment's "
@@ -73,8 +77,8 @@ _KNOWN = (
         _words(r"definition of service", r"service file"),
     ),
     _Mistake(
-        "Let what {bind} says of TLS (sslmode, sslrootcert; ssl, ssl_ca) agree with "
-        "what its server offers and demands.",
+        "Let what {bind} says of TLS (sslmode, channel_binding, sslrootcert; ssl, "
+        "ssl_ca) agree with what its server offers and demands.",
         _words(
             r"SSL was required",
             r"(?:SSL|GSSAPI encryption) required",
@@ -83,6 +87,7 @@ _KNOWN = (
             r"rejected SSL",
             r"(?:SSL|TLS) is required",
             r"support GSSAPI encryption",
+            r"channel binding (?:is )?required",
             r"certificate verify failed",
             r"server certificate for",
             r"(?:certificate|private key|revocation list) file",
@@ -97,10 +102,14 @@ _KNOWN = (
         _words(r"no pg_hba\.conf entry", r"pg_hba\.conf rejects"),
     ),
     _Mistake(
+        "Correct the account in {bind}, or the role that its options set at each "
+        "connect (-c role=...); its server does not know one of them.",
+        _words(r"role \".*\" does not exist"),
+    ),
+    _Mistake(
         "Correct the account or its password in {bind}, or add what its server demands "
         "besides, such as TLS.",
         _words(
-            r"role \".*\" does not exist",
             r"(?:password|authentication) (?:authentication )?failed",
             r"is not permitted to log in",
             r"no password supplied",
@@ -138,6 +147,7 @@ _KNOWN = (
             r"unexpected keyword argument|invalid keyword argument",
             r"Unsupported argument",
             r"in connection info string",
+            r"could not parse network address",
             r"could not match \d+",
             r"requires a value",
         ),

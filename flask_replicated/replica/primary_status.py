@@ -19,7 +19,7 @@ from .replica_status import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from sqlalchemy import Engine
 
@@ -29,6 +29,7 @@ __all__ = [
     "TimedReport",
     "ask_primary",
     "can_probe",
+    "source_of",
 ]
 
 
@@ -322,11 +323,35 @@ _WRITTEN = ("gtid_binlog_pos", "gtid_executed")  # MariaDB's, and MySQL's
 
 def _replicates(cursor: Any) -> bool:
     """Whether it is connected to a source, or tries to be."""
-    row = replication_status(cursor) or {}
+    return _receives(replication_status(cursor) or {})
+
+
+def _receives(row: Mapping[str, Any]) -> bool:
     return any(row.get(name, "No") != "No" for name in _RECEIVES)
 
 
+def source_of(connection: Any) -> int | None:
+    """Return the id of the server that a MariaDB or MySQL server replicates from.
+
+    None if it has no source, is not connected to one, or does not tell. Its
+    transaction is rolled back.
+
+    Raises:
+        Exception: The driver's, if the server does not answer at all.
+    """
+    cursor = connection.cursor()
+    try:
+        row = replication_status(cursor) or {}
+    finally:
+        cursor.close()
+    connection.rollback()
+    if not _receives(row):
+        return None
+    return next((int(row[name]) for name in _SOURCE_IDS if name in row), None)
+
+
 _RECEIVES = ("Replica_IO_Running", "Slave_IO_Running")
+_SOURCE_IDS = ("Source_Server_Id", "Master_Server_Id")
 
 # The first asks for the position too.
 _QUERIES: dict[str, tuple[Callable[[Any], PrimaryReport], ...]] = {

@@ -19,7 +19,12 @@ from sqlalchemy import event
 from sqlalchemy.exc import TimeoutError  # noqa: A004 - not the built-in one
 from sqlalchemy.pool import QueuePool
 
-from flask_replicated._private import set_pool_timeout
+from flask_replicated._private import (
+    has_own_creator,
+    invoke_creator,
+    set_creator,
+    set_pool_timeout,
+)
 from flask_replicated.system.forks import in_this_process
 
 from .host_lookup import HostLookup, poll_in_loop
@@ -79,7 +84,7 @@ class _ConnectSlots:
         free, outages = self._free, self._outages()
         if not _acquire(free, until, in_loop=in_loop):
             raise TimeoutError(
-                f"{self._many} connections to this replica are being opened "
+                f"{self._many} connections to this server are being opened "
                 f"already (REPLICATED_MAX_CONNECTING); none was done within "
                 f"{self._seconds:g} s"
             )
@@ -105,7 +110,9 @@ def limit_connecting(
     many: int | None,
     seconds: float,
     outages: Callable[[], int] = int,
+    *,
     own_limit: str | None = None,
+    foreign: int | None = None,
 ) -> None:
     """Limit the new connections of an engine that are opened at a time.
 
@@ -119,8 +126,15 @@ def limit_connecting(
             waited while the server went out fails at once, and goes elsewhere.
         own_limit: The name of the driver's connect timeout argument, if a longer value
             there applies to the waiting as well.
+        foreign: Where *many* is None, how many at a time of those that the program
+            opens itself, by a creator or a listener. How long these take is not known.
     """
     slots = None if many is None else _ConnectSlots(many, seconds, outages)
+    own_slots = slots
+    if own_slots is None and foreign is not None:
+        own_slots = _ConnectSlots(foreign, seconds, outages)
+    if own_slots is not None:
+        _limit_creator(engine, own_slots, seconds)
     names = HostLookup()
 
     # SQLAlchemy has no event for a connect that fails, which must free its slot too. So
@@ -129,7 +143,8 @@ def limit_connecting(
     def connect(dialect: Any, record: Any, cargs: Any, cparams: dict[str, Any]) -> Any:
         listeners = list(dialect.dispatch.do_connect)
         for listener in listeners[listeners.index(connect) + 1 :]:
-            connection = listener(dialect, record, cargs, cparams)
+            with _slot(own_slots, seconds, dialect):
+                connection = listener(dialect, record, cargs, cparams)
             if connection is not None:
                 return connection
         own = _number(cparams.get(own_limit)) if own_limit else 0.0
@@ -139,6 +154,29 @@ def limit_connecting(
             return dialect.connect(*cargs, **cparams)
         with slots.take(until, in_loop=dialect.is_async):
             return dialect.connect(*cargs, **cparams)
+
+
+@contextmanager
+def _slot(slots: _ConnectSlots | None, seconds: float, dialect: Any) -> Iterator[None]:
+    """Hold a slot, where there are some, for what the program does itself."""
+    if slots is None or not _limited.get():
+        yield
+        return
+    with slots.take(time.monotonic() + seconds, in_loop=dialect.is_async):
+        yield
+
+
+def _limit_creator(engine: Engine, slots: _ConnectSlots, seconds: float) -> None:
+    pool = engine.pool
+    if engine.dialect.name == "sqlite" or not has_own_creator(pool):
+        return
+    connect = invoke_creator(pool)
+
+    def limited(record: Any) -> Any:
+        with _slot(slots, seconds, engine.dialect):
+            return connect(record)
+
+    set_creator(pool, limited)
 
 
 def _number(value: Any) -> float:

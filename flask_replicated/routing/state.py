@@ -150,11 +150,11 @@ class AppState(ForkAware):
         if state is not None:
             state.latch(reason)
 
-    def unlatch(self) -> None:
-        """Undo the running request's latch for what its replica lacks, if any."""
+    def unlatch(self, reason: str) -> None:
+        """Undo the running request's latch, if it is for this reason."""
         state = self.request_state()
         if state is not None:
-            state.unlatch()
+            state.unlatch(reason)
 
     def only_pinned(self) -> bool:
         """Whether the running request reads the primary for its client's pin alone."""
@@ -415,12 +415,12 @@ class RequestState:
             self.latched = reason
             self._forget()
 
-    def unlatch(self) -> None:
-        """Undo a latch for what a replica lacks: the primary has not answered either.
+    def unlatch(self, reason: str) -> None:
+        """Undo a latch for this reason: the primary has not answered either.
 
         So nothing newer was seen than the replica shows.
         """
-        if self.latched is LACKING:
+        if self.latched is reason:
             self.latched = None
             self._forget()
 

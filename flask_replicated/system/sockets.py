@@ -22,6 +22,8 @@ def fileno_of(connection: Any) -> int | None:
     fileno = getattr(connection, "fileno", None)
     if fileno is None:
         fileno = getattr(pymysql_socket(connection), "fileno", None)
+    if fileno is None:  # psycopg's under SQLAlchemy's async adapter
+        fileno = getattr(_under_adapter(connection), "fileno", None)
     if fileno is None:
         return None
     try:
@@ -29,6 +31,11 @@ def fileno_of(connection: Any) -> int | None:
     except Exception:  # noqa: BLE001 - drivers differ in how they say "closed"
         return None
     return found if isinstance(found, int) and found >= 0 else None
+
+
+def _under_adapter(connection: Any) -> Any:
+    """Return the async driver's own connection; None if there is no adapter."""
+    return getattr(connection, "driver_connection", None)
 
 
 def hang_up(connection: Any) -> bool:
@@ -94,8 +101,14 @@ def watch_socket(connection: Any) -> Callable[[], object]:
 
     An idle connection has nothing to read. If its socket is readable, the server has
     closed it, or has sent an error that ends it. Asking the kernel takes about a
-    microsecond; asking the server takes a round trip.
+    microsecond; asking the server takes a round trip. An event loop reads all by
+    itself: there the driver knows whether the connection has been closed.
     """
+    is_closed: Callable[[], object] | None = getattr(
+        _under_adapter(connection), "is_closed", None
+    )
+    if is_closed is not None:  # asyncpg's
+        return is_closed
     number = fileno_of(connection)
     return _never_readable if number is None else _watch(number)
 

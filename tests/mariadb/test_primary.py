@@ -94,6 +94,25 @@ def test_replicates(engine: RoutedEngine, servers: Servers, proxy: Proxy) -> Non
         assert who(engine) == "standby_1"
 
 
+def test_takes_writes(
+    engine: RoutedEngine,
+    servers: Servers,
+    proxy: Proxy,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A replica that is not read only is used, with one warning that names it."""
+    assert who(engine) == "primary"
+    said = "primary leads to a server (server_id "
+    for _ in range(2):
+        proxy.target = servers.replica.port
+        assert who(engine) == "standby_1"
+        proxy.target = servers.primary.port
+        assert who(engine) == "primary"
+    assert caplog.text.count(said) == 1
+    (number,) = servers.replica.execute("SELECT @@server_id")[0]
+    assert f"{said}{number})" in caplog.text
+
+
 def test_may_not_ask(engine: RoutedEngine, servers: Servers, proxy: Proxy) -> None:
     """Where the account may not ask for the source, nothing is held against it."""
     servers.primary.execute("CREATE OR REPLACE USER few@localhost")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -67,6 +68,36 @@ def test_transactions(app: Flask, method: str) -> None:
         assert first == second
         assert (first == "primary") is (method == "POST")
         assert (times, rows) == (1, 20)
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+def test_restarted_primary(healthy_cluster: Cluster, driver: str) -> None:
+    """A write gets no pooled connection that the primary's restart has ended."""
+    pytest.importorskip(driver)
+    app = Flask("async")
+    app.config["SQLALCHEMY_ASYNC_ENGINES"] = {
+        "default": bind(healthy_cluster.primary, driver),
+        "slave_1": bind(healthy_cluster.standbys[0], driver),
+    }
+    db = SQLAlchemy(app)
+    FlaskReplicated(app)
+
+    async def ask() -> str:
+        async with db.async_sessionmaker() as session:
+            await session.execute(text("select pg_sleep(0.2)"))
+            return str((await session.execute(WHO)).one()[0])
+
+    async def main() -> set[str]:
+        await asyncio.gather(*(ask() for _ in range(3)))
+        await asyncio.to_thread(healthy_cluster.primary.restart, "fast")
+        try:
+            return set(await asyncio.gather(*(ask() for _ in range(3))))
+        finally:
+            for engine in db.async_engines.values():
+                await engine.dispose()
+
+    with app.app_context():
+        assert asyncio.run(main()) == {"primary"}
 
 
 def test_lost(app: Flask, healthy_cluster: Cluster) -> None:

@@ -6,7 +6,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from flask_replicated.system.sockets import socket_of
 from tests.postgres.support import bind
@@ -43,6 +43,27 @@ def test_by_default(build: Build) -> None:
     idle, interval, count, milliseconds = told(build())
     assert idle + interval * count == 7
     assert milliseconds == 7000
+
+
+@pytest.mark.parametrize("how", ["creator", "listener"])
+@pytest.mark.parametrize("own", ["", " keepalives_idle=33"])
+def test_own_connects(
+    build: Build, healthy_cluster: Cluster, driver: str, how: str, own: str
+) -> None:
+    """It is told of connections that the program opens, unless it does so itself."""
+    module: Any = pytest.importorskip(driver)
+    server = healthy_cluster.standbys[0]
+    dsn = f"host=127.0.0.1 port={server.port} user=postgres dbname=postgres{own}"
+    url = bind(server, driver)
+    if how == "creator":
+        site = build({"slave_1": {"url": url, "creator": lambda: module.connect(dsn)}})
+    else:
+        site = build({"slave_1": url})
+        with site.app.app_context():
+            engine = site.db.engines["slave_1"]
+        event.listen(engine, "do_connect", lambda *_: module.connect(dsn))
+    idle, *_, milliseconds = told(site)
+    assert (idle, milliseconds) == ((33, 0) if own else (4, 7000))
 
 
 def test_the_bind_is_stronger(

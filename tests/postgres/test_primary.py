@@ -10,11 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import event, make_url
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import (
+    OperationalError,
+    TimeoutError,  # noqa: A004 - not the built-in one
+)
 
 from examples.cluster import wait_until
-from flask_replicated import PrimaryUnavailableError
+from flask_replicated import PrimaryUnavailableError, using_master
+from flask_replicated._private import has_own_creator, invoke_creator, set_creator
 from flask_replicated.replica.primary_status import PrimaryReport
+from flask_replicated.replica.throttle import limit_connecting
 from tests.chaos.proxy import Proxy
 from tests.postgres.support import bind, make_site, named
 
@@ -22,12 +27,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from examples.cluster import Cluster, Server
+    from flask_replicated.replica.primary_status import PrimaryStatus
     from tests.postgres.support import Build, Site
 
     Behind = Callable[..., Site]
 
 pytestmark = pytest.mark.postgres
 
+PROBED: dict[str, Any] = {
+    "REPLICATED_PROBE_INTERVAL": 0.5,
+    "REPLICATED_CONNECT_TIMEOUT": 2,
+}
 QUIET: dict[str, Any] = {"REPLICATED_PROBE_INTERVAL": 0, "REPLICATED_PIN_SECONDS": 0}
 
 
@@ -56,6 +66,13 @@ def behind(
     yield behind
     for site in made:
         site.dispose()
+
+
+def status(site: Site) -> PrimaryStatus:
+    """Return what is known of the primary."""
+    state = site.app.extensions["replicated"].state(site.app)
+    known: PrimaryStatus = state.routes[None].status
+    return known
 
 
 def kill_idle(server: Server) -> None:
@@ -141,6 +158,114 @@ class TestSilent:
         assert not caught.value.standby
         assert caught.value.__cause__ is not None
         proxy.speak()
+
+
+@pytest.mark.parametrize("listens", [False, True])
+def test_own_connects(build: Build, listens: bool) -> None:
+    """Those of a creator, or a listener, are counted; others go on or fail soon."""
+    site = build(**QUIET, REPLICATED_MAX_CONNECTING=2, REPLICATED_CONNECT_TIMEOUT=1)
+    over, waiting = threading.Event(), []
+
+    def hang(*_: object) -> None:
+        waiting.append(threading.current_thread())
+        over.wait(20)
+
+    with site.app.app_context():
+        engine = site.db.engine.real  # type: ignore[attr-defined]  # a RoutedEngine
+    assert listens or not has_own_creator(engine.pool)
+    if listens:
+        event.listen(engine, "do_connect", hang)
+    else:
+        connect = invoke_creator(engine.pool)
+
+        def create(record: object) -> Any:
+            hang()
+            return connect(record)
+
+        set_creator(engine.pool, create)
+        limit_connecting(engine, None, 1, foreign=2)
+    with ThreadPoolExecutor(6) as threads:
+        try:
+            writes = [threads.submit(site.post, "late") for _ in range(6)]
+            wait_until(lambda: sum(one.done() for one in writes) == 4, "the others", 10)
+            assert len(waiting) == 2
+            assert "primary" not in site.count(6)
+        finally:
+            over.set()
+        errors = [one.exception(20) for one in writes]
+    assert sum(isinstance(one, TimeoutError) for one in errors) == 4
+    assert errors.count(None) == 2
+
+
+class TestFallsSilent:
+    """A primary that hangs while connections to it are open."""
+
+    def test_known_to_be_out(self, behind: Behind, healthy_cluster: Cluster) -> None:
+        """Its open connections keep one thread at a time waiting, and not for long."""
+        site = behind(**PROBED)
+        site.at_once(4)
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(site.post, "abcd"))
+        healthy_cluster.primary.freeze()
+        wait_until(lambda: status(site).out, "that to be known", 20)
+        began = time.monotonic()
+        with ThreadPoolExecutor(2) as threads:
+            writes = [threads.submit(site.post, "lost") for _ in range(20)]
+            try:
+                errors = [write.exception(20) for write in writes]
+            finally:
+                took = time.monotonic() - began
+                healthy_cluster.primary.thaw()
+        assert took < 10
+        assert all(isinstance(error, OperationalError) for error in errors)
+        assert any("does not answer" in str(error) for error in errors)
+        wait_until(lambda: not status(site).out, "it to be back", 10)
+        assert "found" in site.post("found").texts
+
+    def test_a_trial(self, behind: Behind) -> None:
+        """What is out by mistake is found well by the next write."""
+        site = behind(**PROBED, REPLICATED_MAX_LAG=None)
+        site.get()
+        status(site).mark_unreachable()
+        site.post("anew")
+        assert not status(site).out
+
+    def test_some_connections(
+        self, behind: Behind, proxy: Proxy, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Where new ones are well, a read ends, and a write is left alone."""
+        site = behind(**PROBED)
+        site.get()
+        with ThreadPoolExecutor(2) as threads, site.app.app_context(), using_master():
+            began, go = threading.Event(), threading.Event()
+
+            def write() -> None:
+                with site.app.app_context():
+                    site.db.session.add(site.item(text="late"))
+                    site.db.session.flush()
+                    began.set()
+                    go.wait(20)
+                    site.db.session.commit()
+
+            writing = threads.submit(write)
+            assert began.wait(20)
+            site.who()
+            proxy.silence_open()
+            go.set()
+            started = time.monotonic()
+            try:
+                with pytest.raises(OperationalError):
+                    site.who()
+                took = time.monotonic() - started
+                site.db.session.rollback()
+                server, ended = site.who().server, writing.done()
+            finally:
+                proxy.speak()
+            writing.result(20)
+            site.db.session.rollback()
+            assert (took < 8, server, ended) == (True, "primary", False)
+            assert "were ended" in caplog.text
+            assert site.texts() == ["late"]
 
 
 class TestStandby:

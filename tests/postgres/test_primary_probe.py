@@ -271,6 +271,27 @@ class TestPrimaryIsOut:
         assert site.get().servers[0] != "primary"
         assert caplog.text.count("replicas serve reads again") == 1
 
+    def test_falls_silent(self, build: Build, healthy_cluster: Cluster) -> None:
+        """A read that waits for it already is answered by one that lags."""
+        primary, standbys = healthy_cluster.primary, healthy_cluster.standbys
+        site = build(**OFTEN)
+        site.post("seen")
+        healthy_cluster.wait_replicated()
+        wait_known(site)
+        for standby in standbys:
+            standby.pause_replay()
+        site.post("not replayed")
+        settle(site)
+        assert site.get().servers[0] == "primary"
+        primary.freeze()
+        began = time.monotonic()
+        answer = site.get()
+        assert time.monotonic() - began < 8
+        assert answer.servers[0] == answer.servers[1] != "primary"
+        assert answer.texts == ["seen"]
+        primary.thaw()
+        wait_until(lambda: site.get().servers[0] == "primary", "the way back", 20)
+
     def test_begins_meanwhile(
         self, build: Build, healthy_cluster: Cluster, caplog: pytest.LogCaptureFixture
     ) -> None:
