@@ -139,18 +139,35 @@ def test_replicas_come_and_go(app: Flask) -> None:
     FlaskReplicated(found)
 
 
-def test_production(app: Flask) -> None:
-    """The configuration is taken, and the status page lists its replicas."""
+def test_production(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The application is made, answers 503, and its status page lists its replicas."""
     pytest.importorskip("psycopg")
-    configuration, status = blocks("production")
-    exec(configuration, {"app": app})
+    factory, handlers, status = blocks("production")
+    nowhere = f"{POSTGRESQL}@127.0.0.1:{free_port()}/shop"
+    monkeypatch.setenv("SECRET_KEY", "a secret")
+    for name in ("PRIMARY_URL", "REPLICA_1_URL", "REPLICA_2_URL"):
+        monkeypatch.setenv(name, nowhere)
+    names: dict[str, Any] = {"__name__": "shop"}
+    exec(factory, names)
+    names["app"] = app = names["create_app"]()
+    exec(handlers, names)
+    exec(status, names)
+    healthy = {"state": "closed", "drained": False, "live": True}
+    expected = {**healthy, "retry_in": None, "last_error": None}
+    assert app.test_client().get("/status").json == {
+        "slave_1": expected,
+        "slave_2": expected,
+    }
+    assert app.test_client().get("/unsubscribe/1").status_code == 503
+
+
+def test_status_without_replicas() -> None:
+    """The status page is an empty object where no replica is configured."""
+    app = Flask("shop")
+    app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite://"
     SQLAlchemy(app)
-    replicated = FlaskReplicated(app)
-    exec(status, {"app": app, "replicated": replicated})
-    assert app.test_client().get("/status").json == [
-        {"replica": f"slave_{number}", "live": True, "last_error": None}
-        for number in (1, 2)
-    ]
+    exec(blocks("production")[-1], {"app": app, "replicated": FlaskReplicated(app)})
+    assert app.test_client().get("/status").json == {}
 
 
 def test_balancers(app: Flask) -> None:

@@ -168,12 +168,18 @@ def _slot(slots: _ConnectSlots | None, seconds: float, dialect: Any) -> Iterator
 
 def _limit_creator(engine: Engine, slots: _ConnectSlots, seconds: float) -> None:
     pool = engine.pool
-    if engine.dialect.name == "sqlite" or not has_own_creator(pool):
+    dialect: Any = engine.dialect
+    # Those that were added before the extension run before its own; they may connect.
+    earlier = any(
+        not str(listener.__module__).startswith("flask_replicated.")
+        for listener in dialect.dispatch.do_connect
+    )
+    if dialect.name == "sqlite" or not (earlier or has_own_creator(pool)):
         return
     connect = invoke_creator(pool)
 
     def limited(record: Any) -> Any:
-        with _slot(slots, seconds, engine.dialect):
+        with _slot(slots, seconds, dialect), unlimited():
             return connect(record)
 
     set_creator(pool, limited)

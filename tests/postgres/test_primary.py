@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy import event, make_url
 from sqlalchemy.exc import (
     OperationalError,
@@ -158,6 +159,33 @@ class TestSilent:
         assert not caught.value.standby
         assert caught.value.__cause__ is not None
         proxy.speak()
+
+
+def test_listener_of_a_replica(healthy_cluster: Cluster) -> None:
+    """One that was added before the extension, and hangs, is counted as well."""
+    server = healthy_cluster.standbys[0]
+    engine = sa.create_engine(bind(server, "psycopg"), pool_size=8)
+    over, waiting = threading.Event(), []
+
+    def hang(*_: object) -> None:
+        waiting.append(threading.current_thread())
+        over.wait(20)
+
+    event.listen(engine, "do_connect", hang)
+    limit_connecting(engine, 3, 0.5)
+    with ThreadPoolExecutor(5) as threads:
+        connects = [threads.submit(engine.connect) for _ in range(5)]
+        try:
+            wait_until(lambda: sum(one.done() for one in connects) == 2, "the others")
+        finally:
+            over.set()
+        errors = [one.exception(20) for one in connects]
+    for one, error in zip(connects, errors, strict=True):
+        if error is None:
+            one.result().close()
+    engine.dispose()
+    assert len(waiting) == 3
+    assert sum(isinstance(one, TimeoutError) for one in errors) == 2
 
 
 @pytest.mark.parametrize("listens", [False, True])
