@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 import weakref
@@ -475,3 +476,11 @@ def test_errors(build: Build, value: Any, key: str) -> None:
         build(REPLICATED_DISCOVERY=value)
     assert caught.value.key == key
     assert "hunter2" not in str(caught.value)
+
+
+def test_without_dnspython(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error says what to install, in words that any shell takes."""
+    monkeypatch.setitem(sys.modules, "dns.resolver", None)
+    with pytest.raises(ConfigurationError, match="pip install dnspython") as caught:
+        Found(build, by_host())
+    assert "[" not in caught.value.remedy
