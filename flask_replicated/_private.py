@@ -8,6 +8,7 @@ lists those, and the exception.
 
 from __future__ import annotations
 
+from inspect import getclosurevars
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ __all__ = [
     "EventKey",
     "add_listener",
     "begin_as_root",
+    "connect_arguments",
     "connections_of",
     "drop_transaction",
     "for_update",
@@ -170,6 +172,16 @@ def set_user_options(statement: Select[Any], options: Iterable[Any]) -> None:
 invoke_creator: Callable[[Pool], Callable[[Any], Any]] = attrgetter("_invoke_creator")
 """A pool's creator, whether it takes a record or nothing. Without it, connections
 outside the pool would not be made as those of the pool are."""
+
+
+def connect_arguments(pool: Pool) -> Mapping[str, Any]:
+    """Return the keyword arguments of a driver's ``connect()``.
+
+    They are a variable of SQLAlchemy's creator. Without this, a bind whose
+    ``connect_args`` name its server could pass for the primary's copy by mistake.
+    """
+    found = getclosurevars(invoke_creator(pool)).nonlocals.get("cparams")
+    return found if isinstance(found, dict) else {}
 
 
 def has_own_creator(pool: Pool) -> bool:

@@ -178,7 +178,8 @@ def _routed(bind_key: str | None, method: str) -> RoutedEngine:
         raise ConfigurationError(
             f"{method}(bind_key=...)",
             bind_key,
-            "no replicas are configured for this bind of this application.",
+            f"{'the default bind' if bind_key is None else f'the bind {bind_key!r}'} "
+            "has no replicas.",
         )
     return routed
 
@@ -309,11 +310,12 @@ def _merge_primary(adapter: Adapter, binds: BindRoles) -> None:
                 "remove one of the two.",
             )
         engines[name] = default
-    if None in binds.replicas and adapter.default not in engines:
+    names = binds.replicas.get(None, ())
+    if names and adapter.default not in engines:
         raise ConfigurationError(
             adapter.primary,
             None,
-            f"{', '.join(binds.replicas[None])} need a primary to replicate; set "
+            f"{', '.join(names)} need{'s' if len(names) == 1 else ''} a primary; set "
             f"it, or {adapter.setting}['master']. {slip}".rstrip(),
         )
     if slip:

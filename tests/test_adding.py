@@ -183,7 +183,9 @@ class TestAdd:
     def test_without_replicas(self, build: Build) -> None:
         """A bind that had none at start gets none later, and says so."""
         fleet = Fleet(build, [])
-        with pytest.raises(ConfigurationError, match="no replicas are configured"):
+        with pytest.raises(
+            ConfigurationError, match="the default bind has no replicas"
+        ):
             fleet.add("slave_1")
         with pytest.raises(RuntimeError, match=r"add\(\) needs an application context"):
             fleet.extension.add("slave_4", "sqlite://")

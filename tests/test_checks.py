@@ -24,6 +24,8 @@ build = build_fixture
         ("REPLICATED_BALANCE", "random", "did you mean REPLICATED_BALANCER?"),
         ("REPLICATED_BALANCER", "round-robin", "'round_robin'"),
         ("REPLICATED_BALANCER", "no.such.path", "dotted path"),
+        ("REPLICATED_BALANCER", "least_connections", "no balancer has this name. Use"),
+        ("REPLICATED_BALANCER", "shop.pick", "No module named 'shop'. Use"),
         ("REPLICATED_BALANCER", 7, "callable"),
         ("REPLICATED_BALANCER", None, "callable"),
         ("REPLICATED_BREAKER_MAX_RESET", 0.5, "REPLICATED_BREAKER_RESET"),
@@ -35,12 +37,18 @@ build = build_fixture
         ("REPLICATED_CONNECT_TIMEOUT", 0, "above 0"),
         ("REPLICATED_CONNECT_TIMEOUT", None, "number of seconds"),
         ("REPLICATED_FALLBACK", "slave", "'master' or 'error'"),
+        ("REPLICATED_FALLBACK", "primary", "did you mean 'master'?"),
+        ("REPLICATED_FALLBACK", "Master", "did you mean 'master'?"),
         ("REPLICATED_IS_READ", 7, "a function of the request"),
         ("REPLICATED_MAX_CONNECTING", 0, "or None for no limit"),
         ("REPLICATED_MAX_LAG", -1, "at least 0"),
         ("REPLICATED_MAX_LAG", 1e9, "at most 31536000 (a year)"),
         ("REPLICATED_MAX_POOLS", 10**7, "at most 1000000"),
         ("REPLICATED_NO_SUCH_THING", 1, "REPLICATED_WEIGHTS"),
+        ("REPLICATED_STICKY", True, "no such setting; known are AUTO_READ_ON_SLAVE, "),
+        ("REPLICATED_PIN_SECOND", 1, "did you mean REPLICATED_PIN_SECONDS?"),
+        ("REPLICATED_AUTO_READ_ON_SLAVE", 1, "did you mean AUTO_READ_ON_SLAVE?"),
+        ("AUTO_READ_ON_SLAVES", True, "did you mean AUTO_READ_ON_SLAVE?"),
         ("REPLICATED_PIN_COOKIE", "", "cookie"),
         ("REPLICATED_PIN_COOKIE", "a b", "cookie"),
         ("REPLICATED_PIN_COOKIE", "a;b", "cookie"),
@@ -183,6 +191,38 @@ def test_a_bind_without_a_name() -> None:
 def test_a_key_without_a_name() -> None:
     """Such a key of app.config is somebody else's."""
     read_settings({1: 2}, ["GET"], [])  # type: ignore[dict-item]  # that is the point
+
+
+@pytest.mark.parametrize("key", ["REPLICATED_WEIGHT", "AUTO_READ_ON_REPLICA"])
+def test_one_guess(key: str) -> None:
+    """Where it is clear what is meant, the other settings are not listed."""
+    with pytest.raises(ConfigurationError, match="did you mean") as caught:
+        read_settings({key: 1}, ["GET"], [])
+    assert "REPLICATED_PIN_SECONDS" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "shown", "cause"),
+    [
+        ("sqlite:////tmp/x", "'sqlite:////tmp/x'", "its URL has no host"),
+        ({"url": "sqlite:////tmp/x"}, "'sqlite:////tmp/x'", "its URL has no host"),
+        ({"urls": ["postgresql://h/d"]}, "'urls'", "'urls' in place of 'url'"),
+        ({"every": 7}, "7", "it has no 'url'"),
+        ("hunter2", "'<no URL>'", "it has no valid URL"),
+        ({"url": "hunter2"}, "'<no URL>'", "it has no valid URL"),
+        (None, "None", "it has no valid URL"),
+        ({"url": "postgresql:///d", "connect_args": {"password": "QZQ"}}, "***", "no "),
+    ],
+)
+def test_source_without_a_name(source: Any, shown: str, cause: str) -> None:
+    """What DNS is to answer must be named; the error shows what was written."""
+    with pytest.raises(ConfigurationError, match="must be a URL") as caught:
+        read_settings({"REPLICATED_DISCOVERY": {"slave": source}}, ["GET"], [])
+    assert caught.value.key == "REPLICATED_DISCOVERY['slave']"
+    assert shown in repr(caught.value.value)
+    assert cause in caught.value.remedy
+    assert "QZQ" not in str(caught.value)
+    assert "hunter2" not in str(caught.value)
 
 
 async def _asks(_request: object) -> bool:

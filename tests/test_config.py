@@ -87,10 +87,21 @@ class TestValues:
         assert str(again) == str(caught.value)
         assert (again.key, again.value) == ("REPLICATED_FALLBACK", "no")
 
-    def test_all_weights_zero(self, build: Build) -> None:
-        """Replicas that all weigh 0 take no traffic: the primary reads."""
+    def test_all_weights_zero(
+        self, build: Build, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Replicas that all weigh 0 take no traffic: the primary reads, as is told."""
         site = build(REPLICATED_WEIGHTS=dict.fromkeys(REPLICAS, 0))
+        assert "REPLICATED_WEIGHTS gives 0 to every replica" in caplog.text
+        assert "SQLALCHEMY_BINDS['slave_3']" in caplog.text
         assert site.get() == "master"
+
+    def test_one_weight_zero(
+        self, build: Build, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """One of them is left out on purpose."""
+        build(REPLICATED_WEIGHTS={"slave_1": 0})
+        assert not caplog.records
 
 
 class TestReplicaNames:

@@ -34,6 +34,7 @@ build = build_fixture
 
 PASSWORD = "hunter2"
 ELSEWHERE = f"postgresql+psycopg://shop:{PASSWORD}@db.internal/shop"
+COPY = f"postgresql+psycopg://shop:{PASSWORD}@copy.internal/shop"
 MEMORY = [
     "sqlite://",
     "sqlite:///:memory:",
@@ -410,7 +411,7 @@ class TestDialect:
             sa.dialects.registry.impls[f"{name}.psycopg"] = lambda kind=dialect: kind
         registered(
             ELSEWHERE.replace("postgresql+psycopg", primary),
-            {"slave_1": ELSEWHERE.replace("postgresql+psycopg", replica)},
+            {"slave_1": COPY.replace("postgresql+psycopg", replica)},
         )
         assert not caplog.records
 
@@ -432,8 +433,8 @@ class TestDriver:
     def test_at_start(self, caplog: pytest.LogCaptureFixture) -> None:
         """The replica that is read through another driver is named, and used."""
         pytest.importorskip("psycopg2")
-        other = ELSEWHERE.replace("psycopg", "psycopg2")
-        app = registered(ELSEWHERE, {"slave_1": ELSEWHERE, "slave_2": other})
+        other = COPY.replace("psycopg", "psycopg2").replace("copy", "copy2")
+        app = registered(ELSEWHERE, {"slave_1": COPY, "slave_2": other})
         assert two_drivers(caplog, "SQLALCHEMY_BINDS['slave_2']")
         assert "slave_1" not in caplog.text
         with app.app_context():

@@ -199,6 +199,15 @@ class TestSlips:
         with pytest.raises(ConfigurationError, match=r"\['mastre'\].*mean 'master'\?"):
             start({"slave_1": COPY, "mastre": PRIMARY}, uri=None)
 
+    @pytest.mark.parametrize(
+        ("names", "need"),
+        [(["slave_1"], "slave_1 needs a"), (["slave_1", "slave_2"], "slave_2 need a")],
+    )
+    def test_no_primary(self, names: list[str], need: str) -> None:
+        """The error says which replicas have none."""
+        with pytest.raises(ConfigurationError, match=f"{need} primary; set it"):
+            start(dict.fromkeys(names, COPY), uri=None)
+
 
 class TestNoReplica:
     """An application without any replica."""
@@ -244,6 +253,8 @@ class TestNoReplica:
         for name in ("ro", "replica2", "analytics_reader"):
             assert f"SQLALCHEMY_BINDS[{name!r}]" in line
         assert "['analytics']" not in line
+        assert "they stay ordinary binds" in line
+        assert "'replica_1'" in line
 
     @pytest.mark.parametrize(
         ("name", "url"),

@@ -257,6 +257,7 @@ class TestLearning:
         (message,) = warnings(caplog)
         for part in ("'page'", "INSERT INTO entry", "@changes_database", "from now on"):
             assert part in message
+        assert "this one's write runs there too" in message
 
     def test_pins(self, site: Site) -> None:
         """Its later writes pin their clients, though they still look like reads."""

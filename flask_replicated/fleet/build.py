@@ -21,6 +21,7 @@ from flask_replicated.routing.counts import ReadCounts, ReplicaPool
 from flask_replicated.routing.state import AppState
 from flask_replicated.settings.compatibility import PrimaryBind
 from flask_replicated.settings.config import read_settings
+from flask_replicated.settings.duplicates import log_duplicates
 from flask_replicated.settings.sqlite_files import (
     require_existing_file,
     shares_connection,
@@ -65,6 +66,9 @@ def routed_engine(
         binds: What has the replicas' binds by name, in Python syntax.
     """
     settings = app.settings
+    if settings.role_check and settings.read_on_replica:
+        log_duplicates(primary, setting, replicas, binds)
+    _warn_if_unused(settings, replicas, binds)
     watch_primary(primary)
     checks = Primary(
         primary,
@@ -206,6 +210,19 @@ def _make_pool(
         limit=settings.max_pools,
         weights_unread=partial(_warn_of_unread_weights, settings.balancer),
     )
+
+
+def _warn_if_unused(
+    settings: Settings, replicas: Mapping[str, Engine], binds: str
+) -> None:
+    """Log that all replicas weigh 0, unless DNS may name more of them."""
+    shares = [settings.weights.get(name, 1) for name in replicas]
+    if shares and not any(shares) and not settings.discovery:
+        logger.warning(
+            "REPLICATED_WEIGHTS gives 0 to every replica of the bind (%s): none of "
+            "them gets reads. Give at least one of them 1 or more.",
+            ", ".join(f"{binds}[{name!r}]" for name in replicas),
+        )
 
 
 def _warn_of_unread_weights(balancer: Callable[..., Any]) -> None:

@@ -107,7 +107,7 @@ class Discovery:
             raise ConfigurationError(
                 f"REPLICATED_DISCOVERY[{name!r}]",
                 source.url,
-                "needs dnspython: pip install flask-replicated[dns]",
+                "needs dnspython: pip install dnspython",
             ) from None
         self.idle = True
         self._name = name

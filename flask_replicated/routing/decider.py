@@ -168,7 +168,8 @@ class Decider:
             logger.warning(
                 "%s Its requests %s.",
                 refusal,
-                "start on the primary from now on"
+                "start on the primary from now on; this one's write runs there too, "
+                "if it is the first statement of its session's transaction"
                 if learnt
                 else "fail, or send it twice",
             )

@@ -41,10 +41,16 @@ def read_balancer(value: object) -> Callable[..., Any]:
         _refuse_unless_takes(balancer, 1, value, "it must take the live members")
         return _CheckedBalancer(balancer, value)
     close = difflib.get_close_matches(str(value), BALANCERS, n=1, cutoff=0.4)
-    hint = f"did you mean {close[0]!r}? " if close and isinstance(value, str) else ""
+    hint = f"Did you mean {close[0]!r}? " if close and isinstance(value, str) else ""
     # The reason would show parts of a value that has a password.
     hidden = isinstance(value, str) and safe(value) != value
-    raise _refusal(value, "" if hidden else why, hint)
+    *names, last = map(repr, BALANCERS)
+    raise ConfigurationError(
+        _KEY,
+        value,
+        f"{'' if hidden else f'{why}. '}{hint}Use {', '.join(names)} or {last}, or the "
+        "dotted path of your own (a callable; see docs/balancers.md).",
+    )
 
 
 class _CheckedBalancer:
@@ -125,12 +131,11 @@ def _discard(value: object) -> None:
         value.close()
 
 
-def _refusal(value: object, why: str, hint: str = "") -> ConfigurationError:
-    told = f" ({why})" if why else ""
+def _refusal(value: object, why: str) -> ConfigurationError:
     return ConfigurationError(
         _KEY,
         value,
-        f"{hint}It must be {', '.join(map(repr, BALANCERS))}, a dotted path, a class "
+        f"It must be {', '.join(map(repr, BALANCERS))}, a dotted path, a class "
         "or a callable, which takes the live members and returns a function without "
-        f"arguments that returns one of them{told}.",
+        f"arguments that returns one of them ({why}).",
     )

@@ -39,8 +39,8 @@ _OTHER_WORDS = re.compile(
 # Of these, the ones that may also name a database of its own.
 _AMBIGUOUS = ("secondary", "mirror")
 _RULE = (
-    "it stays an ordinary bind. Replicas are called 'slave', 'slave_1', 'slave_2' ..., "
-    "and 'x_slave_1' copies a bind 'x' that is there."
+    "Replicas are called 'slave', 'slave_1', 'slave_2' ... or 'replica_1', "
+    "'replica_2' ..., and 'x_slave_1' copies a bind 'x' that is there."
 )
 
 
@@ -171,13 +171,21 @@ def log_misnamed_binds(app: str, owners: Iterable[BindOwner], *, served: bool) -
     ]
     if served:
         for bind in shown:
-            logger.warning("%s is not taken for a replica: %s", bind, _RULE)
+            logger.warning(
+                "%s is not taken for a replica: it stays an ordinary bind. %s",
+                bind,
+                _RULE,
+            )
         return
     settings = " and ".join(owner.setting for owner in owners)
     none = f"{app}: {settings} has no 'slave_1': every statement goes to the primary."
     if shown:
         listed = ", ".join(shown)
-        logger.warning("%s Not taken for a replica: %s; %s", none, listed, _RULE)
+        several = len(shown) > 1
+        stays = "they stay ordinary binds" if several else "it stays an ordinary bind"
+        logger.warning(
+            "%s Not taken for a replica: %s; %s. %s", none, listed, stays, _RULE
+        )
     else:
         logger.info("%s", none)
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sqlalchemy import URL, Engine
 
 __all__ = [
+    "PORTS",
     "PRIMARY_NAMES",
     "REPLICA_NAME",
     "BindRoles",
@@ -90,7 +91,8 @@ def is_replica_of(name: object, owner: str | None) -> bool:
     return (None if named in PRIMARY_NAMES else named) == owner
 
 
-_PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
+PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
+"""The ports that servers have where a URL names none."""
 
 
 def same_database(primary: Engine, master: Engine) -> bool:
@@ -100,7 +102,7 @@ def same_database(primary: Engine, master: Engine) -> bool:
         host = url.query.get("host") or url.host or "localhost"
         host = "localhost" if host in {"127.0.0.1", "::1"} else host
         backend = url.get_backend_name()
-        port = url.port or _PORTS.get(backend)
+        port = url.port or PORTS.get(backend)
         return backend, host, port, url.database or None
 
     return place(primary.url) == place(master.url)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sqlalchemy import URL, Engine
     from sqlalchemy.engine import Dialect
 
-__all__ = ["PrimaryBind"]
+__all__ = ["PrimaryBind", "family"]
 
 logger = logging.getLogger("flask_replicated")
 
@@ -93,10 +93,10 @@ class PrimaryBind(NamedTuple):
 
     def has_dialect_of(self, engine: Engine) -> bool:
         """Whether an engine's database is of the primary's kind."""
-        return _family(type(engine.dialect)) == _family(type(self.engine.dialect))
+        return family(type(engine.dialect)) == family(type(self.engine.dialect))
 
     def _require_dialect(self, key: str, url: URL, dialect: type[Dialect]) -> None:
-        theirs, ours = _family(dialect), _family(type(self.engine.dialect))
+        theirs, ours = family(dialect), family(type(self.engine.dialect))
         if theirs != ours:
             raise ConfigurationError(
                 key,
@@ -120,7 +120,7 @@ class PrimaryBind(NamedTuple):
         return f"the primary, {self.setting} = {safe(self.engine.url)!r},"
 
 
-def _family(dialect: type[Dialect]) -> str:
+def family(dialect: type[Dialect]) -> str:
     """Return the family of databases that a dialect is for.
 
     MySQL and MariaDB are one family. Dialects that inherit from PostgreSQL's belong to

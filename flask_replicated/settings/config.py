@@ -102,6 +102,11 @@ def _setting(
 
 
 def _falls_back(key: str, value: object) -> bool:
+    meant = isinstance(value, str) and value.lower() in {"master", "primary"}
+    if meant and value != "master":
+        raise ConfigurationError(
+            key, value, "must be 'master' or 'error'; did you mean 'master'?"
+        )
     return choice(key, value, "master", "error") == "master"
 
 
@@ -141,19 +146,42 @@ def _source(item: str, name: object, value: object) -> DiscoverySource:
         dict(value) if isinstance(value, Mapping) else {"url": value}
     )
     every = interval(f"{item}['every']", options.pop("every", 30))
+    given = options.pop("url", None)
     try:
-        url = make_url(options.pop("url", ""))
+        url = make_url(given)
     except (ArgumentError, ValueError):  # the latter for a port that is not a number
         url = None
     if url is None or not url.host:
-        # The value is not shown: it may be anything, a bare password included.
-        raise ConfigurationError(
-            item,
-            None,
-            "must be a URL whose host is the DNS name to look up, or a dict with that "
-            "'url', with 'every' (seconds) and with engine options.",
-        )
+        cause = "its URL has no host" if url is not None else "it has no valid URL"
+        if given is None and isinstance(value, Mapping):
+            near = difflib.get_close_matches("url", map(str, options), n=1)
+            cause = (
+                f"it has {near[0]!r} in place of 'url'" if near else "it has no 'url'"
+            )
+        raise _no_source(item, value, cause)
     return DiscoverySource(url, options, every)
+
+
+def _no_source(item: str, value: object, cause: str) -> ConfigurationError:
+    shown = _without_bare_text(value)
+    if isinstance(value, Mapping):
+        shown = {
+            key: _without_bare_text(one) if "url" in f"{key}".lower() else one
+            for key, one in value.items()
+        }
+    return ConfigurationError(
+        item,
+        shown,
+        f"{cause}. It must be a URL whose host is the DNS name to look up, such as "
+        "'postgresql://app@replicas.internal/shop', or a dict with that 'url', with "
+        "'every' (seconds) and with engine options.",
+    )
+
+
+def _without_bare_text(value: object) -> object:
+    """Return a value that is no text without a URL: that may be a bare password."""
+    bare = isinstance(value, str) and "//" not in value
+    return "<no URL>" if bare else value
 
 
 @dataclass(frozen=True)
@@ -314,15 +342,15 @@ def _refuse_unknown(config: Mapping[Any, Any]) -> None:
             _refuse_misspelt(key, config[key])
             _refuse_nearly_prefixed(key, config[key])
         else:
-            bare = key.removeprefix(_PREFIX)
-            close = difflib.get_close_matches(
-                key if bare not in DEFAULTS else bare, DEFAULTS, n=1
+            # The prefix would make any two keys similar.
+            tails = {name.removeprefix(_PREFIX): name for name in DEFAULTS}
+            close = difflib.get_close_matches(key.removeprefix(_PREFIX), tails, n=1)
+            hint = (
+                f"did you mean {tails[close[0]]}?"
+                if close
+                else f"known are {', '.join(sorted(DEFAULTS))}."
             )
-            hint = f"did you mean {close[0]}? " if close else ""
-            known = ", ".join(sorted(DEFAULTS))
-            raise ConfigurationError(
-                key, config[key], f"no such setting; {hint}Known are {known}."
-            )
+            raise ConfigurationError(key, config[key], f"no such setting; {hint}")
 
 
 _ALIKE_TAIL = 0.5
