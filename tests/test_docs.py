@@ -170,6 +170,31 @@ def test_status_without_replicas() -> None:
     assert app.test_client().get("/status").json == {}
 
 
+ALERT = re.compile(r"^\| (?:WARNING|ERROR) \| `([^`]+?)[ .]*`", re.MULTILINE)
+# What stands in the examples for what a log line or an error fills in.
+FILLED = {
+    "'slave_1'": "%r",
+    "view 'show'": "{place}",
+    "'show'": "%r",
+    "3": "%d",
+    "SQLALCHEMY_DATABASE_URI": "%s",
+}
+
+
+def test_alerts_are_what_is_logged() -> None:
+    """Each line to alert on begins as one that the code logs."""
+    sources = [path.read_text() for path in (ROOT / "flask_replicated").rglob("*.py")]
+    # Strings that stand below each other are one.
+    code = re.sub(r'"\s+f?"', "", "\n".join(sources))
+    lines = ALERT.findall((DOCS / "production.md").read_text())
+    assert lines
+    for line in lines:
+        start = line
+        for example, field in FILLED.items():
+            start = start.replace(example, field)
+        assert f'"{start}' in code, line
+
+
 def test_balancers(app: Flask) -> None:
     """A balancer of one's own is taken, and a pool of anything goes on to the next."""
     own, pool = blocks("balancers")
