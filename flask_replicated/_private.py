@@ -39,6 +39,7 @@ __all__ = [
     "for_update",
     "has_hints",
     "has_listeners",
+    "has_no_options",
     "has_own_creator",
     "invoke_creator",
     "is_flushing",
@@ -147,6 +148,15 @@ def has_hints(part: Any) -> bool:
     """
     hints = getattr(part, "_hints", None) or getattr(part, "_statement_hints", None)
     return bool(hints)
+
+
+def has_no_options(statement: Select[Any]) -> bool:
+    """Return whether a Select has neither ``.options()`` nor execution options.
+
+    Nearly every statement has none, so nothing more has to be asked of it.
+    """
+    own = statement.__dict__
+    return "_with_options" not in own and "_execution_options" not in own
 
 
 def user_options(statement: Any) -> Iterable[Any]:

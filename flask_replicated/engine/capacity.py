@@ -48,7 +48,8 @@ def is_full(engine: Engine) -> bool:
     if not isinstance(pool, QueuePool):
         return False
     most = max_overflow(pool)
-    return most > -1 and pool.checkedout() >= pool.size() + most
+    # The first question takes no lock, and nearly always it is the only one.
+    return -1 < most <= pool.overflow() and not pool.checkedin()
 
 
 class ReplicaCapacity:

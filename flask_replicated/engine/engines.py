@@ -29,7 +29,7 @@ from flask_replicated.replica.failures import Verdict, judge_connect
 from flask_replicated.routing.decision import ALL_BUSY, ALL_OUT, SPENT, Role
 from flask_replicated.routing.overrides import active_role, leaves_no_trace
 
-from .capacity import ReplicaCapacity, in_use, is_full
+from .capacity import ReplicaCapacity, is_full
 from .connections import PrimaryConnection, ReplicaConnection
 from .events import Listeners, raised_by_listener
 from .facade import (
@@ -276,8 +276,9 @@ class ReplicaPoolEngine(ReplicasFacade):
         member, failures = self._first(kept, state), None
         while member is not None:
             permit = pool.permit(member)
+            picked = self._picked.get(member) or self._add_picked(member)
             try:
-                connection = self._connect_to(member)
+                connection = picked.connect()
             except Exception as error:  # noqa: BLE001 - a creator may raise anything
                 cause, busy = self._report_failure(member, error, permit)
                 if failures is None:
@@ -307,8 +308,7 @@ class ReplicaPoolEngine(ReplicasFacade):
         first = self.replica_pool.first(kept)
         if first is None or first is kept:
             return first
-        if in_use(first.target):
-            first = self._capacity.choose(first)
+        first = self._capacity.choose(first)
         if state is None:
             return first
         if kept is None:
@@ -476,9 +476,10 @@ class ReplicaPoolEngine(ReplicasFacade):
         kept = None if state is None else state.kept.get(self)
         for member in least_lagged(self.replica_pool, self._servers, kept):
             permit = self.replica_pool.permit(member)
+            picked = self._picked.get(member) or self._add_picked(member)
             token = accept_any_lag.set(True)
             try:
-                connection = self._connect_to(member)
+                connection = picked.connect()
             except Exception as error:  # noqa: BLE001 - a creator may raise anything
                 self._report_failure(member, error, permit)
                 continue
@@ -496,12 +497,11 @@ class ReplicaPoolEngine(ReplicasFacade):
             return connection
         return None
 
-    def _connect_to(self, member: Member[Engine]) -> Connection:
-        picked = self._picked.get(member)
-        if picked is None:  # for the first time
-            self.forget_removed()
-            picked = self._picked[member] = _PickedEngine(member, self)
-        return picked.connect()
+    def _add_picked(self, member: Member[Engine]) -> _PickedEngine:
+        """Return what connects to a replica that was not picked before."""
+        self.forget_removed()
+        picked = self._picked[member] = _PickedEngine(member, self)
+        return picked
 
     def forget_removed(self) -> None:
         """Let go of replicas that have been removed."""

@@ -19,7 +19,12 @@ from sqlalchemy.exc import (
     UnboundExecutionError,
 )
 
-from flask_replicated._private import ADD_EVENT, connections_of, selects_tables_only
+from flask_replicated._private import (
+    ADD_EVENT,
+    connections_of,
+    has_no_options,
+    selects_tables_only,
+)
 from flask_replicated.errors import WriteOnReplicaError
 from flask_replicated.routing.decision import LACKING, WROTE, Role
 from flask_replicated.routing.flask_context import (
@@ -285,7 +290,14 @@ class RoutedSession(orm.Session):
         routing = self._routing
         if routing is None:
             routing = self._routing = SessionState()
-        statement, wanted = self._prepare(statement, options)
+        wanted, given = None, options.get("execution_options")
+        if (
+            type(statement) is not Select
+            or not has_no_options(statement)
+            or (given and ROLE_OPTION in given)
+            or self.execution_options
+        ):
+            statement, wanted = self._prepare(statement, options)
         added = options.get(ADD_EVENT)
         if self.dispatch.do_orm_execute:
             # Called last: it sees what the program's handlers have made of it.

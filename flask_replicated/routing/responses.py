@@ -80,6 +80,8 @@ class Responses:
 
     Attributes:
         store: Where the time of a client's last write is kept.
+        key: Under which a WSGI environment has the response. One environment may reach
+            several applications, one inside another.
     """
 
     def __init__(self, settings: Settings, find_app: FindApp) -> None:
@@ -89,8 +91,7 @@ class Responses:
         self._find_app = find_app
         self._seconds = settings.pin_seconds
         self._warned: set[str] = set()
-        # One environment may reach several applications, one inside another.
-        self._key = f"flask_replicated.response.{id(self)}"
+        self.key = f"flask_replicated.response.{id(self)}"
 
     def is_pinned(self, last_write: LastWrite, current: Request) -> bool:
         """Whether the client of a request must see a write that replicas may lack.
@@ -102,7 +103,7 @@ class Responses:
         """
         if not self._seconds:
             return False
-        pending: _PendingResponse | None = current.environ.get(self._key)
+        pending: _PendingResponse | None = current.environ.get(self.key)
         return (
             pending is not None and pending.wrote_within(self._seconds)
         ) or still_counts(last_write(current), self._seconds)
@@ -164,27 +165,18 @@ class Responses:
             missed.remedy,
         )
 
-    def begin(self, environ: WSGIEnvironment) -> _PendingResponse:
-        """Return the response of a call by the server, which begins now."""
-        pending: _PendingResponse | None = environ.get(self._key)
-        if pending is None:
-            pending = environ[self._key] = _PendingResponse(self)
-        else:  # a middleware outside has dropped the first response
-            pending.missed = None
-        return pending
-
     def _pending(self, environ: WSGIEnvironment) -> _PendingResponse:
         """Return the response of a request, or one that will never be sent.
 
         Args:
             environ: The request's environment, which keeps it from now on.
         """
-        found: _PendingResponse | None = environ.get(self._key)
+        found: _PendingResponse | None = environ.get(self.key)
         if found is None:
             found = _current.get()
             if found is None or found.owner is not self or found.missed is not None:
                 found = _PendingResponse(self, _NO_RESPONSE)
-            environ[self._key] = found
+            environ[self.key] = found
         return found
 
     def pin_headers(
@@ -286,9 +278,14 @@ def pin_responses(
         responses: Its responses.
         starts: Called inside the request when its response starts.
     """
+    key = responses.key
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Any:
-        pending = responses.begin(environ)
+        pending: _PendingResponse | None = environ.get(key)
+        if pending is None:
+            pending = environ[key] = _PendingResponse(responses)
+        else:  # a middleware outside has dropped the first response
+            pending.missed = None
 
         def start(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
             pending.missed = _SENT

@@ -361,8 +361,8 @@ class TestStandby:
 def test_identity(build: Build, healthy_cluster: Cluster) -> None:
     """Any account learns with its first connection what the primary is."""
     primary = healthy_cluster.primary
-    primary.execute("drop role if exists few")
-    primary.execute("create role few login")
+    primary.execute("drop role if exists newcomer")
+    primary.execute("create role newcomer login")
     site = build(**QUIET)
     with site.app.app_context():
         routed: Any = site.db.engine
@@ -370,8 +370,8 @@ def test_identity(build: Build, healthy_cluster: Cluster) -> None:
     assert routed.status.report == PrimaryReport()
 
     @event.listens_for(routed.real, "do_connect")
-    def by_few(_dialect: Any, _record: Any, _args: Any, options: Any) -> None:
-        options["user"] = "few"
+    def by_newcomer(_dialect: Any, _record: Any, _args: Any, options: Any) -> None:
+        options["user"] = "newcomer"
 
     with routed.real.connect():
         pass
