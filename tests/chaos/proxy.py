@@ -63,6 +63,7 @@ class Proxy:
         self._passing.set()
         # One for each connection that is open.
         self._flows: dict[asyncio.StreamWriter, _Flow] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._transports: weakref.WeakSet[asyncio.WriteTransport] = weakref.WeakSet()
         self._started = threading.Event()
         self._ended = asyncio.Event()
@@ -117,24 +118,20 @@ class Proxy:
         self.port = server.sockets[0].getsockname()[1]
         self._started.set()
         await self._ended.wait()
+        # What was accepted a moment ago becomes a flow, which a closed server prevents.
+        for listening in server.sockets:
+            self._loop.remove_reader(listening.fileno())
+        await _settle()
         server.close()
-        await self._end_tasks()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         # One that still has something to send would outlive the loop.
         for transport in self._transports:
             transport.abort()
-        await self._end_tasks()
+        await _settle()
 
-    async def _end_tasks(self) -> None:
-        """End all that runs, and what was accepted a moment ago."""
-        own = asyncio.current_task()
-        for _ in range(3):
-            await asyncio.sleep(0)
-            tasks = asyncio.all_tasks() - {own}
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _accept(
+    def _accept(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         self._transports.add(writer.transport)
@@ -145,6 +142,8 @@ class Proxy:
         if not self.holding:
             flow.passes.set()
         task = asyncio.ensure_future(self._forward(reader, writer, flow))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         task.add_done_callback(lambda _: self._flows.pop(writer))
 
     async def _forward(
@@ -202,6 +201,12 @@ class Proxy:
     def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._ended.set)
         self._thread.join(10)
+
+
+async def _settle() -> None:
+    """Let the loop do what it has to do next, and next after that."""
+    for _ in range(10):
+        await asyncio.sleep(0)
 
 
 def _cut(writer: asyncio.StreamWriter) -> None:
