@@ -90,8 +90,6 @@ class PrimaryEngine(ServerFacade):
         self._facade = fallback_for or self
         super().__init__(real)
 
-    routed: RoutedEngine
-
     # As the routed engine's, since session.get_bind() returns either; connections have
     # the real ones.
     dispatch = shown_by("routed.listeners", "dispatch")
@@ -115,10 +113,13 @@ class PrimaryEngine(ServerFacade):
         # A request's read that hangs here is ended by what goes on in the background.
         if routed.monitor.idle and routed.app.request_state() is not None:
             routed.wake()
-        if not routed.status.out:
+        with self._trial():
             return self._connect()
-        with routed.checks.trial():
-            return self._connect()
+
+    def _trial(self) -> contextlib.AbstractContextManager[object]:
+        """Return a block in which to connect; while the primary is out, a trial."""
+        routed = self.routed
+        return routed.checks.trial() if routed.status.out else contextlib.nullcontext()
 
     def _connect(self) -> Connection:
         # SQLAlchemy's own, which others may have wrapped to hear of each connect.
@@ -140,10 +141,7 @@ class PrimaryEngine(ServerFacade):
         """
         app = self.routed.app
         app.notice_fork()
-        if self.routed.status.out:
-            with self.routed.checks.trial():
-                connection = self.real.raw_connection()
-        else:
+        with self._trial():
             connection = self.real.raw_connection()
         if not leaves_no_trace():
             app.note_raw_connection()

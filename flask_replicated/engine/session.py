@@ -291,6 +291,7 @@ class RoutedSession(orm.Session):
         if routing is None:
             routing = self._routing = SessionState()
         wanted, given = None, options.get("execution_options")
+        # Nearly no statement has options: this saves 0.2 % of a GET's instructions.
         if (
             type(statement) is not Select
             or not has_no_options(statement)

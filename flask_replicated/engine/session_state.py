@@ -108,8 +108,8 @@ class SessionState:
         if state is None:
             return False
         self.app, self.request, self.state = owner, context.request, state
-        self.default, replicas = default, default.replicas
-        self.target = self.targets.get(replicas, replicas)
+        self.default = default
+        self._update_target()
         return True
 
     def is_plain(self, mapper: Any) -> bool:

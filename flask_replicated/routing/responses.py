@@ -104,14 +104,9 @@ class Responses:
         if not self._seconds:
             return False
         pending: _PendingResponse | None = current.environ.get(self.key)
-        if (
-            pending is not None
-            and pending.wrote_at is not None
-            and pending.wrote_within(self._seconds)
-        ):
-            return True
-        written = last_write(current)
-        return written is not None and still_counts(written, self._seconds)
+        return (
+            pending is not None and pending.wrote_within(self._seconds)
+        ) or still_counts(last_write(current), self._seconds)
 
     def note_write(self, last_write: LastWrite, current: Request) -> MissedPin | None:
         """Note that a request has committed a write, or may do so until it ends.
