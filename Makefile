@@ -7,13 +7,18 @@ READY := $(VENV)/.ready
 LIGHT := $(if $(wildcard $(READY)),$(READY),$(VENV)/.demo)
 # Two workers fit a small machine; more where there is more.
 WORKERS ?= auto
+BENCH ?=
+PEERS ?=
 DEMO ?=
 CHAOS ?=
+CONSISTENCY ?=
 FOREIGN ?=
+VISITS ?=
+SIMULATE ?=
 SOAK ?=
 FRESH ?=
 
-.PHONY: test coverage check format lint types long demo bench chaos foreign soak clean
+.PHONY: test coverage check format lint types long demo bench simulate chaos consistency foreign soak clean
 
 test: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) --benchmark-disable $(TESTS)
@@ -36,24 +41,41 @@ types: $(READY)
 	$(BIN)/mypy
 
 # Random transactions beside a plain session, 20,000 steps and more: the same each
-# time, and others with FRESH=1.
+# time, and others with FRESH=1. And a million picks of each balancer by eight threads.
 long: $(READY)
 	STEPS=long FRESH=$(FRESH) $(BIN)/python -m pytest -q tests/stateful/test_machine.py
+	STEPS=long $(BIN)/python -m pytest -q tests/balancers/test_long.py
 
 demo: $(LIGHT)
 	$(BIN)/python -m examples.tour $(DEMO)
 
+# PEERS=1 measures the project beside others, in an environment of its own, and writes
+# benchmarks/README.md: some five minutes. BENCH='--only pick' chooses.
 bench: $(READY)
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks$(if $(PEERS),.peers) $(BENCH)
+
+# Balancers and settings in a simulated fleet, the same each time; some minutes of it.
+# It writes benchmarks/simulation.md; SIMULATE='--only slow --seed 2' only prints.
+simulate: $(READY)
+	$(BIN)/python -m benchmarks.simulate $(or $(SIMULATE),--write)
 
 # Faults strike real servers under load, some minutes of them, from a seed that is
 # printed; CHAOS='--seed 7 --faults kill,frozen --workers gunicorn' chooses.
 chaos: $(READY)
 	$(BIN)/python -m tests.chaos $(CHAOS)
 
-# Other projects' tests, with and without replicas; FOREIGN=flask-admin runs one.
+# 100,000 texts that are no tokens; then clients read and write while replicas lag, die
+# and are promoted, and what they must never see is found;
+# CONSISTENCY='--guarantee none --lag 2 --database mariadb' chooses.
+consistency: $(READY)
+	STEPS=long FRESH=$(FRESH) $(BIN)/python -m pytest -q tests/consistency/test_tokens.py
+	$(BIN)/python -m tests.consistency $(CONSISTENCY)
+
+# Other projects' tests, with and without replicas; FOREIGN=flask-admin runs one. Then
+# visits to three applications, which need git; VISITS='microblog --rounds 9' chooses.
 foreign: $(READY)
-	$(BIN)/python -m tests.foreign $(FOREIGN)
+	$(if $(VISITS),,$(BIN)/python -m tests.foreign $(FOREIGN))
+	$(if $(FOREIGN),,$(BIN)/python -m tests.foreign.visits $(VISITS))
 
 # 100,000 requests of every kind to one process, which must keep nothing of them;
 # SOAK=--traced counts bytes, too.

@@ -16,12 +16,17 @@ OLDEST += ["werkzeug<3"]  # Flask 2.3.0 needs that, and does not declare it
 TOOLS = [
     "aiosqlite",
     "asgiref",
+    "celery",
+    "factory-boy",
     "flask-migrate",
+    "gunicorn",
     "hypothesis",
     "psycopg2-binary",
     "pymysql",
+    "redis",
+    "rq",
 ]
-TOOLS += ["pytest", "pytest-benchmark", "pytest-xdist"]
+TOOLS += ["pytest", "pytest-benchmark", "pytest-flask", "pytest-xdist"]
 
 
 @nox.session

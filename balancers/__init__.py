@@ -19,17 +19,35 @@ What few programs need is in the modules: the events that listeners receive in
 from .breaker import CircuitBreaker, Permit
 from .errors import BalancerError, NoMemberAvailableError, UnknownMemberError
 from .events import Event, Listener, MemberSnapshot, PoolSnapshot
+from .feedback import Feedback
 from .pool import Pool
-from .strategies import Member, Pick, Random, RoundRobin, Strategy, Weighted
+from .strategies import (
+    First,
+    LatencyWindow,
+    LeastOutstanding,
+    Member,
+    PeakEwma,
+    Pick,
+    Random,
+    RoundRobin,
+    Strategy,
+    Weighted,
+    Zoned,
+)
 
 __all__ = [
     "BalancerError",
     "CircuitBreaker",
     "Event",
+    "Feedback",
+    "First",
+    "LatencyWindow",
+    "LeastOutstanding",
     "Listener",
     "Member",
     "MemberSnapshot",
     "NoMemberAvailableError",
+    "PeakEwma",
     "Permit",
     "Pick",
     "Pool",
@@ -39,4 +57,5 @@ __all__ = [
     "Strategy",
     "UnknownMemberError",
     "Weighted",
+    "Zoned",
 ]

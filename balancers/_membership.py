@@ -12,7 +12,7 @@ from .errors import DuplicateMemberError, UnknownMemberError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .strategies import Member
+    from ._member import Member
 
 __all__ = ["Membership"]
 

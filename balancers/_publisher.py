@@ -9,6 +9,7 @@ from dataclasses import replace
 from threading import Lock
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from ._member import change
 from ._records import end_ramps, grant_trial
 from ._rotations import RotationBuilder, weighted_shuffle
 from ._subset import Subset
@@ -17,13 +18,12 @@ from .errors import NoMemberAvailableError
 from .events import MemberOnTrial, PoolSnapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
+    from ._member import Member, Pick, Strategy
     from ._membership import Membership
-    from ._records import MemberRecord
-    from ._rotations import Ramp
+    from ._records import MemberRecord, Standing
     from .events import Event
-    from .strategies import Member, Pick, Strategy
 
 __all__ = ["Publisher"]
 
@@ -71,13 +71,14 @@ class Publisher(Generic[T]):
         self._membership = membership
         self._builder = RotationBuilder(strategy, clock=clock, causes=self.causes)
         self._slow_start = slow_start
-        self._subset = Subset(limit)
+        self._subset = Subset(limit, getattr(strategy, "prefer", None))
         self._clock = clock
         self._publish = publish
         self._tell = tell
         self._warn = warn
         self._lock = Lock()
         self._pid = os.getpid()
+        self._weighings = 0
         self.live = self._subset.choose(tuple(self._fit()))
         self._warn_if_weights_unread()
         self._rotation = self._builder.build(self.live)
@@ -87,17 +88,42 @@ class Publisher(Generic[T]):
     def changing(self, record: MemberRecord[T]) -> Iterator[None]:
         """Hold the lock around a change of *record*, then publish a pick function.
 
-        The rotation is built anew only if the member has become live or ceased to be.
+        The rotation is built anew only if the member has become live or ceased to be,
+        or may take another share.
         """
         with self._lock:
-            before = record.live
+            before = record.live, record.standing
             yield
-            changed = record.live != before
-            if changed:
+            if record.live != before[0]:
                 record.start_slowly(self._slow_start)
+            changed = (record.live, record.standing) != before
             self._publish_pick()
         if changed:
             self._rotate()
+
+    def reweight(self, weights: Mapping[Member[T], int]) -> list[Member[T]]:
+        """Give members other weights, all at once; return those that had another.
+
+        Args:
+            weights: By member; the others keep theirs. One that was removed is none.
+        """
+        with self._lock:
+            records = self._membership.records
+            changed = [
+                member
+                for member, weight in weights.items()
+                if member in records and member.weight != weight
+            ]
+            for member in changed:
+                was_live = records[member].live
+                change(member, weight=weights[member])
+                if records[member].live != was_live:
+                    records[member].start_slowly(self._slow_start)
+            self._weighings += 1
+            self._publish_pick()
+        if changed:
+            self._rotate()
+        return changed
 
     def add(self, record: MemberRecord[T]) -> None:
         """Add a new member, with a slow start.
@@ -137,6 +163,9 @@ class Publisher(Generic[T]):
             self._subset.renew()
             for record in self._membership.records.values():
                 record.breaker.renew_lock()
+                renew = getattr(record.member.feedback, "renew", None)
+                if renew is not None:
+                    renew()
         self._rotate()
 
     def others(self, tried: Member[T]) -> Iterator[Member[T]]:
@@ -171,10 +200,10 @@ class Publisher(Generic[T]):
             members = tuple(replace(one, live=one.name in live) for one in members)
         return PoolSnapshot(members, live)
 
-    def _fit(self) -> dict[Member[T], Ramp | None]:
-        """Return the members that may be in rotation, each with its slow start."""
+    def _fit(self) -> dict[Member[T], Standing]:
+        """Return the members that may be in rotation, and what each may take."""
         records = self._membership.records.values()
-        return {record.member: record.ramp for record in records if record.live}
+        return {record.member: record.standing for record in records if record.live}
 
     def _publish_pick(self) -> None:
         """Publish the rotation, or a pick that reads the clock if something is due.
@@ -191,12 +220,12 @@ class Publisher(Generic[T]):
         The change that outdated it publishes a newer one.
         """
         with self._lock:
-            fit = self._fit()
+            fit, weighings = self._fit(), self._weighings
         live = self._subset.choose(tuple(fit))
-        ramps = {member: ramp for member in live if (ramp := fit[member])}
-        rotation = self._builder.rebuild(live, ramps)
+        rotation = self._builder.rebuild(live, fit)
         with self._lock:
-            if fit == self._fit():
+            # A strategy may have read weights that have been changed, and back.
+            if fit == self._fit() and weighings == self._weighings:
                 self.live, self._rotation = live, rotation
                 self._publish_pick()
 
@@ -236,7 +265,8 @@ class Publisher(Generic[T]):
         with suppress(NoMemberAvailableError):
             for _ in self.live:
                 yield self._rotation()
-        left = weighted_shuffle(member for member in self.live if member not in tried)
+        given = [member for member in self.live if member not in tried]
+        left = self._subset.sort(weighted_shuffle(given), given)
         # Read now: a spare would become live as soon as one of those fails.
         left += self.spares()
         record = self._membership.record

@@ -3,21 +3,44 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
-from .errors import InvalidWeightError, UnknownMemberError
+from ._member import Member, change
+from .errors import InvalidSettingError, InvalidWeightError, UnknownMemberError
 from .events import MemberOpened, MemberSnapshot
-from .strategies import Member
+from .feedback import is_feedback
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
-    from ._rotations import Ramp
     from .breaker import CircuitBreaker
 
-__all__ = ["MemberRecord", "end_ramps", "grant_trial", "make_members"]
+__all__ = [
+    "MemberRecord",
+    "Standing",
+    "ask_for_feedback",
+    "check_weights",
+    "end_ramps",
+    "grant_trial",
+    "make_members",
+]
 
 T = TypeVar("T")
+
+
+class Standing(NamedTuple):
+    """What a live member may take.
+
+    Attributes:
+        weight: Its weight.
+        share: Which part of that, from 0 to 1, for the time being.
+        ramp: Start and length of its slow start, as a clock reading and in seconds;
+            None while there is none.
+    """
+
+    weight: int
+    share: float
+    ramp: tuple[float, float] | None
 
 
 class MemberRecord(Generic[T]):
@@ -28,17 +51,19 @@ class MemberRecord(Generic[T]):
         breaker: Its breaker.
         drained: Whether it is drained, by :meth:`Pool.drain`.
         last_error: One line about its last failure.
-        ramp: Its slow start; None while it takes its full share.
+        ramp: Start and length of its slow start; None while there is none.
+        share: Which part of its weight it takes for the time being.
     """
 
-    __slots__ = ("breaker", "drained", "last_error", "member", "ramp")
+    __slots__ = ("breaker", "drained", "last_error", "member", "ramp", "share")
 
     def __init__(self, member: Member[T], breaker: CircuitBreaker) -> None:
         self.member = member
         self.breaker = breaker
         self.drained = False
         self.last_error: str | None = None
-        self.ramp: Ramp | None = None
+        self.ramp: tuple[float, float] | None = None
+        self.share = 1.0
 
     @property
     def enabled(self) -> bool:
@@ -49,6 +74,11 @@ class MemberRecord(Generic[T]):
     def live(self) -> bool:
         """Whether it belongs in the rotation."""
         return self.enabled and self.breaker.state == "closed"
+
+    @property
+    def standing(self) -> Standing:
+        """What it may take."""
+        return Standing(self.member.weight, self.share, self.ramp)
 
     @property
     def ramp_ends(self) -> float:
@@ -113,15 +143,42 @@ def make_members(
         UnknownMemberError: A weight is given for a name that is no target's.
         InvalidWeightError: A weight is no whole number from 0 up.
     """
-    for name, weight in weights.items():
-        if name not in targets:
-            raise UnknownMemberError(name, targets)
-        whole = isinstance(weight, int) and not isinstance(weight, bool)
-        if not whole or weight < 0:
-            raise InvalidWeightError(name, weight)
+    check_weights(targets, weights)
     return tuple(
         Member(name, target, weights.get(name, 1)) for name, target in targets.items()
     )
+
+
+def check_weights(known: Collection[str], weights: Mapping[str, int]) -> None:
+    """Check weights by name.
+
+    Raises:
+        UnknownMemberError: A weight is given for a name that is not *known*.
+        InvalidWeightError: A weight is no whole number from 0 up.
+    """
+    for name, weight in weights.items():
+        if name not in known:
+            raise UnknownMemberError(name, known)
+        whole = isinstance(weight, int) and not isinstance(weight, bool)
+        if not whole or weight < 0:
+            raise InvalidWeightError(name, weight)
+
+
+def ask_for_feedback(strategy: object, member: Member[Any]) -> None:
+    """Ask a strategy what is to be told of a member's use, if it wants to be asked.
+
+    Raises:
+        InvalidSettingError: It returns what cannot be told.
+    """
+    ask = getattr(strategy, "feedback", None)
+    found = ask(member) if callable(ask) else None
+    if found is None:
+        return
+    if not is_feedback(found):
+        raise InvalidSettingError(
+            f"{type(strategy).__name__}.feedback()", found, "a Feedback, or None"
+        )
+    change(member, feedback=found)
 
 
 def end_ramps(records: Iterable[MemberRecord[T]], now: float) -> bool:

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import logging
 import random
-from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from .errors import InvalidPickError, NoMemberAvailableError
-from .strategies import BALANCERS, RoundRobin
+from .strategies import RoundRobin, is_shipped, reads_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from .strategies import Member, Pick, Strategy
+    from ._member import Member, Pick, Strategy
+    from ._records import Standing
 
-__all__ = ["Ramp", "RotationBuilder", "weighted_shuffle"]
+__all__ = ["RotationBuilder", "weighted_shuffle"]
 
 T = TypeVar("T")
-
-Ramp: TypeAlias = tuple[float, float]
-"""Start and length of a slow start, as a clock reading and in seconds."""
 
 FIRST_SHARE = 0.1
 """Part of the full share with which a slow start begins."""
@@ -28,12 +26,13 @@ logger = logging.getLogger("balancers")
 
 
 class RotationBuilder(Generic[T]):
-    """Applies a strategy, and a slow start to members that have just become live.
+    """Applies a strategy, and shares that are lower for the time being.
 
     Where the strategy picks a member in slow start, that pick stands with a
     probability that grows with time; otherwise a second rotation over all other
-    members picks. This works with every strategy, gives the member its exact share on
-    average, and spreads the remainder as the strategy spreads all picks.
+    members picks. So it is, with a constant probability, where a member's share is
+    lower than that of others. This works with every strategy, gives the member its
+    exact share on average, and spreads the remainder as the strategy spreads all picks.
 
     Args:
         strategy: The strategy.
@@ -67,49 +66,69 @@ class RotationBuilder(Generic[T]):
         pick: object = strategy(live)
         if not callable(pick):
             raise InvalidPickError(strategy, pick)
-        own = type(strategy) in BALANCERS.values()
-        return pick if own else _with_fallback(pick, live, strategy)
+        if is_shipped(strategy):
+            return pick
+        return _with_fallback(pick, live, strategy)
 
     def ignores_weights(self, live: tuple[Member[T], ...]) -> bool:
         """Return whether weights are given that the strategy does not read."""
         return (
-            not getattr(self._strategy, "reads_weights", True)
+            not reads_weights(self._strategy)
             and len({member.weight for member in live}) > 1
         )
 
     def rebuild(
-        self, live: tuple[Member[T], ...], ramps: Mapping[Member[T], Ramp]
+        self, live: tuple[Member[T], ...], standings: Mapping[Member[T], Standing]
     ) -> Pick[T]:
         """Return a pick function; round robin if the strategy raises.
 
         Args:
             live: The live members.
-            ramps: Those in slow start, each with its start and length.
+            standings: What each may take.
         """
         rotation = self._build_safely(live)
-        steady = tuple(member for member in live if member not in ramps)
-        if len(steady) == len(live) or not steady:
+        shares = [standings[one].share for one in live if not standings[one].ramp]
+        if not shares:  # all are in slow start
             return rotation
-        return self._with_slow_starts(rotation, self._build_safely(steady), ramps)
+        best = max(shares)
+        reduced = {
+            one: standings[one]._replace(share=min(1.0, standings[one].share / best))
+            for one in live
+            if standings[one].ramp or standings[one].share < best
+        }
+        if not reduced:
+            return rotation
+        steady = tuple(member for member in live if member not in reduced)
+        return self._with_shares(rotation, self._build_safely(steady), reduced)
 
     def _build_safely(self, live: tuple[Member[T], ...]) -> Pick[T]:
         try:
             return self.build(live)
-        except Exception:  # a custom strategy must not stop all picks
-            logger.exception("%r failed; round robin takes its place", self._strategy)
-            return RoundRobin()(live)
+        except Exception as error:  # a custom strategy must not stop all picks
+            try:
+                rotation = RoundRobin()(live)
+            except NoMemberAvailableError:
+                # Their weights were set to 0 just now, so this rotation is outdated.
+                return self._raise_none_available
+            if not isinstance(error, NoMemberAvailableError):
+                logger.exception(
+                    "%r failed; round robin takes its place", self._strategy
+                )
+            return rotation
 
-    def _with_slow_starts(
-        self, rotation: Pick[T], steady: Pick[T], ramps: Mapping[Member[T], Ramp]
+    def _with_shares(
+        self, rotation: Pick[T], steady: Pick[T], reduced: Mapping[Member[T], Standing]
     ) -> Pick[T]:
         clock = self._clock
 
         def pick() -> Member[T]:
             member = rotation()
-            ramp = ramps.get(member)
-            if ramp is None:
+            found = reduced.get(member)
+            if found is None:
                 return member
-            share = max(FIRST_SHARE, (clock() - ramp[0]) / ramp[1])
+            share, ramp = found.share, found.ramp
+            if ramp is not None:
+                share *= min(1.0, max(FIRST_SHARE, (clock() - ramp[0]) / ramp[1]))
             return member if random.random() < share else steady()  # noqa: S311
 
         return pick
@@ -155,6 +174,6 @@ def weighted_shuffle(members: Iterable[Member[T]]) -> list[Member[T]]:
     """
 
     def key(member: Member[T]) -> float:
-        return float(random.random() ** (1 / member.weight))  # noqa: S311
+        return float(random.random() ** (1 / max(1, member.weight)))  # noqa: S311
 
     return sorted(members, key=key, reverse=True)

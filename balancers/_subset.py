@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 import random
 from hashlib import blake2b
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .breaker import check_count
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
-    from .strategies import Member
+    from ._member import Member
+
+    Prefer = Callable[
+        [Sequence[Member[Any]], Sequence[Member[Any]]], Sequence[Member[Any]]
+    ]
 
 __all__ = ["Subset"]
 
@@ -29,15 +33,18 @@ class Subset:
 
     Args:
         limit: The most members to choose; None for no limit.
+        prefer: Takes members by rank, and as they were given; returns them with the
+            first choice first. None to go by rank.
 
     Raises:
         InvalidSettingError: *limit* is no whole number from 1 up.
     """
 
-    def __init__(self, limit: int | None) -> None:
+    def __init__(self, limit: int | None, prefer: Prefer | None = None) -> None:
         if limit is not None:
             check_count("limit", limit)
         self.limit = limit
+        self._prefer = prefer
         self.renew()
 
     def renew(self) -> None:
@@ -45,8 +52,15 @@ class Subset:
         self._seed = random.randbytes(16)  # noqa: S311 - no secret
 
     def order(self, members: Iterable[Member[T]]) -> list[Member[T]]:
-        """Return *members*, each of weight 1 or more, first choice first."""
-        return sorted(members, key=self._rank)
+        """Return *members*, first choice first."""
+        given = [*members]
+        return self.sort(sorted(given, key=self._rank), given)
+
+    def sort(
+        self, members: list[Member[Any]], given: Sequence[Member[Any]]
+    ) -> list[Member[Any]]:
+        """Return *members* as the strategy prefers them, or in their own order."""
+        return members if self._prefer is None else [*self._prefer(members, given)]
 
     def choose(self, members: tuple[Member[T], ...]) -> tuple[Member[T], ...]:
         """Return the first choices among *members*, in the sequence given."""
@@ -61,4 +75,5 @@ class Subset:
         name = member.name.encode("utf-8", "surrogatepass")
         digest = blake2b(name, digest_size=7, key=self._seed).digest()
         part = (int.from_bytes(digest, "big") + 1) / (2**56 + 1)
-        return -math.log(part) / member.weight
+        # Of weight 0 if it was given that just now: then it leaves at once.
+        return -math.log(part) / max(1, member.weight)

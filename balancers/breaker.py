@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import random
 import time
-from dataclasses import dataclass, replace
-from threading import Lock
+from operator import attrgetter
+from threading import Lock, get_ident
 from typing import TYPE_CHECKING, NamedTuple
 
 from .errors import InvalidSettingError
@@ -21,11 +21,17 @@ if TYPE_CHECKING:
     from .events import State
 
 
-__all__ = ["CircuitBreaker", "Permit", "Status", "check_count", "check_seconds"]
+__all__ = [
+    "CircuitBreaker",
+    "Permit",
+    "Status",
+    "check_count",
+    "check_fraction",
+    "check_seconds",
+]
 
 
-@dataclass(frozen=True, slots=True)
-class Permit:
+class Permit(NamedTuple):
     """What was known of the breaker when an attempt began.
 
     Attributes:
@@ -51,6 +57,11 @@ class Status(NamedTuple):
     changed_at: float = -math.inf  # last counted failure or change of state
     healthy_at: float = -math.inf  # last closing; unless closed, when that ended
     due: float = math.inf  # when the next trial is due
+    reporter: int | None = None  # the thread that has reported a failure last
+
+
+# One for each read, so it is no function of Python's.
+latest_permit: Callable[[CircuitBreaker], Permit] = attrgetter("_status.permit")
 
 
 class CircuitBreaker:
@@ -65,7 +76,8 @@ class CircuitBreaker:
     One outage counts once: a failure counts only if its attempt began after the last
     counted failure and the last change of state. A :class:`Permit` tells this
     exactly. Without one, failures of a closed breaker within *instant* seconds after
-    the last counted one are taken for the same outage.
+    the last counted one are taken for the same outage, unless the same thread reports
+    them: it has tried again since.
 
     Trials: exactly one at a time. If its outcome is not reported within *lease*
     seconds, the next caller gets a new trial, and the permit of the lost one is void.
@@ -158,7 +170,7 @@ class CircuitBreaker:
 
     def permit(self) -> Permit:
         """Return a permit to hand in with an attempt's outcome. Takes no lock."""
-        return self._status.permit
+        return latest_permit(self)
 
     def acquire(self) -> Permit | None:
         """Return a permit to try, or None while the breaker is open.
@@ -184,7 +196,7 @@ class CircuitBreaker:
                 return False
             failures = self._status.failures + 1
             if self._status.state == "closed" and failures < self.threshold:
-                self._move(now, failures=failures)
+                self._move(now, failures=failures, reporter=get_ident())
                 return False
             self._open(now, failures)
             return True
@@ -201,7 +213,7 @@ class CircuitBreaker:
             if status.state == "open" or self._is_late(permit):
                 return False
             if status.state == "closed":
-                permit = replace(status.permit, quiet=True)
+                permit = status.permit._replace(quiet=True)
                 self._status = status._replace(failures=0, permit=permit)
                 return False
             self._close()
@@ -266,18 +278,19 @@ class CircuitBreaker:
         return permit.generation != self._status.permit.generation
 
     def _counts(self, permit: Permit | None, now: float) -> bool:
+        """Whether a failure is not one more sign of an outage that was counted."""
         status = self._status
         if status.state == "open" or self._is_late(permit):
             return False
-        same = permit is None and status.state == "closed"
-        return not (same and now - status.changed_at < self.instant)
+        unclear = permit is None and status.state == "closed"
+        by_others = status.reporter != get_ident()
+        return not (unclear and by_others and now - status.changed_at < self.instant)
 
     def _open(self, now: float, failures: int) -> None:
         status, level = self._status, self._status.level
         since = status.healthy_at
         if status.state == "closed":
-            healthy = now - since
-            level = max(0, level - int(min(healthy / self.max_reset, level)))
+            level -= int(min((now - since) / self.max_reset, level))
             since = now
         base = min(self.max_reset, self.reset * 2.0**level)
         self._move(
@@ -291,7 +304,14 @@ class CircuitBreaker:
 
     def _close(self) -> None:
         now = self.clock()
-        self._move(now, state="closed", failures=0, due=math.inf, healthy_at=now)
+        self._move(
+            now,
+            state="closed",
+            failures=0,
+            due=math.inf,
+            healthy_at=now,
+            reporter=None,
+        )
 
     def _move(self, now: float, **changes: object) -> None:
         status = self._status._replace(
@@ -318,6 +338,13 @@ def check_seconds(
         raise InvalidSettingError(name, value, f"above {above:g} seconds")
     if value < least:
         raise InvalidSettingError(name, value, f"{least:g} seconds or more")
+
+
+def check_fraction(name: str, value: float) -> None:
+    """Raise InvalidSettingError unless *value* is above 0 and at most 1."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (number and 0 < value <= 1):
+        raise InvalidSettingError(name, value, "above 0, and 1 at most")
 
 
 def check_count(name: str, value: int) -> None:

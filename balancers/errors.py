@@ -17,6 +17,7 @@ __all__ = [
     "NoMemberAvailableError",
     "UnknownBalancerError",
     "UnknownMemberError",
+    "WeightsUnreadError",
     "error_text",
     "redact",
 ]
@@ -24,12 +25,23 @@ __all__ = [
 TEXT_LIMIT = 300
 """Characters of an error's text that :func:`error_text` keeps."""
 
+# All of these take a time that grows no faster than the text: it may be a statement
+# of megabytes.
 # A password may contain blanks, and the text around it may only look like a URL.
-_URL_PASSWORD = re.compile(r"(//[^\s:/]*):[^\n]*@|(\b[\w.+-]+):(?!//)\S+@")
+_URL_USER = re.compile(r"//[^\s:/]*:")
+_WORD = re.compile(r"\S+")
+_LOGIN = re.compile(r"(?<=[\w.+-]):(?!//).")
+_SECRET_NAME = (
+    r"password|passwd|passphrase|\bpass\b|pwd|secret|token|credential"  # noqa: S105
+    r"|(?:api|access|account|private)_?key|identified\s+by\b"
+)
 _NAMED_PASSWORD = re.compile(
-    r"""
-    (\w*(?:password|passwd|passphrase|pwd|secret|token)\w*
-     (?:\s*=\s*|['"]\s*[:=]\s*))       # password=  'password':  "password" =
+    rf"""
+    ((?:{_SECRET_NAME})(?:(?!{_SECRET_NAME})\w)*
+     (?:\s*=\s*                        # password=
+      |['"]\s*[:=]\s*                   # 'password':  "password" =
+      |:\s+(?!(?:yes|no)\))             # password:  not (using password: NO)
+      |\s+(?=['"])))                    # IDENTIFIED BY '
     (?:'(?:[^'\\]|\\.)*(?:'|$)         # an unfinished quotation hides the rest
      |"(?:[^"\\]|\\.)*(?:"|$)
      |\S+)
@@ -44,7 +56,25 @@ def redact(text: str) -> str:
     It hides too much rather than too little: everything between the user name of a
     URL and the last ``@`` of the same line.
     """
-    return _NAMED_PASSWORD.sub(r"\1***", _URL_PASSWORD.sub(r"\1\2:***@", text))
+    if "@" in text:
+        text = "\n".join(map(_without_logins, text.split("\n")))
+    return _NAMED_PASSWORD.sub(r"\1***", text)
+
+
+def _without_logins(line: str) -> str:
+    head, at, tail = line.rpartition("@")
+    if not at:
+        return line
+    user = _URL_USER.search(head)
+    if user is not None:
+        head = f"{head[: user.end()]}***"
+    return _WORD.sub(_without_login, f"{head}@") + tail
+
+
+def _without_login(word: re.Match[str]) -> str:
+    head, at, tail = word[0].rpartition("@")
+    login = _LOGIN.search(head)
+    return word[0] if login is None else f"{head[: login.start()]}:***{at}{tail}"
 
 
 def error_text(error: BaseException) -> str:
@@ -56,11 +86,13 @@ def error_text(error: BaseException) -> str:
     Returns:
         ``"TypeName: first line of its message"``, at most :data:`TEXT_LIMIT`
         characters after the type's name; the name alone if the message is empty or
-        ``str(error)`` fails.
+        ``str(error)`` fails. What no encoding has, as a part of a file's name may be,
+        is escaped.
     """
     name = type(error).__name__
     try:
         text = redact(str(error)).strip()
+        text = text.encode(errors="backslashreplace").decode()
     except Exception:  # noqa: BLE001 - a faulty __str__ must not hide the real error
         return name
     line = text.splitlines()[0].strip() if text else ""
@@ -105,27 +137,8 @@ class NoMemberAvailableError(BalancerError):
         return f"No member is available: {listed}."
 
 
-class UnknownMemberError(BalancerError, KeyError):
-    """A member, or a member's name, that the pool does not have.
-
-    Attributes:
-        name: The name asked for.
-        known: The names of the pool's members.
-    """
-
-    def __init__(self, name: str, known: Iterable[str]) -> None:
-        self.name = name
-        self.known = tuple(known)
-        super().__init__(name, self.known)
-
-    def __str__(self) -> str:
-        if self.name in self.known:
-            return f"The member {self.name!r} given here belongs to another pool."
-        return f"No member {self.name!r}; the pool knows {_names(self.known)}."
-
-
-class DuplicateMemberError(BalancerError, ValueError):
-    """The name of a new member is that of an existing one.
+class _MemberNameError(BalancerError):
+    """A name that the members of a pool do not allow.
 
     Attributes:
         name: The name given.
@@ -136,6 +149,19 @@ class DuplicateMemberError(BalancerError, ValueError):
         self.name = name
         self.known = tuple(known)
         super().__init__(name, self.known)
+
+
+class UnknownMemberError(_MemberNameError, KeyError):
+    """A member, or a member's name, that the pool does not have."""
+
+    def __str__(self) -> str:
+        if self.name in self.known:
+            return f"The member {self.name!r} given here belongs to another pool."
+        return f"No member {self.name!r}; the pool knows {_names(self.known)}."
+
+
+class DuplicateMemberError(_MemberNameError, ValueError):
+    """The name of a new member is that of an existing one."""
 
     def __str__(self) -> str:
         return (
@@ -205,6 +231,24 @@ class InvalidWeightError(BalancerError, ValueError):
         return (
             f"The weight of {self.name!r} must be a whole number, 0 (no traffic) "
             f"or more, not {self.weight!r}."
+        )
+
+
+class WeightsUnreadError(BalancerError, TypeError):
+    """Weights are to be changed that the balancer does not read.
+
+    Attributes:
+        balancer: ``repr`` of the balancer.
+    """
+
+    def __init__(self, balancer: object) -> None:
+        self.balancer = str(_shown(balancer))
+        super().__init__(self.balancer)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.balancer} reads no weights; Weighted() does. To take a member out, "
+            "drain it."
         )
 
 

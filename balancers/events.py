@@ -19,6 +19,7 @@ __all__ = [
     "MemberOpened",
     "MemberRemoved",
     "MemberRestored",
+    "MemberReweighted",
     "MemberSnapshot",
     "PoolSnapshot",
     "State",
@@ -136,6 +137,19 @@ class MemberRemoved:
     name: str
 
 
+@dataclass(frozen=True)
+class MemberReweighted:
+    """A member's weight was changed by :meth:`Pool.reweight`; not if it is the same.
+
+    Attributes:
+        name: The member.
+        weight: Its new weight; with 0 it takes no traffic.
+    """
+
+    name: str
+    weight: int
+
+
 Event: TypeAlias = (
     MemberOpened
     | MemberOnTrial
@@ -144,6 +158,7 @@ Event: TypeAlias = (
     | MemberRestored
     | MemberAdded
     | MemberRemoved
+    | MemberReweighted
 )
 
 

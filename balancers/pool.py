@@ -11,9 +11,14 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from ._membership import Membership
 from ._publisher import Publisher
-from ._records import MemberRecord, make_members
-from .breaker import CircuitBreaker, Permit
-from .errors import NoMemberAvailableError, error_text
+from ._records import (
+    MemberRecord,
+    ask_for_feedback,
+    check_weights,
+    make_members,
+)
+from .breaker import CircuitBreaker, Permit, check_fraction, latest_permit
+from .errors import NoMemberAvailableError, WeightsUnreadError, error_text
 from .events import (
     Event,
     MemberAdded,
@@ -21,14 +26,16 @@ from .events import (
     MemberDrained,
     MemberRemoved,
     MemberRestored,
+    MemberReweighted,
 )
-from .strategies import RoundRobin, resolve_balancer
+from .strategies import RoundRobin, reads_weights, resolve_balancer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from ._member import Member, Pick, Strategy
     from .events import Listener, PoolSnapshot
-    from .strategies import Balancer, Member, Pick, Strategy
+    from .strategies import Balancer
 
 __all__ = ["Pool"]
 
@@ -125,6 +132,9 @@ class Pool(Generic[T]):
             MemberRecord(member, breaker()) for member in members
         )
         strategy: Strategy[T] = resolve_balancer(balancer)
+        self._strategy = strategy
+        for member in members:
+            ask_for_feedback(strategy, member)
         self._publisher = Publisher(
             self._membership,
             strategy,
@@ -208,6 +218,16 @@ class Pool(Generic[T]):
             UnknownMemberError: *member* is not of this pool.
         """
         return self._membership.record(member).breaker.permit()
+
+    def permits(self, member: Member[T]) -> Callable[[], Permit]:
+        """Return a function that does what :meth:`permit` does for *member*.
+
+        For a caller that connects to the same member again and again.
+
+        Raises:
+            UnknownMemberError: *member* is not of this pool.
+        """
+        return partial(latest_permit, self._membership.record(member).breaker)
 
     def failed(
         self, member: Member[T], error: BaseException, permit: Permit | None = None
@@ -323,6 +343,10 @@ class Pool(Generic[T]):
             InvalidWeightError: *weight* is no whole number from 0 up.
         """
         (member,) = make_members({name: target}, {name: weight})
+        try:
+            ask_for_feedback(self._strategy, member)
+        except Exception:  # of a custom strategy; the member is of use without
+            logger.exception("%r cannot be told of %r", self._strategy, name)
         self._publisher.add(MemberRecord(member, self._new_breaker()))
         self._tell(MemberAdded(name, weight))
         return member
@@ -342,6 +366,48 @@ class Pool(Generic[T]):
         member = self._publisher.remove(name)
         self._tell(MemberRemoved(name))
         return member
+
+    def reweight(self, weights: Mapping[str, int]) -> None:
+        """Change the weights of some members; the others keep theirs.
+
+        All at once: after an error none is changed. A member whose weight was 0 begins
+        with a slow start, if the pool has one.
+
+        Args:
+            weights: By name; 0 takes no traffic.
+
+        Raises:
+            WeightsUnreadError: The balancer reads no weights.
+            UnknownMemberError: There is no member of a name.
+            InvalidWeightError: A weight is no whole number from 0 up.
+        """
+        if not reads_weights(self._strategy):
+            raise WeightsUnreadError(self._strategy)
+        members = self._membership.names
+        check_weights(members, weights)
+        by_member = {members[name]: weight for name, weight in weights.items()}
+        for member in self._publisher.reweight(by_member):
+            self._tell(MemberReweighted(member.name, by_member[member]))
+
+    def reduce(self, member: Member[T], share: float) -> None:
+        """Let *member* take only a part of its share, until told otherwise.
+
+        Relative to the members that take most of theirs: if all are reduced alike, it
+        makes no difference. It works with every balancer, also one that reads no
+        weights, and leaves the weight as it is.
+
+        Args:
+            member: The member.
+            share: Above 0; 1 is the full share.
+
+        Raises:
+            UnknownMemberError: *member* is not of this pool.
+            InvalidSettingError: *share* is not above 0 and at most 1.
+        """
+        check_fraction("share", share)
+        record = self._membership.record(member)
+        with self._publisher.changing(record):
+            record.share = share
 
     def causes(self) -> dict[str, str]:
         """Return what state each member is in and why, by name."""
@@ -375,7 +441,18 @@ class Pool(Generic[T]):
             opened_for = record.breaker.opened_for or 0.0
             closed = outcome()
         if closed:
+            self._forget_use(record.member)
             self._tell(MemberClosed(record.member.name, opened_for))
+
+    def _forget_use(self, member: Member[T]) -> None:
+        """Let a member's feedback forget what it knows: that is of its outage."""
+        forget = getattr(member.feedback, "forget", None)  # a custom one may lack it
+        if forget is None:
+            return
+        try:
+            forget()
+        except Exception:
+            logger.exception("%r failed for %r", forget, member.name)
 
     def _set_drained(self, name: str, drained: bool, event: Event) -> None:
         record = self._membership.record(self.member(name))

@@ -2,151 +2,68 @@
 
 A strategy is any callable that takes the tuple of live members (never empty, every
 weight at least 1) and returns a function without arguments that returns one of them.
-It is called again whenever membership changes, so it need not check health.
+It is called again whenever membership or a weight changes, so it need not check health.
+
+It may have, besides:
+
+- ``reads_weights``: False if it ignores weights other than 0. A pool warns of such
+  weights then, and refuses to change them.
+- ``feedback(member)``: returns a :class:`balancers.Feedback` for this member, or None.
+  A pool asks once for each member. Only then is the member's use measured.
+- ``prefer(members, given)``: returns the members in the order in which a pool with a
+  limit uses them; by default that is *members*, a random order. *given* is their own.
 
 Fork: a child process continues its parent's rotation at the same position, as its
 siblings do; :meth:`balancers.Pool.reshuffle` in the child starts a new one.
-
-Threads: with the GIL they share one ``itertools.cycle``, whose step is atomic.
-Without the GIL a cycle is not safe to share; there they share an ``itertools.count``
-and use it as an index, which is a little slower.
 """
 
 from __future__ import annotations
 
-import random
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from heapq import heappop, heappush
 from importlib import import_module
-from itertools import chain, count, cycle, repeat
-from math import gcd
+from itertools import repeat
 from operator import attrgetter
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar, cast
 
-from .errors import NoMemberAvailableError, UnknownBalancerError
+from ._measured import LatencyWindow, LeastOutstanding, PeakEwma
+from ._member import Member, Pick, Strategy
+from ._sequences import (
+    MAX_STEPS,
+    able,
+    rotation,
+    shuffled_by_weight,
+    spread_by_weight,
+)
+from .errors import InvalidSettingError, UnknownBalancerError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from .feedback import Feedback
 
 __all__ = [
     "BALANCERS",
     "MAX_STEPS",
     "Balancer",
+    "First",
+    "LatencyWindow",
+    "LeastOutstanding",
     "Member",
+    "PeakEwma",
     "Pick",
     "Random",
     "RoundRobin",
     "Strategy",
     "Weighted",
+    "Zoned",
+    "is_shipped",
+    "reads_weights",
     "resolve_balancer",
 ]
 
 T = TypeVar("T")
 
-MAX_STEPS = 4096
-"""Length of the longest sequence computed in advance; see :class:`Weighted`."""
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Member(Generic[T]):
-    """One thing to pick; equal only to itself.
-
-    Attributes:
-        name: Its name in the pool.
-        target: The thing itself; not shown by ``repr``, as it may hold a password.
-        weight: Its share relative to the others; 0 takes no traffic.
-    """
-
-    # Not dataclass(slots=True): before Python 3.12 Member[int](...) fails with it.
-    # A pool keeps weak references to removed members.
-    __slots__ = ("__weakref__", "name", "target", "weight")
-
-    name: str
-    target: T
-    weight: int
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(name={self.name!r}, weight={self.weight!r})"
-
-    def __reduce__(self) -> tuple[type[Member[T]], tuple[str, T, int]]:
-        return type(self), (self.name, self.target, self.weight)
-
-
-Pick: TypeAlias = Callable[[], Member[T]]
-Strategy: TypeAlias = Callable[[tuple[Member[T], ...]], Pick[T]]
 Balancer: TypeAlias = str | type[Any] | Strategy[T]
-
-
-def _has_gil() -> bool:
-    return bool(getattr(sys, "_is_gil_enabled", lambda: True)())
-
-
-def _able(members: Sequence[Member[T]]) -> Sequence[Member[T]]:
-    """Return the members that take traffic, at least one.
-
-    Raises:
-        NoMemberAvailableError: There is none.
-    """
-    able = [member for member in members if member.weight > 0]
-    if not able:
-        raise NoMemberAvailableError({member.name: "weight 0" for member in members})
-    return able
-
-
-def _rotation(sequence: Sequence[Member[T]]) -> Pick[T]:
-    """Return a pick function that repeats *sequence*, from a random position on."""
-    start = random.randrange(len(sequence))  # noqa: S311 - no secret
-    if _has_gil():
-        return cycle((*sequence[start:], *sequence[:start])).__next__
-    return _shared_rotation(tuple(sequence), start)
-
-
-def _shared_rotation(sequence: tuple[Member[T], ...], start: int) -> Pick[T]:
-    """Return the same with a shared counter, for interpreters without the GIL."""
-    step, length = count(start).__next__, len(sequence)
-
-    def pick() -> Member[T]:
-        return sequence[step() % length]
-
-    return pick
-
-
-def _shares(weights: Sequence[int]) -> list[int]:
-    """Return *weights* in lowest terms, scaled down to a sum of about MAX_STEPS."""
-    total = sum(weights)
-    if total // gcd(*weights) > MAX_STEPS:
-        weights = [max(1, round(w * MAX_STEPS / total)) for w in weights]
-    divisor = gcd(*weights)
-    return [w // divisor for w in weights]
-
-
-def _spread(shares: Sequence[int]) -> list[int]:
-    """Return a cycle with each index as often as its share, spread evenly.
-
-    After any number of steps from the start, the count of each index differs by less
-    than 1 from its exact part. The algorithm is that of R. Tijdeman, "The chairman
-    assignment problem" (Discrete Mathematics 32, 1980): each turn of an index has a
-    first and a last step; at each step, of the turns that may come, the one with the
-    earliest last step comes. A step costs one push and one pop of a heap.
-    """
-    total, parts = sum(shares), max(1, 2 * len(shares) - 2)
-    beginning: list[list[tuple[float, int]]] = [[] for _ in range(total + 1)]
-    for index, share in enumerate(shares):
-        unit = share * parts
-        for turn in range(share):
-            first = -(-(turn * parts + 1) * total // unit)
-            last = ((turn + 1) * parts - 1) * total / unit
-            beginning[first].append((last, index))
-    sequence = []
-    waiting: list[tuple[float, int]] = []
-    for begin in beginning[1:]:
-        for one in begin:
-            heappush(waiting, one)
-        sequence.append(heappop(waiting)[1])
-    return sequence
 
 
 class _Plain:
@@ -182,10 +99,28 @@ class RoundRobin(_Plain):
         Raises:
             NoMemberAvailableError: None of *members* takes traffic.
         """
-        return _rotation(_able(members))
+        return rotation([*able(members)])
 
 
-class Random(_Plain):
+class _ByWeight(_Plain):
+    """Base of those that repeat a sequence which has each member by its weight."""
+
+    __slots__ = ()
+
+    _order: ClassVar[staticmethod[[Iterable[int]], list[int]]]
+
+    def __call__(self, members: tuple[Member[T], ...]) -> Pick[T]:
+        """Return a pick function over *members*.
+
+        Raises:
+            NoMemberAvailableError: None of *members* takes traffic.
+        """
+        weights = able(members)
+        order = [*weights]
+        return rotation([order[i] for i in self._order(weights.values())])
+
+
+class Random(_ByWeight):
     """At random, in proportion to weight.
 
     Picks come from a shuffled sequence of about :data:`MAX_STEPS` entries, which
@@ -196,21 +131,10 @@ class Random(_Plain):
 
     __slots__ = ()
 
-    def __call__(self, members: tuple[Member[T], ...]) -> Pick[T]:
-        """Return a pick function over *members*.
-
-        Raises:
-            NoMemberAvailableError: None of *members* takes traffic.
-        """
-        able = _able(members)
-        shares = _shares([member.weight for member in able])
-        repeats = max(1, MAX_STEPS // sum(shares))
-        sequence = [*chain(*map(repeat, able, shares))] * repeats
-        random.shuffle(sequence)
-        return _rotation(sequence)
+    _order = staticmethod(shuffled_by_weight)
 
 
-class Weighted(_Plain):
+class Weighted(_ByWeight):
     """Smooth weighted round robin, from a random position on.
 
     A cycle has ``sum(weights) / gcd(weights)`` picks and gives every member exactly
@@ -223,21 +147,120 @@ class Weighted(_Plain):
 
     __slots__ = ()
 
+    _order = staticmethod(spread_by_weight)
+
+
+class First(_Plain):
+    """The first live member, in the order given: the others stand by.
+
+    It ignores weights other than 0.
+    """
+
+    __slots__ = ()
+
+    reads_weights = False
+
     def __call__(self, members: tuple[Member[T], ...]) -> Pick[T]:
         """Return a pick function over *members*.
 
         Raises:
             NoMemberAvailableError: None of *members* takes traffic.
         """
-        able = _able(members)
-        shares = _shares([member.weight for member in able])
-        return _rotation([able[index] for index in _spread(shares)])
+        return repeat(next(iter(able(members)))).__next__
+
+    def prefer(
+        self, _members: Sequence[Member[T]], given: Sequence[Member[T]]
+    ) -> list[Member[T]]:
+        """Return the members in the order given."""
+        return [*given]
 
 
-BALANCERS: Mapping[str, type[RoundRobin | Random | Weighted]] = MappingProxyType(
-    {"round_robin": RoundRobin, "random": Random, "weighted": Weighted}
+class Zoned:
+    """Any strategy over the members of one zone; over all others while none is live.
+
+    Args:
+        strategy: Anything that :func:`resolve_balancer` takes.
+        zone: The local zone.
+        zones: The zone of each member, by name. One that is not there is not local.
+
+    Raises:
+        UnknownBalancerError: *strategy* neither is nor names one.
+        InvalidSettingError: *zone* is no text.
+
+    Attributes:
+        strategy: The strategy.
+    """
+
+    __slots__ = ("_zone", "_zones", "strategy")
+
+    def __init__(
+        self, strategy: Balancer[Any], zone: str, zones: Mapping[str, str]
+    ) -> None:
+        if not isinstance(zone, str) or not zone:
+            raise InvalidSettingError("zone", zone, "the name of the local zone")
+        self.strategy: Strategy[Any] = resolve_balancer(strategy)
+        self._zone = zone
+        self._zones = dict(zones)
+
+    def __repr__(self) -> str:
+        return f"Zoned({self.strategy!r}, {self._zone!r}, {self._zones!r})"
+
+    @property
+    def reads_weights(self) -> bool:
+        """Whether the strategy does."""
+        return reads_weights(self.strategy)
+
+    @property
+    def feedback(self) -> Callable[[Member[Any]], Feedback | None]:
+        """The strategy's own; without one it has no such attribute."""
+        found: Callable[[Member[Any]], Feedback | None] = attrgetter("feedback")(
+            self.strategy
+        )
+        return found
+
+    def __call__(self, members: tuple[Member[T], ...]) -> Pick[T]:
+        """Return the strategy's pick function over *members*; its errors propagate."""
+        local = tuple(one for one in members if self._is_local(one) and one.weight > 0)
+        others = tuple(one for one in members if not self._is_local(one))
+        pick: Pick[T] = self.strategy(local or others or members)
+        return pick
+
+    def prefer(
+        self, members: Sequence[Member[T]], given: Sequence[Member[T]]
+    ) -> list[Member[T]]:
+        """Return local members first, each group as the strategy has it."""
+        prefer = getattr(self.strategy, "prefer", None)
+        order = members if prefer is None else prefer(members, given)
+        return sorted(order, key=lambda one: not self._is_local(one))
+
+    def _is_local(self, member: Member[Any]) -> bool:
+        return self._zones.get(member.name) == self._zone
+
+
+BALANCERS: Mapping[str, type[Strategy[Any]]] = MappingProxyType(
+    {
+        "round_robin": RoundRobin,
+        "random": Random,
+        "weighted": Weighted,
+        "least_outstanding": LeastOutstanding,
+        "peak_ewma": PeakEwma,
+        "latency_window": LatencyWindow,
+        "first": First,
+    }
 )
 """The strategies that have a short name."""
+
+
+def is_shipped(strategy: object) -> bool:
+    """Whether *strategy* is one of this package, over a zone or not."""
+    if type(strategy) is Zoned:
+        return is_shipped(strategy.strategy)
+    return type(strategy) in BALANCERS.values()
+
+
+def reads_weights(strategy: object) -> bool:
+    """Whether *strategy* shares by weight; any does that does not say otherwise."""
+    return bool(getattr(strategy, "reads_weights", True))
 
 
 def resolve_balancer(value: Balancer[T] | object) -> Strategy[T]:

@@ -71,7 +71,7 @@ def main(given: list[str] | None = None) -> int:
     timings: dict[str, Any] = {}
     failed = False
     for name in options.only or SUITES:
-        starts = options.starts if name == "request" else 1
+        starts = options.starts if name in {"request", "pins"} else 1
         found: list[list[Comparison]] = []
         for number in range(1, starts + 1):
             of = f", start {number} of {starts}" if starts > 1 else ""

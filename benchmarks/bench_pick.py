@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from itertools import accumulate
-from threading import Lock
+from threading import Lock, Thread
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,8 +20,10 @@ from benchmarks.pairs import Bound, Loop
 if TYPE_CHECKING:
     from benchmarks.conftest import Compare
 
-SIZES = (2, 8, 64, 256)
-BOUND = Bound(2.5)
+SIZES = (2, 8, 64, 1000)
+PLAIN = Bound(1.35)
+MEASURED = Bound(40)
+THREADS = 8
 
 
 class Floor:
@@ -95,14 +97,54 @@ def _compare(compare: Compare, case: str, picker: object, bound: Bound | None) -
     )
 
 
+def _pool(balancer: str, size: int) -> Pool[str]:
+    """Return a pool whose members have all been used, if that is measured."""
+    names = _members(size)
+    unequal = weights(names) if balancer == "weighted" else None
+    pool = Pool({name: name for name in names}, balancer=balancer, weights=unequal)
+    for number, member in enumerate(pool.members):
+        if member.feedback is not None:
+            for _ in range(2):
+                member.feedback.started()
+                member.feedback.finished(0.005 + 0.0001 * (number % 7))
+    return pool
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("balancer", sorted(BALANCERS))
 def bench_balancer(compare: Compare, balancer: str, size: int) -> None:
     """Measure a pick by each balancer."""
-    names = _members(size)
-    unequal = weights(names) if balancer == "weighted" else None
-    pool = Pool({name: name for name in names}, balancer=balancer, weights=unequal)
-    _compare(compare, f"{balancer} of {size}", pool, BOUND)
+    pool = _pool(balancer, size)
+    measured = pool.members[0].feedback is not None
+    _compare(compare, f"{balancer} of {size}", pool, MEASURED if measured else PLAIN)
+
+
+def _by_threads(pool: Pool[str], count: int, picks: int) -> None:
+    """Let threads pick, so many times all together."""
+
+    def work() -> None:
+        for _ in range(picks // count):
+            pool.pick()
+
+    threads = [Thread(target=work) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+@pytest.mark.parametrize("balancer", sorted(BALANCERS))
+def bench_threads(compare: Compare, balancer: str) -> None:
+    """Measure picks by eight threads, beside as many by one."""
+    names = {"run": _by_threads, "pool": _pool(balancer, 8)}
+    compare(
+        ("pick", f"{balancer} of 8, {THREADS} threads", "one thread"),
+        Loop(f"run(pool, {THREADS}, 200_000)", names, unroll=1),
+        Loop("run(pool, 1, 200_000)", names, unroll=1),
+        bound=Bound(1.25),
+        seconds=0,
+        pairs=12,
+    )
 
 
 @pytest.mark.parametrize("size", SIZES)

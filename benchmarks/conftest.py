@@ -29,6 +29,7 @@ class Compare(Protocol):
         bound: Bound | None = None,
         seconds: float = 0.0003,
         pairs: int = 1000,
+        prepare: Callable[[], object] = lambda: None,
     ) -> None:
         """Measure, and hand the result to whoever runs the suite.
 
@@ -37,8 +38,9 @@ class Compare(Protocol):
             subject: What is measured.
             peer: What it is compared with.
             bound: What the ratio should not exceed.
-            seconds: How long one round of each may take, about.
+            seconds: How long one round of each may take, about; 0 for a single call.
             pairs: How many rounds.
+            prepare: Called before each round of either, and not timed.
         """
 
 
@@ -56,9 +58,12 @@ def compare(
         bound: Bound | None = None,
         seconds: float = 0.0003,
         pairs: int = 1000,
+        prepare: Callable[[], object] = lambda: None,
     ) -> None:
         benchmark.group = labels[0]
-        times, peers = measure(benchmark, subject, peer, seconds=seconds, pairs=pairs)
+        times, peers = measure(
+            benchmark, subject, peer, seconds=seconds, pairs=pairs, prepare=prepare
+        )
         found = compared(labels, times, peers, bound)
         benchmark.extra_info.update(as_info(found), calls_per_round=subject.calls)
         record_property("comparison", found)

@@ -11,7 +11,7 @@ from timeit import Timer
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from pytest_benchmark.fixture import BenchmarkFixture
 
@@ -129,6 +129,7 @@ def measure(
     *,
     seconds: float,
     pairs: int,
+    prepare: Callable[[], object] = lambda: None,
 ) -> tuple[list[float], list[float]]:
     """Run both loops in turn.
 
@@ -136,18 +137,22 @@ def measure(
         benchmark: Times the subject and keeps what it finds.
         subject: What is measured.
         peer: What it is compared with; it runs before each round.
-        seconds: How long one round may take, about.
+        seconds: How long one round may take, about; 0 for a single call in each.
         pairs: How many rounds.
+        prepare: Called before each round of either, and not timed.
 
     Returns:
         The seconds of one call in each round: the subject's, and the peer's.
     """
     for loop in (subject, peer):
+        prepare()
         loop.calibrate(seconds)
     peers: list[float] = []
 
     def before() -> None:
+        prepare()
         peers.append(peer.run() / peer.calls)
+        prepare()
 
     timed: Any = benchmark  # its methods have no types
     timed.pedantic(subject.run, setup=before, rounds=pairs)

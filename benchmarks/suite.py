@@ -13,7 +13,7 @@ from benchmarks.pairs import Comparison, as_info
 __all__ = ["HERE", "SUITES"]
 
 HERE = Path(__file__).resolve().parent
-SUITES = ("pick", "get_bind", "request")
+SUITES = ("pick", "get_bind", "request", "pins", "start")
 
 
 class Progress:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pwd
     from collections.abc import Callable
 
-HINT: Final = "It comes with the demo extra: pip install 'flask-replicated[demo]'"
+HINT: Final = "It comes with the demo extra: pip install '.[demo]' in a clone"
 
 try:
     import psutil

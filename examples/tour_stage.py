@@ -23,16 +23,18 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 from examples.guestbook import create_app, db, members
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
     from rich.console import RenderableType
     from typing_extensions import Self
 
     from examples.cluster import Cluster
+    from examples.faults import Faults
 
 __all__ = ["Check", "Guestbook", "Load", "Page", "Screen", "Visitor", "bar", "grid"]
 
+_KEPT_FAILURES: Final = 100
 _SERVED: Final = re.compile(r"served by (\S+) \((\w+)\)")
 
 
@@ -150,18 +152,32 @@ class _QuietHandler(WSGIRequestHandler):
 class Guestbook:
     """A guestbook on a cluster, behind a threaded HTTP server of its own.
 
+    Args:
+        cluster: The servers.
+        settings: Of the application.
+        port: Of the HTTP server; 0 for any that is free.
+        faults: What a visitor may do to the standbys, on the page; None for no page.
+
     Attributes:
         port: Of the HTTP server, on 127.0.0.1.
         url: Its address.
     """
 
-    def __init__(self, cluster: Cluster, **settings: object) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        settings: Mapping[str, object],
+        port: int = 0,
+        faults: Faults | None = None,
+    ) -> None:
         standbys = [standby.url() for standby in cluster.standbys]
         self._app = create_app(cluster.primary.url(), standbys, **settings)
+        if faults is not None:
+            faults.add_page(self._app)
         # The tables were made a moment ago.
         cluster.wait_replicated()
         self._server = make_server(
-            "127.0.0.1", 0, self._app, threaded=True, request_handler=_QuietHandler
+            "127.0.0.1", port, self._app, threaded=True, request_handler=_QuietHandler
         )
         self.port = self._server.port
         self.url = f"http://127.0.0.1:{self.port}/"
@@ -258,16 +274,23 @@ class Load:
         guestbook: Who is read.
         readers: How many threads read.
         pause: Seconds from an answer to the same thread's next read.
+        writes_every: Seconds between two entries of one more visitor; None for none.
 
     Attributes:
         readers: How many threads read.
-        failures: What went wrong, request by request.
+        failed: How many requests went wrong.
+        failures: What went wrong, for the first of them and the last.
     """
 
     def __init__(
-        self, guestbook: Guestbook, readers: int = 4, pause: float = 0.02
+        self,
+        guestbook: Guestbook,
+        readers: int = 4,
+        pause: float = 0.02,
+        writes_every: float | None = None,
     ) -> None:
         self.readers = readers
+        self.failed = 0
         self.failures: list[str] = []
         self._guestbook = guestbook
         self._pause = pause
@@ -276,13 +299,31 @@ class Load:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._run) for _ in range(readers)]
+        if writes_every is not None:
+            writer = threading.Thread(target=self._write, args=(writes_every,))
+            self._threads.append(writer)
+
+    def _write(self, every: float) -> None:
+        author = Visitor(self._guestbook)
+        while not self._stop.wait(every):
+            try:
+                author.write("Ann", f"It is {time.strftime('%H:%M:%S')}.")
+                author.read()
+            except Exception as error:  # noqa: BLE001 - the same as in _run()
+                self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        with self._lock:
+            self.failed += 1
+            del self.failures[_KEPT_FAILURES - 1 :]
+            self.failures.append(f"{type(error).__name__}: {error}")
 
     def _run(self) -> None:
         while not self._stop.wait(self._pause):
             try:
                 server = Visitor(self._guestbook).read().server
             except Exception as error:  # noqa: BLE001 - a failed request, whatever it was
-                self.failures.append(f"{type(error).__name__}: {error}")
+                self._fail(error)
                 continue
             with self._lock:
                 self._served[server] += 1
@@ -307,7 +348,7 @@ class Load:
         most = max(rates.values(), default=1)
         for name in names:
             table.add_row(name, str(rates[name]), bar(rates[name] / most))
-        table.caption = f"{total} reads answered, {len(self.failures)} failed"
+        table.caption = f"{total} reads answered, {self.failed} failed"
         return table
 
     def __enter__(self) -> Self:

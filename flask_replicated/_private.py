@@ -11,17 +11,16 @@ from __future__ import annotations
 from inspect import getclosurevars
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
-from sqlalchemy import RootTransaction, util
+from sqlalchemy import util
 from sqlalchemy.event import _EventKey as EventKey
 from sqlalchemy.orm.session import _sessions
-from sqlalchemy.pool.base import _ConnectionRecord as ConnectionRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
-    from flask import Flask
-    from sqlalchemy import URL, Connection, Engine, Select
+    from sqlalchemy import Connection, Engine, Select
     from sqlalchemy.engine.interfaces import PoolProxiedConnection
     from sqlalchemy.orm import Session, SessionTransaction
     from sqlalchemy.pool import Pool, QueuePool
@@ -29,14 +28,12 @@ if TYPE_CHECKING:
 __all__ = [
     "ADD_EVENT",
     "INHERITED",
-    "ConnectionRecord",
     "EventKey",
     "add_listener",
-    "begin_as_root",
     "connect_arguments",
     "connections_of",
+    "driver_socket",
     "drop_transaction",
-    "for_update",
     "has_hints",
     "has_listeners",
     "has_no_options",
@@ -46,19 +43,13 @@ __all__ = [
     "is_observed",
     "isolation_level_setter",
     "joined_dispatch",
-    "lite_engine_options",
-    "make_flask_sqlalchemy_engine",
     "makes_own_engines",
-    "max_overflow",
+    "max_overflow_of",
     "parent_of",
     "pg8000_key_data",
     "pg8000_socket",
     "pooled_connection",
     "pymysql_awaits_answer",
-    "pymysql_socket",
-    "query_parts",
-    "resolved_lambda",
-    "roll_back_as_root",
     "select_parts",
     "selects_tables_only",
     "set_creator",
@@ -71,24 +62,15 @@ __all__ = [
 
 INHERITED: Mapping[str, frozenset[str]] = util.immutabledict(
     {
-        # Read at each transaction and each statement, where a call would cost more.
-        "Connection": frozenset({"_dbapi_connection", "_has_events", "_transaction"}),
-        # The class of its connections, which notice commits and failures; and what an
-        # engine keeps, which a facade shows of the real engine.
-        "Engine": frozenset(
-            {
-                "_compiled_cache",
-                "_connection_cls",
-                "_echo",
-                "_execution_options",
-                "_has_events",
-            }
-        ),
-        # How a transaction begins and ends at the driver. Without these each read
-        # would begin a block and send a rollback.
-        "RootTransaction": frozenset(
-            {"_connection_begin_impl", "_connection_rollback_impl"}
-        ),
+        # Said to the constructor, so that it does not look for listeners: see
+        # :func:`joined_dispatch`. And whether there is a transaction, for each read.
+        "Connection": frozenset({"_has_events", "_transaction"}),
+        # The class of its connections, which notice commits and failures; and whether
+        # it has listeners, which a facade shows of the real engine.
+        "Engine": frozenset({"_connection_cls", "_has_events"}),
+        # How a transaction begins at the driver. Without this each read would begin a
+        # block.
+        "RootTransaction": frozenset({"_connection_begin_impl"}),
         # Read at each statement, where a call would cost as much as routing it. So is
         # ``_connections`` of the transaction.
         "Session": frozenset({"_flushing", "_transaction"}),
@@ -131,16 +113,6 @@ def select_parts(statement: Select[Any]) -> tuple[Any, ...]:
     )
 
 
-query_parts = attrgetter("_independent_ctes", "_for_update_arg")
-"""The added CTEs and the lock (or None) of a Select, a union and the like."""
-
-for_update = attrgetter("_for_update_arg")
-"""The lock (``FOR UPDATE``) of a Select, a union and the like, or None."""
-
-resolved_lambda = attrgetter("_resolved")
-"""What a lambda statement has built. Without it each counts as a write."""
-
-
 def has_hints(part: Any) -> bool:
     """Return whether text of the program's is put into a query as a hint.
 
@@ -155,8 +127,8 @@ def has_no_options(statement: Select[Any]) -> bool:
 
     Nearly every statement has none, so nothing more has to be asked of it.
     """
-    own = statement.__dict__
-    return "_with_options" not in own and "_execution_options" not in own
+    own = statement.__dict__  # not user_options(), which costs more
+    return "_with_options" not in own and not statement.get_execution_options()
 
 
 def user_options(statement: Any) -> Iterable[Any]:
@@ -175,10 +147,6 @@ def set_user_options(statement: Select[Any], options: Iterable[Any]) -> None:
 
 # ------------------------------------------- SQLAlchemy: connection pools and dialects
 
-# ConnectionRecord is what a pool gives to creators and listeners; the public base class
-# keeps no ``info``. Without it, connections outside the pool could use no creator that
-# reads it.
-
 invoke_creator: Callable[[Pool], Callable[[Any], Any]] = attrgetter("_invoke_creator")
 """A pool's creator, whether it takes a record or nothing. Without it, connections
 outside the pool would not be made as those of the pool are."""
@@ -196,7 +164,8 @@ def connect_arguments(pool: Pool) -> Mapping[str, Any]:
 
 def has_own_creator(pool: Pool) -> bool:
     """Return whether the program opens a pool's connections itself."""
-    creator = pool._creator
+    # SQLAlchemy's own is a closure, told by its module.
+    creator = invoke_creator(pool)
     return getattr(creator, "__module__", None) != "sqlalchemy.engine.create"
 
 
@@ -210,9 +179,9 @@ def set_creator(pool: Pool, creator: Callable[[Any], Any]) -> None:
     target._creator = creator
 
 
-max_overflow: Callable[[QueuePool], int] = attrgetter("_max_overflow")
-"""How many connections a pool may open beyond its size. Without it a read could not
-tell that it would have to wait, and go to another replica."""
+max_overflow_of: Callable[[QueuePool], int] = attrgetter("_max_overflow")
+"""How many connections a pool may open beyond its size; -1 is any number. Without this
+a read could not tell that it would have to wait, and go to another replica."""
 
 
 def set_pool_timeout(pool: QueuePool, seconds: float) -> None:
@@ -234,11 +203,15 @@ def isolation_level_setter(dialect: Any) -> Callable[[Any, Any], None] | None:
 
 # ------------------------------------------ SQLAlchemy: connections and transactions
 
+
 pooled_connection: Callable[[Connection], PoolProxiedConnection | None] = attrgetter(
     "_dbapi_connection"
 )
-"""What a Connection has from its pool, or None. The public attribute opens one where
-there is none, and counts as handing out the driver's connection."""
+"""What a connection has from its pool; None if it is closed or invalidated.
+
+The public property opens it again then, and those of this package's classes note that
+the driver's connection is handed out. Each read asks several times.
+"""
 
 
 def has_listeners(connection: Connection) -> bool:
@@ -252,28 +225,22 @@ def has_listeners(connection: Connection) -> bool:
 def is_observed(connection: Connection) -> bool:
     """Return whether a listener or the log is told of each transaction.
 
-    Without this, a transaction that needs no block could not be left out.
+    The public way asks the log, for 1 % of a GET's instructions.
     """
-    engine = connection.engine
-    return connection._has_events or engine._has_events or connection._echo
+    return connection._has_events or connection.engine._has_events or connection._echo
 
 
-def drop_transaction(connection: Connection) -> None:
-    """Let a connection have no transaction any more, without a word to the server.
+def drop_transaction(connection: Connection) -> bool:
+    """Take the transaction off a connection, without a rollback.
 
+    Returns False, and does nothing, where a listener or the log is to hear of the end.
     Without this, each read ends with a rollback that has nothing to roll back.
     """
+    # Not by a call of is_observed(), which each read would pay for.
+    if connection._has_events or connection.engine._has_events or connection._echo:
+        return False
     connection._transaction = None
-
-
-def begin_as_root(transaction: Any) -> None:
-    """Begin at the driver as a plain transaction does, whatever its class overrides."""
-    RootTransaction._connection_begin_impl(transaction)
-
-
-def roll_back_as_root(transaction: Any) -> None:
-    """Roll back at the driver as a plain transaction does."""
-    RootTransaction._connection_rollback_impl(transaction)
+    return True
 
 
 def parent_of(engine: Any) -> Engine | None:
@@ -299,8 +266,8 @@ def add_listener(target: Any, key: Any, options: Mapping[str, Any]) -> None:
 def joined_dispatch(dispatch: Any, engine: Engine) -> Any:
     """Return a connection's dispatch with its engine's, as its constructor makes it.
 
-    Without this it would be made for each connection: a fifth of what it costs to
-    connect.
+    Without this it would be made for each connection, which costs 2 % of a GET's
+    instructions.
     """
     return dispatch._join(engine.dispatch)
 
@@ -312,17 +279,23 @@ ADD_EVENT = "_add_event"
 is called last. Without it, what the program's handlers change would not be seen."""
 
 
-def unflushed_sessions() -> Iterator[Session]:
-    """Return all sessions of the process that have changes to flush.
+def unflushed_sessions() -> WeakSet[Session]:
+    """Return the sessions of the process that have changes to flush.
 
     Without this, ``using_master(pin=False)`` would forget the write of a change that
-    was made before the block. ``session.new`` and its like copy what another thread
-    may be changing.
+    was made before the block.
     """
-    for reference in _sessions.valuerefs():
-        session = reference()
-        if session is not None and not session._is_clean():
-            yield session
+    sessions = (reference() for reference in _sessions.valuerefs())
+    return WeakSet(one for one in sessions if one is not None and _has_changes(one))
+
+
+def _has_changes(session: Session) -> bool:
+    try:
+        return bool(
+            session.new or session.deleted or session.identity_map.check_modified()
+        )
+    except RuntimeError:  # another thread changes what these copy, just now
+        return True
 
 
 is_flushing: Callable[[Session], bool] = attrgetter("_flushing")
@@ -335,41 +308,17 @@ connections_of: Callable[[SessionTransaction], dict[Any, Any]] = attrgetter(
 where there is none."""
 
 
-# ------------------------------------------------------------- Flask-SQLAlchemy, Lite
-# How they make their engines, which subclasses of theirs may override. Without these a
-# replica that is added later would have other options than the first ones.
+# ------------------------------------------------------------------ Flask-SQLAlchemy
 
 
 def makes_own_engines(db: Any) -> bool:
-    """Return whether a subclass of Flask-SQLAlchemy's extension makes the engines."""
+    """Return whether a subclass of Flask-SQLAlchemy's extension makes the engines.
+
+    Without this, a URL would be refused from which a subclass makes a fit engine.
+    """
     from flask_sqlalchemy import SQLAlchemy  # noqa: PLC0415 - not for every use
 
     return type(db)._make_engine is not SQLAlchemy._make_engine
-
-
-def make_flask_sqlalchemy_engine(
-    app: Flask, db: Any, name: str, bind: Mapping[str, Any]
-) -> Engine:
-    """Make an engine as ``SQLAlchemy.init_app()`` does for a bind."""
-    from flask_sqlalchemy import record_queries  # noqa: PLC0415 - the same
-
-    options = {**db._engine_options, **bind}
-    options.setdefault("echo", app.config["SQLALCHEMY_ECHO"])
-    options.setdefault("echo_pool", app.config["SQLALCHEMY_ECHO"])
-    db._apply_driver_defaults(options, app)
-    engine: Engine = db._make_engine(name, options, app)
-    if app.config["SQLALCHEMY_RECORD_QUERIES"]:
-        record_queries._listen(engine)
-    return engine
-
-
-def lite_engine_options(
-    app: Flask, db: Any, setting: str, bind: str | URL | dict[str, Any]
-) -> dict[str, Any]:
-    """Return the options of an engine as Flask-SQLAlchemy-Lite prepares them."""
-    from flask_sqlalchemy_lite import _make  # noqa: PLC0415 - it may be missing
-
-    return _make._prepare_engine_options(app, setting, db._engine_options, bind)
 
 
 # ------------------------------------------------------------------------- drivers
@@ -377,11 +326,18 @@ def lite_engine_options(
 _SECOND_PACKET = 2
 
 
-def pymysql_socket(connection: Any) -> Any:
-    """Return PyMySQL's socket, or None: it has no ``fileno()``.
+def driver_socket(connection: Any) -> Any:
+    """Return the socket of PyMySQL, pg8000 or MySQL Connector/Python in pure Python.
 
-    Without this, a thread that waits on a hung MySQL server could not be released.
+    None with others, and where it is closed. Their connections have no ``fileno()``.
+    Without this, a thread that waits on a hung server could not be released.
     """
+    usock = getattr(connection, "_usock", None)  # pg8000, whose _sock is a buffer
+    if usock is not None:
+        return usock
+    network = getattr(connection, "_socket", None)
+    if network is not None:
+        return getattr(network, "sock", None)
     return getattr(connection, "_sock", None)
 
 

@@ -6,12 +6,15 @@ apart. They know where engines and session factories are, and nothing about rout
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
+from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import URL, engine_from_config
+from sqlalchemy import URL
 
 from . import _private
 from .engine.session import routed_session_class
@@ -22,20 +25,19 @@ from .settings.compatibility import PrimaryBind
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from flask import Flask
     from sqlalchemy import Engine, MetaData
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from .engine.engines import RoutedEngine
     from .settings.binds import BindRoles
 
-__all__ = ["Adapter", "adapters_of"]
+__all__ = ["Adapter", "adapters_of", "configured_binds"]
 
 
 class Adapter:
     """Where one application's engines and sessions are.
 
-    A :class:`~flask_replicated.settings.bind_owner.BindOwner` for the packages below.
+    A :class:`~flask_replicated.settings.binds.BindOwner` for the packages below.
 
     Attributes:
         setting: The key of ``app.config`` that names the binds.
@@ -89,6 +91,15 @@ class Adapter:
         """Let the application use the routed engines, by key."""
         raise NotImplementedError
 
+    def unroute(self, routes: Mapping[str | None, RoutedEngine]) -> None:
+        """Let it use the primaries' engines again; its session class stays.
+
+        What else has been put in the place of one stays there, too.
+        """
+        for name, routed in routes.items():
+            if self.engines.get(name) is routed:
+                self.engines[name] = routed.real
+
 
 class _FlaskSQLAlchemy(Adapter):
     """Flask-SQLAlchemy's engines and sessions."""
@@ -114,8 +125,13 @@ class _FlaskSQLAlchemy(Adapter):
         return metadata is not None and bool(metadata.tables)
 
     def make_engine(self, name: str, bind: str | URL | Mapping[str, Any]) -> Engine:
-        given = {"url": bind} if isinstance(bind, str | URL) else bind
-        return _private.make_flask_sqlalchemy_engine(self._app, self._db, name, given)
+        only = {
+            self.setting: {name: bind},
+            self.primary: None,
+            "SQLALCHEMY_ENGINE_OPTIONS": {},
+            "SQLALCHEMY_TRACK_MODIFICATIONS": False,  # listens to all sessions
+        }
+        return _engines_of_copy(self._app, self._db, only)[name]
 
     def hide(self, binds: BindRoles) -> None:
         hidden = binds.hidden()
@@ -152,16 +168,18 @@ class _Lite(Adapter):
             self._factory = db.sessionmaker
 
     def make_engine(self, name: str, bind: str | URL | Mapping[str, Any]) -> Engine:
-        given = bind if isinstance(bind, str | URL) else {**bind}
-        options = _private.lite_engine_options(
-            self._app, self._db, f'{self.setting}["{name}"]', given
-        )
-        return engine_from_config(options, prefix="")
+        # Its sessions may have more than the default one.
+        binds = {**self._app.config[self.setting], name: bind}
+        return _engines_of_copy(self._app, self._db, {self.setting: binds})[name]
 
     def route(self, routes: Mapping[str | None, RoutedEngine]) -> None:
         _put_last(self.engines, routes)
         _rebind(self._factory, {routed.real: routed for routed in routes.values()})
         self._factory.class_ = routed_session_class(self._factory.class_)
+
+    def unroute(self, routes: Mapping[str | None, RoutedEngine]) -> None:
+        super().unroute(routes)
+        _rebind(self._factory, {routed: routed.real for routed in routes.values()})
 
 
 class _AsyncLite(Adapter):
@@ -174,6 +192,7 @@ class _AsyncLite(Adapter):
     prefix = "async "
     # Only the event loop that opened a connection can close it.
     grows = False
+    _replaced: Mapping[AsyncEngine, AsyncEngine] = {}
 
     def __init__(self, app: Flask, db: Any) -> None:
         with app.app_context():
@@ -194,6 +213,41 @@ class _AsyncLite(Adapter):
         inner = self._factory.kw.get("sync_session_class")
         inner = inner or self._factory.class_.sync_session_class
         self._factory.configure(sync_session_class=routed_session_class(inner))
+        self._replaced = {new: real for real, new in by_real.items()}
+
+    def unroute(self, routes: Mapping[str | None, RoutedEngine]) -> None:
+        for name in routes:
+            shown = self._async_engines[name]
+            self._async_engines[name] = self._replaced.get(shown, shown)
+        _rebind(self._factory, self._replaced)
+
+
+def _engines_of_copy(
+    app: Flask, db: Any, config: Mapping[str, Any]
+) -> Mapping[str | None, Engine]:
+    """Return the engines that an extension makes for an application of other binds.
+
+    So they are made as those of the application itself, by a subclass's methods too.
+
+    Args:
+        app: The application.
+        db: The extension that owns its engines.
+        config: What to set in the copy of its configuration.
+    """
+    copied = Flask(
+        app.import_name,
+        static_folder=None,
+        root_path=app.root_path,
+        instance_path=str(Path(app.instance_path).absolute()),
+    )
+    copied.config.update(app.config, **config)
+    owner = copy.copy(db)
+    if hasattr(db, "metadatas"):  # a new bind is entered there
+        owner.metadatas = {**db.metadatas}
+    owner.init_app(copied)
+    copied.teardown_appcontext_funcs.clear()  # they would end the caller's session
+    with copied.app_context():
+        return cast("Mapping[str | None, Engine]", owner.engines)
 
 
 def _put_last(engines: dict[Any, Any], routed: Mapping[Any, Any]) -> None:
@@ -222,8 +276,7 @@ def _refuse_lists(setting: str, binds: object) -> None:
     """Refuse several servers under one name.
 
     The extensions that own the engines refuse them too, with an error that does not
-    help. So this check only comes first if this extension is registered first, which is
-    a mistake by itself.
+    help. This check comes first if this extension is registered first.
     """
     for name, value in binds.items() if isinstance(binds, Mapping) else ():
         # A URL is a tuple too.
@@ -237,14 +290,29 @@ def _refuse_lists(setting: str, binds: object) -> None:
             )
 
 
+def configured_binds(app: Flask) -> set[str]:
+    """Return the names of all binds in the configuration of an application.
+
+    For one whose engines are to be made yet.
+
+    Raises:
+        ConfigurationError: A bind is a list.
+    """
+    found: set[str] = set()
+    for setting in _SETTINGS:
+        binds = app.config.get(setting)
+        _refuse_lists(setting, binds)
+        found.update(map(str, binds if isinstance(binds, Mapping) else ()))
+    return found
+
+
 def adapters_of(app: Flask) -> list[Adapter]:
     """Return the adapters for an application's engines, of which there are some.
 
     Raises:
         ConfigurationError: No extension owns engines yet, or a bind is a list.
     """
-    for setting in _SETTINGS:
-        _refuse_lists(setting, app.config.get(setting))
+    configured_binds(app)  # refuses lists
     db = app.extensions.get("sqlalchemy")
     if isinstance(db, SQLAlchemy):
         return [_FlaskSQLAlchemy(app, db)]
@@ -254,5 +322,5 @@ def adapters_of(app: Flask) -> list[Adapter]:
     raise ConfigurationError(
         "app.extensions['sqlalchemy']",
         db,
-        "register Flask-SQLAlchemy first: db.init_app(app), then FlaskReplicated(app).",
+        "Flask-SQLAlchemy is not registered on this app: call db.init_app(app).",
     )

@@ -8,30 +8,38 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flask import Flask, has_app_context
 
-from .adapters import Adapter, adapters_of
+from .adapters import Adapter, adapters_of, configured_binds
+from .consistency.guarantees import open_token_blocks
+from .consistency.tokens import bind_id
 from .errors import ConfigurationError
 from .errors.redaction import safe
 from .fleet.build import routed_engine
-from .fleet.discovery import Discovery
 from .fleet.fleet import fleet_of
-from .routing.responses import pin_responses
-from .routing.state import STATE, AppState, current_app_state
+from .operations.commands import add_commands
+from .routing.overrides import using_master
+from .routing.responses import Explain, pin_responses
+from .routing.state import STATE, AppState, current_app_state, state_of
 from .settings.bind_names import log_misnamed_binds, primary_hint
 from .settings.binds import BindRoles, read_binds, replicated_bind, same_database
 from .settings.config import DiscoverySource, read_settings
 from .settings.validators import weight as read_weight
+from .settings.validators import weights as read_weights
+from .waiting import Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
+    from flask import Blueprint
     from sqlalchemy import URL, Engine
 
     from .engine.engines import RoutedEngine
-    from .routing.counts import ReplicaPool
+    from .operations.place import ControlPlace
+    from .routing.explanations import Explanation
+    from .routing.observation import Observation
+    from .routing.reports import Report
+    from .routing.snapshots import ReplicaPool, ReplicaPoolSnapshot
 
-    Engines = dict[str | None, Engine]
-
-__all__ = ["FlaskReplicated"]
+__all__ = ["FlaskReplicated", "pin_responses_of", "publish"]
 
 logger = logging.getLogger("flask_replicated")
 
@@ -39,7 +47,7 @@ logger = logging.getLogger("flask_replicated")
 class FlaskReplicated:
     """Reads from a pool of replicas in a Flask-SQLAlchemy application.
 
-    Register it after Flask-SQLAlchemy, here or with :meth:`init_app`. One
+    Register it before or after Flask-SQLAlchemy, here or with :meth:`init_app`. One
     object may serve several applications, also ones that share a ``db``.
 
     Args:
@@ -63,47 +71,60 @@ class FlaskReplicated:
         ``db.metadatas``: they are copies and own no tables, so ``create_all()``
         and migrations pass them by. Their engines stay in ``db.engines``.
 
+        Before ``db.init_app(app)`` the settings are read; the rest follows with the
+        first application context or request after it.
+
         Raises:
-            ConfigurationError: A setting cannot be right, Flask-SQLAlchemy is
-                not registered yet, or this extension already is; or the application
-                is not Flask's.
+            ConfigurationError: A setting cannot be right, this extension is registered
+                already, or the application is not Flask's.
         """
-        if not isinstance(app, Flask):
-            raise ConfigurationError(
-                "app",
-                app,
-                "must be a Flask application; Quart and other frameworks are not "
-                "supported.",
-            )
-        if "replicated" in app.extensions:
-            raise ConfigurationError(
-                "app.extensions['replicated']",
-                app.extensions["replicated"],
-                "FlaskReplicated is already registered on this app; register it once.",
-            )
+        _check_app(app)
+        if "sqlalchemy" in app.extensions:
+            self._register(app)
+            return
+        read_settings(app.config, self.READONLY_METHODS, configured_binds(app))
+        add_commands(app)
+        app.extensions["replicated"] = self
+        Waiting(app, self._register)
+
+    def _register(self, app: Flask, waiting: Waiting | None = None) -> None:
+        """Register an application whose engines are there.
+
+        Args:
+            app: The application.
+            waiting: What has waited for them, if the extension came first.
+        """
         adapters = adapters_of(app)
         binds = [read_binds(adapter.engines, adapter.setting) for adapter in adapters]
         names = [name for found in binds for name in found.replica_names()]
         settings = read_settings(app.config, self.READONLY_METHODS, names)
         state = AppState(settings, app)
+        if settings.mode == "observe":
+            state.observation = _observation(state)
         plans = [
             _plan(adapter, found, state)
             for adapter, found in zip(adapters, binds, strict=True)
         ]
+        place = None
+        if settings.control is not None:
+            place = _control_place(app, settings.control)
         for plan in plans:  # only now, as none has raised an error
             _route(plan, state)
         if state.routes:
-            app.wsgi_app = pin_responses(  # type: ignore[assignment,method-assign]  # Flask's documented way
-                app.wsgi_app, state.responses, state.response_starts
-            )
+            pin_responses_of(app, state, waiting)
+            if state.responses.tokens.in_session:
+                app.after_request(state.responses.save_in_session)
         log_misnamed_binds(app.name, adapters, served=bool(names or state.routes))
+        state.responses.quiet_block = partial(using_master, pin=False)
+        if place is not None:
+            _add_control(app, state, place)
+        add_commands(app)
         app.extensions["replicated"] = self
         app.extensions[STATE] = state
 
     def state(self, app: Flask) -> AppState | None:
         """Return what this extension keeps for an application, if registered."""
-        state: AppState | None = app.extensions.get(STATE)
-        return state
+        return state_of(app)
 
     def pool(self, bind_key: str | None = None) -> ReplicaPool:
         """Return the replicas of a bind of the current application.
@@ -121,7 +142,87 @@ class FlaskReplicated:
             ConfigurationError: That bind has no replicas.
             RuntimeError: There is no application context.
         """
-        return _routed(bind_key, "pool").replicas.replica_pool
+        routed = _routed(bind_key, "pool")
+        routed.obey_orders()
+        return routed.replicas.replica_pool
+
+    def snapshot(self) -> dict[str | None, ReplicaPoolSnapshot]:
+        """Return the state of every pool of the current application, in this process.
+
+        By the key of the bind that the replicas copy, as for :meth:`pool`. Empty if
+        none has replicas. It asks no server, and waits for none.
+
+        Raises:
+            RuntimeError: There is no application context.
+        """
+        _require_context("snapshot")
+        state = current_app_state()
+        if state is None:
+            return {}
+        state.obey_orders()
+        return state.snapshot()
+
+    def page(
+        self,
+        guard: Callable[[], bool] | None = None,
+        url_prefix: str = "/replicated",
+    ) -> Blueprint:
+        """Return a page that shows the replicas as they are, and takes orders for them.
+
+        Register it: ``app.register_blueprint(replicated.page(guard=...))``. Whom the
+        guard does not admit, gets 404.
+
+        Args:
+            guard: Called in each request for the page; only True admits it. Without a
+                guard, requests from this machine are admitted in debug mode.
+            url_prefix: Where the page is.
+
+        Raises:
+            ConfigurationError: The guard is no function, or the prefix no path.
+        """
+        from .operations.page.blueprint import make_page  # noqa: PLC0415 - few need it
+
+        return make_page(guard, url_prefix)
+
+    def token(self) -> str:
+        """Return what the current request, or ``using_token()`` block, has committed.
+
+        Together with what it was given: its client's pin, the block's token. With
+        ``using_token()``, other requests and background jobs see all of that. ``""`` if
+        there is nothing, as before the first commit, and everywhere else.
+
+        Raises:
+            RuntimeError: A block is open, and there is no application context.
+        """
+        if open_token_blocks():
+            _require_context("token")  # what was given cannot be read without
+        state = current_app_state()
+        return "" if state is None else state.token()
+
+    def explanation(self) -> list[Explanation]:
+        """Return where the current request has read, and why, the oldest read first.
+
+        A read is the first one of its transaction on a server. The first 100 of a
+        request are kept. There is none outside a request, or where the application has
+        no replicas.
+        """
+        state = current_app_state()
+        return [] if state is None else state.explanation()
+
+    def report(self) -> Report | None:
+        """Return what the current application's observed reads have shown so far.
+
+        In this process alone; ``flask replicated report`` adds up all workers. None
+        unless ``REPLICATED_MODE = 'observe'``.
+
+        Raises:
+            RuntimeError: There is no application context.
+        """
+        _require_context("report")
+        state = current_app_state()
+        if state is None or state.observation is None:
+            return None
+        return state.observation.report()
 
     def add(
         self,
@@ -165,13 +266,88 @@ class FlaskReplicated:
         """
         fleet_of(_routed(bind_key, "remove")).remove(name)
 
+    def reweight(self, weights: Mapping[str, int], bind_key: str | None = None) -> None:
+        """Change the weights of some replicas of the current application.
 
-def _routed(bind_key: str | None, method: str) -> RoutedEngine:
-    """Return a bind of the current application with its replicas."""
+        In this process alone, and until it ends. The other replicas keep theirs. A
+        replica whose weight was 0 begins with ``REPLICATED_SLOW_START``.
+
+        Args:
+            weights: By name; 0 takes no traffic.
+            bind_key: The bind that they copy, as for :meth:`pool`.
+
+        Raises:
+            ConfigurationError: That bind has no such replica, a weight cannot be right,
+                or the balancer reads no weights; then none is changed.
+            RuntimeError: There is no application context.
+        """
+        fleet = fleet_of(_routed(bind_key, "reweight"))
+        fleet.reweight(read_weights("weights", weights))
+
+
+def _check_app(app: Flask) -> None:
+    """Raise ConfigurationError if an application cannot be registered."""
+    if not isinstance(app, Flask):
+        raise ConfigurationError(
+            "app",
+            app,
+            "must be a Flask application; Quart and other frameworks are not "
+            "supported.",
+        )
+    if "replicated" in app.extensions:
+        raise ConfigurationError(
+            "app.extensions['replicated']",
+            app.extensions["replicated"],
+            "FlaskReplicated is already registered on this app; register it once.",
+        )
+
+
+def _observation(state: AppState) -> Observation:
+    from .routing.observation import Observation  # noqa: PLC0415 - few need it
+
+    return Observation(state)
+
+
+def _control_place(app: Flask, setting: str) -> ControlPlace:
+    from .operations.control import make_place  # noqa: PLC0415 - few need it
+
+    return make_place(setting, app.name)
+
+
+def _add_control(app: Flask, state: AppState, place: ControlPlace) -> None:
+    """Let an application obey the orders in its control place."""
+    from .operations.control import CONTROL, Control  # noqa: PLC0415 - few need it
+
+    control = Control(place, state)
+    for routed in state.routes.values():
+        fleet_of(routed).add_control(control)
+    state.decider.prepare = state.obey_orders
+    app.extensions[CONTROL] = control
+
+
+def pin_responses_of(
+    app: Flask, state: AppState, waiting: Waiting | None = None
+) -> None:
+    """Let the responses of an application carry pins."""
+    around: Any = waiting or app
+    explain = Explain(state.settings.explain, app.config, state.add_reads)
+    wants_starts = state.observation or state.advice
+    around.wsgi_app = pin_responses(
+        around.wsgi_app, state.responses, state.response_starts, wants_starts, explain
+    )
+
+
+def _require_context(method: str) -> None:
+    """Raise RuntimeError unless an application is the current one."""
     if not has_app_context():
         raise RuntimeError(
             f"{method}() needs an application context: with app.app_context(): ..."
         )
+
+
+def _routed(bind_key: str | None, method: str) -> RoutedEngine:
+    """Return a bind of the current application with its replicas."""
+    _require_context(method)
     state = current_app_state()
     routed: RoutedEngine | None = None if state is None else state.routes.get(bind_key)
     if routed is None:
@@ -211,7 +387,8 @@ def _plan(adapter: Adapter, binds: BindRoles, state: AppState) -> _Plan:
 def _route(plan: _Plan, state: AppState) -> None:
     adapter, binds, copies, sources = plan
     routes: dict[str | None, RoutedEngine] = {}
-    for owner in dict.fromkeys([*copies, *map(replicated_bind, sources)]):
+    observed = [] if state.observation is None else _owners(adapter, binds)
+    for owner in dict.fromkeys([*copies, *map(replicated_bind, sources), *observed]):
         key = adapter.key(owner)
         targets = copies.get(owner, {})
         setting = adapter.primary_bind(owner).setting
@@ -220,17 +397,46 @@ def _route(plan: _Plan, state: AppState) -> None:
         )
         fleet = fleet_of(routes[key])
         fleet.adapter, fleet.owner = adapter, owner
+    if sources:
+        from .fleet.discovery import Discovery  # noqa: PLC0415 - few need it
     for name, source in sources.items():
         key = adapter.key(replicated_bind(name))
         fleet_of(routes[key]).add_discovery(Discovery(name, source))
     adapter.hide(binds)
+    publish(adapter, routes, state)
+
+
+def _owners(adapter: Adapter, binds: BindRoles) -> list[str | None]:
+    """Return the binds that may have replicas one day."""
+    hidden = binds.hidden()
+    return [
+        None if key == adapter.default else key
+        for key in adapter.engines
+        if key not in hidden
+    ]
+
+
+def publish(
+    adapter: Adapter, routes: Mapping[str | None, RoutedEngine], state: AppState
+) -> None:
+    """Let an application use routed engines.
+
+    Args:
+        adapter: What owns its engines.
+        routes: The routed engines by the adapter's keys.
+        state: The application's state.
+    """
     if routes:
         adapter.route(routes)
     if adapter.default is None:
         state.engines, state.metadatas = adapter.engines, adapter.metadatas
     for key, routed in routes.items():
         plain = key == adapter.default and not adapter.prefix
-        state.routes[None if plain else f"{adapter.prefix}{key}"] = routed
+        routed.reads.bind = None if plain else f"{adapter.prefix}{key}"
+        routed.announcer.bind = routed.reads.bind
+        state.routes[routed.reads.bind] = routed
+        # Engines for sync and async sessions lead to the same databases.
+        routed.bind = bind_id(None if key == adapter.default else key)
 
 
 def _copies(

@@ -24,6 +24,13 @@ settings.register_profile(
 settings.load_profile("unhurried")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _leave_collected_tests_alone() -> None:
+    """Keep the collector from walking thousands of tests again and again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _collect() -> Iterator[None]:
     """Blame what a file leaves open on that file, not on whichever comes later."""

@@ -15,9 +15,9 @@ import pytest
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from hypothesis import settings
-from sqlalchemy import Engine, NullPool, select, text
+from sqlalchemy import Engine, NullPool, event, select, text
 
-from flask_replicated import FlaskReplicated
+from flask_replicated import FlaskReplicated, WriteOnReplicaError, using_slave
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -126,6 +126,13 @@ class Site:
         """Add an entry and commit."""
         self.db.session.add(self.entry(text=entry))
         self.db.session.commit()
+
+    def refused(self) -> str:
+        """Write where a replica was asked for, which is refused."""
+        with using_slave(), pytest.raises(WriteOnReplicaError):
+            self.write()
+        self.db.session.rollback()
+        return "refused"
 
     def entries(self, name: str = "master") -> list[str]:
         """Return the entries in one database file, read without the application."""
@@ -265,3 +272,17 @@ def get_with_pin(app: Flask, pin: object) -> str:
     response = client.get("/", headers={"Cookie": f"{COOKIE}={pin}"})
     assert response.status_code == 200, response.text
     return response.text
+
+
+def connect_arguments_of(engine: Engine) -> dict[str, Any]:
+    """Return what a driver is told to connect with, in place of connecting."""
+    seen: list[dict[str, Any]] = []
+
+    @event.listens_for(engine, "do_connect")
+    def stop(_dialect: Any, _record: Any, _cargs: Any, cparams: dict[str, Any]) -> None:
+        seen.append(cparams)
+        raise ConnectionRefusedError
+
+    with pytest.raises(ConnectionRefusedError):
+        engine.connect()
+    return seen[0]

@@ -16,7 +16,6 @@ from flask_replicated import (
     use_slave_database,
     using_slave,
 )
-from flask_replicated.routing.state import STATE
 from tests.support import (
     REPLICAS,
     Build,
@@ -200,27 +199,27 @@ class TestPinStore:
         def __init__(self, read: Callable[[], Any]) -> None:
             self._read = read
 
-        def remember_write(self, response: Response, written: float) -> None:
+        def remember(self, response: Response, token: str) -> None:
             """Remember nothing."""
 
-        def last_write(self, request: Request) -> float | None:
+        def recall(self, request: Request) -> str:
             """Read, and know nothing."""
             self._read()
-            return None
+            return ""
 
     @pytest.mark.parametrize("by", ["session", "engine"])
-    def test_reads(self, site: Site, by: str) -> None:
+    def test_reads(self, build: Build, by: str) -> None:
         """What it reads is the primary's, and the request's reads are as they were."""
         found: list[str] = []
 
         def read() -> None:
-            found.append(site.who() if by == "session" else core(site.db.engine))
+            found.append(made.who() if by == "session" else core(made.db.engine))
 
-        site.app.extensions[STATE].responses.store = self.Stored(read)
+        made = build(REPLICATED_PIN_STORE=self.Stored(read))
         for number in (1, 2, 3):  # from the second on the endpoint is known
-            assert site.get() in REPLICAS
+            assert made.get() in REPLICAS
             assert found == ["master"] * number
-        assert site.client().post("/write").text == "master"
+        assert made.client().post("/write").text == "master"
 
 
 class TestStatements:

@@ -65,13 +65,13 @@ def test_one_connection(site: Site) -> None:
 
 def test_nested(site: Site) -> None:
     """The innermost block wins, at any depth, and the outer ones come back."""
+    with site.app.app_context(), using_slave():
+        with using_master():
+            with using_slave():
+                assert site.role() == "replica"
+            assert site.role() == "primary"
+        assert site.role() == "replica"
     with site.app.app_context():
-        with using_slave():
-            with using_master():
-                with using_slave():
-                    assert site.role() == "replica"
-                assert site.role() == "primary"
-            assert site.role() == "replica"
         assert site.role() == "primary"
 
 

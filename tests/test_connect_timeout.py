@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy import event
 
 from flask_replicated.replica.connection_events import ReplicaServer
+from tests.support import connect_arguments_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -47,16 +47,7 @@ def engine_of(driver: str, query: str = "", **arguments: Any) -> Engine:
 def told(engine: Engine, seconds: float) -> object:
     """Return the seconds that the driver is told to connect in."""
     ReplicaServer("slave_1", engine, seconds)
-    seen: list[dict[str, Any]] = []
-
-    @event.listens_for(engine, "do_connect")
-    def stop(_dialect: Any, _record: Any, _cargs: Any, cparams: dict[str, Any]) -> None:
-        seen.append(cparams)
-        raise ConnectionRefusedError
-
-    with pytest.raises(ConnectionRefusedError):
-        engine.connect()
-    return seen[0]["connect_timeout"]
+    return connect_arguments_of(engine)["connect_timeout"]
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])

@@ -450,6 +450,94 @@ class TestDriver:
         assert two_drivers(caplog, "REPLICATED_DISCOVERY['slave']")
 
 
+TENANT = "-c search_path=tenant"
+OPTIONS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "tables": (
+        ELSEWHERE,
+        {"execution_options": {"schema_translate_map": {None: "tenant"}}},
+        "schema_translate_map",
+    ),
+    "schema": (ELSEWHERE, {"connect_args": {"options": TENANT}}, "search_path"),
+    "schema in the URL": (
+        f"{ELSEWHERE}?options=-csearch_path%3Da,b",
+        {},
+        "search_path",
+    ),
+    "two of them": (
+        ELSEWHERE,
+        {"connect_args": {"options": "--TimeZone=UTC -c app.tenant=7 -c work_mem=4MB"}},
+        "app.tenant and timezone",
+    ),
+    "asyncpg's": (
+        ELSEWHERE.replace("psycopg", "asyncpg"),
+        {"connect_args": {"server_settings": {"search_path": "tenant"}}},
+        "search_path",
+    ),
+    "MySQL's": (
+        ELSEWHERE.replace("postgresql+psycopg", "mysql+pymysql"),
+        {"connect_args": {"init_command": "SET time_zone = '+00:00'"}},
+        "init_command",
+    ),
+}
+
+
+class TestRows:
+    """What decides which rows a read returns is set for the primary alone."""
+
+    def lines(self, caplog: pytest.LogCaptureFixture) -> list[str]:
+        """Return what is told of it, at WARNING."""
+        return [
+            record.getMessage()
+            for record in caplog.records
+            if record.levelno == logging.WARNING and "other rows" in record.getMessage()
+        ]
+
+    @pytest.mark.parametrize("what", OPTIONS)
+    def test_told(self, what: str, caplog: pytest.LogCaptureFixture) -> None:
+        """A WARNING names the setting and both binds, and nothing of its value."""
+        url, options, names = OPTIONS[what]
+        pytest.importorskip(sa.make_url(url).get_driver_name())
+        replica = url.partition("?")[0].replace("db.", "copy.")
+        registered({"url": url, **options}, {"slave_1": replica})
+        (line,) = self.lines(caplog)
+        assert line.startswith(f"{names} is not set alike for SQLALCHEMY_DATABASE_URI")
+        assert "SQLALCHEMY_BINDS['slave_1']" in line
+        assert "SQLALCHEMY_ENGINE_OPTIONS is the primary's alone" in line
+
+    @pytest.mark.parametrize("what", OPTIONS)
+    def test_alike(self, what: str, caplog: pytest.LogCaptureFixture) -> None:
+        """Where both have the same, there is nothing to tell."""
+        url, options, _ = OPTIONS[what]
+        pytest.importorskip(sa.make_url(url).get_driver_name())
+        replica = {"url": url.replace("db.", "copy."), **options}
+        registered({"url": url, **options}, {"slave_1": replica})
+        assert not self.lines(caplog)
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"connect_args": {"options": "-c statement_timeout=5s -c work_mem=4MB"}},
+            {"connect_args": {"application_name": "shop"}},
+            {"connect_args": {"options": "-c 'search_path=a"}},
+            {"execution_options": {"logging_token": "primary"}},
+            {"creator": lambda: None},
+        ],
+    )
+    def test_other_options(
+        self, options: dict[str, Any], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What has no part in the rows may differ."""
+        registered({"url": ELSEWHERE, **options}, {"slave_1": COPY})
+        assert not self.lines(caplog)
+
+    def test_replica_alone(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A replica that alone reads another schema is told of as well."""
+        options = {"connect_args": {"options": TENANT}}
+        registered(ELSEWHERE, {"slave_1": COPY, "slave_2": {"url": COPY, **options}})
+        (line,) = self.lines(caplog)
+        assert "SQLALCHEMY_BINDS['slave_2']" in line
+
+
 def test_a_shared_connection_takes_no_write() -> None:
     """Though its server would take one, a replica's connection refuses it here."""
     primary = sa.create_engine("sqlite://", poolclass=StaticPool)

@@ -218,7 +218,9 @@ def latched(site: Site) -> None:
 def learnt(site: Site) -> None:
     """Read in an endpoint that is known to write."""
     state = site.app.extensions["replicated"].state(site.app)
-    state.decider.learn_writer(WriteOnReplicaError("SELECT slip()", "who", "refused"))
+    state.decider.learn_writer(
+        WriteOnReplicaError("SELECT slip()", "who", "refused"), {}
+    )
     site.get()
 
 
@@ -341,6 +343,13 @@ def test_switched_off(build: Build) -> None:
     assert counts(site) == (0, {"off": 1})
 
 
+def test_observed(build: Build) -> None:
+    """So is observing: a read that a replica would have served has this reason."""
+    site = build((), REPLICATED_MODE="observe")
+    site.get()
+    assert counts(site) == (0, {"observe": 1})
+
+
 @pytest.mark.parametrize("is_read", [True, False])
 def test_is_read(build: Build, is_read: bool) -> None:
     """REPLICATED_IS_READ is one, where it says no."""
@@ -365,7 +374,8 @@ def test_every_replica_out(build: Build, tmp_path: Any) -> None:
 
 def test_every_reason_is_known() -> None:
     """The words are those that the snapshot's documentation lists."""
-    assert {*REASONS, "pinned", "off", "is_read", "fallback"} == set(get_args(Reason))
+    elsewhere = {"pinned", "off", "is_read", "fallback", "observe"}
+    assert {*REASONS, *elsewhere} == set(get_args(Reason))
     told = ReplicaPoolSnapshot.__doc__ or ""
     assert all(f"'{word}'" in told for word in get_args(Reason))
 
@@ -383,7 +393,7 @@ def test_writers(build: Build) -> None:
         state = site.app.extensions["replicated"].state(site.app)
         for endpoint in ("write", "who", "write"):
             state.decider.learn_writer(
-                WriteOnReplicaError("SELECT slip()", endpoint, "no")
+                WriteOnReplicaError("SELECT slip()", endpoint, "no"), {}
             )
         assert shown(site).writers == (("who", "write") if learn else ())
 

@@ -165,14 +165,16 @@ def test_out_of_the_pool(replica: Replica) -> None:
 
 def test_of_a_pool_that_was_replaced(replica: Replica) -> None:
     """dispose() makes a new pool, and the next connection is made as that one's are."""
-    engine = sa.create_engine("sqlite://", creator=replica.given)
+    engine = sa.create_engine("sqlite://", creator=replica.without)
     old = engine.pool
     engine.dispose()
     assert engine.pool is not old
     connect_unpooled(engine).close()
-    (record,) = replica.records
-    assert record._ConnectionRecord__pool is engine.pool
-    assert not record.in_use
+    engine.pool = sa.create_engine("sqlite://", creator=replica.given).pool
+    connect_unpooled(engine).close()
+    without, record = replica.records
+    assert without is None
+    assert record.info == {"token": "valid for 15 minutes"}
 
 
 def test_prepared(replica: Replica) -> None:
@@ -192,7 +194,7 @@ class TestInContext:
     """A creator, or a listener, that reads the application's configuration."""
 
     @pytest.mark.parametrize("broken", [False, True], ids=["well", "teardown_fails"])
-    def test_looks(
+    def test_probes(
         self,
         site_build: Build,
         tmp_path: Path,

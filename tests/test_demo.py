@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from flask import Flask
 
 from examples import tour
 from examples.guestbook import create_app, db
@@ -20,11 +24,10 @@ from examples.guestbook import create_app, db
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from flask import Flask
-
 psutil = pytest.importorskip("psutil")
 pytest.importorskip("rich")
 
+from examples.faults import Faults  # noqa: E402
 from examples.tour_stage import Check, Screen  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
@@ -137,7 +140,7 @@ def test_missing_extra_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> Non
     """Without the extra the tour says what to install, and nothing else."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     message = str(tour.main([]))
-    assert "pip install 'flask-replicated[demo]'" in message
+    assert "pip install '.[demo]' in a clone" in message
     assert "\n" not in message
 
 
@@ -200,15 +203,93 @@ def test_tour_shows_what_it_promises() -> None:
     with started_tour("--once") as process:
         output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
+    assert output.startswith("\nWatch it live at http://127.0.0.1:")
     summary = output.partition("\nSummary\n")[2]
-    assert summary.count(" ok ") == 14
-    assert "All 14 happened as expected." in summary
+    assert summary.count(" ok ") == 13
+    assert "All 13 happened as expected." in summary
     assert "NOT OK" not in summary
     assert "\x1b" not in output
     # A server has one name: that of its bind.
     assert "slave_2 is killed now" in output
     assert "standby_" not in output
     assert remains(process.pid) == []
+
+
+@pytest.mark.postgres
+def test_page_with_its_buttons() -> None:
+    """The page is at the address that comes first, and Ctrl-C ends all of it."""
+    with started_tour("--page") as process:
+        assert process.stdout is not None
+        said = ""
+        while "Press Ctrl-C" not in said:
+            line = process.stdout.readline()
+            assert line, "it has ended"
+            said += line
+        address = said.split()[4]
+        assert address.endswith("/replicated/")
+        with urllib.request.urlopen(address) as page:
+            assert b'aria-label="Kill slave_1"' in page.read()
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert "Stopping" in output
+    assert "Traceback" not in output
+    assert remains(process.pid) == []
+
+
+@pytest.fixture
+def faults() -> tuple[Flask, Faults, SimpleNamespace]:
+    """Give the page of an application, over a cluster that is none."""
+
+    def note(what: str) -> Any:
+        return lambda: standby.done.append(what)
+
+    standby = SimpleNamespace(
+        name="standby_1",
+        is_running=True,
+        is_frozen=False,
+        done=[],
+        **{name: note(name) for name in ("kill", "pause_replay")},
+    )
+    made = Faults(SimpleNamespace(standbys=(standby,)))  # type: ignore[arg-type]
+    app = Flask("demo", template_folder=str(ROOT / "examples" / "templates"))
+    made.add_page(app)
+    return app, made, standby
+
+
+@pytest.mark.parametrize(
+    ("form", "busy", "status"),
+    [
+        ({"fault": "kill", "server": "standby_1"}, "", 200),
+        ({"fault": "kill", "server": "primary"}, "", 409),
+        ({"fault": "restore", "server": "standby_1"}, "", 409),
+        ({"fault": "drop", "server": "standby_1"}, "", 409),
+        ({"fault": "kill", "server": "standby_1"}, "the tour goes on", 409),
+    ],
+)
+def test_faults(
+    faults: tuple[Flask, Faults, SimpleNamespace],
+    form: dict[str, str],
+    busy: str,
+    status: int,
+) -> None:
+    """A fault strikes only what it can strike, and nothing while the tour goes on."""
+    app, made, standby = faults
+    made.busy_with = busy
+    client = app.test_client()
+    page = client.get("/replicated/").text
+    (token,) = set(re.findall(r'name="replicated_token" value="([^"]+)"', page))
+    form["replicated_token"] = token
+    headers = {"Accept": "application/json"}
+    assert client.post("/replicated/faults", data=form).status_code == 403
+    headers["Origin"] = "http://localhost"
+    answer = client.post("/replicated/faults", data=form, headers=headers)
+    assert answer.status_code == status
+    assert standby.done == (["kill"] if status == 200 else [])
+    made.busy_with = "the tour goes on"
+    form |= {"order": "off"}  # a button of the page's own
+    answer = client.post("/replicated/", data=form, headers=headers)
+    assert (answer.status_code, answer.json) == (409, {"message": "the tour goes on"})
 
 
 @pytest.mark.postgres

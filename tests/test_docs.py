@@ -6,17 +6,28 @@
 from __future__ import annotations
 
 import re
+import sqlite3
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
-from flask import Flask
+from flask import Flask, g, request
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import make_url, text
 
+from balancers import Feedback, Pool
 from examples.servers import free_port
-from flask_replicated import FlaskReplicated
+from flask_replicated import FlaskReplicated, signals
+from flask_replicated.consistency.store_setting import make_store
+from flask_replicated.consistency.stores import CookieStore
+from flask_replicated.replica.failures import Cause
+from flask_replicated.routing.decision import FALLBACKS, WROTE, Reason
+from flask_replicated.settings.config import read_settings
+from tests.pin_stores import COOKIE, HEADER, Client, largest, make_app
 
 DOCS = Path(__file__).parent.parent / "docs"
 POSTGRESQL = "postgresql+psycopg://shop:secret"
@@ -30,9 +41,9 @@ def blocks(document: str) -> list[str]:
     return found
 
 
-def run(document: str, app: Flask) -> dict[str, Any]:
+def run(document: str, app: Flask, **known: Any) -> dict[str, Any]:
     """Run all of a document's code, and return the names that are known then."""
-    names: dict[str, Any] = {"app": app}
+    names: dict[str, Any] = {"app": app, **known}
     for block in blocks(document):
         exec(compile(block, f"docs/{document}.md", "exec"), names)
     return names
@@ -84,10 +95,79 @@ def test_no_leader_is_503(app: Flask) -> None:
     assert response.headers["Retry-After"] == "5"
 
 
+def test_no_replica_is_503(app: Flask, tmp_path: Path) -> None:
+    """A read beyond the share answers 503, and says when to come back."""
+    run("failover", app)
+    for name in ("one", "two"):
+        sqlite3.connect(tmp_path / f"{name}.db").close()
+    app.config.update(
+        SQLALCHEMY_DATABASE_URI=f"sqlite:///{tmp_path / 'one.db'}",
+        SQLALCHEMY_BINDS={"slave_1": f"sqlite:///{tmp_path / 'two.db'}"},
+        REPLICATED_FALLBACK_SHARE=0,
+    )
+    db = SQLAlchemy(app)
+    replicated = FlaskReplicated(app)
+
+    @app.get("/")
+    def index() -> str:
+        return str(db.session.scalar(text("SELECT 1")))
+
+    assert app.test_client().get("/").text == "1"
+    with app.app_context():
+        replicated.pool().drain("slave_1")
+    response = app.test_client().get("/")
+    assert response.status_code == 503
+    assert response.headers["Retry-After"] == "10"
+
+
+def test_page(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guards that the text proposes let operators in, and nobody else."""
+    flask_login = pytest.importorskip("flask_login")
+    monkeypatch.setenv("PAGE_PASSWORD", "geheim ä")
+    names = run("page", app, replicated=FlaskReplicated())
+    other = Flask("other")
+    other.register_blueprint(FlaskReplicated().page(guard=names["knows_the_password"]))
+    for auth, status in ((("", "geheim ä"), 200), (("ada", ""), 401), (None, 401)):
+        response = other.test_client().get("/replicated/", auth=auth)
+        assert response.status_code == status
+        assert ("WWW-Authenticate" in response.headers) is (status == 401)
+    users = {
+        name: type("User", (flask_login.UserMixin,), {"id": name, "is_admin": admin})()
+        for name, admin in (("ada", True), ("ben", False))
+    }
+    app.secret_key = "secret"
+    flask_login.LoginManager(app).user_loader(users.get)
+    for name, status in (("ada", 200), ("ben", 404), (None, 404)):
+        client = app.test_client()
+        with client.session_transaction() as session:
+            session["_user_id"] = name
+        assert client.get("/replicated/").status_code == status
+
+
+def test_observe(
+    app: Flask, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the text configures observes, and what it prints is there."""
+    names: dict[str, Any] = {"app": app, "replicated": FlaskReplicated()}
+    configured, printed = blocks("observe")
+    exec(configured, names)
+    app.config["REPLICATED_CONTROL"] = str(tmp_path)
+    app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite://"
+    db = SQLAlchemy(app)
+    names["replicated"].init_app(app)
+    app.add_url_rule("/", "index", lambda: str(db.session.scalar(text("SELECT 1"))))
+    assert app.test_client().get("/").text == "1"
+    exec(printed, names)
+    assert names["share"] == 1
+    assert names["lines"] == []
+    assert capsys.readouterr().out == "index 1 1 {} {}\n"
+
+
 def test_every_document_is_run() -> None:
     """Code is printed only where a test runs it."""
     elsewhere = {"routing", "testing", "integrations"}
-    here = {"balancers", "fleet", "patroni", "poolers", "production"}
+    here = {"balancers", "consistency", "failover", "fleet", "patroni", "poolers"}
+    here |= {"observability", "observe", "page", "production", "operations"}
     printing = {
         path.stem for path in DOCS.glob("*.md") if BLOCK.search(path.read_text())
     }
@@ -119,8 +199,9 @@ def test_replicas_come_and_go(app: Flask) -> None:
         "slave_1": f"{url}1.db/shop",
         "slave_2": f"{url}2.db/shop",
     }
-    *_, changes, limit, discovery = blocks("fleet")
+    *_, changes, limit, many, discovery = blocks("fleet")
     exec(limit, {"app": app})
+    exec(many, {"app": app})
     SQLAlchemy(app)
     replicated = FlaskReplicated(app)
     exec(changes, {"app": app, "replicated": replicated})
@@ -142,7 +223,7 @@ def test_replicas_come_and_go(app: Flask) -> None:
 def test_production(monkeypatch: pytest.MonkeyPatch) -> None:
     """The application is made, answers 503, and its status page lists its replicas."""
     pytest.importorskip("psycopg")
-    factory, handlers, status = blocks("production")
+    factory, handlers, _, status = blocks("production")
     nowhere = f"{POSTGRESQL}@127.0.0.1:{free_port()}/shop"
     monkeypatch.setenv("SECRET_KEY", "a secret")
     for name in ("PRIMARY_URL", "REPLICA_1_URL", "REPLICA_2_URL"):
@@ -152,13 +233,26 @@ def test_production(monkeypatch: pytest.MonkeyPatch) -> None:
     names["app"] = app = names["create_app"]()
     exec(handlers, names)
     exec(status, names)
-    healthy = {"state": "closed", "drained": False, "live": True}
+    found: Any = app.test_client().get("/status").json
+    since = {found[name].pop("since") for name in ("slave_1", "slave_2")}
+    assert all(0 <= time.time() - one < 60 for one in since)
+    healthy = {"state": "closed", "reason": None, "live": True}
     expected = {**healthy, "retry_in": None, "last_error": None}
-    assert app.test_client().get("/status").json == {
-        "slave_1": expected,
-        "slave_2": expected,
-    }
+    assert found == {"slave_1": expected, "slave_2": expected}
     assert app.test_client().get("/unsubscribe/1").status_code == 503
+
+
+def test_all_is_logged() -> None:
+    """The configuration of logging prints INFO, with the logger's name."""
+    block = blocks("production")[2]
+    log = "logging.getLogger('flask_replicated').info('told')"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{block}\n{log}"],
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    assert done.stderr.endswith(" INFO flask_replicated: told\n")
 
 
 def test_status_without_replicas() -> None:
@@ -170,13 +264,71 @@ def test_status_without_replicas() -> None:
     assert app.test_client().get("/status").json == {}
 
 
+def test_observability(
+    app: Flask, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The line that is logged has the server and the reason; each reason is listed."""
+    for name in ("one", "two"):
+        sqlite3.connect(tmp_path / f"{name}.db").close()
+    app.config.update(
+        SQLALCHEMY_DATABASE_URI=f"sqlite:///{tmp_path / 'one.db'}",
+        SQLALCHEMY_BINDS={"slave_1": f"sqlite:///{tmp_path / 'two.db'}"},
+    )
+    db = SQLAlchemy(app)
+    names: dict[str, Any] = {"app": app, "replicated": FlaskReplicated(app)}
+    for block in blocks("observability"):
+        exec(block, names)
+    app.add_url_rule("/", "index", lambda: str(db.session.scalar(text("SELECT 1"))))
+    with caplog.at_level("INFO", "shop.access"):
+        assert app.test_client().get("/").text == "1"
+    assert "/ slave_1: GET only reads" in caplog.text
+    assert 'replicated_reads_total{bind="",replica="slave_1"}' in (
+        app.test_client().get("/metrics").text
+    )
+    shown = (DOCS / "observability.md").read_text().partition("## The reasons")[2]
+    rows = re.findall(r"^\| `(\w+)` \|", shown, re.MULTILINE)
+    assert set(rows) == set(get_args(Reason))
+    assert all(reason in shown for reason in (WROTE, *FALLBACKS))
+
+
+def test_operations(app: Flask, tmp_path: Path) -> None:
+    """The receivers hear of an outage and of its end; each signal has its row."""
+    for name in ("one", "two"):
+        sqlite3.connect(tmp_path / f"{name}.db").close()
+    app.config.update(
+        SQLALCHEMY_DATABASE_URI=f"sqlite:///{tmp_path / 'one.db'}",
+        SQLALCHEMY_BINDS={"slave_1": f"sqlite:///{tmp_path / 'two.db'}"},
+    )
+    SQLAlchemy(app)
+    replicated = FlaskReplicated(app)
+    lines: list[str] = []
+    app.logger.critical = lambda text, *args: lines.append(text % args)  # type: ignore[method-assign]  # to be read here
+    names: dict[str, Any] = {"app": app}
+    (receivers,) = blocks("operations")
+    exec(receivers, names)
+    with app.app_context():
+        pool = replicated.pool()
+        pool.trip(pool.member("slave_1"), 9, ConnectionRefusedError("refused"))
+        pool.recover(pool.member("slave_1"))
+    assert lines == ["slave_1 is out: down", "slave_1 is back"]
+    shown = (DOCS / "operations.md").read_text()
+    assert [name for name in signals.__all__ if f"`{name}`" not in shown] == []
+    words = set(re.findall(r"^\| `(\w+)` \| ", shown, re.MULTILINE))
+    assert words >= set(get_args(Cause))
+
+
 ALERT = re.compile(r"^\| (?:WARNING|ERROR) \| `([^`]+?)[ .]*`", re.MULTILINE)
 # What stands in the examples for what a log line or an error fills in.
 FILLED = {
     "'slave_1'": "%r",
+    "'replica_out'": "%r",
     "view 'show'": "{place}",
     "'show'": "%r",
+    "3 reads": "%s",
+    "3 connections": "%s",
     "3": "%d",
+    "postgresql": "%s",
+    "RedisStore": "%s",
     "SQLALCHEMY_DATABASE_URI": "%s",
 }
 
@@ -197,12 +349,25 @@ def test_alerts_are_what_is_logged() -> None:
 
 def test_balancers(app: Flask) -> None:
     """A balancer of one's own is taken, and a pool of anything goes on to the next."""
-    own, pool = blocks("balancers")
+    zones, own, asking, pool = blocks("balancers")
     names: dict[str, Any] = {"app": app}
     exec(own, names)
     members = [SimpleNamespace(name=name) for name in "ba"]
     pick = app.config["REPLICATED_BALANCER"](members)
     assert [pick().name for _ in range(3)] == ["a", "b", "a"]
+
+    exec(zones, names)
+    exec(asking, names)
+    keys = ("REPLICATED_BALANCER", "REPLICATED_ZONE", "REPLICATED_ZONES")
+    config = {key: app.config[key] for key in keys}
+    found = read_settings(config, ["GET"], ["slave_1", "slave_2", "slave_3"])
+    engines = {name: name for name in (*config["REPLICATED_ZONES"], "slave_4")}
+    local = Pool(engines, balancer=found.balancer)
+    assert local.pick().name in {"slave_1", "slave_2"}
+    busy = local.pick()
+    assert isinstance(busy.feedback, Feedback)
+    busy.feedback.started()
+    assert {local.pick().name for _ in range(9)} == {"slave_1", "slave_2"} - {busy.name}
 
     tried: list[str] = []
 
@@ -215,6 +380,30 @@ def test_balancers(app: Flask) -> None:
     names = {"connect": connect}
     exec(pool, names)
     assert names["connection"] == tried[1] != tried[0]
+
+
+def test_pin_stores(app: Flask) -> None:
+    """Both stores that the text sets up can be made, and its own one works."""
+    pytest.importorskip("redis")
+    found = [block for block in blocks("consistency") if "PIN_STORE" in block]
+    assert len(found) == 2
+    for block in found:
+        exec(block, {"app": app})
+        safe = make_store(
+            app.config["REPLICATED_PIN_STORE"],
+            cookie=CookieStore(COOKIE, 5),
+            header=HEADER,
+            prefix="",
+            find_key=app.config["REPLICATED_PIN_KEY"],
+            merge=largest,
+            seconds=300,
+        )
+    assert type(safe.store).__name__ == "UserStore"
+    shop = make_app(safe)
+    shop.before_request(lambda: setattr(g, "user_id", request.headers["X-User"]))
+    client = Client(shop)
+    assert HEADER not in client.write(5).headers
+    assert client.read() == "5"
 
 
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")

@@ -514,18 +514,17 @@ class TestAskedOnce:
 
     def test_pins(self, build: Build) -> None:
         """A store of pins is asked once in a request, for early and late reads."""
-        site = build()
         asked: list[str] = []
 
         class Store:
-            def remember_write(self, response: Response, written: float) -> None:
+            def remember(self, response: Response, token: str) -> None:
                 """Remember nothing."""
 
-            def last_write(self, request: Request) -> float | None:
+            def recall(self, request: Request) -> str:
                 asked.append(request.path)
-                return None
+                return ""
 
-        site.app.extensions[STATE].responses.store = Store()
+        site = build(REPLICATED_PIN_STORE=Store())
 
         def work() -> None:
             site.who()

@@ -544,7 +544,7 @@ def test_another_engine_for_the_same_servers(tmp_path: Path) -> None:
     """Who makes another engine of the same servers listens to it anew."""
     primary, replica = two_engines(tmp_path)
     ear = Ear()
-    for _ in range(50):
+    for _ in range(10):
         routed = replicated_engine(primary, {"slave_1": replica})
         event.listen(routed, "begin", ear.connection)
         assert event.contains(routed, "begin", ear.connection)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import os
+import signal
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
-from flask import Flask
+from flask import Flask, has_app_context
 from flask_sqlalchemy import SQLAlchemy
 from flask_sqlalchemy.session import Session
 from sqlalchemy import orm
@@ -17,10 +20,12 @@ from sqlalchemy import orm
 from examples.cluster import wait_until
 from flask_replicated import ConfigurationError, FlaskReplicated
 from flask_replicated.routing.state import RequestState
+from flask_replicated.testing import assert_served, mirror
 from tests.support import (
     REPLICAS,
     Build,
     Site,
+    add_views,
     break_file,
     build_fixture,
     database_bytes,
@@ -56,6 +61,21 @@ def check(app: Flask, db: SQLAlchemy, folder: Path) -> None:
         assert site.who() == "master"
     site.dispose()
     assert site.entries() == ["written"]
+
+
+class Slow(SQLAlchemy):
+    """Tells of its engines only when it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    @property
+    def engines(self) -> Any:
+        """Return them, late."""
+        self.begun.set()
+        self.go_on.wait(20)
+        return super().engines
 
 
 class TestRegistering:
@@ -101,9 +121,126 @@ class TestRegistering:
         assert site.app.extensions["replicated"] is extension
 
     def test_before_sqlalchemy(self, tmp_path: Path) -> None:
-        """Registering before Flask-SQLAlchemy says what to do."""
-        with pytest.raises(ConfigurationError, match=r"db\.init_app\(app\), then"):
-            FlaskReplicated(configured(tmp_path))
+        """It may be registered before Flask-SQLAlchemy, also with contexts between."""
+        db, app = SQLAlchemy(), configured(tmp_path)
+        extension = FlaskReplicated(app)
+        with app.app_context():
+            assert app.extensions["replicated"] is extension
+        db.init_app(app)
+        check(app, db, tmp_path)
+
+    def test_asked_before_any_context(self, tmp_path: Path) -> None:
+        """Registered before, its commands and its test kit need no context first."""
+        db, app = SQLAlchemy(), configured(tmp_path)
+        FlaskReplicated(app)
+        db.init_app(app)
+        assert (
+            app.test_cli_runner().invoke(args=["replicated", "status"]).exit_code == 0
+        )
+        db, app = SQLAlchemy(), configured(tmp_path)
+        extension = FlaskReplicated(app)
+        db.init_app(app)
+        assert extension.state(app) is not None
+        with mirror(app), assert_served():
+            pass
+
+    def test_first_request(self, tmp_path: Path) -> None:
+        """Registered before, it pins the client of the very first request."""
+        db, app = SQLAlchemy(), configured(tmp_path)
+        app.config["REPLICATED_PIN_STORE"] = "session"
+        app.secret_key = "a key"
+        FlaskReplicated(app)
+        db.init_app(app)
+        site = Site(app, db, *make_models(db), tmp_path)
+        add_views(site)
+        client = app.test_client()
+        assert client.post("/write").text == client.get("/").text == "master"
+        assert app.test_client().get("/").text in REPLICAS
+        site.dispose()
+
+    def test_settings_before_sqlalchemy(self, tmp_path: Path) -> None:
+        """Registered before, it reads the settings at once, and takes no second."""
+        app = configured(tmp_path)
+        app.config["REPLICATED_WEIGHTS"] = {"slave_9": 2}
+        with pytest.raises(ConfigurationError, match="slave_9"):
+            FlaskReplicated(app)
+        del app.config["REPLICATED_WEIGHTS"]
+        FlaskReplicated(app)
+        with pytest.raises(ConfigurationError, match="register it once"):
+            FlaskReplicated(app)
+
+    def test_without_sqlalchemy(self, tmp_path: Path) -> None:
+        """Without Flask-SQLAlchemy each request fails, and says what is missing."""
+        app = configured(tmp_path)
+        FlaskReplicated(app)
+        for _ in range(2):
+            with pytest.raises(ConfigurationError, match=r"call db\.init_app\(app\)"):
+                app.test_client().get("/")
+
+    def test_two_first_requests(self, tmp_path: Path) -> None:
+        """Registered before, a request that comes meanwhile is served as any other."""
+        passed: list[str] = []
+        answers: list[Any] = []
+        app, db = configured(tmp_path), Slow()
+        FlaskReplicated(app)
+        db.init_app(app)
+        site = Site(app, db, *make_models(db), tmp_path)
+        add_views(site)
+        inner = app.wsgi_app
+
+        def outer(*args: Any) -> Any:
+            passed.append(args[0]["REQUEST_METHOD"])
+            return inner(*args)
+
+        app.wsgi_app = outer  # type: ignore[assignment,method-assign]  # as Flask documents
+        client = app.test_client
+        first = threading.Thread(target=lambda: client().get("/"))
+        first.start()
+        assert db.begun.wait(20)
+        second = threading.Thread(
+            target=lambda: answers.append(client().post("/write"))
+        )
+        second.start()
+        second.join(0.2)  # it waits for the first one
+        db.go_on.set()
+        for one in (first, second):
+            one.join(20)
+        assert passed == ["GET", "POST"]
+        assert "replicated_pin" in answers[0].headers["Set-Cookie"]
+        site.dispose()
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+    @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+    def test_forked_meanwhile(self, tmp_path: Path) -> None:
+        """Registered before, a child that is forked meanwhile registers by itself."""
+        app, db = configured(tmp_path), Slow()
+        FlaskReplicated(app)
+        db.init_app(app)
+        site = Site(app, db, *make_models(db), tmp_path)
+        add_views(site)
+        first = threading.Thread(target=lambda: app.test_client().get("/"))
+        first.start()
+        assert db.begun.wait(20)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            db.go_on.set()
+            os._exit(app.test_client().get("/").text not in REPLICAS)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        db.go_on.set()
+        first.join(20)
+        site.dispose()
+
+    def test_fails_in_a_context(self, tmp_path: Path) -> None:
+        """Registered before, a context that fails for a setting is not left behind."""
+        app = configured(tmp_path)
+        app.config["SQLALCHEMY_BINDS"]["slave_1"] = "postgresql://server/shop"
+        FlaskReplicated(app)
+        SQLAlchemy(app)
+        for context in (app.app_context, app.test_request_context):
+            with pytest.raises(ConfigurationError, match="slave_1"), context():
+                pass
+            assert not has_app_context()
 
     def test_twice(self, build: Build) -> None:
         """Registering twice on one application says what to do."""
@@ -278,6 +415,12 @@ class TestMetadata:
         site = build()
         with site.app.test_request_context():
             assert sa.inspect(site.db.engine).has_table("entry")
+
+    def test_a_copy_of_the_engine(self, build: Build) -> None:
+        """``db.engine`` can be copied, as any engine can."""
+        site = build()
+        with site.app.app_context():
+            assert sa.inspect(copy.copy(site.db.engine)).has_table("entry")
 
 
 class OwnSession(Session):

@@ -177,11 +177,13 @@ class TestBusy:
             if fallback == "master":
                 assert site.count(3) == {"master": 3}
             else:
-                with site.app.test_request_context():
-                    with pytest.raises(AllReplicasOutError, match="is busy") as caught:
-                        site.who()
-                    assert caught.value.load
-                    assert "Let more be open" in str(caught.value)
+                with (
+                    site.app.test_request_context(),
+                    pytest.raises(AllReplicasOutError, match="is busy") as caught,
+                ):
+                    site.who()
+                assert caught.value.load
+                assert "Let more be open" in str(caught.value)
         told = [record for record in caplog.records if "every" in record.getMessage()]
         for record in told:
             assert record.levelno == logging.WARNING

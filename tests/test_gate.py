@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import event, func, select, text
+from sqlalchemy.orm import Session
 
-from flask_replicated import StaleReadError, using_slave
+from flask_replicated import StaleReadError, using_master, using_slave
 from flask_replicated.engine.gate import Gate
 from flask_replicated.routing.hints import _PrimaryTables, named_table
 from flask_replicated.sql.constructs import Classifier
@@ -132,6 +133,60 @@ class TestStaleReads:
             return name
 
         assert answer(site, view) != "master"
+
+
+class TestAskedForPrimary:
+    """``replicated='master'`` over a connection that is a replica's."""
+
+    ASKS: ClassVar = {"execution_options": {"replicated": "master"}}
+    READ = text("SELECT count(*) FROM entry")
+
+    @pytest.mark.parametrize("kind", ["statement", "argument", "connection", "driver"])
+    @pytest.mark.parametrize("name", ["master", "primary"])
+    def test_connection(self, site: Site, kind: str, name: str) -> None:
+        """It cannot change servers: nothing is sent, and the error says so."""
+        asks: dict[str, Any] = {"execution_options": {"replicated": name}}
+
+        def view() -> str:
+            with site.db.engine.connect() as connection:
+                execute = {
+                    "statement": lambda: connection.execute(
+                        self.READ.execution_options(replicated=name)
+                    ),
+                    "argument": lambda: connection.execute(self.READ, **asks),
+                    "connection": lambda: connection.execution_options(
+                        replicated=name
+                    ).execute(self.READ),
+                    "driver": lambda: connection.exec_driver_sql(
+                        str(self.READ), **asks
+                    ),
+                }
+                with pytest.raises(StaleReadError, match="cannot change") as caught:
+                    execute[kind]()
+                return f"{caught.value.table} {caught.value.view}"
+
+        assert answer(site, view).startswith("None ")
+
+    def test_session(self, site: Site) -> None:
+        """So is a session of SQLAlchemy's own, which a replica has served before."""
+
+        def view() -> str:
+            with Session(site.db.engine) as session:
+                session.execute(self.READ)
+                with pytest.raises(StaleReadError, match="using_master"):
+                    session.execute(self.READ, **self.ASKS)
+            return "refused"
+
+        assert answer(site, view) == "refused"
+
+    def test_primary(self, site: Site) -> None:
+        """Over a connection to the primary it is what it asks for."""
+
+        def view() -> str:
+            with using_master(), site.db.engine.connect() as connection:
+                return str(connection.execute(self.READ, **self.ASKS).scalar())
+
+        assert answer(site, view) == "0"
 
 
 class TestListeners:
@@ -261,6 +316,7 @@ HIDDEN = {
         sa.exists(select(MERGE.c.into).with_for_update(read=True))
     ),
     "function": select(LOG.c["update"]).where(func.pg_try_advisory_lock(1)),
+    "hint": select(LOG.c.id).with_statement_hint("INTO OUTFILE 'rows'"),
 }
 
 

@@ -232,6 +232,9 @@ def test_all_that_is_written(build: Build, caplog: pytest.LogCaptureFixture) -> 
     # For whole tables the narrower way out comes first.
     (said,) = warnings(caplog)
     assert said.index("using_master(pin=False)") < said.index("REPLICATED_UNPINNED")
+    # With the setting, whether such a row is there must be asked of the primary.
+    assert "where a row of 'marker' is looked for before it is inserted" in said
+    assert "__replicated__ = 'master'" in said
 
 
 @pytest.mark.parametrize("order", ["before", "after", "apart"])

@@ -17,17 +17,36 @@ ROOT = Path(__file__).parents[1]
 # Each package, and each module beside the packages, with all that it may import.
 DIRECTIONS: dict[str, str] = {
     "_private": "",
-    "sql": "_private",
+    "blocks": "",
+    "patterns": "",
+    "signals": "",
+    "sql": "_private patterns",
     "system": "_private",
     "errors": "balancers",
-    "replica": "_private balancers errors system",
-    "settings": "_private balancers errors",
-    "routing": "_private balancers errors settings sql system",
-    "engine": "_private balancers errors replica routing sql system",
+    "replica": "_private balancers errors patterns system",
+    "settings": "_private balancers errors patterns",
+    "consistency": "balancers blocks errors replica settings system",
+    "routing": "_private balancers blocks consistency errors settings sql system",
+    "engine": (
+        "_private balancers consistency errors replica routing settings signals sql "
+        "system"
+    ),
     "adapters": "_private engine errors routing settings",
-    "fleet": "balancers engine errors replica routing settings system",
-    "extension": "adapters engine errors fleet routing settings",
-    "__init__": "engine errors extension fleet replica routing",
+    "fleet": "balancers engine errors replica routing settings signals system",
+    "operations": (
+        "_private adapters balancers consistency engine errors fleet replica routing "
+        "settings sql system"
+    ),
+    "extension": (
+        "adapters consistency engine errors fleet operations routing settings waiting"
+    ),
+    "waiting": "system",
+    "testing": (
+        "_private adapters balancers engine errors extension fleet replica routing "
+        "settings"
+    ),
+    "metrics": "errors routing system",
+    "__init__": "consistency engine errors extension fleet routing",
 }
 
 

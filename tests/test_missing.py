@@ -12,7 +12,9 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import OperationalError
 
 from flask_replicated import using_slave
+from flask_replicated.engine.lacking import LackingLog
 from flask_replicated.replica.failures import is_missing_object
+from tests.balancers.support import FakeClock
 from tests.support import Build, Site, answer, build_fixture, pin_of
 
 build = build_fixture
@@ -216,6 +218,85 @@ class TestStands:
 
         assert answer(site, view) == "raised"
         assert not asked
+
+
+class TestForLong:
+    """What is missing for longer than a migration takes."""
+
+    @pytest.fixture
+    def clock(self, site: Site) -> FakeClock:
+        """Give the clock by which it is told that something is still missing."""
+        clock = FakeClock()
+        with site.app.app_context():
+            routed: Any = site.db.engine
+        routed.replicas.lacking = LackingLog(routed.outages.setting, clock)
+        return clock
+
+    def read(self, site: Site, statement: sa.TextClause) -> None:
+        """Read by a GET of its own."""
+        with site.app.test_request_context():
+            site.db.session.scalar(statement)
+
+    def told(self, caplog: pytest.LogCaptureFixture) -> list[str]:
+        """Return what was logged of it."""
+        return [one for one in caplog.messages if "lacked" in one]
+
+    def test_told_once(
+        self, site: Site, clock: FakeClock, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A WARNING names the replica, what it lacks, and where it is set."""
+        self.read(site, SHIPPED)
+        clock.advance(59)
+        self.read(site, SHIPPED)
+        assert not self.told(caplog)
+        clock.advance(2)
+        for _ in range(3):
+            self.read(site, SHIPPED)
+        (line,) = self.told(caplog)
+        assert "'slave_1' has lacked for 61 s" in line
+        assert "no such table: shipment" in line
+        assert "SQLALCHEMY_BINDS['slave_1']" in line
+
+    def test_each_thing(
+        self, site: Site, clock: FakeClock, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What is missing only now may be a migration's."""
+        self.read(site, SHIPPED)
+        clock.advance(61)
+        self.read(site, text("SELECT count(stars) FROM entry"))
+        assert not self.told(caplog)
+
+    def test_each_night(
+        self, site: Site, clock: FakeClock, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What is missing for a moment each night was there in between."""
+        for _ in range(3):
+            self.read(site, SHIPPED)
+            clock.advance(1)
+            self.read(site, SHIPPED)
+            clock.advance(24 * 3600)
+        assert not self.told(caplog)
+
+    def test_nowhere(
+        self, site: Site, clock: FakeClock, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A name that the primary does not know either says nothing of replicas."""
+        for _ in range(2):
+            with pytest.raises(OperationalError):
+                self.read(site, NOWHERE)
+            clock.advance(61)
+        assert not self.told(caplog)
+
+    def test_bounded(self, clock: FakeClock, caplog: pytest.LogCaptureFixture) -> None:
+        """A program that writes SQL as it runs is not remembered for ever."""
+        log = LackingLog(str, clock)
+        for number in range(150):
+            log.note("slave_1", ValueError(f"no such table: t{number}"))
+        clock.advance(61)
+        log.note("slave_1", ValueError("no such table: t0"))
+        assert not self.told(caplog)
+        log.note("slave_1", ValueError("no such table: t149"))
+        assert len(self.told(caplog)) == 1
 
 
 def _error(*arguments: object, **attributes: object) -> OperationalError:

@@ -120,7 +120,8 @@ def _read_once(folder: Path) -> weakref.ref[Flask]:
     app.config["SQLALCHEMY_BINDS"] = dict(zip(names[1:], replicas, strict=True))
     app.config["REPLICATED_PROBE_INTERVAL"] = 0.05
     db = SQLAlchemy(app)
-    FlaskReplicated(app)
+    replicated = FlaskReplicated(app)
+    app.register_blueprint(replicated.page())  # the thread looks for it, too
 
     @app.get("/")
     def page() -> str:

@@ -17,7 +17,6 @@ from asgiref.testing import ApplicationCommunicator
 from asgiref.wsgi import WsgiToAsgi
 from flask import Flask, Response, redirect, send_file, session, stream_with_context
 from flask.sessions import SecureCookieSessionInterface
-from itsdangerous import URLSafeSerializer
 from werkzeug.datastructures import Headers
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.middleware.proxy_fix import ProxyFix
@@ -25,7 +24,8 @@ from werkzeug.test import Client, EnvironBuilder
 from werkzeug.wrappers import Response as Plain
 
 from flask_replicated import use_master_database
-from flask_replicated.routing.responses import OVER_WEBSOCKET, pin_responses
+from flask_replicated.consistency.tokens import Mark, Token, bind_id, decode, encode
+from flask_replicated.routing.responses import OVER_WEBSOCKET, Explain, pin_responses
 from flask_replicated.routing.state import STATE
 from tests.balancers.support import FakeClock
 from tests.support import (
@@ -60,21 +60,21 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     """Give the clock that pins go by."""
     clock = FakeClock(1_700_000_000.0)
     clocks = SimpleNamespace(time=clock, monotonic=clock)
-    monkeypatch.setattr("flask_replicated.routing.pins.time", clocks)
-    monkeypatch.setattr("flask_replicated.routing.responses.time", clocks)
+    for name in ("consistency.client", "routing.state", "routing.responses"):
+        monkeypatch.setattr(f"flask_replicated.{name}.time", clocks)
+    monkeypatch.setattr("flask_replicated.engine.engines.time", clocks)
     return clock
 
 
-def said(pin: str | None, name: str = COOKIE) -> float:
+def said(pin: str | None) -> float:
     """Return the time that a pin says."""
-    serializer = URLSafeSerializer(SECRET, salt=f"flask-replicated.{name}")
-    return float(serializer.loads(pin or ""))
+    token = decode(pin or "", [SECRET])
+    return 0.0 if token is None else token.latest_untold
 
 
 def saying(moment: float) -> str:
     """Return a pin that says a time."""
-    serializer = URLSafeSerializer(SECRET, salt=f"flask-replicated.{COOKIE}")
-    return str(serializer.dumps(f"{moment:.3f}"))
+    return encode(Token({bind_id(None): Mark(untold=moment)}), [SECRET])
 
 
 def pins(response: TestResponse) -> list[str]:
@@ -242,7 +242,10 @@ def around(site: Site, middleware: list[Callable[..., Any]], order: str) -> None
         for one in middleware:
             bare = one(bare)
     state = site.app.extensions[STATE]
-    wrapped: Any = pin_responses(bare, state.responses, state.response_starts)
+    explain = Explain(None, site.app.config, state.add_reads)
+    wrapped: Any = pin_responses(
+        bare, state.responses, state.response_starts, state.advice, explain
+    )
     if order != "before":
         for one in middleware:
             wrapped = one(wrapped)
@@ -955,17 +958,17 @@ class TestTold:
         assert caplog.records == []
 
 
-def test_a_broken_store(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_broken_store(build: Build, caplog: pytest.LogCaptureFixture) -> None:
     """What a store raises fails no response, wherever that leaves."""
 
     class Broken:
-        def remember_write(self, response: Response, written: float) -> None:
+        def remember(self, response: Response, token: str) -> None:
             raise OSError
 
-        def last_write(self, request: Any) -> float | None:
-            return None
+        def recall(self, request: Any) -> str:
+            return ""
 
-    site.app.extensions[STATE].responses.store = Broken()
+    site = build(REPLICATED_PIN_STORE=Broken())
     around(site, [buffers], "before")
     assert site.client().post("/write").status_code == 200
-    assert "could not be remembered" in caplog.text
+    assert "the pin store Broken fails" in caplog.text

@@ -11,10 +11,11 @@ from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from hypothesis import given
 from hypothesis import strategies as st
-from itsdangerous import URLSafeSerializer, URLSafeTimedSerializer
+from itsdangerous import Signer, URLSafeSerializer, URLSafeTimedSerializer
 from werkzeug.http import parse_cookie
 
 from flask_replicated import FlaskReplicated
+from flask_replicated.consistency.tokens import Mark, Token, bind_id, decode, encode
 from tests.support import (
     COOKIE,
     REPLICAS,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 build = build_fixture
 
-SALT = f"flask-replicated.{COOKIE}"
+SALT = "flask-replicated.token"
 
 
 @pytest.fixture
@@ -97,8 +98,10 @@ class TestAttributes:
         """With a SECRET_KEY the cookie is signed."""
         pin = pin_of(site.client().post("/write"))
         assert pin is not None
-        moment = URLSafeSerializer(SECRET, salt=SALT).loads(pin)
-        assert abs(float(moment) - time.time()) < 60
+        token = decode(pin, [SECRET])
+        assert token is not None
+        assert abs(token.latest_untold - time.time()) < 60
+        assert decode(pin, ["another"]) is None
 
     def test_new_key(self, build: Build) -> None:
         """A pin that was signed with the key before last still counts."""
@@ -109,14 +112,14 @@ class TestAttributes:
         assert get_with_pin(new.app, pin) == "master"
 
 
-def signed(moment: object, *, key: str = SECRET, salt: str = SALT) -> str:
-    """Return a cookie that says *moment*."""
-    return str(URLSafeSerializer(key, salt=salt).dumps(moment))
+def signed(text: object, *, key: str = SECRET, salt: str = SALT) -> str:
+    """Return a cookie with a good signature of any text."""
+    return Signer(key, salt=salt).sign(str(text).encode()).decode("latin-1")
 
 
 def now(later: float = 0) -> str:
-    """Return a moment as the cookie writes it."""
-    return f"{time.time() + later:.3f}"
+    """Return an unsigned cookie of a client that wrote so many seconds from now."""
+    return encode(Token({bind_id(None): Mark(untold=time.time() + later)}), [])
 
 
 HOSTILE: dict[str, Callable[[], str]] = {
@@ -130,7 +133,8 @@ HOSTILE: dict[str, Callable[[], str]] = {
     "huge": lambda: "A" * 3_000_000,
     "other key": lambda: signed(now(), key="of another application"),
     "other salt": lambda: signed(now(), salt="cookie-session"),
-    "timed": lambda: str(URLSafeTimedSerializer(SECRET, salt=SALT).dumps(now())),
+    "timed": lambda: URLSafeTimedSerializer(SECRET, salt=SALT).dumps(now()),
+    "former": lambda: URLSafeSerializer(SECRET, salt=SALT).dumps(f"{time.time()}"),
     "future": lambda: signed(now(3600)),
     "far future": lambda: signed("9" * 30),
     "expired": lambda: signed(now(-3600)),
@@ -158,7 +162,21 @@ def test_hostile_cookie(site: Site, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["", "nan", "inf", "-inf", "1e999", "x", "9" * 30, "9" * 5000, "-1", "١٢"]
+    "value",
+    [
+        "",
+        "!",
+        "!,!",
+        "nan",
+        "inf",
+        "-inf",
+        "1e999",
+        "x",
+        "9" * 30,
+        "9" * 5000,
+        "-1",
+        "١٢",
+    ],
 )
 def test_hostile_cookie_without_key(build: Build, value: str) -> None:
     """Without a SECRET_KEY nonsense is ignored just so."""
@@ -172,7 +190,7 @@ def test_without_key(build: Build) -> None:
     client = site.client()
     pin = pin_of(client.post("/write"))
     assert pin is not None
-    assert float(pin)
+    assert decode(pin, [])
     assert client.get("/").text == "master"
 
 

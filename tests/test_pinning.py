@@ -16,7 +16,7 @@ from flask_replicated import (
     use_slave_database,
     using_master,
 )
-from flask_replicated.routing.pins import CookiePins
+from flask_replicated.consistency.stores import CookieStore
 from tests.balancers.support import FakeClock
 from tests.support import (
     COOKIE,
@@ -81,6 +81,21 @@ class TestHowLong:
         clock.now += 0.2
         assert get_with_pin(site.app, pin) in REPLICAS
 
+    def test_of_what_was_read(self, build: Build, clock: FakeClock) -> None:
+        """A client that goes on to read keeps its replica, and seldom gets a cookie."""
+        site = build(REPLICATED_GUARANTEE="monotonic")
+        client = site.app.test_client(use_cookies=False)
+        pin, served, told = "", set(), []
+        for _ in range(15):
+            response = client.get("/", headers={"Cookie": f"{COOKIE}={pin}"})
+            served.add(response.text)
+            found = pin_of(response)
+            told.append(found is not None)
+            pin = found or pin
+            clock.now += 100
+        assert len(served) == 1
+        assert told == [True, False, True] + [False, True] * 6
+
     def test_begins_anew(self, site: Site, clock: FakeClock) -> None:
         """A second write pins for the full time again."""
         client = site.client()
@@ -108,15 +123,15 @@ class TestHowLong:
     def test_asked_once(
         self, site: Site, monkeypatch: pytest.MonkeyPatch, pinned: bool
     ) -> None:
-        """Each request asks once when its client last wrote."""
+        """A request asks once when its client last wrote, and only with a pin."""
         asked: list[str] = []
-        ask = CookiePins.last_write
+        ask = CookieStore.recall
 
-        def counted(self: CookiePins, request: Request) -> float | None:
+        def counted(self: CookieStore, request: Request) -> str:
             asked.append(request.path)
             return ask(self, request)
 
-        monkeypatch.setattr(CookiePins, "last_write", counted)
+        monkeypatch.setattr(CookieStore, "recall", counted)
         client = site.client()
         client.get("/")  # the endpoint is known from here on
         if pinned:
@@ -124,7 +139,7 @@ class TestHowLong:
         asked.clear()
         for _ in range(2):
             client.get("/")
-        assert asked == ["/", "/"]
+        assert asked == (["/", "/"] if pinned else [])
 
 
 def insert(site: Site) -> sa.Insert:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
 from flask_replicated import PrimaryUnavailableError, ReplicatedError
@@ -18,7 +17,7 @@ from flask_replicated.replica.primary_status import (
     PrimaryStatus,
     ask_primary,
 )
-from tests.support import Build, build_fixture
+from tests.support import Build, build_fixture, connect_arguments_of
 
 build = build_fixture
 
@@ -39,16 +38,7 @@ def engine_of(driver: str, query: str = "", **arguments: Any) -> sa.Engine:
 def told(engine: sa.Engine, seconds: float = 3) -> dict[str, Any]:
     """Return what the driver is told when a primary connects."""
     Primary(engine, "SQLALCHEMY_DATABASE_URI", seconds, role_check=True)
-    seen: list[dict[str, Any]] = []
-
-    @event.listens_for(engine, "do_connect")
-    def stop(_dialect: Any, _record: Any, _cargs: Any, cparams: dict[str, Any]) -> None:
-        seen.append(cparams)
-        raise ConnectionRefusedError
-
-    with pytest.raises(ConnectionRefusedError):
-        engine.connect()
-    return seen[0]
+    return connect_arguments_of(engine)
 
 
 class TestConnectTimeout:

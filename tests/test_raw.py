@@ -121,7 +121,9 @@ def test_counts_until_the_response(site: Site, monkeypatch: pytest.MonkeyPatch) 
 
     state = site.app.extensions["replicated"].state(site.app)
     monkeypatch.setattr(
-        state.responses.store, "remember_write", lambda _, when: written.append(when)
+        state.responses.tokens,
+        "remember",
+        lambda _, token, _heard: written.append(token.latest_untold),
     )
     assert answer(site, view) == "done"
     assert written == [now[0]]
@@ -253,3 +255,16 @@ def test_outside_a_request(site: Site, way: Callable[[Site], None]) -> None:
         way(site)
         site.db.session.remove()
     assert site.entries() == ["raw"]
+
+
+@pytest.mark.parametrize(
+    ("module", "may_write"), [("sqlalchemy_continuum.manager", False), ("shop", True)]
+)
+def test_compared_only(site: Site, module: str, may_write: bool) -> None:
+    """A library that only compares driver's connections writes nothing with them."""
+    scope: dict[str, Any] = {"__name__": module}
+    exec("def same(one): return one.connection is one.connection", scope)
+    with site.app.test_request_context(method="POST"):
+        connection = site.db.session.connection()
+        assert scope["same"](connection)
+        assert connection.maybe_wrote is may_write  # type: ignore[attr-defined]  # the routed one

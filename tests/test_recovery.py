@@ -19,7 +19,7 @@ from flask_replicated.engine.recovery import (
 from flask_replicated.routing.decision import LOST, WROTE, Role
 
 if TYPE_CHECKING:
-    from flask_replicated.engine.connections import ReplicaConnection
+    from flask_replicated.engine.replica_connection import ReplicaConnection
 
 REFUSED = "a replica has refused its write"
 LOSS = OperationalError("SELECT 1", None, OSError("gone"))

@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool, StaticPool
 
-from balancers import Member, Pool, RoundRobin
+from balancers import First, LeastOutstanding, Member, Pool, RoundRobin
 from balancers.strategies import BALANCERS
 from examples.cluster import wait_until
 from flask_replicated import using_slave
@@ -124,6 +124,30 @@ class TestExhausted:
             assert {site.get() for _ in range(3)} == {"slave_1"}
             timer.join()
 
+    def test_the_only_one_that_lives_is_busy(
+        self, build: Build, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """That comes and goes with each connection, and is not logged each time."""
+        site = build(
+            (),
+            binds={
+                "slave_1": small(tmp_path, "slave_1"),
+                "slave_2": f"sqlite:///{tmp_path}/no/such/file.db",
+            },
+            REPLICATED_BREAKER_THRESHOLD=1,
+            REPLICATED_BREAKER_RESET=30,
+            REPLICATED_CONNECT_TIMEOUT=0.1,
+            REPLICATED_PROBE_INTERVAL=0,
+        )
+        assert site.count(4) == {"slave_1": 4}
+        caplog.clear()
+        for _ in range(3):
+            with held(site, "slave_1"):
+                assert site.get() == "master"
+            assert site.get() == "slave_1"
+        (message,) = caplog.messages
+        assert message.startswith("every replica is out, and the primary serves")
+
     def test_it_is_paused(
         self, build: Build, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -186,7 +210,7 @@ class Rooms:
             self.pool,
             self.replicas,
             RoundRobin() if balancer is None else balancer,
-            bearable=2,
+            max_exhausted=2,
             longest=4,
             clock=self.clock,
         )
@@ -295,10 +319,26 @@ class TestQueues:
 
     @pytest.mark.parametrize("balancer", BALANCERS.values(), ids=BALANCERS)
     def test_named_balancer(self, tmp_path: Path, balancer: type) -> None:
-        """One that has a name spreads reads, so it need not be followed here."""
+        """One that has a name spreads reads, so it need not be followed here.
+
+        All do except the first in a row.
+        """
         rooms = Rooms(tmp_path, balancer=balancer(), pool_size=5)
+        spreads = balancer is not First
         with rooms.using(rooms.first, 4):
-            assert rooms.room.choose(rooms.first) is rooms.second
+            chosen = rooms.room.choose(rooms.first)
+            assert chosen is (rooms.second if spreads else rooms.first)
+        rooms.dispose()
+
+    @pytest.mark.parametrize("balancer", [RoundRobin(), LeastOutstanding()])
+    def test_all_are_exhausted(self, tmp_path: Path, balancer: object) -> None:
+        """One that knows who waits where is followed; else it is who had room last."""
+        rooms = Rooms(tmp_path, balancer=balancer)
+        with rooms.using(rooms.first), rooms.using(rooms.second):
+            rooms.room.note_full(rooms.first, rooms.pool.permit(rooms.first))
+            rooms.clock.now += 1
+            followed = rooms.room.choose(rooms.first) is rooms.first
+            assert followed == hasattr(balancer, "feedback")
         rooms.dispose()
 
     def test_by_weight(self, rooms: Rooms) -> None:
@@ -308,7 +348,7 @@ class TestQueues:
         )
         heavy, light = pool.members
         room = ReplicaCapacity(
-            pool, rooms.replicas, RoundRobin(), bearable=2, longest=4
+            pool, rooms.replicas, RoundRobin(), max_exhausted=2, longest=4
         )
         rooms.replicas["slave_1"].slow_until = time.monotonic() + 60
         with rooms.using(heavy, 4), rooms.using(light):

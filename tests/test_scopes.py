@@ -19,8 +19,8 @@ from flask_replicated import (
     using_master,
     using_slave,
 )
-from flask_replicated.routing import decorator_order
-from flask_replicated.routing.decorator_order import _decorated
+from flask_replicated.blocks import decorator_order
+from flask_replicated.blocks.decorator_order import _decorated
 from tests.support import REPLICAS, Build, Site, build_fixture
 
 if TYPE_CHECKING:

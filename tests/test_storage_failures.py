@@ -14,6 +14,7 @@ from flask_replicated import replicated_engine, using_slave
 from flask_replicated.fleet.probe import ReplicaProbe
 from flask_replicated.replica.failures import (
     StorageFailures,
+    cause_of,
     failed_on_server,
     is_storage_error,
 )
@@ -126,6 +127,8 @@ class TestAiling:
         (Exception(1021, "Disk full (/tmp/#sql); waiting for someone"), True),
         (Exception(1030, 'Got error 28 "No space left on device"'), True),
         (Exception(1195, "Table 'entry' is marked as crashed"), True),
+        (Exception(1016, "Can't open file: 'entry.MYD' (errno: 24)"), True),
+        (Exception(1932, "Table 'shop.entry' doesn't exist in engine"), True),
         (Exception(1064, "You have an error in your SQL syntax"), False),
         (Exception("disk I/O error"), True),
         (Exception("file is not a database"), True),
@@ -141,13 +144,33 @@ def test_other_databases(orig: Exception, failed: bool) -> None:
 
 @pytest.mark.parametrize(
     "state",
-    ["53100", "53200", "53400", "58030", "58P01", "XX000", "XX001", "XX002"],
+    ["53000", "53100", "53200", "53400", "58030", "58P01", "XX000", "XX001", "XX002"],
 )
 def test_states(state: str) -> None:
     """A SQLSTATE says so, whatever the message."""
     orig = Exception("Lesefehler")
     orig.sqlstate = state  # type: ignore[attr-defined]  # as psycopg's errors have it
     assert is_storage_error(sa.exc.OperationalError("SELECT 1", {}, orig))
+
+
+@pytest.mark.parametrize(
+    ("state", "message", "failed"),
+    [
+        ("42501", 'could not open file "base/5/16397": Permission denied', True),
+        ("42501", 'kann Datei »"pg_tblspc/16/PG_18/5/7"« nicht öffnen', True),
+        ("42809", 'could not open file "global/1262": Is a directory', True),
+        ("42501", "permission denied for table entry", False),
+        ("42501", 'permission denied for schema "base"', False),
+        ("42809", '"entry" is not a sequence', False),
+    ],
+)
+def test_files(state: str, message: str, failed: bool) -> None:
+    """A file that cannot be opened is no table that must not be read."""
+    orig = Exception(message)
+    orig.sqlstate = state  # type: ignore[attr-defined]  # as psycopg's errors have it
+    error = sa.exc.ProgrammingError("SELECT 1", {}, orig)
+    assert is_storage_error(error) is failed_on_server(error) is failed
+    assert (cause_of(error) == cause_of(orig) == "storage") is failed
 
 
 def test_no_get_fails(

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```python\n# (\w+\.py)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 FILES = dict(BLOCK.findall((ROOT / "docs" / "testing.md").read_text()))
 ON_ONE_SERVER = ("test_one_server.py", "test_transaction.py")
+LIBRARIES = {"test_factory_boy.py": "factory", "test_pytest_flask.py": "pytest_flask"}
 NEEDING_SERVERS = {*ON_ONE_SERVER, "test_cluster.py"}
 
 # From Python 3.13 on SQLite files that a test leaves open are told of.
@@ -36,9 +37,14 @@ def run(folder: Path, *names: str, **environment: str) -> None:
     for name in ("shop.py", *names):
         (folder / name).write_text(FILES[name])
     (folder / "pytest.ini").write_text(SETTINGS)
-    known = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
+    paths = [str(folder), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    known = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     known.pop("PYTEST_ADDOPTS", None)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *names]
+    plugins = ["no:cacheprovider", "pytest_flask_replicated"]
+    if "test_pytest_flask.py" not in names:
+        plugins.append("no:flask")
+    options = [item for name in plugins for item in ("-p", name)]
+    command = [sys.executable, "-m", "pytest", "-q", *options, *names]
     done = subprocess.run(
         command,
         cwd=folder,
@@ -53,7 +59,16 @@ def run(folder: Path, *names: str, **environment: str) -> None:
 
 def test_examples_with_files(tmp_path: Path) -> None:
     """Each example that needs no server passes."""
-    run(tmp_path, *sorted(FILES.keys() - NEEDING_SERVERS - {"shop.py"}))
+    others = {"shop.py", *LIBRARIES}
+    run(tmp_path, *sorted(FILES.keys() - NEEDING_SERVERS - others))
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_examples_with_libraries(tmp_path: Path, name: str) -> None:
+    """Examples with other projects' libraries pass with these."""
+    if find_spec(LIBRARIES[name]) is None:
+        pytest.skip(f"{LIBRARIES[name]} is not installed")
+    run(tmp_path, name)
 
 
 @pytest.mark.postgres

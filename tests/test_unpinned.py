@@ -82,6 +82,16 @@ class Shop(NamedTuple):
         return latched
 
 
+def _make_tables(site: Site) -> None:
+    for name in ("master", *REPLICAS):
+        engine = sa.create_engine(f"sqlite:///{site.folder / name}.db")
+        site.db.metadata.create_all(engine)
+        with engine.begin() as connection:
+            for sql in ROWS:
+                connection.execute(sa.text(sql))
+        engine.dispose()
+
+
 def make_shop(build: Build, **config: Any) -> Shop:
     """Make the application; its tables are in every file."""
     site = build(**config)
@@ -126,13 +136,7 @@ def make_shop(build: Build, **config: Any) -> Shop:
         accounts = db.relationship(Account, secondary=account_tag, backref="tags")
 
     db.Table("log", db.Column("line", db.String))
-    for name in ("master", *REPLICAS):
-        engine = sa.create_engine(f"sqlite:///{site.folder / name}.db")
-        db.metadata.create_all(engine)
-        with engine.begin() as connection:
-            for sql in ROWS:
-                connection.execute(sa.text(sql))
-        engine.dispose()
+    _make_tables(site)
     return Shop(site, Visit, Account, Admin, Post, Tag)
 
 
@@ -582,7 +586,7 @@ class TestTables:
         shop.do(lambda _: None)
         state = shop.site.app.extensions["replicated"].state(shop.site.app)
         state.decider.learn_writer(
-            WriteOnReplicaError("SELECT slip()", "do", "refused")
+            WriteOnReplicaError("SELECT slip()", "do", "refused"), {}
         )
 
         def touch(shop: Shop) -> None:

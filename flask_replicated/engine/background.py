@@ -5,7 +5,10 @@ They belong to a room above this one, which imports it; so they are described he
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 __all__ = ["Background", "FleetLike", "MonitorLike", "OutagesLike"]
 
@@ -37,8 +40,11 @@ class MonitorLike(Background, Protocol):
 class FleetLike(Background, Protocol):
     """What takes in new replicas and lets others go."""
 
-    def start_discovery(self) -> None:
-        """Begin to ask DNS for replicas."""
+    def start(self) -> None:
+        """Obey orders, and begin to look for them, and to ask DNS for replicas."""
+
+    def start_control(self) -> None:
+        """Obey orders, and begin to look for them."""
 
     def renew_locks(self) -> None:
         """Replace locks that a thread which a child process has not may hold."""
@@ -55,6 +61,13 @@ class OutagesLike(Protocol):
 
         Args:
             exhausted: Those that had no connection to spare, by name.
+        """
+
+    def all_causes(self, seen: Collection[str] = ()) -> str:
+        """Return why replicas are out, each cause in one word.
+
+        Args:
+            seen: Such words of which it may not know yet.
         """
 
     def all_misconfigured(self) -> bool:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy.pool import QueuePool
 
-from balancers import Random, RoundRobin, UnknownMemberError, Weighted
-from flask_replicated._private import max_overflow
+from balancers import First, UnknownMemberError
+from balancers.strategies import BALANCERS
+from flask_replicated._private import max_overflow_of
 from flask_replicated.errors import ExhaustedError
 
 if TYPE_CHECKING:
@@ -47,9 +48,8 @@ def is_full(engine: Engine) -> bool:
     pool = engine.pool
     if not isinstance(pool, QueuePool):
         return False
-    most = max_overflow(pool)
     # The first question takes no lock, and nearly always it is the only one.
-    return -1 < most <= pool.overflow() and not pool.checkedin()
+    return -1 < max_overflow_of(pool) <= pool.overflow() and not pool.checkedin()
 
 
 class ReplicaCapacity:
@@ -58,10 +58,11 @@ class ReplicaCapacity:
     Args:
         pool: The replicas.
         servers: What is known of each replica's server, by name.
-        balancer: What picks. Those that spread reads evenly need not be followed where
-            a replica has a queue and another has none; others may have their reasons.
-        bearable: Seconds for which a connection pool may be exhausted without giving
-            one connection back.
+        balancer: What picks. One that has a name and spreads reads need not be followed
+            where a replica has a queue and another has none; others may have their
+            reasons.
+        max_exhausted: Seconds for which a connection pool may be exhausted and give
+            no connection back.
         longest: Seconds of the longest pause.
         bind: Returns a replica's bind by its name, in Python syntax.
         clock: Returns seconds that never go backwards.
@@ -78,15 +79,20 @@ class ReplicaCapacity:
         servers: Mapping[str, ReplicaServer],
         balancer: object,
         *,
-        bearable: float,
+        max_exhausted: float,
         longest: float,
         bind: Callable[[str], str] = str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pool = pool
         self._servers = servers
-        self._spreads = isinstance(balancer, RoundRobin | Random | Weighted)
-        self._bearable = bearable
+        self._spreads = (
+            type(balancer) in BALANCERS.values() and type(balancer) is not First
+        )
+        # One that knows who waits where has picked well, also where all are exhausted.
+        self._knows_queues = hasattr(balancer, "feedback")
+        self._prefer = getattr(balancer, "prefer", None)
+        self._max_exhausted = max_exhausted
         self._longest = longest
         self._bind = bind
         self._clock = clock
@@ -107,7 +113,9 @@ class ReplicaCapacity:
         self.note_full(full, self._pool.permit(full))
         others = self._others(full)
         free = [one for one in others if not is_full(one.target)]
-        return min(free, key=_share) if free else self._latest_free([full, *others])
+        if free:
+            return free[0] if self._prefer else min(free, key=_share)
+        return full if self._knows_queues else self._latest_free([full, *others])
 
     def _less_used(self, slow: Member[Engine]) -> Member[Engine]:
         """Return another one, if this one has a queue and that one has none."""
@@ -118,13 +126,13 @@ class ReplicaCapacity:
         return other if _share(slow) > _QUEUE_RATIO * _share(other) else slow
 
     def _others(self, than: Member[Engine]) -> list[Member[Engine]]:
-        """Return the others in rotation, in random order."""
-        others = [one for one in self._pool.live if one is not than]
-        random.shuffle(others)
-        return others
+        """Return the others in rotation, in random order or the balancer's."""
+        given = [one for one in self._pool.live if one is not than]
+        others = random.sample(given, len(given))
+        return [*self._prefer(others, given)] if self._prefer else others
 
     def _latest_free(self, full: list[Member[Engine]]) -> Member[Engine]:
-        """Return the one that has had a connection to spare most lately."""
+        """Return the one that has had a connection to spare most recently."""
         known, now = self.exhausted, self._clock()
         return max(full, key=lambda one: known.get(one, (now, 0))[0])
 
@@ -141,7 +149,7 @@ class ReplicaCapacity:
         now = self._clock()
         since, pauses = self.exhausted.get(member, (now, 0))
         others = any(one is not member for one in self._pool.live)
-        pause = permit.trial or (others and now - since >= self._bearable)
+        pause = permit.trial or (others and now - since >= self._max_exhausted)
         self._note(member, (since, pauses + pause))
         if pause:
             self._pause(member, min(self._longest, _PAUSE * 2.0**pauses), permit)
@@ -152,7 +160,7 @@ class ReplicaCapacity:
             server.pool_exhausted = True  # first: a probe must not bring it back
         many = in_use(member.target)
         error = ExhaustedError(
-            member.name, many, self._bearable, self._bind(member.name)
+            member.name, many, self._max_exhausted, self._bind(member.name)
         )
         try:
             self._pool.pause(member, seconds, error, permit)
@@ -175,4 +183,5 @@ class ReplicaCapacity:
 
 
 def _share(member: Member[Engine]) -> float:
-    return in_use(member.target) / member.weight
+    # Its weight may have become 0 a moment ago: it leaves the rotation then.
+    return in_use(member.target) / max(1, member.weight)

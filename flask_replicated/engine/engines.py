@@ -10,27 +10,31 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import time
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from os import getpid
+from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy.exc import TimeoutError  # noqa: A004 - not the built-in one
 
-from balancers.errors import error_text
+from balancers.errors import NoMemberAvailableError, error_text
+from flask_replicated.consistency.demands import Rules
+from flask_replicated.consistency.guarantees import current_guarantees
+from flask_replicated.consistency.tokens import Mark, Token, bind_id
 from flask_replicated.errors import (
-    MORE_AT_A_TIME,
-    AllReplicasOutError,
     PrimaryUnavailableError,
     ReplicaSilentError,
     UnfitReplicaError,
 )
 from flask_replicated.replica.admission import accept_any_lag
-from flask_replicated.replica.failures import Verdict, judge_connect
-from flask_replicated.routing.decision import ALL_BUSY, ALL_OUT, SPENT, Role
+from flask_replicated.replica.dbapi_connections import UnpooledConnections
+from flask_replicated.replica.failures import Verdict, cause_of, judge_connect
+from flask_replicated.replica.host_lookup import poll_in_loop
+from flask_replicated.replica.replica_status import can_measure_lag
+from flask_replicated.routing.decision import BEHIND, SPENT, Role
 from flask_replicated.routing.overrides import active_role, leaves_no_trace
 
 from .capacity import ReplicaCapacity, is_full
-from .connections import PrimaryConnection, ReplicaConnection
 from .events import Listeners, raised_by_listener
 from .facade import (
     Alias,
@@ -40,32 +44,40 @@ from .facade import (
     ServerFacade,
     shown_by,
 )
-from .least_lagged import least_lagged
+from .fallback import ConnectFailures, Fallback
+from .freshness import Freshness, Known
+from .lacking import LackingLog
+from .measured import Flights, MeasuredConnection
+from .primary_connection import PrimaryConnection
+from .replica_connection import ReplicaConnection
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from sqlalchemy import Connection, Engine
     from sqlalchemy.engine.interfaces import PoolProxiedConnection
 
-    from balancers import Member, Permit
+    from balancers import Feedback, Member, Permit
+    from flask_replicated.consistency.positions import LogPosition
     from flask_replicated.replica.connection_events import ReplicaServer
-    from flask_replicated.routing.counts import ReadCounts, ReplicaPool
+    from flask_replicated.routing.announcer import Announcer
+    from flask_replicated.routing.counts import ReadCounts
+    from flask_replicated.routing.incidents import Incidents
+    from flask_replicated.routing.snapshots import ReplicaPool
     from flask_replicated.routing.state import AppState, RequestState
+    from flask_replicated.settings.config import Settings
 
     from .background import FleetLike, MonitorLike, OutagesLike
     from .primary import Primary
 
-__all__ = ["PrimaryEngine", "ReplicaPoolEngine", "RoutedEngine"]
-
 logger = logging.getLogger("flask_replicated")
 
+__all__ = ["PrimaryEngine", "ReplicaPoolEngine", "RoutedEngine"]
+
+_POLL = 0.01
+"""Seconds between two questions to a replica that is waited for."""
 _PAUSE = 1.0
 """Seconds for which a replica with no connection to spare is left alone."""
-_LOAD_LOG_INTERVAL = 60.0
-"""Seconds in which load on all replicas is logged once."""
-_ALL_OUT, _LAGGED = "every replica is out", "a replica that lags serves"
-"""Conditions that are logged once."""
 
 
 class PrimaryEngine(ServerFacade):
@@ -144,71 +156,52 @@ class PrimaryEngine(ServerFacade):
         with self._trial():
             connection = self.real.raw_connection()
         if not leaves_no_trace():
-            app.note_raw_connection()
+            app.note_raw_connection(self.routed.untold())
         return connection
 
 
 class _PickedEngine(EngineFacade):
-    """One replica's engine, whose connections know that it was picked."""
-
-    def __init__(self, member: Member[Engine], facade: ReplicaPoolEngine) -> None:
-        self._member = member
-        self._facade = facade
-        super().__init__(member.target)
-
-    def _connection_cls(self, _engine: Engine) -> ReplicaConnection:  # type: ignore[override]  # the same
-        return ReplicaConnection(self.real, self._facade, self._member)
-
-
-class _Failures:
-    """Why replicas have given no connection, of one attempt to connect.
-
-    Args:
-        seconds: For how long after the first failure others are tried.
+    """One replica's engine, whose connections know that it was picked.
 
     Attributes:
-        causes: Why, by name.
-        busy: The names of those that had no connection to spare.
-        over: Whether the time is over. At least one other replica is tried.
+        permit: Returns a permit; called before each connect.
+        connection_class: What it connects by.
     """
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._until = math.inf
-        self.causes: dict[str, str] = {}
-        self.busy: set[str] = set()
-        self.over = False
+    connection_class = ReplicaConnection
 
-    def add(self, name: str, cause: str, *, busy: bool) -> None:
-        """Add one that was tried."""
-        now = time.monotonic()
-        self.over = now >= self._until
-        if not self.causes:
-            self._until = now + self._seconds
-        self.causes[name] = cause
-        if busy:
-            self.busy.add(name)
+    def __init__(self, member: Member[Engine], facade: ReplicaPoolEngine) -> None:
+        self.permit = facade.replica_pool.permits(member)
+        # Called like the class that it is in Engine.
+        self._connection_cls = partial(self.connection_class, facade, member)  # type: ignore[assignment]
+        super().__init__(member.target)
 
-    def skip_full(self, name: str) -> None:
-        """Add one that was not tried, as its connection pool is exhausted."""
-        self.causes[name] = "it has no connection to spare"
-        self.busy.add(name)
+    if TYPE_CHECKING:
+
+        def connect(self) -> ReplicaConnection: ...
 
 
-class _LoggedConditions(dict[str, object]):
-    """The conditions that were logged and last still, so that each is logged once.
+class _MeasuredEngine(_PickedEngine):
+    """One replica's engine, whose use is measured for the balancer."""
 
-    A dictionary, because it is asked at each connect whether there is any.
-    """
+    connection_class = MeasuredConnection
 
-    def begin(self, condition: str) -> bool:
-        """Note that a condition is there; return whether it was not until now."""
-        mine = object()
-        return self.setdefault(condition, mine) is mine
+    def __init__(
+        self, member: Member[Engine], facade: ReplicaPoolEngine, feedback: Feedback
+    ) -> None:
+        super().__init__(member, facade)
+        self._flights = Flights(feedback)
 
-    def end(self, condition: str) -> bool:
-        """Note that a condition is over; return whether it was there until now."""
-        return self.pop(condition, None) is not None
+    def connect(self) -> ReplicaConnection:
+        flight = self._flights.begin()
+        try:
+            connection = super().connect()
+        except BaseException as error:
+            flight.end(error)
+            raise
+        flight.connected()
+        cast("MeasuredConnection", connection).flight = flight
+        return connection
 
 
 class ReplicaPoolEngine(ReplicasFacade):
@@ -220,9 +213,7 @@ class ReplicaPoolEngine(ReplicasFacade):
         servers: What is known of each replica's server, by name; kept up to date.
 
     Attributes:
-        replica_pool: The same.
-        routed: The same.
-        reads: Counts how many reads each server got.
+        lacking: Tells of replicas that go on lacking what reads name.
     """
 
     routed: RoutedEngine
@@ -238,20 +229,27 @@ class ReplicaPoolEngine(ReplicasFacade):
         self.replica_pool = replica_pool
         self.reads = routed.reads
         self.routed = routed
+        self.lacking = LackingLog(routed.outages.setting)
         self._servers = servers
         settings = routed.app.settings
         self._capacity = ReplicaCapacity(
             replica_pool,
             servers,
             settings.balancer,
-            bearable=settings.connect_timeout,
+            max_exhausted=settings.connect_timeout,
             longest=settings.breaker_max_reset,
             bind=routed.outages.setting,
         )
-        self._logged = _LoggedConditions()
-        self._primary_failed_at = -math.inf
-        self._load_logged_from = 0.0  # when it is logged again
-        self._fallback = PrimaryEngine(routed.real, routed, self)
+        primary = PrimaryEngine(routed.real, routed, self)
+        self._fallback = Fallback(
+            self,
+            primary,
+            servers,
+            status=routed.status,
+            outages=routed.outages,
+            connect_to=self._connect_to,
+        )
+        self._logged = self._fallback.logged
         self._picked: dict[Member[Engine], _PickedEngine] = {}
         members = replica_pool.members
         # A fleet keeps this up to date.
@@ -260,52 +258,77 @@ class ReplicaPoolEngine(ReplicasFacade):
     def connect(self) -> Connection:
         """Connect to this request's replica, or pick one; try each once.
 
-        None is tried any more when ``REPLICATED_FAILOVER_TIMEOUT`` is over.
-
         Raises:
-            AllReplicasOutError: None took the connection, and
-                ``REPLICATED_FALLBACK`` is ``'error'``.
+            AllReplicasOutError: None took the connection within
+                ``REPLICATED_FAILOVER_TIMEOUT``, and the settings leave nothing else.
         """
-        routed, pool = self.routed, self.replica_pool
-        if routed.monitor.idle or routed.fleet.idle or routed.app.was_forked():
+        routed, failures = self.routed, None
+        if routed.monitor.idle or routed.fleet.idle or routed.app.process != getpid():
             routed.wake()
         state = routed.app.request_state()
         kept = None if state is None else state.kept.get(self)
-        member, failures = self._first(kept, state), None
+        fresh, block = None, current_guarantees.get()
+        if block is not None or (state and state.may_demand):
+            fresh = self._freshness(state, block)
+        member = self._first(kept, state, fresh)
         while member is not None:
-            permit = pool.permit(member)
             picked = self._picked.get(member) or self._add_picked(member)
+            permit = picked.permit()
             try:
                 connection = picked.connect()
             except Exception as error:  # noqa: BLE001 - a creator may raise anything
                 cause, busy = self._report_failure(member, error, permit)
-                if failures is None:
-                    if busy and member is kept:
-                        return self._without_kept(state)
-                    failures = _Failures(routed.app.settings.failover_timeout)
-                    others = self._others(member, failures)
-                failures.add(member.name, cause, busy=busy)
-                member = next(others, None)
+                routed.incidents.failed_over(member.name, word := cause_of(error))
+                if busy and member is kept and failures is None:
+                    return self._without_kept(state)
+                failures = failures or self._begin_failover(member)
+                failures.add(member.name, cause, busy=busy, word=word)
+                member = next(failures.others, None)
                 continue
             if not permit.quiet or self._logged or self._capacity.exhausted:
                 self._report_success(member, permit)
+            if not (
+                fresh is None
+                or fresh.is_shown_by(connection)
+                or _is_met(fresh, member, connection)
+            ):
+                connection.close()
+                failures = failures or self._begin_failover(member, fresh)
+                failures.add_behind(member.name)
+                # Another could show less than the request has read from its own.
+                member = None if member is kept else next(failures.others, None)
+                continue
             if state is not None and failures is not None:
                 state.kept[self] = member
+            connection.state, connection.fresh_in = state, block
+            if fresh is not None:
+                connection.met = fresh.demand
             return connection
-        return self._without_replicas(failures, state)
+        return self._without_replicas(failures, state, fresh)
 
     def _first(
-        self, kept: Member[Engine] | None, state: RequestState | None
+        self,
+        kept: Member[Engine] | None,
+        state: RequestState | None,
+        fresh: Freshness | None,
     ) -> Member[Engine] | None:
-        """Return the replica to try first: the request's own, or one that has room.
-
-        Args:
-            kept: The request's own, or None.
-            state: Of the running request, or None.
-        """
-        first = self.replica_pool.first(kept)
-        if first is None or first is kept:
-            return first
+        """Return the replica to try first: the request's own, or one that has room."""
+        behind = state is not None and state.latched is BEHIND
+        if fresh is not None and (behind or fresh.demand.primary):
+            return None
+        pool = self.replica_pool
+        if kept is None:
+            try:
+                first = pool.pick()
+            except NoMemberAvailableError:
+                return None
+        else:
+            found = pool.first(kept)
+            if found is None or found is kept:
+                return found
+            first = found
+        if fresh is not None and fresh.demand.replica:
+            first = fresh.preferred(first, pool.live)
         first = self._capacity.choose(first)
         if state is None:
             return first
@@ -315,8 +338,22 @@ class ReplicaPoolEngine(ReplicasFacade):
         state.kept[self] = first  # before it is connected to: for the others
         return first
 
+    def _begin_failover(
+        self, first: Member[Engine], fresh: Freshness | None = None
+    ) -> ConnectFailures:
+        """Return what takes failures and has the replicas to try after the first one.
+
+        Args:
+            first: The one that did not serve.
+            fresh: What it does not show; those that are known to show it come first.
+        """
+        failures = ConnectFailures(self.routed.app.settings.failover_timeout)
+        others = self._others(first, failures)
+        failures.others = others if fresh is None else fresh.known_first(others)
+        return failures
+
     def _others(
-        self, first: Member[Engine], failures: _Failures
+        self, first: Member[Engine], failures: ConnectFailures
     ) -> Iterator[Member[Engine]]:
         """Return the replicas to try after the first one: those that have room.
 
@@ -344,9 +381,7 @@ class ReplicaPoolEngine(ReplicasFacade):
         """Tell the breaker that a connect succeeded, and the operator."""
         self.replica_pool.succeeded(member, permit)
         self._capacity.note_connected(member)
-        lagged, all_out = self._logged.end(_LAGGED), self._logged.end(_ALL_OUT)
-        if lagged or all_out:
-            logger.warning("replicas serve reads again")
+        self._fallback.note_served()
 
     def _report_failure(
         self, member: Member[Engine], error: Exception, permit: Permit
@@ -389,116 +424,169 @@ class ReplicaPoolEngine(ReplicasFacade):
         """
         if state is not None:
             state.latch(SPENT)
-        return self._fallback.connect()
+        return self._fallback.primary.connect()
 
     def _without_replicas(
-        self, failures: _Failures | None, state: RequestState | None
+        self,
+        failures: ConnectFailures | None,
+        state: RequestState | None,
+        fresh: Freshness | None,
     ) -> Connection:
-        """Connect to the primary, or if that is out, to a replica that only lags.
+        """Connect where a read goes that no replica has taken."""
+        if fresh is None:
+            return self._fallback.connect(failures, state)
+        if failures is not None and failures.behind:
+            waited_for = self._wait(failures, state, fresh)
+            if waited_for is not None:
+                return waited_for
+        connection = self._fallback.connect(failures, state, demands=True)
+        if not fresh.is_impossible(connection):
+            return connection
+        # A token claims more than the primary has ever had: it cannot be read.
+        if not self.routed.app.ignore(self.routed.bind, state) or state is None:
+            return connection
+        connection.close()
+        state.unlatch(BEHIND)
+        return self.connect()
+
+    def _wait(
+        self, failures: ConnectFailures, state: RequestState | None, fresh: Freshness
+    ) -> Connection | None:
+        """Wait for a replica to show what the read must see; None if none does.
+
+        A request waits once: afterwards it stays on the primary.
+        """
+        seconds = self.routed.app.settings.wait
+        waited = state is not None and state.waited
+        behind = [
+            member
+            for member in self.replica_pool.live
+            if member.name in failures.behind and not is_full(member.target)
+        ]
+        # A token without a signature could be forged to let requests wait.
+        signed = bool(self.routed.app.keys())
+        if not (seconds and behind and signed) or waited:
+            return None
+        if state is not None:
+            state.waited = True
+        until = min(time.monotonic() + seconds, failures.until)
+        member = fresh.nearest(behind)
+        connection = self._connect_to(member)
+        if connection is None:
+            return None
+        met = partial(_is_met, fresh, member, connection)
+        poll = poll_in_loop if connection.dialect.is_async else _poll
+        if not poll(met, until):
+            connection.close()
+            return None
+        if state is not None:
+            state.kept[self] = member
+        return connection
+
+    def still_serves(self, read: ReplicaConnection) -> bool:
+        """Whether an open transaction shows what the next read in it must be shown.
+
+        A block that was entered since it began may ask for more.
 
         Args:
-            failures: What came of the replicas that were tried, or None.
-            state: Of the running request, or None.
+            read: Its connection.
         """
-        failures = failures or _Failures(0)
-        causes = self.replica_pool.causes() | failures.causes
-        busy, outages = failures.busy, self.routed.outages
-        load = busy == failures.causes.keys() and outages.is_load(busy)
-        if not self.routed.app.settings.fall_back:
-            raise AllReplicasOutError(causes, load=load)
-        if self.primary_is_out:
-            lagged = self._connect_to_least_lagged(causes, state)
-            if lagged is not None:
-                return lagged
+        block = current_guarantees.get()
+        if read.fresh_in is block:
+            return True
+        state = self.routed.app.request_state()
+        fresh = None
+        if block is not None or (state and state.may_demand):
+            fresh = self._freshness(state, block)
+        if fresh is not None:
+            # An old snapshot does not show what its server has got since.
+            if read.sent and not read.may_be_continued:
+                shown = fresh.is_met_by_snapshot(read.member, read.met)
+            else:
+                shown = not fresh.demand.primary and fresh.is_met(read.member, read)
+            if not shown:
+                return False
+        read.fresh_in = block
+        return True
+
+    def _freshness(self, state: RequestState | None, block: object) -> Freshness | None:
+        """Return what a read must be shown; None if any replica will do."""
+        carried = None if state is None or block is not None else state.positions
+        if state is None or carried is None or state.pending.has_news:
+            return self._find_freshness(state)
+        derived: dict[object, Freshness | None] = carried.derived
         try:
-            connection = self._fallback.connect()
-        except TimeoutError:
-            raise  # its connection pool is exhausted: load, not death
+            return derived[self]
+        except KeyError:
+            return derived.setdefault(self, self._find_freshness(state, carried.token))
+
+    def _find_freshness(
+        self, state: RequestState | None, carried: Token | None = None
+    ) -> Freshness | None:
+        """Return the same, found out anew.
+
+        Args:
+            state: Of the running request, or None.
+            carried: What its client carries, if that is all.
+        """
+        routed = self.routed
+        demand = routed.app.demand(routed.bind, routed.rules, state, carried)
+        if demand is None:
+            return None
+        note = None
+        if demand.monotonic and state is not None:
+            note = partial(state.note_seen, routed.bind)
+        return Freshness(demand, routed.known, self.ask_primary, note)
+
+    def ask_primary(self) -> LogPosition | None:
+        """Ask the primary for its position; None if it does not tell.
+
+        It waits for no connection: this request may have the last one itself.
+        """
+        known, real = self.routed.known, self.routed.real
+        if not known.may_ask_primary:
+            return None
+        try:
+            if is_full(real):
+                with UnpooledConnections().connect(real) as driver:
+                    return known.ask_primary(driver)
+            with self.routed.primary.connect() as connection:
+                return known.of_primary(connection)
         except Exception:
-            self.note_primary_failure()
-            lagged = self._connect_to_least_lagged(causes, state)
-            if lagged is None:
-                raise
-            return lagged
-        self._log_fallback(causes, load=load)
-        if state is not None:
-            # Once the primary was read, a replica would show an older state.
-            reason = ALL_BUSY if load else ALL_OUT
-            if state.latched is None and isinstance(connection, PrimaryConnection):
-                connection.fell_back = reason
-            state.latch(reason)
-        return connection
+            logger.debug("the primary cannot be asked", exc_info=True)
+            return None
 
     @property
     def primary_is_out(self) -> bool:
         """Whether it is known that the primary does not answer now."""
-        since = time.monotonic() - self._primary_failed_at
-        return self.routed.status.out or since < self.routed.app.settings.breaker_reset
+        return self._fallback.primary_is_out
 
     def note_primary_failure(self) -> None:
         """Note that the primary could not be reached in place of a replica."""
-        self._primary_failed_at = time.monotonic()
+        self._fallback.note_primary_failure()
 
-    def _log_fallback(self, causes: dict[str, str], *, load: bool) -> None:
-        """Log once that the primary serves the replicas' reads."""
-        again = self._logged.end(_LAGGED)
-        if load:
-            self._log_load(causes)
-        # With none at all yet, as DNS has not answered, there is no news either.
-        elif self.replica_pool.members and self._logged.begin(_ALL_OUT):
-            if not self.routed.outages.all_misconfigured():  # each was logged
-                logger.error(
-                    "every replica is out, and the primary serves their reads "
-                    "(REPLICATED_FALLBACK = 'master'): %s",
-                    causes,
-                )
-        elif again:
-            logger.warning("the primary connects again, and serves the replicas' reads")
-
-    def _log_load(self, causes: dict[str, str]) -> None:
-        now = time.monotonic()
-        if now >= self._load_logged_from:
-            self._load_logged_from = now + _LOAD_LOG_INTERVAL
-            logger.warning(
-                "every replica is busy, and the primary serves the reads that none has "
-                "a connection for (REPLICATED_FALLBACK = 'master'): %s. If it goes on, "
-                "%s.",
-                causes,
-                MORE_AT_A_TIME,
-            )
-
-    def _connect_to_least_lagged(
-        self, causes: dict[str, str], state: RequestState | None
-    ) -> Connection | None:
-        """Connect to a replica that is out for its lag alone, if there is one."""
-        kept = None if state is None else state.kept.get(self)
-        for member in least_lagged(self.replica_pool, self._servers, kept):
-            permit = self.replica_pool.permit(member)
-            picked = self._picked.get(member) or self._add_picked(member)
-            token = accept_any_lag.set(True)
-            try:
-                connection = picked.connect()
-            except Exception as error:  # noqa: BLE001 - a creator may raise anything
-                self._report_failure(member, error, permit)
-                continue
-            finally:
-                accept_any_lag.reset(token)
-            if self._logged.begin(_LAGGED):
-                logger.error(
-                    "the primary does not connect, and every replica is out; %r, which "
-                    "only lags, and less than others, serves reads: %s",
-                    member.name,
-                    causes,
-                )
-            if state is not None:
-                state.kept[self] = member
-            return connection
-        return None
+    def _connect_to(self, member: Member[Engine]) -> Connection | None:
+        """Connect to one replica that is out, whatever its lag; None if that fails."""
+        picked = self._picked.get(member) or self._add_picked(member)
+        permit = picked.permit()
+        token = accept_any_lag.set(True)
+        try:
+            return picked.connect()
+        except Exception as error:  # noqa: BLE001 - a creator may raise anything
+            self._report_failure(member, error, permit)
+            return None
+        finally:
+            accept_any_lag.reset(token)
 
     def _add_picked(self, member: Member[Engine]) -> _PickedEngine:
         """Return what connects to a replica that was not picked before."""
         self.forget_removed()
-        picked = self._picked[member] = _PickedEngine(member, self)
+        feedback = member.feedback
+        picked = self._picked[member] = (
+            _PickedEngine(member, self)
+            if feedback is None
+            else _MeasuredEngine(member, self, feedback)
+        )
         return picked
 
     def forget_removed(self) -> None:
@@ -535,27 +623,27 @@ class RoutedEngine(RoutedFacade):
 
     ``connect()`` goes where a read of the running request would go, and to the
     primary outside a request. ``begin()`` announces a write; ``raw_connection()``
-    and ``execution_options()`` do not tell; so all three mean the primary. Only
+    and ``execution_options()`` do not tell which; so all three mean the primary. Only
     ``begin()`` inside ``using_slave()`` is a replica's.
 
-    Attributes:
-        app: The application's state.
-        classifier: Tells what a statement does.
-        classify: The classifier's own ``kind``, at hand for each statement.
-        reads: Counts how many reads each server got.
+    Attributes, beside those of a :class:`.RoutedFacade`:
         monitor: What probes the replicas in the background.
-        primary: The primary, as a session uses it for writes.
-        replicas: The replicas, as a session uses them for reads.
         checks: The checks of the primary's connections.
         listeners: The listeners that every server has.
         status: What is known of the primary.
         outages: What knows of the replicas' outages, and logs them.
         fleet: Takes in new replicas and lets others go.
+        servers: What is known of each replica's server, by name; kept up to date.
+        known: What is known of the log positions of its servers.
+        rules: What the settings say of what its reads must be shown.
     """
 
     primary: PrimaryEngine
     replicas: ReplicaPoolEngine
     fleet: FleetLike
+    bind = bind_id(None)
+    primary_class = PrimaryEngine
+    replicas_class = ReplicaPoolEngine
 
     # Like the primary's, but what is listened to here is heard by every server.
     dispatch = shown_by("listeners", "dispatch")
@@ -569,6 +657,8 @@ class RoutedEngine(RoutedFacade):
         replicas: ReplicaPool,
         *,
         reads: ReadCounts,
+        incidents: Incidents,
+        announcer: Announcer,
         monitor: MonitorLike,
         checks: Primary,
         outages: OutagesLike,
@@ -579,15 +669,59 @@ class RoutedEngine(RoutedFacade):
         self.classifier = app.classifier(real.dialect.name)
         self.classify = self.classifier.kind
         self.reads = reads
+        self.incidents = incidents
+        self.announcer = announcer
         self.monitor = monitor
         self.checks = checks
         self.status = checks.status
         self.outages = outages
-        self.primary = PrimaryEngine(real, self)
-        self.replicas = ReplicaPoolEngine(replicas, self, servers)
+        self.servers = servers
+        self.known = Known(app.settings, real.dialect.name, self.status, servers)
+        self.rules = _rules(app.settings, real.dialect.name)
+        self.primary = self.primary_class(real, self)
+        self.replicas = self.replicas_class(replicas, self, servers)
+        if self.known.lacks_positions:
+            # Raised at the first use. In this way no other connect has to check.
+            for facade in (self.primary, self.replicas):
+                vars(facade)["connect"] = self.known.refuse
         self._aliases: dict[Engine, Alias] = {}
         self._shared_options: dict[str, Any] = {}
         self.listeners = Listeners(self)
+
+    def untold(self) -> Token:
+        """Return a token for what was written by now, whose position is not known."""
+        return Token({self.bind: Mark(untold=time.time())})
+
+    def position_of(self, connection: Connection) -> LogPosition | None:
+        """Ask the primary for its log position; None if it does not tell."""
+        return self.known.of_primary(connection)
+
+    def token_of(self, connection: Connection) -> Token:
+        """Return a token for what was just committed.
+
+        Args:
+            connection: The primary's connection that has committed it.
+        """
+        position = self.known.of_primary(connection)
+        if position is None:
+            if not connection.invalidated:
+                self.known.note_untold()
+            return self.untold()
+        return Token({self.bind: Mark(position, time.time())})
+
+    def told(self, mark: Mark) -> Mark:
+        """Return a mark with a position in place of a time.
+
+        Args:
+            mark: Whose position was not asked for when something was committed. If the
+                primary does not tell it now either, it stays as it is.
+        """
+        position = None
+        if self.known.source is not None:
+            position = self.replicas.ask_primary()
+        if position is None:
+            return mark
+        return mark._replace(untold=0.0).merged(Mark(position, time.time()))
 
     def wake(self) -> None:
         """Begin what goes on in the background, in a forked child all of it anew."""
@@ -595,7 +729,13 @@ class RoutedEngine(RoutedFacade):
         if self.monitor.idle:
             self.monitor.start(self)
         if self.fleet.idle:
-            self.fleet.start_discovery()
+            self.fleet.start()
+
+    def obey_orders(self) -> None:
+        """Obey what is ordered by now, unless that goes on in the background."""
+        self.app.notice_fork()
+        if self.fleet.idle:
+            self.fleet.start_control()
 
     def role(self) -> Role:
         """Return where a read goes now."""
@@ -672,13 +812,6 @@ class RoutedEngine(RoutedFacade):
         there = set(self.engines())
         self._aliases = {real: a for real, a in self._aliases.items() if real in there}
 
-    def engines(self) -> list[Engine]:
-        """Return the engines behind it, the primary's first."""
-        return [
-            self.real,
-            *(member.target for member in self.replicas.replica_pool.members),
-        ]
-
     def raw_connection(self) -> PoolProxiedConnection:
         """Return a DBAPI connection to the primary; it counts as a write."""
         return self.primary.raw_connection()
@@ -697,4 +830,41 @@ class RoutedEngine(RoutedFacade):
         self.dispose(close=False)
         self.replicas.replica_pool.reshuffle()
         self.reads.renew()
+        self.incidents.renew()
         self.fleet.after_fork()
+
+
+def _rules(settings: Settings, dialect: str) -> Rules:
+    """Return what the settings say of what reads of a bind must be shown.
+
+    A replica may lag for longer than a pin by time lasts. So that time goes on to count
+    until no replica that may be used can lag so far.
+    """
+    seconds, lag = settings.pin_seconds, settings.max_lag
+    if seconds and can_measure_lag(dialect):
+        seconds = max(seconds, settings.position_seconds if lag is None else lag)
+    return Rules(settings.guarantee, settings.pin_seconds, seconds)
+
+
+def _poll(ready: Callable[[], bool], until: float) -> bool:
+    """Wait for something; return whether it has come true in time.
+
+    Args:
+        ready: Returns whether it has.
+        until: When to give up, by the monotonic clock.
+    """
+    while not ready():
+        if time.monotonic() >= until:
+            return False
+        time.sleep(_POLL)
+    return True
+
+
+def _is_met(fresh: Freshness, member: Member[Engine], connection: Connection) -> bool:
+    """Whether a replica meets a demand; its connection is closed if that fails."""
+    try:
+        return fresh.is_met(member, connection)
+    except BaseException:
+        connection.invalidate()  # an answer may be on its way
+        connection.close()
+        raise

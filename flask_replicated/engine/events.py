@@ -271,7 +271,7 @@ def _listeners_of(target: Any, name: str) -> list[Any]:
 
 
 def _all_listeners_of(target: Any) -> Iterator[tuple[str, Any]]:
-    """Return the same for each event, with its name."""
+    """Return the listeners of all events, each with its event's name."""
     events = next(events for kind, events in _EVENTS if isinstance(target, kind))
     for name, described in vars(events).items():
         if callable(described) and not name.startswith("_"):

@@ -8,13 +8,26 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine
 
+from flask_replicated.errors import WriteOnReplicaError
+from flask_replicated.routing.flask_context import running_endpoint
+from flask_replicated.signals import write_refused
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sqlalchemy import Connection
+
     from balancers import Member
-    from flask_replicated.routing.counts import ReadCounts, ReplicaPool
+    from flask_replicated.consistency.positions import LogPosition
+    from flask_replicated.consistency.tokens import Token
+    from flask_replicated.routing.announcer import Announcer
+    from flask_replicated.routing.counts import ReadCounts
+    from flask_replicated.routing.incidents import Incidents
+    from flask_replicated.routing.snapshots import ReplicaPool
     from flask_replicated.routing.state import AppState
     from flask_replicated.sql.constructs import Classifier, Kind
+
+    from .lacking import LackingLog
 
 __all__ = [
     "Alias",
@@ -62,10 +75,26 @@ class EngineFacade(Engine):
     echo = shown_by("real", "echo")
     logger = shown_by("real", "logger")
     logging_name = shown_by("real", "logging_name")
-    _echo = shown_by("real", "_echo")
     _has_events = shown_by("real", "_has_events")
-    _execution_options = shown_by("real", "_execution_options")
-    _compiled_cache = shown_by("real", "_compiled_cache")
+
+    def __getattr__(self, name: str) -> Any:
+        # What only the constructor of an engine sets, such as its cache of compiled
+        # statements.
+        if "real" not in vars(self):  # it is being copied
+            raise AttributeError(name)
+        return getattr(self.real, name)
+
+    def get_execution_options(self) -> Any:
+        """Return the real engine's execution options."""
+        return self.real.get_execution_options()
+
+    def update_execution_options(self, **options: Any) -> None:
+        """Change the real engine's execution options."""
+        self.real.update_execution_options(**options)
+
+    def execution_options(self, **options: Any) -> Engine:  # type: ignore[override]  # an engine all the same
+        """Return the real engine with execution options of its own."""
+        return self.real.execution_options(**options)
 
     def dispose(self, close: bool = True) -> None:
         """Dispose of the real engine's connection pool."""
@@ -80,22 +109,75 @@ class RoutedFacade(EngineFacade):
 
     Attributes:
         app: The application's state.
+        bind: Its bind, as tokens name it.
         classifier: Tells what a statement does.
         classify: The classifier's own ``kind``, at hand for each statement.
         reads: Counts how many reads each server got.
-        primary: The primary.
-        replicas: The replicas.
+        incidents: Counts what went wrong.
+        announcer: Tells the application what happens to this bind.
+        primary: The primary, as a session uses it for writes.
+        replicas: The replicas, as a session uses them for reads.
     """
 
     app: AppState
+    bind: int
     classifier: Classifier
     classify: Callable[[Any], Kind]
     reads: ReadCounts
+    incidents: Incidents
+    announcer: Announcer
     primary: ServerFacade
     replicas: ReplicasFacade
 
     def engines(self) -> list[Engine]:
         """Return the engines behind it, the primary's first."""
+        members = self.replicas.replica_pool.members
+        return [self.real, *(member.target for member in members)]
+
+    def refusal(
+        self, statement: object, why: str, cause: str, replica: str | None = None
+    ) -> WriteOnReplicaError:
+        """Return the error for a write that is kept from a replica; count and tell it.
+
+        Args:
+            statement: The write.
+            why: What refuses it.
+            cause: The same in one word, as the signal has it.
+            replica: The replica, if it is known.
+        """
+        endpoint = running_endpoint()
+        self.incidents.refused(endpoint)
+        self.announcer.send(
+            write_refused,
+            replica=replica,
+            cause=cause,
+            line=f"a write in {endpoint or '(no request)'} is kept from a replica",
+            endpoint=endpoint,
+        )
+        return WriteOnReplicaError(statement, endpoint, why)
+
+    def refuse(self, statement: object, why: str, cause: str) -> None:
+        """Refuse a write in code that has asked for a replica.
+
+        Raises:
+            WriteOnReplicaError: Always; but not where it is only observed.
+        """
+        raise self.refusal(statement, why, cause)
+
+    def untold(self) -> Token:
+        """Return a token for what was written by now, whose position is not known."""
+        raise NotImplementedError
+
+    def token_of(self, connection: Connection) -> Token:
+        """Return a token for what a connection to the primary has just committed."""
+        raise NotImplementedError
+
+    def position_of(self, connection: Connection) -> LogPosition | None:
+        """Ask the primary for its log position; None if it does not tell.
+
+        Args:
+            connection: A connection to it.
+        """
         raise NotImplementedError
 
 
@@ -115,10 +197,12 @@ class ReplicasFacade(ServerFacade):
     Attributes:
         replica_pool: The replicas.
         reads: Counts how many reads each server got.
+        lacking: Tells of replicas that go on lacking what reads name.
     """
 
     replica_pool: ReplicaPool
     reads: ReadCounts
+    lacking: LackingLog
 
     @property
     def primary_is_out(self) -> bool:

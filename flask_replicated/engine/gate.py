@@ -15,7 +15,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 
 from flask_replicated._private import has_listeners
-from flask_replicated.errors import StaleReadError, WriteOnReplicaError
+from flask_replicated.errors import StaleReadError
 from flask_replicated.replica.failures import (
     StorageFailures,
     failed_on_server,
@@ -23,14 +23,20 @@ from flask_replicated.replica.failures import (
     is_read_only_error,
     is_storage_error,
 )
-from flask_replicated.routing.decision import Role
+from flask_replicated.routing.decision import ROLES, Role
 from flask_replicated.routing.flask_context import running_endpoint
-from flask_replicated.routing.hints import named_table, primary_tables, wanted_role
+from flask_replicated.routing.hints import (
+    ROLE_OPTION,
+    named_table,
+    primary_tables,
+    wanted_role,
+)
 from flask_replicated.routing.overrides import active_role
-from flask_replicated.sql.text import Kind, ends_read_only
+from flask_replicated.signals import write_refused
+from flask_replicated.sql.text import CACHED_LENGTH, Kind, ends_read_only
 
-from .connections import ReplicaConnection
 from .lazy_begin import begin_block, begin_block_late
+from .replica_connection import ReplicaConnection
 
 if TYPE_CHECKING:
     import re
@@ -45,7 +51,6 @@ if TYPE_CHECKING:
 __all__ = ["Gate"]
 
 _MANY = 2000  # texts that are remembered
-_LONG = 20_000  # characters; longer texts are rare, and judged each time
 
 
 class Gate:
@@ -102,9 +107,14 @@ class Gate:
             sql not in self._known_reads or self._version != primary_tables.version
         ) and not self._check(sql, connection, context):
             return
-        if context.execution_options.get("stream_results"):  # a cursor on the server
+        options = context.execution_options
+        if options.get("stream_results"):  # a cursor on the server
             begin_block(connection)
-        connection.count_statement()
+        role = options.get(ROLE_OPTION)
+        # No session sends that here.
+        if role is not None and ROLES.get(str(role)) is Role.PRIMARY:
+            raise StaleReadError(None, sql, running_endpoint())
+        connection.count_statement(context)
 
     def _before_bare(
         self, cursor: Any, statement: str, context: ExecutionContext
@@ -140,7 +150,7 @@ class Gate:
         if table is not None:
             if not _asks_for_replica(context):
                 raise StaleReadError(table, sql, running_endpoint())
-        elif len(sql) <= _LONG:
+        elif len(sql) <= CACHED_LENGTH:
             if len(known) >= _MANY:
                 known.clear()  # a program that writes SQL as it runs
             known.add(sql)
@@ -159,8 +169,8 @@ class Gate:
     ) -> bool:
         """Note a ``SET``, and return whether the program has asked for it here.
 
-        Else it is a listener's, to ``after_begin`` say: a connection that takes this
-        one's place is given the same.
+        Otherwise a listener has sent it, for ``after_begin`` say, and sends it over a
+        connection that takes this one's place, too.
         """
         connection.note_setting(sql, context.parameters)
         if _asks_for_replica(context):
@@ -178,10 +188,9 @@ class Gate:
         if kind >= Kind.LOCK:
             connection.note_stopped_write()
             block = " inside using_slave()" if active_role() is Role.REPLICA else ""
-            raise WriteOnReplicaError(
-                sql,
-                running_endpoint(),
-                f"connected to {connection.member.name!r}{block}",
+            name = connection.member.name
+            raise connection.facade.routed.refusal(
+                sql, f"connected to {name!r}{block}", "connection", name
             )
         return kind
 
@@ -210,14 +219,17 @@ class Gate:
             connection.note_missing(error)
         if context.statement is None or not is_read_only_error(error):
             return None
-        refusal = WriteOnReplicaError(
+        routed, name = connection.facade.routed, connection.member.name
+        refusal = routed.refusal(
             context.statement,
-            running_endpoint(),
-            f"{connection.member.name!r} refused it; REPLICATED_WRITE_FUNCTIONS may "
-            "name the function that writes",
+            f"{name!r} refused it; REPLICATED_WRITE_FUNCTIONS may name the function "
+            "that writes",
+            "server",
+            name,
         )
         connection.note_refused_write(context.original_exception, refusal)
-        connection.facade.routed.app.decider.learn_writer(refusal)
+        about = routed.announcer.record(write_refused.name, name, "server")
+        routed.app.decider.learn_writer(refusal, about)
         return refusal
 
     def _note_storage_failure(

@@ -65,12 +65,14 @@ _HAS_BLOCK: dict[str, Callable[[Any], object]] = {
 
 def has_block(connection: Connection) -> bool:
     """Whether there may be a block to end, as far as its driver knows."""
-    asks = _HAS_BLOCK.get(connection.dialect.driver)
-    fairy = pooled_connection(connection)
-    if asks is None or fairy is None:
+    asks, pooled = (
+        _HAS_BLOCK.get(connection.dialect.driver),
+        pooled_connection(connection),
+    )
+    if asks is None or pooled is None:
         return True
     try:
-        return bool(asks(fairy.dbapi_connection))
+        return bool(asks(pooled.dbapi_connection))
     except Exception:  # noqa: BLE001 - closed; drivers differ in how they say so
         return True
 

@@ -39,11 +39,12 @@ from flask_replicated.replica.throttle import limit_connecting
 from flask_replicated.system.forks import in_this_process, refuse_inherited
 from flask_replicated.system.sockets import watch_socket
 
-from .connections import PrimaryConnection, ReplicaConnection
+from .primary_connection import PrimaryConnection
 from .primary_reads import PrimaryReads
+from .replica_connection import ReplicaConnection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from sqlalchemy import Engine
     from sqlalchemy.engine import ExceptionContext
@@ -175,7 +176,7 @@ class Primary:
 
         Raises:
             PrimaryUnavailableError: Another one tries, and is not done soon; or has
-                just waited in vain.
+                just waited for that without success.
         """
         if not self._in_its_process():
             self._renew_trial()  # a forked child: its holder may not be here
@@ -268,7 +269,7 @@ _STANDBY = (
 )
 
 
-def watch_primary(engine: Engine, clock: Callable[[], float] = time.monotonic) -> None:
+def watch_primary(engine: Engine) -> None:
     """Connect anew after the primary has refused a write.
 
     A primary that was demoted keeps its connections open and refuses to write, for
@@ -277,7 +278,6 @@ def watch_primary(engine: Engine, clock: Callable[[], float] = time.monotonic) -
 
     Args:
         engine: The primary's engine.
-        clock: Returns seconds that never go backwards.
     """
     if engine.dialect.name == "sqlite":  # a file has one place
         return
@@ -302,7 +302,7 @@ def watch_primary(engine: Engine, clock: Callable[[], float] = time.monotonic) -
             return
         if not isinstance(error, DBAPIError) or not is_read_only_error(error):
             return
-        now = clock()
+        now = time.monotonic()
         if now - last < _PAUSE:
             return
         # Each older connection is replaced when it is next used. The one in use may

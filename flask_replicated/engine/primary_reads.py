@@ -16,7 +16,7 @@ from flask_replicated.replica.activity import can_list_backends
 from flask_replicated.replica.connection_events import end_record
 from flask_replicated.replica.in_flight import pending_answer, shows_pending
 
-from .connections import USER
+from .primary_connection import USER
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from flask_replicated.replica.in_flight import PendingAnswer
 
-    from .connections import PrimaryConnection
+    from .primary_connection import PrimaryConnection
 
 __all__ = ["PrimaryReads"]
 

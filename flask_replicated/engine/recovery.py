@@ -17,7 +17,7 @@ from flask_replicated.routing.decision import LOST, WROTE, Role
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from .connections import ReplicaConnection
+    from .replica_connection import ReplicaConnection
 
 __all__ = ["Facts", "Failure", "Problem", "Recovery", "Step", "decide", "find_failure"]
 

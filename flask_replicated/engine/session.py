@@ -25,10 +25,10 @@ from flask_replicated._private import (
     has_no_options,
     selects_tables_only,
 )
-from flask_replicated.errors import WriteOnReplicaError
-from flask_replicated.routing.decision import LACKING, WROTE, Role
+from flask_replicated.consistency.guarantees import current_guarantees, use
+from flask_replicated.replica.failures import cause_of
+from flask_replicated.routing.decision import BEHIND, LACKING, WROTE, Role
 from flask_replicated.routing.flask_context import (
-    running_endpoint,
     this_app,
     this_request,
 )
@@ -43,10 +43,11 @@ from flask_replicated.routing.overrides import (
     current_block,
     leaves_no_trace,
 )
+from flask_replicated.routing.state import current_app_state
 from flask_replicated.sql.text import Kind
 
-from .connections import PrimaryConnection
 from .engines import ReplicaPoolEngine, RoutedEngine
+from .primary_connection import PrimaryConnection
 from .recovery import Facts, Step, decide, find_failure
 from .session_state import EMPTY, SessionState
 
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-    from .connections import ReplicaConnection
+    from .replica_connection import ReplicaConnection
 
 __all__ = ["RoutedSession", "routed_session_class"]
 
@@ -160,6 +161,8 @@ class RoutedSession(orm.Session):
         ):
             return None
         if (state.decided or state.decision_for(self)).role is _REPLICA:
+            if use.ever and current_guarantees.get() is not routing.block:
+                _leave_behind(routing, default.replicas)
             return routing.target
         return default.primary
 
@@ -179,9 +182,10 @@ class RoutedSession(orm.Session):
         self, routing: SessionState, mapper: Any, clause: Any, kwargs: dict[str, Any]
     ) -> Engine | sa.Connection:
         """Return where a statement goes by what the class behind this one says."""
-        routed = super().get_bind(mapper=mapper, clause=clause, **kwargs)
-        if not isinstance(routed, RoutedEngine):
-            return routed
+        found = super().get_bind(mapper=mapper, clause=clause, **kwargs)
+        routed = _routed(found)
+        if routed is None:
+            return found
         if clause is None and not routing.connecting and not self._flushing:
             # The program asks, for a use that is not known; or, with a mapper and
             # within a transaction, a bulk operation.
@@ -200,6 +204,9 @@ class RoutedSession(orm.Session):
             facade, state = routed.replicas, routed.app.request_state()
             if state is not None and state.decided is None:
                 state.note_early(self)
+                state.recall_early()
+            if current_guarantees.get() is not routing.block:
+                _leave_behind(routing, routed.replicas)
         return routing.targets.get(facade, facade)
 
     def _role(
@@ -218,9 +225,9 @@ class RoutedSession(orm.Session):
             routed.app.latch(WROTE)
         # connection(): nothing is sent yet; the gate checks what it sends.
         if asked is _REPLICA and kind >= Kind.LOCK and not routing.connecting:
-            raise WriteOnReplicaError(
-                "a flush" if clause is None else clause, running_endpoint(), why
-            )
+            cause = "block" if why.startswith("inside") else "option"
+            routed.refuse("a flush" if clause is None else clause, why, cause)
+            return Role.PRIMARY  # it is only observed
         if asked is not None:
             return asked
         if kind is not _READ or _needs_primary(routing, routed, mapper):
@@ -265,11 +272,11 @@ class RoutedSession(orm.Session):
         return self._run(super().execute, statement, params, options)
 
     def scalar(self, statement: Any, params: Any = None, **options: Any) -> Any:
-        """Execute a statement and return its first value; it raises the same."""
+        """Execute a statement and return its first value; see :meth:`execute`."""
         return self._run(super().scalar, statement, params, options)
 
     def scalars(self, statement: Any, params: Any = None, **options: Any) -> Any:
-        """Execute a statement and return its first column; it raises the same."""
+        """Execute a statement and return its first column; see :meth:`execute`."""
         return self._run(super().scalars, statement, params, options)
 
     def _run(
@@ -279,14 +286,7 @@ class RoutedSession(orm.Session):
         params: Any,
         options: dict[str, Any],
     ) -> Any:
-        """Run a statement, and again elsewhere if only its replica cannot answer.
-
-        Args:
-            run: What runs it.
-            statement: The statement.
-            params: Its parameters.
-            options: The other arguments of *run*.
-        """
+        """Run a statement, and again elsewhere if only its replica cannot answer."""
         routing = self._routing
         if routing is None:
             routing = self._routing = SessionState()
@@ -304,22 +304,47 @@ class RoutedSession(orm.Session):
             # Called last: it sees what the program's handlers have made of it.
             options[ADD_EVENT] = functools.partial(self._after_handlers, added)
         outer, routing.wanted = routing.wanted, wanted
+        failure: Exception | None = None
         try:
-            while True:
-                try:
-                    return run(statement, params, **options)
-                except Exception as error:
-                    step, read = self._recover(routing, error)
-                    if step is Step.RAISE:
-                        raise
-                    if step is Step.READ_PRIMARY:
-                        # Stronger than what a handler asks for.
-                        options[ADD_EVENT] = added
-                    elif read is not None and step is Step.TRY_PRIMARY:
-                        run = functools.partial(self._try_primary, read, error, run)
+            try:
+                return run(statement, params, **options)
+            except Exception as error:  # noqa: BLE001 - it is raised again
+                failure = error
+            # Not above: a later error is not one of handling this one.
+            return self._run_again(
+                run, failure, statement, params, options=options, added=added
+            )
         finally:
             routing.wanted = outer
-            del run  # it may have an error, which has this frame
+            failure = None  # it has this frame
+
+    def _run_again(
+        self,
+        run: Callable[..., Any],
+        error: Exception,
+        statement: Any,
+        params: Any,
+        *,
+        options: dict[str, Any],
+        added: Callable[[orm.ORMExecuteState], Any] | None,
+    ) -> Any:
+        """Run a statement that has failed once more elsewhere, while that may help."""
+        routing = cast("SessionState", self._routing)
+        try:
+            while True:
+                step, read = self._recover(routing, error)
+                if step is Step.RAISE:
+                    raise error
+                if step is Step.READ_PRIMARY:
+                    options[ADD_EVENT] = added  # stronger than what a handler asks for
+                elif read is not None and step is Step.TRY_PRIMARY:
+                    run = functools.partial(self._try_primary, read, error, run)
+                try:
+                    return run(statement, params, **options)
+                except Exception as failure:  # noqa: BLE001 - it is raised again
+                    error = failure
+        finally:
+            del run, error  # they have this frame
 
     def _prepare(
         self, statement: Any, options: dict[str, Any]
@@ -364,10 +389,10 @@ class RoutedSession(orm.Session):
         if options.get("bind_arguments") or active_role() is not None:
             return
         try:
-            routed = super().get_bind(clause=write)
+            routed = _routed(super().get_bind(clause=write))
         except UnboundExecutionError:  # the mapper will tell
             return
-        if not isinstance(routed, RoutedEngine):
+        if routed is None:
             return
         if routed.app.unpinned:
             # Perhaps it leaves no trace; what is sent will tell.
@@ -380,10 +405,6 @@ class RoutedSession(orm.Session):
         self, routing: SessionState, error: Exception
     ) -> tuple[Step, ReplicaConnection | None]:
         """Turn away from a replica that has not answered, if another server may.
-
-        Args:
-            routing: What this session knows.
-            error: What the statement has raised.
 
         Returns:
             What to do with the statement, and the replica's connection.
@@ -409,6 +430,10 @@ class RoutedSession(orm.Session):
                 replicas_left=routing.losses < len(members),
             )
         )
+        if step is not Step.RAISE and read.loss is not None:
+            incidents = read.facade.routed.incidents
+            incidents.failed_over(read.member.name, cause_of(read.loss))
+            incidents.reran()
         read.forget_missing()  # should it be raised again, that is the answer
         if step is Step.NEXT_REPLICA:
             routing.losses += 1
@@ -419,12 +444,7 @@ class RoutedSession(orm.Session):
         return step, read
 
     def _leave_primary(self, routing: SessionState, error: Exception) -> Step:
-        """Let a read be answered elsewhere that fell back to a primary that is lost.
-
-        Args:
-            routing: What this session knows.
-            error: What the statement has raised.
-        """
+        """Let a read be answered elsewhere that fell back to a primary that is lost."""
         if not isinstance(error, DBAPIError) or not error.connection_invalidated:
             return Step.RAISE
         for primary in routing.primary_connections.values():
@@ -443,6 +463,7 @@ class RoutedSession(orm.Session):
                 if primary.fell_back is not None:
                     facade.routed.app.unlatch(primary.fell_back)
                 facade.note_primary_failure()
+                facade.routed.incidents.reran()
                 return Step.NEXT_REPLICA
         return Step.RAISE
 
@@ -472,9 +493,20 @@ class RoutedSession(orm.Session):
             if not isinstance(failure, TimeoutError):  # load, not death
                 read.facade.note_primary_failure()
         else:
+            read.facade.lacking.note(read.member.name, error)
             _continue_on_primary(cast("SessionState", self._routing), read, LACKING)
             return found
         raise error  # not above, where it would get another context
+
+
+def _routed(bind: object) -> RoutedEngine | None:
+    """Return the routed engine that a bind is, or that it stands for in a test."""
+    if isinstance(bind, RoutedEngine):
+        return bind
+    state = current_app_state()
+    if state is None or state.kit is None:
+        return None
+    return cast("RoutedEngine | None", state.kit.routed_for(bind))
 
 
 def _needs_primary(routing: SessionState, routed: RoutedEngine, mapper: Any) -> bool:
@@ -483,6 +515,17 @@ def _needs_primary(routing: SessionState, routed: RoutedEngine, mapper: Any) -> 
     if primary is not None and primary.has_local_changes:
         return True  # its own rows are nowhere else yet
     return mapper is not None and reads_primary(mapper)
+
+
+def _leave_behind(routing: SessionState, replicas: ReplicaPoolEngine) -> None:
+    """Let the primary go on where an open transaction does not show enough any more.
+
+    Another replica could show less than was read in it.
+    """
+    read = routing.replica_connections.get(replicas)
+    if read is not None and not replicas.still_serves(read):
+        _continue_on_primary(routing, read, BEHIND)
+    routing.note_block(current_guarantees.get())
 
 
 def _is_out_of_reach(failure: BaseException) -> bool:

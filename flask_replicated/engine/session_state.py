@@ -9,7 +9,8 @@ from flask_replicated.routing.flask_context import this_app, this_context
 from flask_replicated.routing.hints import reads_primary
 from flask_replicated.routing.state import STATE
 
-from .connections import PrimaryConnection, ReplicaConnection
+from .primary_connection import PrimaryConnection
+from .replica_connection import ReplicaConnection
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["EMPTY", "SessionState"]
 
 _MANY = 2000  # mapped classes
+_UNKNOWN = object()  # no block: the connections were opened in several
 EMPTY: dict[Any, Any] = {}
 """No connections, or no options; never written to."""
 
@@ -47,6 +49,8 @@ class SessionState:
             of ``get_bind()``.
         primary_connections: Those connections to primaries, by real engine.
         replica_connections: Those to replicas, by facade.
+        block: The innermost block of ``guarantee()`` or ``using_token()`` whose reads
+            the replicas' connections may serve; None outside of blocks.
         losses: How many replicas were lost so far.
         wanted: The role that the statement being executed asks for itself, or None.
         connecting: Whether ``connection()`` was called, and so nothing is executed.
@@ -56,6 +60,7 @@ class SessionState:
     # dictionary, and slow down every access to it.
     __slots__ = (
         "app",
+        "block",
         "connecting",
         "connections",
         "default",
@@ -82,6 +87,7 @@ class SessionState:
         self.replica_connections: dict[Engine, ReplicaConnection] = EMPTY
         # By these the transaction is known, which itself would keep its session alive.
         self.connections: Any = None
+        self.block: object = None
         self.losses = self.noted = 0
         self.wanted: Role | None = None
         self.connecting = False
@@ -138,6 +144,8 @@ class SessionState:
             )
         for opened in list(islice(connections, self.noted, None)):
             if isinstance(opened, ReplicaConnection):
+                if opened.fresh_in is not self.block:
+                    self.block = _UNKNOWN
                 self.replica_connections[opened.facade] = opened
                 self.targets[opened.facade] = opened.engine
             elif isinstance(opened, PrimaryConnection):
@@ -156,6 +164,15 @@ class SessionState:
         # So by connection, not by engine: a savepoint that ends leaves the engine's
         # name with whichever connection came last.
         self.targets[connection.facade] = self.targets[routed.primary] = earlier
+
+    def note_block(self, block: object) -> None:
+        """Note that a replica's connection shows what an open block asks for.
+
+        Args:
+            block: The innermost block, or None.
+        """
+        shown = (one.fresh_in is block for one in self.replica_connections.values())
+        self.block = block if all(shown) else _UNKNOWN
 
     def drop(self, read: ReplicaConnection) -> None:
         """Use a replica's connection no more."""
@@ -180,7 +197,7 @@ class SessionState:
     def forget_connections(self) -> None:
         """Forget the connections of a transaction that has ended."""
         self.targets = self.replica_connections = self.primary_connections = EMPTY
-        self.connections = None
+        self.connections = self.block = None
         self.losses = self.noted = 0
         self._update_target()
 

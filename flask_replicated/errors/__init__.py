@@ -6,6 +6,7 @@ error tracker or to another process.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import OperationalError
@@ -110,18 +111,19 @@ class WriteOnReplicaError(ReplicatedError):
 
 
 class StaleReadError(ReplicatedError):
-    """A connection to a replica was about to read a table that must not be stale.
+    """A connection to a replica was about to read what must not be stale.
 
-    A session reads such a table from the primary by itself; only code that asks for a
+    A routed session reads that from the primary by itself; only code that asks for a
     connection has to ask for the right one.
 
     Attributes:
-        table: The table of a model with ``__replicated__ = 'master'``.
+        table: The table of a model with ``__replicated__ = 'master'``; None where the
+            statement's option ``replicated='master'`` asks for the primary.
         statement: The beginning of the statement, without its parameters.
         view: The endpoint of the request, or None outside a request.
     """
 
-    def __init__(self, table: str, statement: object, view: str | None) -> None:
+    def __init__(self, table: str | None, statement: object, view: str | None) -> None:
         self.table = table
         self.statement = _beginning(statement)
         self.view = view
@@ -129,6 +131,13 @@ class StaleReadError(ReplicatedError):
 
     def __str__(self) -> str:
         where = f"view {self.view!r}" if self.view else "code outside a request"
+        if self.table is None:
+            return (
+                f"{where} asked for the primary, by execution_options(replicated="
+                f"'master'), over a connection to a replica: {self.statement}. A "
+                "connection cannot change servers: connect inside 'with "
+                "using_master():', or use db.session."
+            )
         return (
             f"{where} tried to read {self.table!r}, whose model says __replicated__ = "
             f"'master', from a replica: {self.statement}. Connect inside 'with "
@@ -178,11 +187,11 @@ class UnansweredError(UnfitReplicaError):
 
     def __str__(self) -> str:
         return (
-            f"{self.statements} of its connections have said nothing for "
-            f"{self.seconds:g} s, though no server works on what they wait for. They "
-            "were ended, and their reads go on elsewhere where that is safe. Something "
-            "between here and there has lost them: a firewall, a balancer, a pooler, "
-            "or one of several servers behind the address"
+            f"no answer has come over {self.statements} of its connections for "
+            f"{self.seconds:g} s, though no server works on what they wait for. What "
+            "waited there was ended, and reads go on elsewhere where that is safe. "
+            "Something between here and there has lost them: a firewall, a balancer, a "
+            "pooler, or one of several servers behind the address"
         )
 
 
@@ -310,33 +319,50 @@ MORE_AT_A_TIME = (
 
 
 class AllReplicasOutError(ReplicatedError):
-    """No replica could serve, and ``REPLICATED_FALLBACK`` is ``'error'``.
+    """No replica could serve a read, and a setting keeps it from the primary.
 
     Attributes:
         causes: For each replica, by bind name, why it could not serve.
         load: Whether all of them are alive, but have no free connection.
+        setting: The key of that setting: ``'REPLICATED_FALLBACK'``,
+            ``'REPLICATED_LAG_FALLBACK'`` or ``'REPLICATED_FALLBACK_SHARE'``.
+        share: What ``REPLICATED_FALLBACK_SHARE`` allows, if that is the setting; else
+            None.
     """
 
-    def __init__(self, causes: Mapping[str, str], load: bool = False) -> None:
+    def __init__(
+        self,
+        causes: Mapping[str, str],
+        load: bool = False,
+        setting: str = "REPLICATED_FALLBACK",
+        share: float | None = None,
+    ) -> None:
         self.causes = dict(causes)
         self.load = load
-        super().__init__(self.causes, load)
+        self.setting = setting
+        self.share = share
+        super().__init__(self.causes, load, setting, share)
 
     def __str__(self) -> str:
+        primary = f"{self.setting} = 'master' to read from the primary meanwhile"
+        if self.share is not None:
+            primary = f"a larger share than {self.setting} = {self.share:g}"
         if not self.causes:  # all were removed, or DNS has named none yet
-            return (
-                "there is no replica to read from. Add one, or set "
-                "REPLICATED_FALLBACK = 'master' to read from the primary meanwhile."
-            )
+            return f"there is no replica to read from. Add one, or set {primary}."
         listed = "; ".join(f"{name}: {cause}" for name, cause in self.causes.items())
         what, remedy = "out", "Repair one of them"
         if self.load:
             what = "busy"
             remedy = f"{MORE_AT_A_TIME[0].upper()}{MORE_AT_A_TIME[1:]}"
-        return (
-            f"every replica is {what} ({listed}). {remedy}, or set "
-            "REPLICATED_FALLBACK = 'master' to read from the primary meanwhile."
+        elif self.setting == "REPLICATED_LAG_FALLBACK":
+            what = "behind or out"
+            primary += ", or 'least_lagged' to read old rows"
+        full = (
+            ""
+            if self.share is None
+            else ", and the primary has had its share of the reads of the last 10 s"
         )
+        return f"every replica is {what} ({listed}){full}. {remedy}, or set {primary}."
 
 
 class PrimaryUnavailableError(ReplicatedError, OperationalError):
@@ -361,10 +387,4 @@ class PrimaryUnavailableError(ReplicatedError, OperationalError):
         return f"{self.setting}: {self.why}"
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _primary_unavailable, (self.setting, self.why, self.standby)
-
-
-def _primary_unavailable(
-    setting: str, why: str, standby: bool
-) -> PrimaryUnavailableError:
-    return PrimaryUnavailableError(setting, why, standby=standby)
+        return partial(type(self), self.setting, self.why, standby=self.standby), ()

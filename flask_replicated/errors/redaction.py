@@ -15,7 +15,7 @@ from sqlalchemy.exc import ArgumentError
 
 from balancers.errors import redact
 
-__all__ = ["safe"]
+__all__ = ["printable", "safe"]
 
 _SECRET = re.compile(
     r"pass|pwd|secret|token|credential|api_?key|(?<!bind)_key", re.IGNORECASE
@@ -38,6 +38,14 @@ class _Described(_Shown):
 
     def __repr__(self) -> str:
         return str(self)
+
+
+def printable(text: object) -> str:
+    """Return text for a terminal or a log: what would control one is escaped."""
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode()
+        for one in str(text)
+    )
 
 
 def safe(value: object, name: str = "") -> object:

@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import logging
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from balancers import Zoned
 from balancers.strategies import BALANCERS
+from flask_replicated.engine import (
+    connections,
+    engines,
+    events,
+    primary_connection,
+    replica_connection,
+    session,
+)
 from flask_replicated.engine.engines import RoutedEngine
 from flask_replicated.engine.gate import Gate
 from flask_replicated.engine.lazy_begin import leave_out_blocks
 from flask_replicated.engine.primary import Primary, watch_primary, watch_statements
 from flask_replicated.errors import ConfigurationError
+from flask_replicated.replica import throttle
 from flask_replicated.replica.connection_events import ReplicaServer
 from flask_replicated.replica.primary_status import can_probe
 from flask_replicated.replica.same_database import PrimaryIdentity, SameDatabaseCheck
-from flask_replicated.replica.same_server import can_compare
 from flask_replicated.replica.throttle import limit_connecting, limit_pool_wait
-from flask_replicated.routing.counts import ReadCounts, ReplicaPool
+from flask_replicated.routing.announcer import Announcer
+from flask_replicated.routing.counts import ReadCounts
+from flask_replicated.routing.incidents import Incidents
+from flask_replicated.routing.snapshots import ReplicaPool
 from flask_replicated.routing.state import AppState
 from flask_replicated.settings.compatibility import PrimaryBind
 from flask_replicated.settings.config import read_settings
@@ -27,6 +39,7 @@ from flask_replicated.settings.sqlite_files import (
     shares_connection,
 )
 
+from .description import describe
 from .fleet import Fleet
 from .monitor import Monitor, ProbePolicy
 from .outage_log import OutageLog
@@ -38,12 +51,28 @@ if TYPE_CHECKING:
 
     from balancers import Listener
     from flask_replicated.engine.primary_reads import PrimaryReads
+    from flask_replicated.routing.observation import Observation
     from flask_replicated.settings.config import Settings
 
 __all__ = ["replicated_engine", "routed_engine"]
 
 logger = logging.getLogger("flask_replicated")
 
+
+# SQLAlchemy's warnings name the first line outside its own modules, which it knows by
+# their names. These modules call it on behalf of the program, whose line the warning is
+# to name.
+for _between in (
+    connections,
+    engines,
+    events,
+    primary_connection,
+    replica_connection,
+    session,
+    throttle,
+):
+    _between.__name__ = f"sqlalchemy.ext.{_between.__name__}"
+del _between
 
 _LONGEST_WAIT = 5.0
 """Seconds at most that a statement waits before its server is asked about it."""
@@ -66,39 +95,31 @@ def routed_engine(
         binds: What has the replicas' binds by name, in Python syntax.
     """
     settings = app.settings
-    if settings.role_check and settings.read_on_replica:
-        log_duplicates(primary, setting, replicas, binds)
-    _warn_if_unused(settings, replicas, binds)
-    watch_primary(primary)
-    checks = Primary(
-        primary,
-        setting,
-        settings.connect_timeout,
-        role_check=settings.role_check,
-        max_connecting=settings.max_connecting,
-    )
-    classifier = app.classifier(primary.dialect.name)
-    watch_statements(primary, classifier)
-    identity = PrimaryIdentity(
-        primary, checks.status, settings.connect_timeout, app.surroundings()
-    )
-    prepare = partial(_prepare_replica, settings, Gate(app, classifier), identity)
+    _warn_of_binds(settings, primary, setting, replicas, binds)
+    asked = bool(replicas) or app.observation is None
+    checks, identity, gate = _prepare_primary(app, primary, setting, asked=asked)
+    prepare = partial(_prepare_replica, settings, gate, identity)
     prepared: dict[str, ReplicaServer] = {}
     fleet = Fleet(prepare, prepared, limited=settings.max_pools is not None)
     for name, engine in replicas.items():
         prepared[name] = fleet.prepare(name, engine)
-    outages = OutageLog(prepared, binds)
-    reads = ReadCounts()
+    announcer = Announcer(app.find_app)
+    outages = OutageLog(prepared, binds, announcer=announcer)
+    (kind, reads), incidents = _kind(app), Incidents()
     writers = app.decider.writers if settings.learn_writers else ()
-    make = partial(ReplicaPool, replicas, reads, writers)
+    known = partial(describe, prepared, outages)
+    make = partial(ReplicaPool, replicas, reads, writers, incidents, known)
     pool = _make_pool(settings, make, replicas, [outages, fleet.listener()])
-    policy = _probe_policy(settings, identity, checks.reads)
+    outages.live = lambda: pool.live
+    policy = _probe_policy(app, identity, checks.reads, asked=asked)
     monitor = Monitor(pool, prepared, policy, outages)
-    fleet.routed = RoutedEngine(
+    fleet.routed = kind(
         app,
         primary,
         pool,
         reads=reads,
+        incidents=incidents,
+        announcer=announcer,
         monitor=monitor,
         checks=checks,
         outages=outages,
@@ -107,6 +128,49 @@ def routed_engine(
     fleet.routed.fleet = fleet
     fleet.close_spares()
     return fleet.routed
+
+
+def _prepare_primary(
+    app: AppState, primary: Engine, setting: str, *, asked: bool
+) -> tuple[Primary, PrimaryIdentity, Gate]:
+    """Set up the primary's engine, before its first connection.
+
+    Args:
+        app: The application's state.
+        primary: The engine.
+        setting: The setting or bind that names it, in Python syntax.
+        asked: Whether its server is asked what it is, if the settings have it so.
+
+    Returns:
+        The checks of its connections, what tells its database from another, and the
+        gate to its replicas.
+    """
+    settings = app.settings
+    watch_primary(primary)
+    checks = Primary(
+        primary,
+        setting,
+        settings.connect_timeout,
+        role_check=settings.role_check and asked,
+        max_connecting=settings.max_connecting,
+    )
+    classifier = app.classifier(primary.dialect.name)
+    watch_statements(primary, classifier)
+    identity = PrimaryIdentity(
+        primary, checks.status, settings.connect_timeout, app.surroundings()
+    )
+    return checks, identity, Gate(app, classifier)
+
+
+def _kind(app: AppState) -> tuple[type[RoutedEngine], ReadCounts]:
+    """Return the class of a routed engine, and what counts its reads."""
+    if app.observation is None:
+        return RoutedEngine, ReadCounts()
+    # Only here, as few need them.
+    from flask_replicated.engine.observed import ObservedEngine  # noqa: PLC0415
+    from flask_replicated.routing.observation import ObservedCounts  # noqa: PLC0415
+
+    return ObservedEngine, ObservedCounts(cast("Observation", app.observation))
 
 
 def _prepare_replica(
@@ -126,7 +190,7 @@ def _prepare_replica(
         role_check=settings.role_check,
         max_lag=settings.max_lag,
         watched=settings.probe_interval > 0 and not engine.dialect.is_async,
-        primary=_compared(settings, primary),
+        primary=_probed(settings, primary) if settings.role_check else None,
         same_database=SameDatabaseCheck(name, engine.dialect.name, identity)
         if settings.role_check
         else None,
@@ -152,21 +216,22 @@ def _prepare_replica(
 
 
 def _probe_policy(
-    settings: Settings, identity: PrimaryIdentity, reads: PrimaryReads
+    app: AppState, identity: PrimaryIdentity, reads: PrimaryReads, *, asked: bool
 ) -> ProbePolicy:
-    """Return what the monitor checks."""
-    primary = identity.engine
+    """Return what the monitor checks; nothing if no server is to be asked."""
+    settings, primary = app.settings, identity.engine
     return ProbePolicy(
-        interval=settings.probe_interval,
+        interval=settings.probe_interval if asked else 0,
+        halved_at=settings.lag_weights,
         timeout=settings.connect_timeout,
         max_lag=settings.max_lag,
         role_check=settings.role_check,
-        compared_primary=_compared(settings, primary),
         probed_primary=_probed(settings, primary),
         primary_reads=reads,
         status=identity.status,
         answer_timeout=_answer_timeout(settings),
         surroundings=identity.surroundings,
+        each_second=app.each_second,
     )
 
 
@@ -178,11 +243,6 @@ def _answer_timeout(settings: Settings) -> float:
     """
     bound = min(max(1.0, settings.probe_interval), _LONGEST_WAIT)
     return min(bound, (settings.read_timeout or bound) + 1)
-
-
-def _compared(settings: Settings, primary: Engine) -> Engine | None:
-    """Return the primary, if its replicas are to be compared with it."""
-    return primary if settings.role_check and can_compare(primary) else None
 
 
 def _probed(settings: Settings, primary: Engine) -> Engine | None:
@@ -212,10 +272,19 @@ def _make_pool(
     )
 
 
-def _warn_if_unused(
-    settings: Settings, replicas: Mapping[str, Engine], binds: str
+def _warn_of_binds(
+    settings: Settings,
+    primary: Engine,
+    setting: str,
+    replicas: Mapping[str, Engine],
+    binds: str,
 ) -> None:
-    """Log that all replicas weigh 0, unless DNS may name more of them."""
+    """Log binds that name one server twice, and that all replicas weigh 0.
+
+    The latter not where DNS may name more of them.
+    """
+    if settings.role_check and settings.read_on_replica:
+        log_duplicates(primary, setting, replicas, binds)
     shares = [settings.weights.get(name, 1) for name in replicas]
     if shares and not any(shares) and not settings.discovery:
         logger.warning(
@@ -227,6 +296,7 @@ def _warn_if_unused(
 
 def _warn_of_unread_weights(balancer: Callable[..., Any]) -> None:
     names: dict[type, str] = {kind: name for name, kind in BALANCERS.items()}
+    balancer = balancer.strategy if isinstance(balancer, Zoned) else balancer
     logger.warning(
         "REPLICATED_BALANCER = %r reads no weights, neither those of "
         "REPLICATED_WEIGHTS nor one that add() is given; set it to 'weighted' or "

@@ -22,6 +22,8 @@ from flask_replicated.errors import ConfigurationError
 from flask_replicated.system.forks import in_this_process
 from flask_replicated.system.threads import start_thread
 
+from .storm_log import counted
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
@@ -77,7 +79,7 @@ class DiscoveredReplicas(Protocol):
         """
 
     def remove(self, name: str) -> None:
-        """Take a replica out for good.
+        """Remove a replica permanently.
 
         Raises:
             ConfigurationError: There is no replica of this name.
@@ -150,11 +152,11 @@ class Discovery:
         if not self._failing:
             self._failing = True
             logger.warning(
-                "REPLICATED_DISCOVERY[%r]: %s cannot be looked up, and the %d replicas "
-                "that it named before stay: %s",
+                "REPLICATED_DISCOVERY[%r]: %s cannot be looked up, and what it "
+                "named before stays, %s: %s",
                 self._name,
                 self._source.url.host,
-                len(self._known),
+                counted(len(self._known), "replica"),
                 error_text(error),
             )
 

@@ -5,19 +5,25 @@ from __future__ import annotations
 import weakref
 from collections.abc import Mapping
 from threading import Lock
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from sqlalchemy import event
 from sqlalchemy.exc import NoSuchModuleError
 
 from balancers import UnknownMemberError
-from balancers.errors import DuplicateMemberError, InvalidWeightError, error_text
+from balancers.errors import (
+    DuplicateMemberError,
+    InvalidWeightError,
+    WeightsUnreadError,
+    error_text,
+)
 from flask_replicated.errors import ConfigurationError
+from flask_replicated.errors.redaction import safe
 from flask_replicated.settings.binds import is_replica_of
 from flask_replicated.system.forks import in_this_process
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from sqlalchemy import URL, Engine
     from sqlalchemy.pool import ConnectionPoolEntry
@@ -25,11 +31,27 @@ if TYPE_CHECKING:
     from balancers import Event, Member
     from flask_replicated.engine.engines import RoutedEngine
     from flask_replicated.replica.connection_events import ReplicaServer
-    from flask_replicated.settings.bind_owner import BindOwner
+    from flask_replicated.settings.binds import BindOwner
 
     from .discovery import Discovery
 
 __all__ = ["Fleet", "fleet_of"]
+
+
+class ControlLike(Protocol):
+    """What looks for orders; it belongs to a room above this one."""
+
+    def start(self, user: object) -> None:
+        """Obey the orders, and begin to look for others, unless it has begun."""
+
+    def stop(self, user: object) -> None:
+        """Stop, unless others use it too."""
+
+    def changed(self) -> None:
+        """Note that a replica has changed its state: others are to know soon."""
+
+    def after_fork(self) -> None:
+        """Begin anew in a child process."""
 
 
 class _SpareEngines:
@@ -50,7 +72,7 @@ class Fleet:
         routed: The engine that they are part of.
         adapter: What owns the engines; None outside an application.
         owner: The key of the bind that they copy, as their names have it.
-        idle: Whether to call :meth:`start_discovery`, at the next routed read.
+        idle: Whether to call :meth:`start`, at the next routed read.
     """
 
     routed: RoutedEngine
@@ -70,6 +92,7 @@ class Fleet:
         self._spares = _SpareEngines()
         self._lock = Lock()
         self._discoveries: tuple[Discovery, ...] = ()
+        self._control: ControlLike | None = None
         self.idle = False
 
     def listener(self) -> Callable[[Event], None]:
@@ -77,14 +100,19 @@ class Fleet:
 
         It holds a weak reference: threads hold the pool, and a fleet the application.
         """
-        close_spares = weakref.WeakMethod(self.close_spares)
+        changed = weakref.WeakMethod(self._changed)
 
         def listen(_event: Event) -> None:
-            method = close_spares()
+            method = changed()
             if method is not None:
                 method()
 
         return listen
+
+    def _changed(self) -> None:
+        self.close_spares()
+        if self._control is not None:
+            self._control.changed()
 
     def prepare(self, name: str, engine: Engine) -> ReplicaServer:
         """Set up a replica's new engine, before its first connection."""
@@ -135,17 +163,35 @@ class Fleet:
         self._discoveries += (discovery,)
         self.idle = True
 
-    def start_discovery(self) -> None:
-        """Start to query DNS in the background."""
-        self.idle = False
+    def add_control(self, control: ControlLike) -> None:
+        """Obey orders, from the first routed read on."""
+        self._control = control
+        self.idle = True
+
+    def start(self) -> None:
+        """Obey orders, then look for them, and query DNS, in the background."""
+        self.start_control()
         for discovery in self._discoveries:
             discovery.start(self)
+        # Last: until the first orders are obeyed, no read goes past this.
+        self.idle = False
+
+    def start_control(self) -> None:
+        """Obey orders, and start to look for them in the background."""
+        if self._control is not None:
+            self._control.start(self)
 
     def stop(self) -> None:
-        """Stop discovery until the next routed read."""
+        """Stop what goes on in the background until the next routed read."""
         for discovery in self._discoveries:
             discovery.stop()
-        self.idle = bool(self._discoveries)
+        if self._control is not None:
+            self._control.stop(self)
+        self.idle = self._has_background
+
+    @property
+    def _has_background(self) -> bool:
+        return bool(self._discoveries) or self._control is not None
 
     def add_discovered(self, name: str, bind: Mapping[str, Any], weight: int) -> None:
         """Add a server that DNS names.
@@ -183,6 +229,8 @@ class Fleet:
             raise _taken(name, engines)
         replica = self.prepare(name, engine)
         routed.share(engine)
+        if routed.app.kit is not None:
+            routed.app.kit.take_in(routed, name, engine)
         try:
             member = pool.add(name, engine, weight)
         except DuplicateMemberError as error:
@@ -202,7 +250,7 @@ class Fleet:
         self._refresh_facade()
 
     def remove(self, name: str) -> None:
-        """Take a replica out for good; its connections close as they are returned.
+        """Remove a replica permanently; its connections close as they are returned.
 
         Raises:
             ConfigurationError: There is no replica of this name.
@@ -212,22 +260,46 @@ class Fleet:
         try:
             member = pool.remove(name)
         except UnknownMemberError as error:
-            known = ", ".join(map(repr, error.known)) or "none"
-            raise ConfigurationError(
-                "name", name, f"no such replica; this bind has {known}."
-            ) from None
+            raise _unknown("name", name, error.known) from None
         self._forget(member)
         _close_as_returned(member.target)
+
+    def reweight(self, weights: Mapping[str, int]) -> None:
+        """Change the weights of some replicas; none after an error.
+
+        Args:
+            weights: By name; checked already, but for the names.
+
+        Raises:
+            ConfigurationError: There is no replica of a name, or the balancer reads no
+                weights.
+        """
+        try:
+            self.routed.replicas.replica_pool.reweight(weights)
+        except UnknownMemberError as error:
+            raise _unknown(
+                f"weights[{safe(error.name)!r}]", weights.get(error.name), error.known
+            ) from None
+        except WeightsUnreadError as error:
+            raise ConfigurationError(
+                "weights",
+                dict(weights),
+                f"the balancer, {error.balancer}, reads no weights; set "
+                "REPLICATED_BALANCER to 'weighted' or another one that does, or drain "
+                "a replica with pool().drain().",
+            ) from None
 
     def renew_locks(self) -> None:
         """In a child process, replace locks that the parent's threads may hold."""
         self._lock = Lock()
         for discovery in self._discoveries:
             discovery.after_fork()
+        if self._control is not None:
+            self._control.after_fork()
 
     def after_fork(self) -> None:
         """Begin anew in a child process, after the parent's connections are left."""
-        self.idle = bool(self._discoveries)
+        self.idle = self._has_background
         self.close_spares()
 
     def _forget(self, member: Member[Engine]) -> None:
@@ -269,6 +341,11 @@ def fleet_of(routed: RoutedEngine) -> Fleet:
 def _is_spare(shown: Any) -> bool:
     fit = shown.state == "closed" and shown.weight and not shown.drained
     return bool(fit and not shown.live)
+
+
+def _unknown(key: str, value: object, known: Iterable[str]) -> ConfigurationError:
+    listed = ", ".join(map(repr, known)) or "none"
+    return ConfigurationError(key, value, f"no such replica; this bind has {listed}.")
 
 
 def _taken(name: str, known: Any) -> ConfigurationError:

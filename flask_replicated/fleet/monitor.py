@@ -17,6 +17,7 @@ import random
 import threading
 import time
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakSet
 
@@ -29,15 +30,17 @@ from flask_replicated.errors import (
 )
 from flask_replicated.replica.failures import Verdict, judge_connect, refuses_but_lives
 from flask_replicated.replica.fitness import unfit_error
+from flask_replicated.replica.lag import share_for_lag
 from flask_replicated.replica.primary_status import PrimaryStatus
 from flask_replicated.settings.sqlite_files import uses_given_connection
 from flask_replicated.system.threads import start_thread
 
 from .probe import PrimaryProbe, ProbeRun, ReplicaProbe
+from .storm_log import counted
 from .stuck_statements import StuckStatements
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from sqlalchemy import Engine
 
@@ -55,14 +58,18 @@ logger = logging.getLogger("flask_replicated")
 
 _LATE = 0.05
 """Seconds that this process may wake up late before deadlines are moved."""
-_PATIENCE = 3
+_LATE_CHECKS = 3
 """How often a run is found late before another one is started beside it."""
 _STUCK = 2
 """How many runs that hang may be left alone, for each member."""
 _PAUSE = 1.0
 """Seconds that a replica is left alone when some of its connections were silent."""
-_IN_VAIN = 2
+_UNREACHED = 2
 """Runs in a row without a connection after which open connections are ended."""
+
+
+def _nothing() -> None:
+    pass
 
 
 class ProbePolicy(NamedTuple):
@@ -73,26 +80,32 @@ class ProbePolicy(NamedTuple):
         timeout: Seconds that a probe may take.
         max_lag: Seconds that a replica may be behind; None for any.
         role_check: Whether a server that is no replica is left out.
-        compared_primary: The primary's engine, where a replica may have to be compared
-            with it; or None.
         probed_primary: The primary's engine, where that is probed as well; or None.
         primary_reads: The reads that wait for the primary.
         status: Receives what a probe of the primary has found.
         answer_timeout: Seconds that a statement may wait for an answer before its
             server is asked whether it works on it.
         surroundings: Returns the block to connect in.
+        each_second: Called about every second, and at each probe.
+        halved_at: Seconds of lag that halve a replica's share; None for any.
     """
 
     interval: float
     timeout: float
     max_lag: float | None
     role_check: bool
-    compared_primary: Engine | None = None
     probed_primary: Engine | None = None
     primary_reads: PrimaryReads | None = None
     status: PrimaryStatus | None = None
     answer_timeout: float = math.inf
     surroundings: Surroundings = contextlib.nullcontext
+    each_second: Callable[[], object] = _nothing
+    halved_at: float | None = None
+
+    @property
+    def compared_primary(self) -> Engine | None:
+        """The primary's engine, where a replica may have to be compared with it."""
+        return self.probed_primary if self.role_check else None
 
 
 class Monitor:
@@ -119,10 +132,8 @@ class Monitor:
         policy: ProbePolicy,
         outages: OutageLog,
     ) -> None:
-        self._pool = pool
-        self._replicas = replicas
-        self._policy = policy
         self._outages = outages
+        self._new_loop = partial(_MonitorLoop, pool, replicas, policy, outages)
         self._lock = threading.Lock()
         self._loop: _MonitorLoop | None = None
         # An async driver cannot be asked outside its event loop.
@@ -140,9 +151,7 @@ class Monitor:
             if not self.idle:
                 return
             self.idle = False
-            self._loop = _MonitorLoop(
-                self._pool, self._replicas, self._policy, self._outages, owner
-            )
+            self._loop = self._new_loop(owner)
             _running.add(self)
         if not start_thread("monitor", self._loop.run):
             logger.warning("replicas are not monitored: no thread could be started")
@@ -158,6 +167,7 @@ class Monitor:
     def after_fork(self) -> None:
         """In a child process, forget the parent's thread and sockets."""
         self._lock = threading.Lock()
+        self._outages.lines.flushed = False
         if self._loop is not None:
             self._loop.abandon()
             # To drop a driver's connection might end it, for the parent too.
@@ -191,9 +201,11 @@ class _Watched:
         stuck: How many runs were left alone and have not ended.
         unreached: Runs in a row that could not connect.
         unmeasured: Whether it was logged that it does not report its lag.
+        share: Which part of its share it takes, for its lag.
     """
 
     def __init__(self, member: Member[Engine]) -> None:
+        self.share = 1.0
         self.member = member
         self.server: ReplicaServer | None = None
         self.reads: PrimaryReads | None = None
@@ -225,7 +237,10 @@ class _Watched:
 
 
 class _MonitorLoop:
-    """The running monitor: the schedule, and the conclusions from each probe."""
+    """The running monitor: the schedule, and the conclusions from each probe.
+
+    Its arguments are those of :class:`Monitor`, and of :meth:`Monitor.start`.
+    """
 
     def __init__(
         self,
@@ -268,7 +283,7 @@ class _MonitorLoop:
 
         Nothing is sent to a server, because open connections belong to the parent. The
         greenlets do not end either: ``threading`` has forgotten them, and would
-        complain. They wait for good.
+        complain. They wait forever.
         """
         self._stopped = self._abandoned = True
         self._stuck_statements.abandon()
@@ -279,6 +294,7 @@ class _MonitorLoop:
     def run(self) -> None:
         """Probe every replica again and again, until stopped."""
         run: ProbeRun | None = None
+        self._outages.lines.flushed = True
         while not self._stopped and self._owner() is not None:
             try:
                 if run is not None:
@@ -295,6 +311,9 @@ class _MonitorLoop:
             self._move_deadlines(time.monotonic() - asleep - wait)
         while self._abandoned:
             self._done.get()
+        lines = self._outages.lines
+        lines.flushed = False
+        lines.flush(all_of_them=True)
         self._stuck_statements.end()
         for one in self._known.values():
             if one.probe is not None:
@@ -317,6 +336,8 @@ class _MonitorLoop:
     def _step(self) -> float:
         """Start what is due, give up what is late; return seconds to the next step."""
         now = time.monotonic()
+        self._policy.each_second()
+        self._outages.lines.flush()
         self._stuck_statements.finish_queries(now)
         for one in list(self._known.values()):
             if one.run is not None and now >= one.run.deadline:
@@ -449,7 +470,7 @@ class _MonitorLoop:
         if not (run.probe.former_answers or lives):
             self._release(one)
         run.deadline = now + self._policy.interval
-        if run.given_up >= _PATIENCE and one.stuck < _STUCK:
+        if run.given_up >= _LATE_CHECKS and one.stuck < _STUCK:
             # Nothing ends it. The next one may find the server well again.
             one.stuck += 1
             one.run = None
@@ -482,16 +503,18 @@ class _MonitorLoop:
         released = 0 if known is None else known.hang_up()
         if released and one.member is self._primary:
             logger.warning(
-                "the primary does not answer: %d reads that wait for it were ended, "
-                "and go on elsewhere where that is safe. Writes are left alone",
-                released,
+                "the primary does not answer: ended %s that waited for it, to go on "
+                "elsewhere where that is safe. Writes are left alone",
+                counted(released, "read"),
             )
         elif released:
-            logger.warning(
-                "replica %r does not answer: %d connections to it were ended, and "
-                "their reads go on elsewhere where that is safe",
+            self._outages.lines.warn(
+                "reads_released",
+                "replica %r does not answer: ended %s to it, and reads there go on "
+                "elsewhere where that is safe",
                 one.member.name,
-                released,
+                "silent",
+                counted(released, "connection"),
             )
 
     def _conclude(self, run: ProbeRun) -> None:
@@ -504,6 +527,8 @@ class _MonitorLoop:
         reached = not isinstance(run.found, Exception)
         if reached:
             one.unreached = 0
+            if one.server is not None:
+                one.server.history.latency = run.seconds
         primary = one.member is self._primary
         fault = None if primary else self._fault(one, run)
         self._stuck_statements.judge(
@@ -519,9 +544,20 @@ class _MonitorLoop:
                     self._release(one)
             elif reached and not run.late and not _needs_more_than_a_probe(one.server):
                 self._note_fault(one, None)
+                self._weigh(one, run)
                 self._pool.recover(one.member, run.permit)
         except UnknownMemberError:  # it has been removed meanwhile
             pass
+
+    def _weigh(self, one: _Watched, run: ProbeRun) -> None:
+        """Let a replica take the part of its share that its lag allows."""
+        halved_at = self._policy.halved_at
+        if halved_at is None or isinstance(run.found, Exception):
+            return
+        share = share_for_lag(one.share, run.found.lag, halved_at)
+        if share != one.share:
+            one.share = share
+            self._pool.reduce(one.member, share)
 
     def _is_in_vain(self, one: _Watched, run: ProbeRun, error: Exception) -> bool:
         """Whether open connections hang too, where a run could not connect.
@@ -537,7 +573,7 @@ class _MonitorLoop:
         if refuses_but_lives(error):
             return False
         one.unreached += 1
-        return one.unreached >= _IN_VAIN
+        return one.unreached >= _UNREACHED
 
     def _conclude_primary(self, one: _Watched, run: ProbeRun) -> None:
         """Keep what the primary has reported."""
@@ -589,9 +625,9 @@ class _MonitorLoop:
         unmeasured = fault is None and policy.max_lag is not None and not found.measured
         if unmeasured and not one.unmeasured:
             one.unmeasured = True
-            logger.info(
-                "replica %r does not tell how far it is behind", one.member.name
-            )
+            what = "replica %r does not tell how far it is behind"
+            lines = self._outages.lines
+            lines.log(logging.INFO, "lag_unknown", what, one.member.name, None)
         return fault
 
     def _note_fault(self, one: _Watched, error: Exception | None) -> None:
@@ -608,5 +644,5 @@ class _MonitorLoop:
 
 
 def _needs_more_than_a_probe(server: ReplicaServer | None) -> bool:
-    """Whether a replica is out for what a probe cannot see: it answers all the same."""
+    """Whether a replica is out for what no probe sees, as the server answers."""
     return server is not None and (server.storage_fails or server.pool_exhausted)

@@ -14,10 +14,10 @@ from flask_replicated.replica.dbapi_connections import (
 from flask_replicated.replica.fitness import ReplicaHistory
 from flask_replicated.replica.poolers import backend_pid
 from flask_replicated.replica.primary_status import TimedReport, ask_primary
+from flask_replicated.replica.queries import query_server
 from flask_replicated.replica.replica_status import (
     ReplicaReport,
     ping,
-    query_server,
     report_queries,
 )
 from flask_replicated.replica.same_server import SameServerCheck
@@ -258,7 +258,7 @@ class ReplicaProbe:
         _close(connection)
 
     def end(self) -> None:
-        """Close the connection for good, now or when the present run ends."""
+        """Close the connection permanently, now or when the present run ends."""
         self.ended = True
         if self._comparison is not None:
             self._comparison.connections.end()
@@ -268,7 +268,7 @@ class ReplicaProbe:
             self.close()
 
     def abandon(self) -> None:
-        """In a forked child, leave the connections to the parent process, for good."""
+        """In a forked child, leave the connections to the parent process."""
         self.ended = self.abandoned = True
         if self._comparison is not None:
             self._comparison.connections.abandon()

@@ -214,7 +214,7 @@ class StuckStatements:
             query.connections.end()
 
     def abandon(self) -> None:
-        """In a forked child, leave their connections to the parent, for good."""
+        """In a forked child, leave their connections to the parent process."""
         for query in self._queries:
             query.connections.abandon()
 

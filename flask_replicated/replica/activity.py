@@ -17,6 +17,7 @@ from flask_replicated.system.threads import start_thread
 
 from .dbapi_connections import UnpooledConnections
 from .poolers import POOLED, backend_pid
+from .queries import query_server, row_dict, row_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,7 +76,7 @@ def _postgresql(cursor: Any) -> list[Backend]:
     rows, now = cursor.fetchall(), time.monotonic()
     found = []
     for row in rows:
-        pid, port, works, age = row.values() if isinstance(row, dict) else row
+        pid, port, works, age = row_values(row)
         began = None if age is None else now - float(age)
         found.append(Backend(pid, port, bool(works), began, 0.5))
     return found
@@ -89,10 +90,9 @@ def _mysql(cursor: Any) -> list[Backend]:
     """Ask for the threads of this account; to see others takes a privilege."""
     cursor.execute("SHOW PROCESSLIST")
     now = time.monotonic()
-    names = [column[0] for column in cursor.description]
     found = []
     for values in cursor.fetchall():
-        row = values if isinstance(values, dict) else dict(zip(names, values))  # noqa: B905 - as many as there are names
+        row = row_dict(cursor, values)
         port = str(row["Host"]).rpartition(":")[2]
         works = row["Command"] in _COMMANDS and row["State"] not in _WRITES
         # The server reports whole seconds, rounded down.
@@ -124,11 +124,7 @@ def list_backends(dialect: str, connection: Any) -> list[Backend]:
     Raises:
         Exception: The driver's.
     """
-    cursor = connection.cursor()
-    try:
-        found = _QUERIES[dialect](cursor)
-    finally:
-        cursor.close()
+    found = query_server(connection, _QUERIES[dialect])
     connection.rollback()
     return found
 

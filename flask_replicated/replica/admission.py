@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flask_replicated.errors import ReplicaLagsError
+from flask_replicated.system.threads import start_thread
 
 from .fitness import unfit_error
-from .replica_status import ReplicaReport, query_role, report_queries
+from .replica_status import no_report, query_role, report_queries
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,8 +86,11 @@ class Admission:
         self._asked = now
         return True
 
-    def ask(self, connection: Any) -> None:
+    def ask(self, connection: Any) -> float | None:
         """Ask over a new connection.
+
+        Returns:
+            When the server was started, by its clock; None if it does not tell.
 
         Raises:
             MisconfiguredReplicaError: The server has another database.
@@ -95,7 +100,7 @@ class Admission:
             Exception: The driver's, if it does not answer at all.
         """
         if not self._queries:
-            return
+            return None
         self._asked = self._clock()
         history = self._history
         if history.same_database is not None:
@@ -110,13 +115,18 @@ class Admission:
         history.lags = lags = isinstance(fault, ReplicaLagsError)
         if fault is not None and not (lags and accept_any_lag.get()):
             raise fault
+        return found.started
 
     def _compare(self) -> None:
         """Find out in the background whether it is the primary's own server."""
         now = self._clock()
         if self._comparison is not None and now >= self._compare_at:
             self._compare_at = now + _COMPARE_AGAIN
-            self._comparison.begin(self._history.found_same_server)
+            start_thread("comparison", self._find_out, self._comparison)
+
+    def _find_out(self, comparison: SameServerCheck) -> None:
+        with suppress(Exception):  # the primary may be out
+            self._history.found_same_server(comparison.is_same_server())
 
 
 def _queries(
@@ -126,11 +136,7 @@ def _queries(
     if not role_check and max_lag is None:
         return ()
     if dialect in {"mysql", "mariadb"}:
-        return *report_queries(dialect), _nothing
+        return *report_queries(dialect), no_report
     if dialect != "postgresql":
         return ()
-    return *report_queries(dialect), query_role if role_check else _nothing
-
-
-def _nothing(_cursor: Any) -> ReplicaReport:
-    return ReplicaReport()
+    return *report_queries(dialect), query_role if role_check else no_report

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
@@ -16,12 +17,16 @@ from sqlalchemy import event
 from flask_replicated._private import pg8000_socket, set_pymysql_read_timeout
 from flask_replicated.system.sockets import fileno_of, hang_up
 
+from .dbapi_connections import connect_unpooled, prepare_unpooled
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from sqlalchemy import Engine
     from sqlalchemy.engine import Dialect
     from sqlalchemy.pool import ConnectionPoolEntry
+
+    from .dbapi_connections import Surroundings
 
 __all__ = [
     "NAME_A_LIMIT",
@@ -29,6 +34,7 @@ __all__ = [
     "SetupTimeout",
     "TimeLimit",
     "connect_share",
+    "connected_for",
     "set_connect_timeout",
     "timeout_argument",
     "warn_of_hosts",
@@ -240,6 +246,31 @@ class TimeLimit:
         with self._lock:  # shutting a socket down does not block
             if not self._lifted:
                 self.reached = hang_up(self._connection)
+
+
+@contextmanager
+def connected_for(
+    engine: Engine, seconds: float, surroundings: Surroundings = nullcontext
+) -> Iterator[Any]:
+    """Give a DBAPI connection outside the connection pool, and close it afterwards.
+
+    Args:
+        engine: Whose server to connect to.
+        seconds: How long all that is asked over it may take; the connect has the
+            driver's own timeout.
+        surroundings: Returns the block to connect in.
+
+    Raises:
+        Exception: Whatever the connect or the driver raises.
+    """
+    connection = connect_unpooled(engine, surroundings)
+    limit = TimeLimit(connection, seconds).start()
+    try:
+        prepare_unpooled(engine, connection)
+        yield connection
+    finally:
+        limit.lift()
+        connection.close()
 
 
 class SetupTimeout:

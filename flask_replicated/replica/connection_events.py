@@ -47,10 +47,12 @@ if TYPE_CHECKING:
     from .primary_status import PrimaryStatus
     from .same_database import SameDatabaseCheck
 
-__all__ = ["CHANGED", "ReplicaServer", "end_record"]
+__all__ = ["CHANGED", "STARTED", "ReplicaServer", "end_record"]
 
 CHANGED = "flask_replicated.changed"
 """Key in a connection's ``info``: the session's settings were changed by its user."""
+STARTED = "flask_replicated.started"
+"""The same: when its server was started, by the server's clock; None if untold."""
 
 
 class ReplicaServer:
@@ -140,9 +142,7 @@ class ReplicaServer:
         lift = set_connect_timeout(engine, seconds, read_timeout)
         enable_keepalive(engine)
         if not shared:  # writes are kept away by classification alone
-            keep_read_only(
-                name, engine, read_timeout, self.admission.ask, self._in_time
-            )
+            keep_read_only(name, engine, read_timeout, self._admit, self._in_time)
         if lift is not None:  # last: a server may be silent after the log-in too
             event.listen(engine, "connect", lift)
         if engine.dialect.name != "sqlite":  # a file is there, or it is not
@@ -220,6 +220,10 @@ class ReplicaServer:
     def _stamp(self, connection: Any, record: ConnectionPoolEntry) -> None:
         record.info[self] = self.outages, watch_socket(connection)
         self._records.add(record)
+
+    def _admit(self, connection: Any, record: ConnectionPoolEntry) -> None:
+        """Ask over a new connection whether its server may be used."""
+        record.info[STARTED] = self.admission.ask(connection)
 
     def _finish(self, connection: Any, record: ConnectionPoolEntry) -> None:
         """End the timeout of a new connection, which is ready to be used."""

@@ -13,13 +13,9 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
-from flask_replicated._private import (
-    ConnectionRecord,
-    invoke_creator,
-    isolation_level_setter,
-)
+from flask_replicated._private import invoke_creator, isolation_level_setter
 from flask_replicated.system.forks import leave_to_parent
 from flask_replicated.system.sockets import hang_up
 
@@ -41,6 +37,24 @@ __all__ = [
 ]
 
 
+class _Entry(ConnectionPoolEntry):
+    """What a creator, or a ``do_connect`` listener, gets in place of a pool's entry."""
+
+    # In place of the properties of the same names, which other classes implement.
+    info: dict[Any, Any] = {}  # noqa: RUF012 - each has its own
+    record_info: dict[Any, Any] = {}  # noqa: RUF012 - the same
+    dbapi_connection = driver_connection = None
+    in_use = True
+
+    def __init__(self) -> None:
+        self.info, self.record_info = {}, {}
+
+    def invalidate(self, e: BaseException | None = None, soft: bool = False) -> None:
+        """Do nothing: there is no connection yet."""
+
+    close = invalidate
+
+
 def connect_unpooled(engine: Engine, surroundings: Surroundings = nullcontext) -> Any:
     """Open a DBAPI connection as the engine's connection pool does, outside of it.
 
@@ -58,10 +72,9 @@ def connect_unpooled(engine: Engine, surroundings: Surroundings = nullcontext) -
     Raises:
         Exception: Whatever the creator, a listener or the driver raises.
     """
-    pool: Any = engine.pool  # read each time: dispose() replaces it
-    record = ConnectionRecord(pool, connect=False)
+    connect = invoke_creator(engine.pool)  # read each time: dispose() replaces it
     with unlimited(), surroundings():
-        return invoke_creator(pool)(record)
+        return connect(_Entry())
 
 
 def prepare_unpooled(engine: Engine, connection: Any) -> None:
@@ -114,16 +127,16 @@ class UnpooledConnections:
 
     def _check(self) -> None:
         if self._ended:
-            raise RuntimeError("nobody wants to know any more")
+            raise RuntimeError("the connection is not needed any more")
 
     def end(self) -> None:
-        """End all of them for good, where the driver shows the socket."""
+        """End all of them permanently, where the driver shows the socket."""
         self._ended = True
         for connection in list(self._open):
             hang_up(connection)
 
     def abandon(self) -> None:
-        """In a forked child, leave all of them to the parent, for good."""
+        """In a forked child, leave all of them to the parent process."""
         self._ended = self.abandoned = True
         for connection in list(self._open):
             leave_to_parent(connection)

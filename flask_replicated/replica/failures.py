@@ -6,11 +6,21 @@ import contextlib
 import re
 import time
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+
+from sqlalchemy.exc import TimeoutError  # noqa: A004 - not the built-in one
 
 from balancers import UnknownMemberError
+from flask_replicated.errors import (
+    DivergedReplicaError,
+    ExhaustedError,
+    ReplicaLagsError,
+    ReplicaSilentError,
+    UnansweredError,
+    WrongRoleError,
+)
 
-from .misconfigured import codes_of, remedy_for
+from .misconfigured import codes_of, is_file_error, remedy_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,8 +31,10 @@ if TYPE_CHECKING:
     from balancers import Member, Pool
 
 __all__ = [
+    "Cause",
     "StorageFailures",
     "Verdict",
+    "cause_of",
     "failed_on_server",
     "is_missing_object",
     "is_read_only_error",
@@ -57,15 +69,16 @@ _READ_ONLY_TRANSACTION = "25006"
 # transactions. The second is a deadlock with replay.
 _RECOVERY_CONFLICTS = frozenset({"40001", "40P01"})
 _SOCKET_CLOSED = "connection socket closed"
-# A full disk, no memory, a configured limit; an internal error, damaged data, a damaged
-# index. All of class 58 are system errors.
-_STORAGE = frozenset({"53100", "53200", "53400", "XX000", "XX001", "XX002"})
+# Too many open files, a full disk, no memory, a configured limit; an internal error,
+# damaged data, a damaged index. All of class 58 are system errors.
+_STORAGE = frozenset({"53000", "53100", "53200", "53400", "XX000", "XX001", "XX002"})
 _SYSTEM_ERRORS = "58"
-# A full disk; a file that cannot be read or written; an error of the storage engine; a
-# damaged index or table; no memory. And a Galera node that has left its cluster (1047):
-# it answers statements that read no table.
+# A full disk; a file that cannot be found, opened, read or written; an error of the
+# storage engine; a damaged index or table; a table without its file; no memory. And a
+# Galera node that has left its cluster (1047), and answers what reads no table.
 _MYSQL_STORAGE = frozenset(
-    {1021, 1024, 1026, 1030, 1034, 1037, 1038, 1041, 1047, 1114, 1194, 1195}
+    {1016, 1017, 1021, 1024, 1026, 1030, 1033, 1034, 1037, 1038, 1041, 1047, 1114}
+    | {1194, 1195, 1712, 1812, 1932}
 )
 _SQLITE_STORAGE = frozenset(
     {
@@ -78,8 +91,9 @@ _SQLITE_STORAGE = frozenset(
 # A shutdown, or the end of this one connection, while it is in use: not all drivers and
 # versions of SQLAlchemy take these for a disconnect. 9001: ProxySQL has no server.
 _MYSQL_LOST = frozenset({1053, 1077, 1079, 1152, 1184, 1927, 3168, 3169, 9001})
-# A table, a column, a function, any other object, a schema.
-_MISSING = frozenset({"42P01", "42703", "42883", "42704", "3F000"})
+# A table, a column, a function, any other object, a schema. And what a standby does not
+# do, such as to read an unlogged table, whose rows are not in the log.
+_MISSING = frozenset({"42P01", "42703", "42883", "42704", "3F000", "0A000"})
 # An unknown label of an enum has the SQLSTATE of any malformed value.
 _WRONG_VALUE = "22P02"
 # A database, a column, a table (three codes), a function (three codes), an index that a
@@ -106,6 +120,44 @@ def judge_connect(error: BaseException) -> Verdict:
     if state in _BUSY or code in _MYSQL_BUSY or _BUSY_WORDS.search(text):
         return Verdict.BUSY
     return Verdict.DOWN if remedy_for(error) is None else Verdict.MISCONFIGURED
+
+
+Cause: TypeAlias = Literal[
+    "busy",
+    "diverged",
+    "down",
+    "lag",
+    "misconfigured",
+    "role",
+    "silent",
+    "storage",
+]
+"""Why a replica does not serve, in one word: for counts, signals and log records."""
+
+_CAUSES: dict[type[Exception], Cause] = {
+    ReplicaLagsError: "lag",
+    WrongRoleError: "role",
+    DivergedReplicaError: "diverged",
+    ReplicaSilentError: "silent",
+    UnansweredError: "silent",
+    ExhaustedError: "busy",
+    TimeoutError: "busy",
+}
+
+
+def cause_of(error: BaseException) -> Cause:
+    """Return in one word why a replica does not serve.
+
+    Args:
+        error: What a connect or a read raised, or why the replica is unfit.
+    """
+    for kind, cause in _CAUSES.items():
+        if isinstance(error, kind):
+            return cause
+    verdict = judge_connect(error)
+    if verdict is not Verdict.BUSY and is_storage_error(error):
+        return "storage"
+    return verdict.value
 
 
 def refuses_but_lives(error: BaseException) -> bool:
@@ -135,38 +187,55 @@ def is_read_only_error(error: DBAPIError) -> bool:
 def failed_on_server(error: DBAPIError) -> bool:
     """Whether a read failed for a reason of the server's, and may succeed elsewhere.
 
-    It conflicted with replay; the server's storage fails, or it shuts down; or psycopg
-    has found its socket closed, which it reports without invalidating the connection.
+    It conflicted with replay; the server's storage fails, or it shuts down; what it has
+    prepared is of before a migration; or psycopg has found its socket closed, which it
+    reports without invalidating the connection.
     """
     state, code = codes_of(error)
     return (
         state in _RECOVERY_CONFLICTS
+        or _has_old_plan(error)
         or code in _MYSQL_LOST
         or is_storage_error(error)
         or str(error.orig) == _SOCKET_CLOSED
     )
 
 
-def is_storage_error(error: DBAPIError) -> bool:
+def _has_old_plan(error: DBAPIError) -> bool:
+    """Whether a statement was prepared before its table was changed.
+
+    It fails on its connection for as long as that lives. Messages are translated, the
+    names of the server's own functions are not.
+    """
+    told = getattr(error.orig, "diag", None)
+    return getattr(told, "source_function", None) == "RevalidateCachedQuery"
+
+
+def is_storage_error(error: BaseException) -> bool:
     """Whether a server that answers has failed inside: disk, memory, damaged data."""
     state, code = codes_of(error)
     return (
         state in _STORAGE
         or state.startswith(_SYSTEM_ERRORS)
+        or is_file_error(error)
         or code in _MYSQL_STORAGE
         or code in _SQLITE_STORAGE
     )
 
 
-def is_missing_object(error: DBAPIError) -> bool:
+def is_missing_object(error: BaseException) -> bool:
     """Whether a statement uses a table, column, function or other name that is missing.
 
-    A replica may not have replayed its creation yet.
+    A replica may not have replayed its creation yet, or never gets its rows.
+
+    Args:
+        error: SQLAlchemy's, or the driver's.
     """
     state, code = codes_of(error)
+    text = str(getattr(error, "orig", error))
     return (
         state in _MISSING
-        or (state == _WRONG_VALUE and "enum" in str(error.orig).lower())
+        or (state == _WRONG_VALUE and "enum" in text.lower())
         or code in _MYSQL_MISSING
         or (isinstance(code, str) and _SQLITE_MISSING.match(code) is not None)
     )

@@ -6,6 +6,7 @@ are unfit. New connections (``admission``) and background probes are judged alik
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from flask_replicated.errors import (
@@ -17,7 +18,8 @@ from flask_replicated.errors import (
 
 from .lag import ReplayHistory, exceeds
 from .primary_status import PrimaryStatus
-from .replica_status import ReplicaReport, query_server, sleep_on_server
+from .queries import query_server
+from .replica_status import ReplicaReport, sleep_on_server
 from .timeline import Timeline
 
 if TYPE_CHECKING:
@@ -46,7 +48,10 @@ class ReplicaHistory:
         own: The same for the server as it is now; None until that is known.
         latest: The last report, with role and lag as judged.
         same_database: As the argument.
+        judged_at: When that was, by the monotonic clock.
         lags: Whether it was found unfit last, and for its lag alone.
+        latency: Seconds that the latest background look took which got an answer; None
+            before it.
     """
 
     def __init__(
@@ -60,7 +65,9 @@ class ReplicaHistory:
         self.same_server = False
         self.own: bool | None = None
         self.latest = ReplicaReport()
+        self.judged_at = -math.inf
         self.lags = False
+        self.latency: float | None = None
         self._status = PrimaryStatus() if status is None else status
         self._timeline = Timeline(self._status)
         self._max_lag = max_lag
@@ -130,8 +137,19 @@ class ReplicaHistory:
             lag, measured = self._status.lag(found, own, now)
             apart = self._timeline.judge(found, now)
             found = found._replace(lag=lag, measured=measured, apart=apart)
-        self.latest = found
+        self.latest, self.judged_at = found, now
         return found
+
+    def staleness(self, now: float) -> float | None:
+        """Return how old what the server shows may be, in seconds; None if unknown.
+
+        That is its lag, and the age of that knowledge.
+
+        Args:
+            now: Monotonic seconds.
+        """
+        lag = self.latest.lag
+        return None if lag is None else lag + now - self.judged_at
 
 
 def unfit_error(

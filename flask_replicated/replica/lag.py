@@ -17,12 +17,21 @@ from .replica_status import Position, covers
 if TYPE_CHECKING:
     from .replica_status import ReplicaReport
 
-__all__ = ["LagBounds", "PositionHistory", "ReplayHistory", "exceeds", "lag_between"]
+__all__ = [
+    "LagBounds",
+    "PositionHistory",
+    "ReplayHistory",
+    "exceeds",
+    "lag_between",
+    "share_for_lag",
+]
 
 _CONTRADICTS = 1.0
 """Seconds after which a replica that says it has no lag, and shows less, is wrong."""
 _MOST = 1000
 """How many positions are kept, of a primary or of a replica."""
+_LEAST = 1 / 8
+"""The least share: some reads are left, or no one would notice the lag."""
 
 
 def exceeds(report: ReplicaReport, max_lag: float | None) -> bool:
@@ -183,3 +192,26 @@ def lag_between(
     elif own is None or report.replayed is not None:
         own = min(bounds.most, math.inf if own is None else own)
     return None if own is None else max(own, bounds.least)
+
+
+def share_for_lag(share: float, lag: float | None, halved_at: float) -> float:
+    """Return the share that a replica is to take.
+
+    Half of it from *halved_at* on, a quarter from twice as much, an eighth from four
+    times as much. It falls at once, and rises by one step at a time, once the lag is
+    half of what the lower step begins at. So a lag around a limit changes nothing.
+
+    Args:
+        share: The share that it takes now.
+        lag: Seconds that it is behind; None if unknown, which changes nothing.
+        halved_at: Seconds of lag that halve the share.
+    """
+    if lag is None:
+        return share
+    due = 1.0
+    while due > _LEAST and lag >= halved_at / due:
+        due /= 2
+    if due <= share:
+        return due
+    begins_at = halved_at / 2 / share
+    return min(1.0, share * 2) if lag <= begins_at / 2 else share

@@ -7,8 +7,7 @@ messages are matched too.
 
 from __future__ import annotations
 
-import re
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy.exc import (
     ArgumentError,
@@ -19,15 +18,19 @@ from sqlalchemy.exc import (
 )
 
 from flask_replicated.errors import MisconfiguredReplicaError
+from flask_replicated.patterns import pattern
 
-__all__ = ["codes_of", "remedy_for"]
+if TYPE_CHECKING:
+    import re
+
+__all__ = ["codes_of", "is_file_error", "remedy_for"]
 
 BIND = "{bind}"
 """The placeholder in a remedy for the setting that names the bind."""
 
 
 def _words(*patterns: str) -> re.Pattern[str]:
-    return re.compile("|".join(patterns))
+    return pattern("|".join(patterns))
 
 
 class _Mistake(NamedTuple):
@@ -185,7 +188,7 @@ _PROGRAMMING_ERRORS = (
 )
 _REFUSED_BY_DRIVER = (DataError, NotSupportedError, ProgrammingError)
 # A peer that disconnects during the TLS handshake is no misconfiguration.
-_LOST = re.compile(r"SYSCALL|EOF|eof|reset by peer|timed out")
+_LOST = pattern(r"SYSCALL|EOF|eof|reset by peer|timed out")
 
 
 def remedy_for(error: BaseException, bind: str = BIND) -> str | None:
@@ -200,6 +203,8 @@ def remedy_for(error: BaseException, bind: str = BIND) -> str | None:
     """
     if isinstance(error, MisconfiguredReplicaError):
         return error.remedy.replace(BIND, bind)
+    if is_file_error(error):
+        return None
     state, code = codes_of(error)
     text = str(getattr(error, "orig", error))
     mistake = next((one for one in _KNOWN if one.explains(text, state, code)), None)
@@ -218,6 +223,19 @@ def _is_mistake(error: BaseException, state: str, code: object) -> bool:
     return isinstance(error, _PROGRAMMING_ERRORS) and not isinstance(
         error, UnicodeError
     )
+
+
+# A file that must not be opened has the SQLSTATE of a table that must not be read; one
+# that is no file, that of an object of the wrong kind.
+_FILE = pattern(r'"(?:base|global|pg_tblspc)/\d')
+_FILE_STATES = frozenset({"42501", "42809"})
+
+
+def is_file_error(error: BaseException) -> bool:
+    """Whether a PostgreSQL server cannot open one of its own files."""
+    state, _ = codes_of(error)
+    text = str(getattr(error, "orig", error))
+    return state in _FILE_STATES and _FILE.search(text) is not None
 
 
 def codes_of(error: BaseException) -> tuple[str, object]:

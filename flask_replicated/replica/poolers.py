@@ -18,6 +18,8 @@ from sqlalchemy import event
 
 from flask_replicated._private import pg8000_key_data
 
+from .queries import execute, first_row
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -79,13 +81,9 @@ class SessionSetup:
             record: The connection pool's entry of it.
         """
         pid = backend_pid(self._engine.dialect.driver, connection)
-        cursor = connection.cursor()
-        try:
-            # Sets nothing if another backend answers: check and setting in one query.
-            cursor.execute(f"{self._by_session} WHERE pg_backend_pid() = {pid}")
-            direct = cursor.fetchone() is not None
-        finally:
-            cursor.close()
+        # Sets nothing if another backend answers: check and setting in one query.
+        query = f"{self._by_session} WHERE pg_backend_pid() = {pid}"
+        direct = bool(first_row(connection, query))
         # Otherwise the first rollback would take the setting back.
         connection.commit()
         if direct:
@@ -124,7 +122,7 @@ class SessionSetup:
     def _before(self, _cursor: Any, _sql: str, _parameters: Any, context: Any) -> None:
         connection = context.root_connection
         if connection.info.pop(_BEGUN, False):
-            _send(connection, self._by_transaction)
+            execute(connection.connection, self._by_transaction)
 
     def _before_bare(self, cursor: Any, sql: str, context: ExecutionContext) -> None:
         self._before(cursor, sql, None, context)
@@ -152,11 +150,3 @@ def backend_pid(driver: str, connection: Any) -> int:
     if tells is None:
         return 0
     return tells(getattr(connection, "driver_connection", connection))
-
-
-def _send(connection: Connection, query: str) -> None:
-    cursor = connection.connection.cursor()
-    try:
-        cursor.execute(query)
-    finally:
-        cursor.close()

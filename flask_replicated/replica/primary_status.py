@@ -9,11 +9,11 @@ import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .lag import PositionHistory, lag_between
+from .queries import query_server, row_values
 from .replica_status import (
     Position,
     ReplicaReport,
     covers,
-    query_server,
     read_gtids,
     replication_status,
 )
@@ -229,7 +229,7 @@ class PrimaryStatus:
 
 
 def can_probe(engine: Engine) -> bool:
-    """Whether a primary can be asked for its position in the background."""
+    """Whether a primary can be asked in the background, and compared with others."""
     return engine.dialect.name in _QUERIES and not engine.dialect.is_async
 
 
@@ -306,9 +306,7 @@ def _mysql(cursor: Any) -> PrimaryReport:
     itself replicate from another server.
     """
     cursor.execute("SELECT DATABASE(), @@GLOBAL.server_id, @@GLOBAL.read_only")
-    row = cursor.fetchone()
-    # The bind's cursor class may return dictionaries.
-    database, server, read_only = row.values() if isinstance(row, dict) else row
+    database, server, read_only = row_values(cursor.fetchone())
     # A number, or a word in newer versions.
     standby = str(read_only) not in {"0", "OFF"} and _replicates(cursor)
     return PrimaryReport(standby, server=server, database=database)
@@ -339,11 +337,7 @@ def source_of(connection: Any) -> int | None:
     Raises:
         Exception: The driver's, if the server does not answer at all.
     """
-    cursor = connection.cursor()
-    try:
-        row = replication_status(cursor) or {}
-    finally:
-        cursor.close()
+    row = query_server(connection, replication_status) or {}
     connection.rollback()
     if not _receives(row):
         return None

@@ -14,6 +14,7 @@ from sqlalchemy.engine.characteristics import ConnectionCharacteristic
 
 from .dbapi_connections import closed_if_refused
 from .poolers import SessionSetup
+from .queries import execute
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -45,7 +46,7 @@ def keep_read_only(
     name: str,
     engine: Engine,
     read_timeout: float | None,
-    ask: Callable[[Any], None],
+    ask: Callable[[Any, ConnectionPoolEntry], None],
     in_time: Callable[[ConnectionPoolEntry], AbstractContextManager[None]],
 ) -> None:
     """Make every new session read-only, once its server was found fit to be used.
@@ -66,7 +67,7 @@ def keep_read_only(
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, record: ConnectionPoolEntry) -> None:
         with closed_if_refused(connection, record), in_time(record):
-            ask(connection)
+            ask(connection, record)
             set_up(connection, record)
 
 
@@ -95,12 +96,7 @@ def _prepare(
     statements: Iterable[str], connection: Any, _record: ConnectionPoolEntry
 ) -> None:
     """Make a new session read-only."""
-    cursor = connection.cursor()
-    try:
-        for statement in statements:
-            cursor.execute(statement)
-    finally:
-        cursor.close()
+    execute(connection, *statements)
     # Otherwise the first rollback would take the setting back.
     connection.commit()
 

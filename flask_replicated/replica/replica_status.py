@@ -8,26 +8,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from .queries import row_dict
 
 __all__ = [
     "Position",
     "ReplicaReport",
     "ReportQuery",
+    "can_measure_lag",
     "covers",
+    "no_report",
+    "parse_gtids",
     "ping",
     "query_role",
-    "query_server",
     "read_gtids",
     "replication_status",
     "report_queries",
     "sleep_on_server",
 ]
-
-_T = TypeVar("_T")
 
 Position: TypeAlias = Mapping[str, int]
 """How far a log has got, by stream: PostgreSQL has one (in bytes, called ``""``),
@@ -64,6 +63,8 @@ class ReplicaReport(NamedTuple):
         own: Whether it is the bind's own primary; None if unknown.
         pending: Whether it has received more than it shows, however long ago.
         gtids: The position that it shows, where that is not counted in bytes.
+        applied: The part of it that its source has written: MariaDB counts a server's
+            own writes in the same stream.
         age: Seconds since the commit of the last transaction that it shows
             (PostgreSQL).
         timeline: The timeline of its last restart point (PostgreSQL), which may be
@@ -84,6 +85,7 @@ class ReplicaReport(NamedTuple):
     own: bool | None = None
     pending: bool = False
     gtids: Position | None = None
+    applied: Position | None = None
     age: float | None = None
     timeline: int | None = None
     exact: bool = False
@@ -109,37 +111,6 @@ class ReportQuery(Protocol):
         """Ask over a DBAPI cursor."""
 
 
-def query_server(connection: Any, *queries: Callable[[Any], _T]) -> _T:
-    """Run the first of several queries that a server understands.
-
-    A server need not know all that the first query asks for, and the account may lack
-    a privilege.
-
-    Args:
-        connection: A DBAPI connection. Its transaction is rolled back after a query
-            that has failed; otherwise it is left open.
-        queries: The queries, the most comprehensive one first.
-
-    Raises:
-        Exception: The driver's, for the last of them.
-    """
-    *first, last = queries
-    for query in first:
-        try:
-            return _run(connection, query)
-        except Exception:  # noqa: BLE001 - a lost connection fails again below
-            connection.rollback()
-    return _run(connection, last)
-
-
-def _run(connection: Any, query: Callable[[Any], _T]) -> _T:
-    cursor = connection.cursor()
-    try:
-        return query(cursor)
-    finally:
-        cursor.close()
-
-
 def report_queries(dialect: str) -> tuple[ReportQuery, ...]:
     """Return the queries for a dialect, the most comprehensive one first.
 
@@ -147,6 +118,15 @@ def report_queries(dialect: str) -> tuple[ReportQuery, ...]:
         dialect: SQLAlchemy's name for it.
     """
     return _QUERIES.get(dialect, (ping,))
+
+
+def can_measure_lag(dialect: str) -> bool:
+    """Whether servers of a dialect can tell how far they are behind.
+
+    Args:
+        dialect: SQLAlchemy's name for it.
+    """
+    return dialect in _QUERIES
 
 
 def query_role(cursor: Any) -> ReplicaReport:
@@ -160,6 +140,11 @@ def ping(cursor: Any) -> ReplicaReport:
     """Check that a server answers."""
     cursor.execute("SELECT 1")
     cursor.fetchone()
+    return ReplicaReport()
+
+
+def no_report(_cursor: Any) -> ReplicaReport:
+    """Ask nothing: the last query, where the server may refuse to tell."""
     return ReplicaReport()
 
 
@@ -252,10 +237,15 @@ def _mysql(cursor: Any) -> ReplicaReport:
         behind = next((row[name] for name in _BEHIND if name in row), None)
         lag = None if behind is None else float(behind)
         shown = read_gtids(cursor, *_SHOWN)
-        received = _parse_gtids(next((row[n] for n in _RECEIVED if row.get(n)), ""))
+        received = parse_gtids(next((row[n] for n in _RECEIVED if row.get(n)), ""))
         pending = shown is not None and covers(shown, received) is False
         return ReplicaReport(
-            primary=False, lag=lag, measured=True, pending=pending, gtids=shown
+            primary=False,
+            lag=lag,
+            measured=True,
+            pending=pending,
+            gtids=shown,
+            applied=read_gtids(cursor, *_REPLICATED),
         )
     cursor.execute(_CLUSTERED)
     if cursor.fetchone() is not None:
@@ -263,9 +253,9 @@ def _mysql(cursor: Any) -> ReplicaReport:
     if row is not None:
         return ReplicaReport(alone=True, doubtful=True)
     # A server that has never replicated has positions of its own, which say nothing.
-    replicated = read_gtids(cursor, *_REPLICATED)
-    shown = read_gtids(cursor, *_SHOWN) if replicated else None
-    return ReplicaReport(doubtful=True, gtids=shown)
+    applied = read_gtids(cursor, *_REPLICATED)
+    shown = read_gtids(cursor, *_SHOWN) if applied else None
+    return ReplicaReport(doubtful=True, gtids=shown, applied=applied)
 
 
 # MariaDB's and MySQL's. In MySQL's each GTID has the server that wrote it.
@@ -283,10 +273,10 @@ def read_gtids(cursor: Any, *names: str) -> Position | None:
     """
     if not any(_knows(cursor, f"SELECT @@GLOBAL.{name} AS gtids") for name in names):
         return None
-    return _parse_gtids(str(_row(cursor).get("gtids") or "")) or None
+    return parse_gtids(str(_next_row(cursor).get("gtids") or "")) or None
 
 
-def _parse_gtids(text: str) -> dict[str, int]:
+def parse_gtids(text: str) -> dict[str, int]:
     """Return the last number of each stream in a GTID position or set.
 
     MariaDB: ``0-1-270,1-2-14``, that is domain, server, number. MySQL:
@@ -312,14 +302,13 @@ def replication_status(cursor: Any) -> dict[str, Any] | None:
     """Ask MariaDB or MySQL for its source: empty if it has none; None if untold."""
     if not any(_knows(cursor, statement) for statement in _STATUS):
         return None
-    return _row(cursor) or (_row(cursor) if _knows(cursor, _ALL_STATUS) else {})
+    return _next_row(cursor) or (
+        _next_row(cursor) if _knows(cursor, _ALL_STATUS) else {}
+    )
 
 
-def _row(cursor: Any) -> dict[str, Any]:
-    row = cursor.fetchone()
-    if row is None or isinstance(row, dict):
-        return row or {}
-    return dict(zip((column[0] for column in cursor.description), row, strict=True))
+def _next_row(cursor: Any) -> dict[str, Any]:
+    return row_dict(cursor, cursor.fetchone())
 
 
 def _knows(cursor: Any, statement: str) -> bool:

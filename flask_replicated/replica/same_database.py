@@ -18,10 +18,10 @@ from flask_replicated.errors import MisconfiguredReplicaError
 from flask_replicated.system.forks import in_this_process
 from flask_replicated.system.threads import start_thread
 
-from .connect_timeout import TimeLimit
-from .dbapi_connections import connect_unpooled, prepare_unpooled
+from .connect_timeout import connected_for
 from .primary_status import ask_primary
-from .replica_status import query_server, replication_status
+from .queries import query_server, row_values, untold
+from .replica_status import replication_status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,11 +73,6 @@ class PrimaryIdentity:
         # Whether this process has asked, and when: a forked child has no thread of it.
         self._asked: tuple[Callable[[], bool], float, threading.Event] | None = None
 
-    @property
-    def known(self) -> PrimaryReport:
-        """The primary's latest report."""
-        return self.status.report
-
     def ensure_asked(self, *, wait: bool) -> None:
         """Ask the primary in the background, unless it has answered already.
 
@@ -85,7 +80,7 @@ class PrimaryIdentity:
             wait: Whether to wait a moment for the answer.
         """
         # Connections of an async engine are made in the event loop that uses them.
-        if self.known.database is None and not self.engine.dialect.is_async:
+        if self.status.report.database is None and not self.engine.dialect.is_async:
             done = self._begin()
             if wait:
                 done.wait(_WAIT_SHARE * self._seconds)
@@ -111,14 +106,8 @@ class PrimaryIdentity:
             done.set()
 
     def _asked_anew(self) -> PrimaryReport:
-        connection = connect_unpooled(self.engine, self.surroundings)
-        limit = TimeLimit(connection, self._seconds).start()
-        try:
-            prepare_unpooled(self.engine, connection)
+        with connected_for(self.engine, self._seconds, self.surroundings) as connection:
             return ask_primary(connection, self.engine.dialect.name)
-        finally:
-            limit.lift()
-            connection.close()
 
 
 class _DatabaseIdentity(NamedTuple):
@@ -197,11 +186,11 @@ class SameDatabaseCheck:
         # Only what has a name may have been given another one.
         if not (self._may_rename and found.database) or self._is_same(found.database):
             return found
-        return found._replace(renames=query_server(connection, _renames, _is_untold))
+        return found._replace(renames=query_server(connection, _renames, untold))
 
     def _difference(self) -> str | None:
         """Return how its database differs from the primary's, if that is certain."""
-        ours, theirs = self._primary.known, self._found
+        ours, theirs = self._primary.status.report, self._found
         clusters = ours.system_identifier, theirs.cluster
         if None not in clusters and clusters[0] != clusters[1]:
             return (
@@ -225,7 +214,7 @@ class SameDatabaseCheck:
 
     def _is_same(self, database: str | None) -> bool:
         """Whether this is known to be the name of the primary's database."""
-        known = self._primary.known.database
+        known = self._primary.status.report.database
         if database is None or known is None:
             return False
         if self._may_rename:  # MariaDB and MySQL, whose names may ignore case
@@ -260,14 +249,8 @@ def _renames(cursor: Any) -> bool | None:
     return bool(row[-1]) if row else None
 
 
-def _is_untold(_cursor: Any) -> None:
-    return None
-
-
 def _row(cursor: Any) -> list[Any]:
-    """Return a row's values; a bind's own cursor may return a dictionary."""
-    row = cursor.fetchone()
-    return list(row.values() if isinstance(row, dict) else row or ())
+    return row_values(cursor.fetchone())
 
 
 _QUERIES: dict[str, tuple[Callable[[Any], _DatabaseIdentity], ...]] = {

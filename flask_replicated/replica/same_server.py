@@ -8,27 +8,22 @@ On PostgreSQL the answer tells the primary itself from a second primary.
 from __future__ import annotations
 
 import uuid
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from flask_replicated.system.forks import in_this_process
-from flask_replicated.system.threads import start_thread
 
 from .dbapi_connections import UnpooledConnections
+from .queries import first_row
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from sqlalchemy import Engine
 
     from .dbapi_connections import Surroundings
 
-__all__ = ["SameServerCheck", "can_compare"]
-
-
-def can_compare(engine: Engine) -> bool:
-    """Whether a primary's server can be compared with others."""
-    return engine.dialect.name in _COMPARISONS and not engine.dialect.is_async
+__all__ = ["SameServerCheck"]
 
 
 class SameServerCheck:
@@ -71,45 +66,16 @@ class SameServerCheck:
             Exception: One of them does not answer, or does not tell; or another thread
                 is asking.
         """
-        if self._is_running():
+        if self._asking is not None and self._asking():
             raise RuntimeError("one that has not ended yet may hang")
         self._asking = in_this_process()
         try:
-            with self._cursor(self._replica) as ours:
+            with self.connections.connect(self._replica) as ours:
                 compare = _COMPARISONS[self._primary.dialect.name](ours)
-                with self._cursor(self._primary) as theirs:
+                with self.connections.connect(self._primary) as theirs:
                     return compare(theirs)
         finally:
             self._asking = None
-
-    def begin(self, tell: Callable[[bool], None]) -> None:
-        """Ask both servers in a thread, so that no caller waits for the primary.
-
-        Args:
-            tell: Called with the answer; not called where there is none.
-        """
-        if not self._is_running():
-            start_thread("comparison", self._find_out, tell)
-
-    def _find_out(self, tell: Callable[[bool], None]) -> None:
-        try:
-            same_server = self.is_same_server()
-        except Exception:  # noqa: BLE001 - the primary may be out
-            return
-        tell(same_server)
-
-    def _is_running(self) -> bool:
-        """Whether a thread of this process is asking."""
-        asking = self._asking
-        return asking is not None and asking()
-
-    @contextmanager
-    def _cursor(self, engine: Engine) -> Iterator[Any]:
-        with (
-            self.connections.connect(engine) as connection,
-            closing(connection.cursor()) as cursor,
-        ):
-            yield cursor
 
 
 def _by_lock(ours: Any) -> Callable[[Any], bool]:
@@ -136,8 +102,5 @@ _STARTED = "SELECT EXTRACT(EPOCH FROM pg_postmaster_start_time())::text"
 _COMPARISONS = {"postgresql": _by_start, "mysql": _by_lock, "mariadb": _by_lock}
 
 
-def _ask(cursor: Any, question: str) -> Any:
-    cursor.execute(question)
-    row = cursor.fetchone()
-    # A bind's own cursor may return a dictionary.
-    return next(iter(row.values())) if isinstance(row, dict) else row[0]
+def _ask(connection: Any, question: str) -> Any:
+    return first_row(connection, question)[0]

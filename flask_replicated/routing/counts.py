@@ -1,4 +1,4 @@
-"""How many reads each server got, and why the primary got its own.
+"""How many reads each server got, and why.
 
 A read is a transaction that a reading statement began; the statements after it in the
 same transaction are not counted, and nothing of a transaction that a write began.
@@ -7,23 +7,29 @@ Counting takes no lock, since the next step of an ``itertools.count`` is atomic.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
 from itertools import count
+from logging import DEBUG
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
-from sqlalchemy import Engine
-
-from balancers import MemberSnapshot, Pool, PoolSnapshot
+from .decision import Role
+from .explanations import MAX_KEPT, TRACING, logger, tell
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection
+
+    from sqlalchemy import Engine
 
     from balancers import Member
 
-    from .decision import Reason
+    from .decision import Decision, Reason
+    from .explanations import Noted
 
-__all__ = ["ReadCounts", "ReplicaPool", "ReplicaPoolSnapshot", "ReplicaSnapshot"]
+__all__ = ["ReadCounts"]
+
+
+_K = TypeVar("_K")
 
 
 class _Counter:
@@ -46,38 +52,82 @@ class _Counter:
         return found
 
 
+class _Counters(dict[_K, _Counter]):
+    """Counters by what they count; one that is asked for is made."""
+
+    def __missing__(self, key: _K) -> _Counter:
+        # Another thread may add one at the same moment.
+        return self.setdefault(key, _Counter())
+
+
 class _CountsByReason(dict[str, int]):
-    """Counts by reason; 0 for a reason that is not there."""
+    """Counts by reason; 0 for a reason that is not there.
+
+    No :class:`collections.Counter`, which ``dataclasses.asdict()`` copies wrongly.
+    """
 
     def __missing__(self, _reason: str) -> int:
         return 0
 
 
 class ReadCounts:
-    """Counts the reads of one bind in this process."""
+    """Counts the reads of one bind in this process, and notes why they went there.
+
+    Attributes:
+        bind: The bind's key; None is the default one.
+    """
+
+    bind: str | None = None
 
     def __init__(self) -> None:
         self.renew()
 
     def renew(self) -> None:
         """Start at zero, as in a forked child: the counts so far are its parent's."""
-        self._replicas: dict[Member[Engine], _Counter] = {}
-        self._primary: dict[Reason, _Counter] = {}
+        self._replicas: _Counters[Member[Engine]] = _Counters()
+        self._primary: _Counters[Reason] = _Counters()
+        self._why_replica: _Counters[Reason] = _Counters()
+        self._removed = 0  # reads of replicas that are no more
         self._reading = Lock()
 
-    def on_replica(self, member: Member[Engine]) -> None:
-        """Count a read on a replica."""
-        counter = self._replicas.get(member)
-        if counter is None:  # another thread may add one at the same moment
-            counter = self._replicas.setdefault(member, _Counter())
-        counter.add()
+    def on_replica(
+        self,
+        member: Member[Engine],
+        decision: Decision,
+        kept: list[Noted] | None,
+    ) -> None:
+        """Count a read on a replica, and note why it went there.
 
-    def on_primary(self, reason: Reason) -> None:
-        """Count a read on the primary."""
-        counter = self._primary.get(reason)
-        if counter is None:
-            counter = self._primary.setdefault(reason, _Counter())
-        counter.add()
+        Args:
+            member: The replica.
+            decision: What has brought it there.
+            kept: What its request keeps of its reads; None outside a request.
+        """
+        self._replicas[member].add()
+        self._why_replica[decision.word].add()
+        # Not in a function of its own: each read would pay for the call.
+        if kept is not None and len(kept) < MAX_KEPT:
+            kept.append((self.bind, member.name, decision))
+        if TRACING in sys.modules or logger.isEnabledFor(DEBUG):
+            tell((self.bind, member.name, decision))
+
+    def on_primary(
+        self, decision: Decision, kept: list[Noted] | None, *, begins: bool = True
+    ) -> None:
+        """Count a read on the primary, and note why it went there.
+
+        Args:
+            decision: What has brought it there.
+            kept: What its request keeps of its reads; None outside a request.
+            begins: Whether it begins its transaction; no other counts.
+        """
+        if begins:
+            self._primary[decision.word].add()
+        noted = (self.bind, None, decision)
+        if kept is not None and len(kept) < MAX_KEPT:
+            kept.append(noted)
+        if TRACING in sys.modules or logger.isEnabledFor(DEBUG):
+            tell(noted)
 
     def of(self, member: Member[Engine]) -> int:
         """Return how many a replica got."""
@@ -85,83 +135,29 @@ class ReadCounts:
             counter = self._replicas.get(member)
             return 0 if counter is None else counter.value()
 
-    def by_reason(self) -> dict[str, int]:
-        """Return how many the primary got, by the reason that brought them there."""
+    def by_reason(self, role: Role) -> dict[str, int]:
+        """Return how many the primary, or the replicas, got by the reasons for it."""
         with self._reading:
-            counters = self._primary.copy()
+            why = self._primary if role is Role.PRIMARY else self._why_replica
+            counters = why.copy()
             return _CountsByReason(
                 (reason, counters[reason].value()) for reason in sorted(counters)
             )
 
+    def totals(self) -> tuple[int, int]:
+        """Return how many reads were no fallback to the primary, and how many were.
+
+        Neither ever falls, except in a forked child.
+        """
+        with self._reading:
+            primary = {why: one.value() for why, one in self._primary.copy().items()}
+            fallbacks = primary.pop("fallback", 0)
+            replicas = sum(one.value() for one in self._replicas.copy().values())
+            return self._removed + replicas + sum(primary.values()), fallbacks
+
     def keep(self, members: Collection[Member[Engine]]) -> None:
-        """Forget replicas other than these."""
+        """Forget replicas other than these; their reads stay in the totals."""
         for member in self._replicas.keys() - set(members):
-            self._replicas.pop(member, None)
-
-
-@dataclass(frozen=True)
-class ReplicaSnapshot(MemberSnapshot):
-    """One replica at one moment.
-
-    Attributes:
-        reads: How many reads it got from this process: transactions that a read has
-            begun.
-    """
-
-    reads: int
-
-
-@dataclass(frozen=True)
-class ReplicaPoolSnapshot(PoolSnapshot):
-    """The replicas of one bind at one moment, and the reads that the primary got.
-
-    Attributes:
-        members: Every replica, in the order of the configuration.
-        primary_reads: How many reads the primary got from this process, by the reason
-            that brought them there: ``'bind'``, ``'block'``, ``'decorator'``,
-            ``'fallback'``, ``'is_read'``, ``'latched'``, ``'learnt'``, ``'method'``,
-            ``'model'``, ``'off'``, ``'option'``, ``'outside'`` or ``'pinned'``. A
-            reason that has not occurred is not a key, and gives 0. What is read after a
-            write in its transaction is not counted.
-        writers: The endpoints that were learnt as writers, in alphabetical order.
-    """
-
-    members: tuple[ReplicaSnapshot, ...]
-    primary_reads: Mapping[str, int]
-    writers: tuple[str, ...]
-
-
-class ReplicaPool(Pool[Engine]):
-    """The replicas of one bind.
-
-    Args:
-        targets: Their engines by name.
-        reads: The counts of the bind's reads.
-        writers: The endpoints that were learnt as writers; kept up to date.
-        options: The options of any :class:`balancers.Pool`.
-    """
-
-    def __init__(
-        self,
-        targets: Mapping[str, Engine],
-        reads: ReadCounts,
-        writers: Collection[str],
-        **options: Any,
-    ) -> None:
-        self._reads = reads
-        self._writers = writers
-        super().__init__(targets, **options)
-
-    def snapshot(self) -> ReplicaPoolSnapshot:
-        """Return the state of every replica, and how many reads each server got."""
-        found = super().snapshot()
-        reads = {member.name: self._reads.of(member) for member in self.members}
-        return ReplicaPoolSnapshot(
-            members=tuple(
-                ReplicaSnapshot(**vars(one), reads=reads.get(one.name, 0))
-                for one in found.members
-            ),
-            live=found.live,
-            primary_reads=self._reads.by_reason(),
-            writers=tuple(sorted(self._writers)),
-        )
+            with self._reading:
+                counter = self._replicas.pop(member, None)
+                self._removed += 0 if counter is None else counter.value()

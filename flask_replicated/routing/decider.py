@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from flask import has_request_context
 
-from .decision import PINNED, Decision, Role, decide, marked_role
-from .decorator_order import warn_if_ignored
+from flask_replicated.blocks.decorator_order import warn_if_ignored
+
+from .decision import PINNED, SWITCHED_OFF, Decision, Role, decide, marked_role
 from .flask_context import endpoint_name, this_request
-from .pins import CookiePins
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from flask import Request
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from flask_replicated.settings.config import Settings
 
     from .flask_context import FindApp
-    from .responses import Responses
 
 __all__ = ["Decider", "RequestFacts"]
 
@@ -44,8 +43,8 @@ class RequestFacts(Protocol):
     latched: str | None
     marked: Role | None
 
-    def last_write(self, current: Request) -> float | None:
-        """Return when its client last wrote, in seconds of Unix time."""
+    def is_pinned(self) -> bool:
+        """Whether its client is to read from the primary now."""
 
 
 class Decider:
@@ -54,37 +53,31 @@ class Decider:
     Args:
         settings: The application's settings.
         find_app: Returns the application, or None if there is none.
-        responses: Its responses, which know of clients' writes.
 
     Attributes:
         writers: How often a replica has refused a write, by endpoint.
+        read_on_replica: ``AUTO_READ_ON_SLAVE``, unless an order switches it off.
+        prepare: Called before a decision that is not known yet, such as a process's
+            first one: orders may be waiting. None if there is nothing to call.
     """
 
-    def __init__(
-        self, settings: Settings, find_app: FindApp, responses: Responses
-    ) -> None:
+    def __init__(self, settings: Settings, find_app: FindApp) -> None:
         self._settings = settings
         self._find_app = find_app
-        self._responses = responses
         self._decisions: dict[tuple[str, str], Decision] = {}
         self.writers: Counter[str] = Counter()
+        self.read_on_replica = settings.read_on_replica
+        self.prepare: Callable[[], object] | None = None
 
     def known(self, current: Request) -> Decision | None:
         """Return the decision on a request that has done nothing yet, if it is known.
 
-        What the view and the method say never changes.
+        What the view and the method say never changes. The client must not be pinned.
         """
         rule = current.url_rule
         if rule is None:
             return None
-        decision = self._decisions.get((rule.endpoint, current.method))
-        if decision is None or not decision.by_method:
-            return decision
-        responses = self._responses
-        if type(responses.store) is not CookiePins:
-            return None  # another store may read from the database, and need a decision
-        pinned = responses.is_pinned(responses.store.last_write, current)
-        return PINNED if pinned else decision
+        return self._decisions.get((rule.endpoint, current.method))
 
     def decide(self, current: Request, done: RequestFacts) -> Decision:
         """Decide where the reads of the running request go.
@@ -97,7 +90,7 @@ class Decider:
         # not be remembered for others.
         latched, marked, is_read = done.latched, done.marked, self._settings.is_read
         if latched is not None or marked is not None or is_read is not None:
-            return self._decide(current, latched, marked, done.last_write)
+            return self._decide(current, latched, marked, done.is_pinned)
         known, rule = self._decisions, current.url_rule
         decision = None
         if rule is not None:
@@ -107,9 +100,7 @@ class Decider:
             # So the keys are bounded: a rule that lists its methods takes no other.
             if rule is not None and rule.methods is not None:
                 known[rule.endpoint, current.method] = decision
-        responses = self._responses
-        pinned = decision.by_method and responses.is_pinned(done.last_write, current)
-        return PINNED if pinned else decision
+        return PINNED if decision.by_method and done.is_pinned() else decision
 
     def role_by_rules(self, current: Request, marked: Role | None) -> Role:
         """Return where a request reads that is neither pinned nor latched.
@@ -125,20 +116,18 @@ class Decider:
         current: Request,
         latched: str | None = None,
         mark: Role | None = None,
-        last_write: Callable[[Request], float | None] | None = None,
+        is_pinned: Callable[[], bool] | None = None,
     ) -> Decision:
-        """Decide anew; without *last_write*, as if the client were not pinned."""
+        """Decide anew; without *is_pinned*, as if the client were not pinned."""
         app, settings = self._find_app(), self._settings
+        if self.prepare is not None:
+            self.prepare()
         if mark is None and app is not None and current.endpoint is not None:
             mark = marked_role(app.view_functions.get(current.endpoint), current.method)
             if mark is None:
                 warn_if_ignored(app, current.endpoint)
         explicit = latched is not None or mark is not None
-        pinned = (
-            not explicit
-            and last_write is not None
-            and self._responses.is_pinned(last_write, current)
-        )
+        pinned = not explicit and is_pinned is not None and is_pinned()
         decided = partial(
             decide,
             latched=latched,
@@ -147,18 +136,40 @@ class Decider:
             pinned=pinned,
             method=current.method,
             readonly_methods=settings.readonly_methods,
-            read_on_replica=settings.read_on_replica,
+            read_on_replica=self.read_on_replica,
         )
         decision = decided()
         if decision.by_method and settings.is_read is not None:
             decision = decided(is_read=settings.is_read(current))
+        if decision.word == "off" and settings.read_on_replica:
+            return SWITCHED_OFF
         return decision
 
-    def learn_writer(self, refusal: WriteOnReplicaError) -> None:
+    def switch(self, *, on: bool) -> bool:
+        """Obey the kill switch; return whether that changes anything.
+
+        Args:
+            on: Whether requests may read from replicas, where the settings agree.
+        """
+        wanted = on and self._settings.read_on_replica
+        changed, self.read_on_replica = wanted != self.read_on_replica, wanted
+        if changed:
+            # A new dictionary, as in learn_writer().
+            self._decisions = {}
+        return changed
+
+    def renew(self) -> None:
+        """Decide anew, as in a forked child, which orders may be waiting for."""
+        self._decisions = {}
+
+    def learn_writer(
+        self, refusal: WriteOnReplicaError, about: Mapping[str, object]
+    ) -> None:
         """Remember an endpoint whose write was recognised by a replica's server alone.
 
         Args:
             refusal: What the server's refusal was turned into.
+            about: The ``extra`` of the log record.
         """
         endpoint = refusal.view
         if endpoint is None:
@@ -172,6 +183,7 @@ class Decider:
                 "if it is the first statement of its session's transaction"
                 if learnt
                 else "fail, or send it twice",
+                extra=about,
             )
         self.writers[endpoint] += 1
         # A new dictionary: what is being decided at this moment goes into the old one.

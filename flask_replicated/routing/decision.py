@@ -11,19 +11,30 @@ from typing import Literal, NamedTuple, TypeAlias
 __all__ = [
     "ALL_BUSY",
     "ALL_OUT",
+    "BEHIND",
+    "BLOCKS",
+    "BY_NAME",
     "FALLBACKS",
     "LACKING",
     "LOST",
     "MARK",
+    "MODEL",
+    "NO_REPLICA",
+    "OPTIONS",
+    "OUTSIDE",
+    "OWN_WRITE",
     "PINNED",
+    "REPLICA_REASONS",
     "ROLES",
     "SPENT",
+    "SWITCHED_OFF",
     "WROTE",
     "Decision",
     "Reason",
     "Role",
     "decide",
     "marked_role",
+    "observed",
 ]
 
 MARK = "__replicated__"
@@ -47,8 +58,9 @@ LOST = "its replica was lost"
 SPENT = "its replica has no connection to spare"
 ALL_BUSY = "every replica is busy"
 ALL_OUT = "every replica is out"
+BEHIND = "no replica has yet what a read must see"
 
-FALLBACKS = frozenset({LACKING, LOST, SPENT, ALL_BUSY, ALL_OUT})
+FALLBACKS = frozenset({LACKING, LOST, SPENT, ALL_BUSY, ALL_OUT, BEHIND})
 """The latches that count as a fallback: the request has not asked for the primary."""
 
 Reason: TypeAlias = Literal[
@@ -61,12 +73,23 @@ Reason: TypeAlias = Literal[
     "learnt",
     "method",
     "model",
+    "observe",
     "off",
     "option",
     "outside",
     "pinned",
 ]
 """What brought a read to its server, in one word."""
+
+REPLICA_REASONS: tuple[Reason, ...] = (
+    "bind",
+    "block",
+    "decorator",
+    "is_read",
+    "method",
+    "option",
+)
+"""Those that can bring one to a replica; each can bring one to the primary."""
 
 ROLES = {
     "master": Role.PRIMARY,
@@ -95,6 +118,35 @@ class Decision(NamedTuple):
 
 PINNED = Decision(Role.PRIMARY, "the client has just written", "pinned")
 """The decision for a pinned client, which must see its own write."""
+
+SWITCHED_OFF = Decision(Role.PRIMARY, "reads are switched off by order", "off")
+"""The decision instead of that by the method, while the kill switch is off."""
+
+# The rest is not decided by request, but by block, statement or connection.
+BY_NAME = {
+    Role.PRIMARY: Decision(Role.PRIMARY, "the primary was asked for by name", "bind"),
+    Role.REPLICA: Decision(Role.REPLICA, "a replica was asked for by name", "bind"),
+}
+BLOCKS = {
+    Role.PRIMARY: Decision(Role.PRIMARY, "inside using_master()", "block"),
+    Role.REPLICA: Decision(Role.REPLICA, "inside using_slave()", "block"),
+}
+OPTIONS = {
+    role: Decision(role, f"execution_options(replicated='{name}')", "option")
+    for name, role in ROLES.items()
+    if name in {"master", "slave"}
+}
+MODEL = Decision(Role.PRIMARY, "its model says __replicated__ = 'master'", "model")
+OWN_WRITE = Decision(Role.PRIMARY, "its transaction has written", "latched")
+OUTSIDE = Decision(Role.PRIMARY, "there is no request", "outside")
+NO_REPLICA = Decision(Role.PRIMARY, "no replica serves it", "fallback")
+"""A fallback outside a request, which would know more."""
+
+
+def observed(decision: Decision) -> Decision:
+    """Return the decision on a read that a replica would serve, if there were one."""
+    reason = f"REPLICATED_MODE is 'observe'; else a replica: {decision.reason}"
+    return Decision(Role.PRIMARY, reason, "observe")
 
 
 def decide(  # noqa: PLR0911 - one return for each rule, in their order

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from flask_replicated.sql.dml import Identifier, TableWrite
 
-__all__ = ["HousekeepingAdvice", "Sent"]
+__all__ = ["HousekeepingAdvice", "Remedy", "Sent", "Written", "remedy", "table_name"]
 
 logger = logging.getLogger("flask_replicated")
 
@@ -50,22 +50,18 @@ class Sent(NamedTuple):
     sure: bool = True
 
 
-class _Sample:
-    """What some requests of one endpoint have written.
+class Written:
+    """What requests have written that are only to read.
 
     Attributes:
-        size: How many requests it takes.
-        requests: How many there were.
-        writes: How many of these have surely written.
         tables: The columns that were updated, by table; None if rows were inserted or
             deleted.
         nameable: Whether ``REPLICATED_UNPINNED`` can name them all.
-        unknown: Statements of which it is unknown what they write.
+        unknown: Statements of which it is unknown what they write: their beginnings,
+            without literals.
     """
 
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.requests = self.writes = 0
+    def __init__(self) -> None:
         self.tables: _Rules = {}
         self.nameable = True
         self.unknown: dict[str, None] = {}
@@ -74,15 +70,42 @@ class _Sample:
         """Add what a statement has written."""
         if writes is None:
             if len(self.unknown) < _MAX_ITEMS:
-                self.unknown[sent.sql] = None
+                self.unknown[_beginning(sent.sql)] = None
             return
         for write in writes:
             names = [*filter(None, write[:2]), *(write.columns or ())]
             self.nameable &= all(_NAMEABLE.fullmatch(name.text) for name in names)
-            table = ".".join(_named(name, sent) for name in write[:2] if name)
+            table = table_name(write, sent)
             if table in self.tables or len(self.tables) < _MAX_ITEMS:
                 columns = {_named(name, sent) for name in write.columns or ()}
                 _add(self.tables, table, None if write.columns is None else columns)
+
+
+class _Sample(Written):
+    """What some requests of one endpoint have written.
+
+    Attributes:
+        size: How many requests it takes.
+        requests: How many there were.
+        writes: How many of these have surely written.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.requests = self.writes = 0
+
+
+class Remedy(NamedTuple):
+    """What to do about writes in requests that are only to read.
+
+    Attributes:
+        what: What is written.
+        text: What to do, if their clients need not see that at once.
+    """
+
+    what: str
+    text: str
 
 
 class HousekeepingAdvice:
@@ -141,28 +164,7 @@ class HousekeepingAdvice:
             self._advise(endpoint, sample)
 
     def _advise(self, endpoint: str, sample: _Sample) -> None:
-        rules: _Rules = {
-            table: None if columns is None else set(columns)
-            for table, columns in self._unpinned.items()
-        }
-        for table, columns in sample.tables.items():
-            _add(rules, table, columns)
-        block = "wrap them in 'with using_master(pin=False):'"
-        line = (
-            f"set REPLICATED_UNPINNED = {_shown(rules)!r}, which holds for writes to "
-            "these tables in every endpoint, POST included"
-        )
-        whole = None in sample.tables.values()
-        remedy = f"{block}, or {line}" if whole else f"{line}, or {block}"
-        what = [
-            table if columns is None else f"{table} ({', '.join(sorted(columns))})"
-            for table, columns in sample.tables.items()
-        ]
-        if not sample.nameable:
-            remedy = f"{block} (REPLICATED_UNPINNED cannot have such names)"
-        if sample.unknown:
-            what += [repr(_beginning(sql)) for sql in list(sample.unknown)[:_MAX_SHOWN]]
-            remedy = block
+        found = remedy(sample, self._unpinned)
         logger.warning(
             "endpoint %r has committed a write in %d of %d requests that only read, so "
             "the primary serves them, and their clients' next ones. Written were: %s. "
@@ -171,9 +173,53 @@ class HousekeepingAdvice:
             endpoint,
             sample.writes,
             sample.requests,
-            "; ".join(what),
-            remedy,
+            found.what,
+            found.text,
         )
+
+
+def remedy(written: Written, unpinned: Mapping[str, Collection[str] | None]) -> Remedy:
+    """Return what to do about writes in requests that are only to read.
+
+    Args:
+        written: What they have written.
+        unpinned: What is housekeeping already, as in ``REPLICATED_UNPINNED``.
+    """
+    rules: _Rules = {
+        table: None if columns is None else set(columns)
+        for table, columns in unpinned.items()
+    }
+    for table, columns in written.tables.items():
+        _add(rules, table, columns)
+    block = "wrap them in 'with using_master(pin=False):'"
+    line = (
+        f"set REPLICATED_UNPINNED = {_shown(rules)!r}, which holds for writes to "
+        "these tables in every endpoint, POST included"
+    )
+    whole = [table for table, columns in written.tables.items() if columns is None]
+    if whole:
+        # A replica that lags would have it inserted twice.
+        tables = ", ".join(map(repr, whole))
+        line += (
+            f"; where a row of {tables} is looked for before it is inserted, its model "
+            "then needs __replicated__ = 'master', since a replica may not have it yet"
+        )
+    text = f"{block}, or {line}" if whole else f"{line}, or {block}"
+    what = [
+        table if columns is None else f"{table} ({', '.join(sorted(columns))})"
+        for table, columns in written.tables.items()
+    ]
+    if not written.nameable:
+        text = f"{block} (REPLICATED_UNPINNED cannot have such names)"
+    if written.unknown:
+        what += [repr(one) for one in list(written.unknown)[:_MAX_SHOWN]]
+        text = block
+    return Remedy("; ".join(what), text)
+
+
+def table_name(write: TableWrite, sent: Sent) -> str:
+    """Return the name of the table that is written, as REPLICATED_UNPINNED has it."""
+    return ".".join(_named(name, sent) for name in write[:2] if name)
 
 
 def _beginning(sql: str) -> str:

@@ -7,19 +7,36 @@ however that ends.
 
 from __future__ import annotations
 
+import time
 import weakref
 from functools import partial
 from threading import get_ident
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet
 
 from flask.signals import request_started
+from sqlalchemy import inspect
 
+from flask_replicated.consistency.conversations import NOBODY, Carried
+from flask_replicated.consistency.demands import (
+    UnreadableTokens,
+    demand_of,
+    tokens_given,
+)
+from flask_replicated.consistency.guarantees import (
+    current_guarantees,
+    innermost_guarantee,
+    open_token_blocks,
+)
+from flask_replicated.consistency.tokens import CLOCK_SKEW, NOTHING, Mark, Token, encode
 from flask_replicated.sql.constructs import Classifier
 from flask_replicated.system.forks import ForkAware
+from flask_replicated.system.threads import EachSecond
 
 from .decider import Decider
-from .decision import FALLBACKS, LACKING, PINNED, Decision, Role
+from .decision import BEHIND, FALLBACKS, LACKING, PINNED, Decision, Role
+from .explanations import Explanation, add_server_timing, explained
+from .fallback_share import FallbackShare
 from .flask_context import (
     background_app_context,
     endpoint_name,
@@ -31,7 +48,6 @@ from .flask_context import (
 from .hints import named_table, primary_tables
 from .housekeeping import HousekeepingAdvice
 from .responses import OVER_WEBSOCKET, Responses
-from .session_objects import expire_unmodified
 from .unpinned import Unpinned
 
 if TYPE_CHECKING:
@@ -44,10 +60,15 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from balancers import Member
+    from flask_replicated.consistency.demands import Demand, Rules
     from flask_replicated.settings.config import Settings
     from flask_replicated.sql.dml import TableWrite
 
+    from .explanations import Noted
     from .housekeeping import Sent
+    from .reports import Report
+    from .responses import AsksPosition, PendingResponse
+    from .snapshots import ReplicaPoolSnapshot
 
 __all__ = [
     "STATE",
@@ -55,6 +76,7 @@ __all__ = [
     "RequestState",
     "current_app_state",
     "current_request_state",
+    "state_of",
 ]
 
 STATE = "replicated.state"
@@ -71,10 +93,46 @@ def _none() -> None:
     return None
 
 
+class TestKitLike(Protocol):
+    """What tests have put in place; nothing of it is imported in production."""
+
+    def routed_for(self, bind: object) -> Any:
+        """Return the routed engine that an engine or connection of a test stands for.
+
+        None if there is none, and what the test has put in is to be used as it is.
+        """
+
+    def take_in(self, routed: Any, name: str, engine: Engine) -> None:
+        """Do for a replica that is being added what was done for the others."""
+
+
+class ObservationLike(Protocol):
+    """What is counted where reads are only observed; see ``observation.py``.
+
+    Attributes:
+        active: Whether it wants to know of each response.
+    """
+
+    active: bool
+
+    def response_starts(self, current: Request, state: RequestState | None) -> None:
+        """Note a request, as its response starts."""
+
+    def report(self) -> Report:
+        """Return what was seen so far."""
+
+    def renew(self) -> None:
+        """Start at zero, as in a forked child."""
+
+    def clear(self) -> None:
+        """Start at zero; what is told from now on counts."""
+
+
 class AppState(ForkAware):
     """One application's settings, engines and running requests.
 
     Attributes:
+        find_app: Returns the application; None if there is none, or no more.
         settings: The application's settings.
         responses: Its responses, which remember clients' writes.
         decider: Decides where its requests read.
@@ -85,26 +143,45 @@ class AppState(ForkAware):
         metadatas: Returns the MetaData of all its tables; None if they are unknown.
         unpinned: Tells which writes are housekeeping; false if none is.
         advice: Finds endpoints that write in requests that are only to read.
+        fallback_share: Bounds how many of its reads fall on the primary.
+        each_second: What is called about every second, while replicas are monitored.
         plain_mappers: Mapped classes on the default bind that prefer no role.
+        monotonic: Whether what each client reads counts for its later reads.
+        kit: What tests use, once one has; nothing else sets it.
+        observation: What is counted where reads are only observed; else None.
     """
+
+    kit: TestKitLike | None = None
+    observation: ObservationLike | None = None
 
     def __init__(self, settings: Settings, app: Flask | None = None) -> None:
         # The app owns this state, not the reverse. Without an app there are no
         # requests either.
-        self._app: Callable[[], Flask | None]
-        self._app = weakref.ref(app) if app is not None else _none
+        self.find_app: Callable[[], Flask | None]
+        self.find_app = weakref.ref(app) if app is not None else _none
         self.settings = settings
-        self.responses = Responses(settings, self._app)
-        self.decider = Decider(settings, self._app, self.responses)
+        self.responses = Responses(
+            settings, self.find_app, self._time_seconds, self.complete
+        )
+        self.decider = Decider(settings, self.find_app)
         self.routes: dict[str | None, Any] = {}
         self.engines: Mapping[str | None, object] = {}
         self.metadatas: Callable[[], Collection[MetaData] | None] = _none
         self._classifiers: dict[str, Classifier] = {}
         self.unpinned = Unpinned(settings.unpinned)
         self.advice = HousekeepingAdvice(self.find_writes, settings.unpinned)
+        self.fallback_share = FallbackShare(settings.fallback_share)
+        self.each_second = EachSecond(self.fallback_share.sample)
         self.plain_mappers: set[Any] = set()
+        self.monotonic = settings.guarantee == "monotonic"
+        self._unreadable = UnreadableTokens()
         self._listens_for_matches = False
         super().__init__()
+
+    def _time_seconds(self) -> float:
+        """Return how long the time of a write counts, at most, for any bind."""
+        routed = self.routes.values()
+        return max((one.rules.time_seconds for one in routed), default=0.0)
 
     # --- the running request ---
 
@@ -129,8 +206,12 @@ class AppState(ForkAware):
         # the request slower.
         current = context.request
         state: RequestState | None = getattr(current, _ATTRIBUTE, None)
-        if state is None and context.app is self._app():
-            made = RequestState(self, self.decider.known(current))
+        app = self.find_app()
+        if state is None and app is not None and context.app is app:
+            made = RequestState(self, None)
+            made.ask_client(current, app)
+            if not made.may_be_pinned:
+                made.decided = self.decider.known(current)
             # Another thread of the request may have made one meanwhile, so this is
             # asked last.
             state = getattr(current, _ATTRIBUTE, None)
@@ -157,9 +238,9 @@ class AppState(ForkAware):
             state.unlatch(reason)
 
     def only_pinned(self) -> bool:
-        """Whether the running request reads the primary for its client's pin alone."""
+        """Whether the running request reads the primary for what it must see alone."""
         state = self.request_state()
-        if state is None or state.decision is not PINNED:
+        if state is None or not (state.decision is PINNED or state.latched is BEHIND):
             return False
         return not state.reads_primary_anyway()
 
@@ -172,6 +253,10 @@ class AppState(ForkAware):
         state = self.request_state()
         if state is None or state.reads_primary_anyway():
             return True
+        return self.names_primary_table(sql)
+
+    def names_primary_table(self, sql: str) -> bool:
+        """Whether a statement names the table of a model that asks for the primary."""
         return named_table(primary_tables.pattern(self.metadatas()), sql) is not None
 
     # --- statements, and what they write ---
@@ -199,19 +284,131 @@ class AppState(ForkAware):
         self.unpinned.check_names(self.metadatas, dialect)
         return self.unpinned.covers(self.find_writes(sql, dialect.name), dialect)
 
-    def note_raw_connection(self) -> None:
-        """Note that the program has a driver's connection in the running request."""
-        state = self.request_state()
-        if state is not None:
-            state.note_raw_connection()
+    def note_raw_connection(self, token: Token) -> None:
+        """Note that the program has a driver's connection in the running request.
 
-    def committed(self) -> None:
-        """Note that what the running request wrote, if there is one, is visible now."""
+        Args:
+            token: Demands what was written by now.
+        """
         state = self.request_state()
         if state is not None:
-            state.committed()
-        else:
-            self.responses.note_late_write()
+            state.note_raw_connection(token)
+
+    def committed(self, token: Token) -> None:
+        """Note that what the running request wrote, if there is one, is visible now.
+
+        Args:
+            token: Where, as far as that is known.
+        """
+        for block in open_token_blocks():  # each one has it inside
+            block.written = block.written.merged(token)
+        state = self.request_state()
+        if state is not None:
+            state.committed(token)
+        elif self.pins():
+            self.responses.note_late_write(token)
+
+    def pins(self) -> bool:
+        """Whether a write pins its client here."""
+        if current_guarantees.get() is None:  # no block is open
+            return self.settings.guarantee != "none"
+        return (innermost_guarantee() or self.settings.guarantee) != "none"
+
+    def demand(
+        self,
+        bind: int,
+        rules: Rules,
+        state: RequestState | None,
+        carried: Token | None,
+    ) -> Demand | None:
+        """Return what a read of one bind must be shown now; None if nothing.
+
+        Args:
+            bind: The bind's id.
+            rules: What the settings say of the bind.
+            state: Of the running request, or None.
+            carried: What its client carries, if that is all; None to find out.
+        """
+        lost = False
+        if carried is None:
+            carried = NOTHING
+            if state is not None and self.pins():  # or the store need not be asked
+                carried, lost = state.carried()
+        return demand_of(
+            bind, carried, rules, self.keys, lost=lost, unreadable=self._unreadable
+        )
+
+    def ignore(self, bind: int, state: RequestState | None) -> bool:
+        """Note that what must be shown of a bind cannot be true.
+
+        Args:
+            bind: The bind's id.
+            state: Of the running request, or None.
+
+        Returns:
+            Whether less is to be shown now. If not, the primary is to serve.
+        """
+        if state is None or not state.carries(bind):
+            self._unreadable.warn()
+            return False
+        ignored = self.responses.tokens.may_ignore()
+        if ignored:
+            state.ignore(bind)
+        return ignored
+
+    def keeps_tokens(self) -> bool:
+        """Whether the position of a write is to be asked for at once."""
+        return self.pins() or bool(open_token_blocks())
+
+    def note_primary_read(self, bind: int, connection: AsksPosition) -> None:
+        """Note that the running request reads from the primary, where that counts.
+
+        Args:
+            bind: The bind's id.
+            connection: The connection.
+        """
+        if not (self.monotonic or current_guarantees.get() is not None):
+            return
+        state = self.request_state()
+        guarantee = innermost_guarantee() or self.settings.guarantee
+        if state is not None and guarantee == "monotonic":
+            state.note_primary_read(bind, connection)
+
+    def complete(self, token: Token, since: float) -> Token:
+        """Return a token with the highest positions that are known by now.
+
+        So answers of this process that cross on their way lose nothing.
+
+        Args:
+            token: The token.
+            since: Only what was committed since then counts, by the monotonic clock.
+        """
+        marks = dict(token)
+        for routed in self.routes.values():
+            mark = marks.get(routed.bind)
+            highest = routed.known.highest_since(since)
+            if mark is not None and mark.position is not None and highest is not None:
+                marks[routed.bind] = mark.merged(Mark(highest, mark.at))
+        return Token(marks)
+
+    def token(self) -> str:
+        """Return what is written here, and what was given, as a token's text."""
+        found, _ = tokens_given(self.keys)
+        state = self.request_state()
+        if state is not None:
+            found = found.merged(state.carried()[0]).merged(state.written)
+        marks = {bind: mark._replace(replica=0) for bind, mark in found.items()}
+        for routed in self.routes.values():
+            mark = marks.get(routed.bind)
+            if mark is not None and mark.untold:
+                # Its position was not asked for, as no client was to be pinned.
+                marks[routed.bind] = routed.told(mark)
+        return encode(Token(marks), self.keys())
+
+    def keys(self) -> list[str | bytes]:
+        """Return the secret keys; none without an application."""
+        app = self.find_app()
+        return [] if app is None else self.responses.tokens.keys(app)
 
     def note_writes(self, writes: Iterable[Sent]) -> None:
         """Note what the running request has committed, if it was only to read."""
@@ -222,29 +419,47 @@ class AppState(ForkAware):
 
     def response_starts(self) -> None:
         """Look at what the running request has written, as its response starts."""
-        if not self.advice.active:
-            return
         try:
             current = this_request()
         except RuntimeError:  # a middleware has held the response back
             return
+        state: RequestState | None = getattr(current, _ATTRIBUTE, None)
+        own = state if state is not None and state.app is self else None
+        if self.observation is not None:
+            self.observation.response_starts(current, own)
         if current.endpoint is None or not self._only_reads(current):
             return
-        state: RequestState | None = getattr(current, _ATTRIBUTE, None)
         if state is None:
             self.advice.note(current.endpoint, ())
-        elif state.app is self and state.marked is not Role.PRIMARY:
-            self.advice.note(current.endpoint, state.writes)
+        elif own is not None and own.marked is not Role.PRIMARY:
+            self.advice.note(current.endpoint, own.writes)
 
     def _only_reads(self, current: Request) -> bool:
         settings = self.settings
-        return settings.read_on_replica and current.method in settings.readonly_methods
+        allowed = self.decider.read_on_replica
+        return allowed and current.method in settings.readonly_methods
+
+    def explanation(self) -> list[Explanation]:
+        """Return where the running request has read, and why, the oldest read first."""
+        state = self.request_state()
+        return [] if state is None else [explained(one) for one in state.reads]
+
+    def add_reads(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Return the headers of the running request's response, and where it has read.
+
+        Args:
+            headers: The headers of the response.
+        """
+        state = self.request_state()  # None if a middleware has held it back
+        if state is None or not state.reads:
+            return headers
+        return add_server_timing(headers, state.reads)
 
     # --- the application ---
 
     def listen_for_matches(self) -> None:
         """Let requests that have read early know when their URL is matched."""
-        app = self._app()
+        app = self.find_app()
         if not self._listens_for_matches and app is not None:
             self._listens_for_matches = True
             request_started.connect(self._matched, app)
@@ -254,17 +469,33 @@ class AppState(ForkAware):
         if state is not None and state.early:
             state.matched()
 
+    def snapshot(self) -> dict[str | None, ReplicaPoolSnapshot]:
+        """Return the state of every pool, by the key of the bind that it copies."""
+        return {
+            key: routed.replicas.replica_pool.snapshot()
+            for key, routed in self.routes.items()
+        }
+
     def surroundings(self) -> Callable[[], AbstractContextManager[object]]:
         """Return what gives a background thread the application's context.
 
         It keeps neither this nor the application alive: the thread ends with them.
         """
-        return partial(background_app_context, self._app)
+        return partial(background_app_context, self.find_app)
 
     def begin_anew(self) -> None:
         """Forget, in a child process, the connections that are the parent's."""
         for routed in self.routes.values():
             routed.after_fork()
+        self.fallback_share.renew()
+        self.decider.renew()
+        if self.observation is not None:
+            self.observation.renew()
+
+    def obey_orders(self) -> None:
+        """Obey what is ordered by now, unless that goes on in the background."""
+        for routed in self.routes.values():
+            routed.obey_orders()
 
 
 class RequestState:
@@ -276,14 +507,30 @@ class RequestState:
         marked: The role that a view decorator asked for, or None.
         decided: The decision that lasts, or None while there is none.
         kept: The replica that serves this request, by the engine of its pool.
+        reads: Where its first reads went, and why, in their order.
         early: Sessions that have read from a replica before the URL was matched.
         writes: What it has committed, if it was only to read.
+        observed: The tables that it has written, where that is only observed; else
+            there is no such attribute.
+        refused: Whether a replica would have refused a write of it, where that is only
+            observed; else there is no such attribute.
+        may_be_pinned: Whether its client may have to read from the primary, or it has
+            written itself.
+        may_demand: Whether its client may have to be shown something, or it has written
+            itself, or what it reads counts for later reads. Else its reads may be
+            served by any replica, outside blocks of ``guarantee()`` and
+            ``using_token()``.
+        positions: What its client carries, where that is all that has to be shown:
+            until ``pending`` has news. Else None.
+        pending: Its response, where ``positions`` is something.
+        written: Where it has written, as far as that is known.
+        waited: Whether it has waited for a replica already.
     """
 
     __slots__ = (
+        "_carried",
         "_deciding",
-        "_early_decision",
-        "_last_write",
+        "_made",
         "_reads_primary_anyway",
         "app",
         "decided",
@@ -291,8 +538,21 @@ class RequestState:
         "kept",
         "latched",
         "marked",
+        "may_be_pinned",
+        "may_demand",
+        "observed",
+        "pending",
+        "positions",
+        "reads",
+        "refused",
+        "waited",
         "writes",
+        "written",
     )
+
+    pending: PendingResponse
+    observed: tuple[str, ...]
+    refused: bool
 
     def __init__(self, app: AppState, decided: Decision | None) -> None:
         self.app = app
@@ -300,10 +560,15 @@ class RequestState:
         self.latched: str | None = None
         self.marked: Role | None = None
         self.kept: dict[Engine, Member[Engine]] = {}
+        self.reads: list[Noted] = []
         self.early: WeakSet[Session] | None = None
         self.writes: tuple[Sent, ...] = ()
-        self._early_decision: Decision | None = None
-        self._last_write: tuple[float | None] | None = None  # the store's answer
+        # By whether the URL was not matched yet, and whether the pin was lifted.
+        self._made: dict[tuple[bool, bool], Decision] = {}
+        self.may_be_pinned = self.may_demand = self.waited = False
+        self.written = NOTHING
+        self._carried: Carried | None = None  # the store's answer
+        self.positions: Carried | None = None
         self._deciding: int | None = None  # the thread that does
         self._reads_primary_anyway: bool | None = None
 
@@ -318,7 +583,12 @@ class RequestState:
 
     def _decide(self, current: Request) -> Decision:
         early, thread = not is_matched(current), get_ident()
-        decision = self._early_decision if early else self.decided
+        # A block of guarantee() may lift the pin for a while.
+        varies = self.may_be_pinned
+        lifted = varies and not self.app.pins()
+        decision = self.decided
+        if early or varies:
+            decision = self._made.get((early, lifted))
         while decision is None:
             if self._deciding == thread:
                 # REPLICATED_IS_READ reads from the database itself.
@@ -329,12 +599,14 @@ class RequestState:
                 decision = self.app.decider.decide(current, self)
             finally:
                 self._deciding = None
-            if early:
-                self._early_decision = decision
+            if early or varies:
+                self._made[early, lifted] = decision
             else:
                 self.decided = decision
-                if self.early:
-                    self._leave_early(decision.role)
+            if self.early and not early:
+                self._leave_early(decision.role)
+            if decision.role is Role.REPLICA:
+                self.recall_early()
             if asked != (self.latched, self.marked):
                 # Another thread of this request has written meanwhile.
                 decision = None
@@ -372,20 +644,22 @@ class RequestState:
         sessions, self.early = self.early, None
         if role is Role.PRIMARY:
             for session in sessions or ():
-                expire_unmodified(session)
+                _expire_unmodified(session)
 
     def _forget(self) -> None:
-        self.decided = self._early_decision = self._reads_primary_anyway = None
+        self.decided, self._made = None, {}
+        self._reads_primary_anyway = None
 
     def reads_primary_anyway(self) -> bool:
         """Whether its reads go to the primary without a pin, with all replicas well."""
+        thread = get_ident()
+        if self._deciding == thread:  # REPLICATED_IS_READ is being asked
+            return False
         decision = self.decision
         if decision.word not in {"pinned", "fallback"}:
             return decision.role is Role.PRIMARY
-        found, thread = self._reads_primary_anyway, get_ident()
+        found = self._reads_primary_anyway
         if found is None:
-            if self._deciding == thread:  # REPLICATED_IS_READ, which is asked below
-                return False
             self._deciding = thread
             try:
                 role = self.app.decider.role_by_rules(this_request(), self.marked)
@@ -394,14 +668,91 @@ class RequestState:
             found = self._reads_primary_anyway = role is Role.PRIMARY
         return found
 
-    def last_write(self, current: Request) -> float | None:
-        """Return when the client last wrote, in seconds of Unix time.
+    def is_pinned(self) -> bool:
+        """Whether its client is to read from the primary now: by time, or to be safe.
 
-        The store is asked once.
+        What it must be shown by position is a demand on replicas, and no role.
         """
-        if self._last_write is None:
-            self._last_write = (self.app.responses.store.last_write(current),)
-        return self._last_write[0]
+        app = self.app
+        if not (self.may_be_pinned and app.pins()):
+            return False
+        token, lost = self.carried()
+        if lost or not token.latest_untold:
+            return lost
+        age = time.time() - token.latest_untold
+        return -CLOCK_SKEW <= age < app.settings.pin_seconds
+
+    def ask_client(self, current: Request, app: Flask) -> None:
+        """Find out what its client carries, if nothing but its cookie has to be asked.
+
+        Nearly always that is nothing. What it demands by position is no role, and
+        decides nothing.
+
+        Args:
+            current: The request.
+            app: The application.
+        """
+        environ, responses = current.environ, self.app.responses
+        tokens = responses.tokens
+        pending: PendingResponse | None = environ.get(responses.key)
+        if not tokens.in_cookies or (pending is not None and pending.has_news):
+            self.may_be_pinned = True
+        elif tokens.cookie.name in environ.get("HTTP_COOKIE", ""):
+            found = self._carried = tokens.recall(current, app)
+            self.may_be_pinned = found.lost or found.token.latest_untold > 0
+            self.may_demand = found.token is not NOTHING
+            if self.may_demand and pending is not None:
+                self.positions, self.pending = found, pending
+        if self.may_be_pinned or self.app.monotonic:
+            self.may_demand, self.positions = True, None
+
+    def recall(self, current: Request) -> Carried:
+        """Return what the client carries; its store is asked once.
+
+        Also when the request is over.
+
+        Args:
+            current: The request, or one with the same headers.
+        """
+        if self._carried is None:
+            # While the store itself reads from the database.
+            self._carried = Carried(lost=True)
+            self._carried = self.app.responses.recall(current)
+        return self._carried
+
+    def carried(self) -> tuple[Token, bool]:
+        """Return what the client must be shown, and whether a part of it is lost."""
+        current = this_request()
+        found, noted = self.recall(current), self.app.responses.noted_before(current)
+        return found.token.merged(noted), found.lost
+
+    def recall_early(self) -> None:
+        """Ask the store, if it must be, before a session connects.
+
+        Afterwards REPLICATED_PIN_KEY could not use the same session.
+        """
+        if self._carried is None and self.may_demand and self.app.pins():
+            self.recall(this_request())
+
+    def note_seen(self, bind: int, mark: Mark) -> None:
+        """Note what the server showed at least that this request reads from."""
+        responses, current = self.app.responses, this_request()
+        responses.note_seen(self.recall, current, Token({bind: mark}))
+
+    def note_primary_read(self, bind: int, connection: AsksPosition) -> None:
+        """Note that this request reads from the primary, where that counts."""
+        self.app.responses.note_primary_read(
+            self.recall, this_request(), bind, weakref.ref(connection)
+        )
+
+    def carries(self, bind: int) -> bool:
+        """Whether its client carries something for a bind."""
+        return self._carried is not None and bind in self._carried.token
+
+    def ignore(self, bind: int) -> None:
+        """Forget what its client carries for a bind."""
+        self._carried = (self._carried or NOBODY).without(bind)
+        self.positions = None
 
     def latch(self, reason: str) -> None:
         """Send this request's reads to the primary from here on."""
@@ -429,24 +780,66 @@ class RequestState:
         self.marked = role
         self._forget()
 
-    def committed(self) -> None:
-        """Note that a write of this request is now visible to others."""
+    def committed(self, token: Token) -> None:
+        """Note that a write of this request is now visible to others.
+
+        Args:
+            token: Where, as far as that is known.
+        """
         current = this_request()
         if not is_matched(current):
             self.latch("it has committed a write before its URL was matched")
+        self.written = self.written.merged(token)
+        if not self.app.pins():
+            return
+        self.may_be_pinned = self.may_demand = True
         responses = self.app.responses
-        missed = responses.note_write(self.last_write, current)
+        missed = responses.note_write(self.recall, current, token)
         if current.headers.get("Upgrade", "").lower() == "websocket":
             missed = OVER_WEBSOCKET
         responses.warn_missed(missed, endpoint_name(current))
 
-    def note_raw_connection(self) -> None:
+    def note_raw_connection(self, token: Token) -> None:
         """Note that the program has a driver's connection to the primary.
 
-        It may write and commit with it until the response leaves, unseen by us.
+        It may write and commit with it until the response leaves, which cannot be seen.
+
+        Args:
+            token: Demands what was written by now.
         """
         self.latch("a driver's connection to the primary was asked for")
-        self.app.responses.note_write(self.last_write, this_request())
+        if self.app.pins():
+            self.app.responses.note_write(self.recall, this_request(), token)
+
+
+def _expire_unmodified(session: Session) -> None:
+    """Let a session load its objects again when they are next used.
+
+    Objects that were changed, added or deleted are left as they are.
+    """
+    for loaded in list(session.identity_map.values()):
+        state = inspect(loaded)
+        if state.modified or loaded in session.deleted:
+            continue
+        mapper = state.mapper
+        names = [*mapper.column_attrs.keys(), *mapper.relationships.keys()]
+        # By name: without names related objects may be expired too, changed or not.
+        names = [name for name in names if name in state.dict]
+        if names:
+            session.expire(loaded, names)
+
+
+def state_of(app: Flask) -> AppState | None:
+    """Return the state of an application, if it has the extension.
+
+    One that has registered it before its engines were made may get it only now, with a
+    context.
+    """
+    if STATE not in app.extensions and "replicated" in app.extensions:
+        with app.app_context():
+            pass
+    state: AppState | None = app.extensions.get(STATE)
+    return state
 
 
 def current_app_state() -> AppState | None:

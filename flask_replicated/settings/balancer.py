@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import difflib
-import inspect
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from balancers.errors import UnknownBalancerError, error_text
-from balancers.strategies import BALANCERS, resolve_balancer
+from balancers.feedback import is_feedback
+from balancers.strategies import BALANCERS, is_shipped, resolve_balancer
 from flask_replicated.errors import ConfigurationError
 from flask_replicated.errors.redaction import safe
+
+from .validators import close_coroutine, misfit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +39,7 @@ def read_balancer(value: object) -> Callable[..., Any]:
     except Exception as error:  # noqa: BLE001 - a custom module or class may raise anything
         why = error_text(error)
     else:
-        if type(balancer) in BALANCERS.values():
+        if is_shipped(balancer):
             return balancer
         _refuse_unless_takes(balancer, 1, value, "it must take the live members")
         return _CheckedBalancer(balancer, value)
@@ -68,6 +71,32 @@ class _CheckedBalancer:
     def __repr__(self) -> str:
         return f"REPLICATED_BALANCER = {safe(self._balancer)!r}"
 
+    def __getattr__(self, name: str) -> Any:
+        # What a balancer may have besides: feedback(), prefer(), reads_weights.
+        if name.startswith("_"):
+            raise AttributeError(name)
+        found = getattr(self._balancer, name)
+        if name == "feedback" and callable(found) and not self._checked:
+            return partial(self._ask, found)
+        return found
+
+    def _ask(self, feedback: Callable[..., Any], member: Member[Any]) -> Any:
+        """Return what is to be told of a member's use.
+
+        Raises:
+            ConfigurationError: The balancer raises, or nothing can be told to it.
+        """
+        try:
+            found = feedback(member)
+        except Exception as error:
+            why = f"its feedback() failed: {error_text(error)}"
+            raise _refusal(self._value, why) from error
+        if found is not None and not is_feedback(found):
+            close_coroutine(found)
+            why = f"its feedback() returned {safe(found)!r}, not a Feedback or None"
+            raise _refusal(self._value, why)
+        return found
+
     def __call__(self, members: tuple[Member[Any], ...]) -> Pick[Any]:
         if self._checked:
             pick: Pick[Any] = self._balancer(members)
@@ -89,7 +118,7 @@ class _CheckedBalancer:
         except Exception as error:
             raise _refusal(self._value, error_text(error)) from error
         if not callable(pick):
-            _discard(pick)
+            close_coroutine(pick)
             raise _refusal(
                 self._value, f"it returned {safe(pick)!r}, not a pick function"
             )
@@ -108,7 +137,7 @@ class _CheckedBalancer:
         except Exception:  # noqa: BLE001 - it may need what only a request has
             return
         if not any(picked is member for member in members):
-            _discard(picked)
+            close_coroutine(picked)
             raise _refusal(
                 self._value, f"it picked {safe(picked)!r}, not one of the members"
             )
@@ -117,18 +146,9 @@ class _CheckedBalancer:
 def _refuse_unless_takes(
     function: Callable[..., Any], count: int, value: object, why: str
 ) -> None:
-    try:
-        inspect.signature(function).bind(*[()] * count)
-    except TypeError as error:
+    error = misfit(function, *[()] * count)
+    if error is not None:
         raise _refusal(value, f"{why}: {error}") from error
-    except ValueError:
-        pass  # a built-in without a signature
-
-
-def _discard(value: object) -> None:
-    """Close the coroutine of an async function, or Python warns that it never ran."""
-    if inspect.iscoroutine(value):
-        value.close()
 
 
 def _refusal(value: object, why: str) -> ConfigurationError:

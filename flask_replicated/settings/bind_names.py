@@ -8,40 +8,50 @@ import re
 from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
+from flask_replicated.patterns import pattern
+
 from .binds import PRIMARY_NAMES, REPLICA_NAME, same_database
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
-    from .bind_owner import BindOwner
+    from .binds import BindOwner
 
-__all__ = ["MisnamedBind", "log_misnamed_binds", "misnamed_binds", "primary_hint"]
+__all__ = [
+    "RULE",
+    "MisnamedBind",
+    "log_misnamed_binds",
+    "misnamed_binds",
+    "primary_hint",
+    "unused_binds",
+]
 
 logger = logging.getLogger("flask_replicated")
 
 # Certainly meant as a replica.
-_LOOKS_LIKE = re.compile(r"(?:slave|replica)s?[-_ ]?\w{0,3}", re.IGNORECASE)
+_LOOKS_LIKE = pattern(r"(?:slave|replica)s?[-_ ]?\w{0,3}", re.IGNORECASE)
 # Contains one of the words, with a number or with words that say no more.
-_CONTAINS = re.compile(
+_CONTAINS = pattern(
     r"[a-z]+(?:slave|replica)s?[-_. ]?\d*"
     r"|(?:[a-z0-9]*[-_. ])*(?:slave|replica)(?:(?=\D*\d)(?:[-_. ]+[a-z0-9]+)+"
     r"|(?:[-_. ]+(?:[a-z]{1,2}|reads?|readers?|readonly|only))+)",
     re.IGNORECASE,
 )
-_NUMBERED = re.compile(r"(?P<word>[a-z]+)[-_. ]*(?P<number>\d*)", re.IGNORECASE)
+_NUMBERED = pattern(r"(?P<word>[a-z]+)[-_. ]*(?P<number>\d*)", re.IGNORECASE)
 _A_WORD = "save"  # one letter short of 'slave'
 # Other words for a replica.
-_OTHER_WORDS = re.compile(
+_OTHER_WORDS = pattern(
     r"(?:db[-_])?(?:hot[-_]?)?(?:standby|reads?|readers?|read[-_]?only|ro|follower"
     r"|secondary|mirror)(?:[-_]?db)?[-_. ]?\d*",
     re.IGNORECASE,
 )
 # Of these, the ones that may also name a database of its own.
 _AMBIGUOUS = ("secondary", "mirror")
-_RULE = (
+RULE = (
     "Replicas are called 'slave', 'slave_1', 'slave_2' ... or 'replica_1', "
     "'replica_2' ..., and 'x_slave_1' copies a bind 'x' that is there."
 )
+"""What replicas are called."""
 
 
 class MisnamedBind(NamedTuple):
@@ -152,6 +162,27 @@ def primary_hint(owner: BindOwner) -> str:
     return ""
 
 
+def unused_binds(
+    owners: Iterable[BindOwner], *, served: bool
+) -> list[tuple[str, str, str | None]]:
+    """Return the binds that may be meant as replicas but are not used as such.
+
+    Args:
+        owners: What owns the engines of an application.
+        served: Whether it has replicas.
+
+    Returns:
+        Of each the key, the setting that names it in Python syntax, and the name that
+        it should have, if that is clear.
+    """
+    found = [(owner, one) for owner in owners for one in misnamed_binds(owner.engines)]
+    return [
+        (one.name, f"{owner.setting}[{one.name!r}]", one.meant)
+        for owner, one in found
+        if not (served and one.other) and (one.sure or _may_be_meant(owner, one))
+    ]
+
+
 def log_misnamed_binds(app: str, owners: Iterable[BindOwner], *, served: bool) -> None:
     """Log which binds may be meant as replicas but are not used as such.
 
@@ -163,18 +194,16 @@ def log_misnamed_binds(app: str, owners: Iterable[BindOwner], *, served: bool) -
         owners: What owns its engines.
         served: Whether there are replicas.
     """
-    found = [(owner, one) for owner in owners for one in misnamed_binds(owner.engines)]
     shown = [
-        _shown(owner, one)
-        for owner, one in found
-        if not (served and one.other) and (one.sure or _may_be_meant(owner, one))
+        f"{setting}{'' if meant is None else f' (did you mean {meant!r}?)'}"
+        for _, setting, meant in unused_binds(owners, served=served)
     ]
     if served:
         for bind in shown:
             logger.warning(
                 "%s is not taken for a replica: it stays an ordinary bind. %s",
                 bind,
-                _RULE,
+                RULE,
             )
         return
     settings = " and ".join(owner.setting for owner in owners)
@@ -184,7 +213,7 @@ def log_misnamed_binds(app: str, owners: Iterable[BindOwner], *, served: bool) -
         several = len(shown) > 1
         stays = "they stay ordinary binds" if several else "it stays an ordinary bind"
         logger.warning(
-            "%s Not taken for a replica: %s; %s. %s", none, listed, stays, _RULE
+            "%s Not taken for a replica: %s; %s. %s", none, listed, stays, RULE
         )
     else:
         logger.info("%s", none)
@@ -205,8 +234,3 @@ def _may_be_meant(owner: BindOwner, one: MisnamedBind) -> bool:
     if one.name.lower().endswith(_AMBIGUOUS):
         return primary.resembles(engine)
     return primary.has_dialect_of(engine)
-
-
-def _shown(owner: BindOwner, one: MisnamedBind) -> str:
-    meant = "" if one.meant is None else f" (did you mean {one.meant!r}?)"
-    return f"{owner.setting}[{one.name!r}]{meant}"

@@ -1,9 +1,9 @@
-"""Which binds are replicas, and of which bind: by their names."""
+"""Which binds are replicas, and of which bind: by their names; and who owns them."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from flask_replicated.errors import ConfigurationError
 
@@ -12,10 +12,13 @@ if TYPE_CHECKING:
 
     from sqlalchemy import URL, Engine
 
+    from .compatibility import PrimaryBind
+
 __all__ = [
     "PORTS",
     "PRIMARY_NAMES",
     "REPLICA_NAME",
+    "BindOwner",
     "BindRoles",
     "is_replica_of",
     "read_binds",
@@ -113,3 +116,28 @@ def replicated_bind(name: str) -> str | None:
     match = REPLICA_NAME.fullmatch(name)
     owner = match["owner"] if match else None
     return None if owner in PRIMARY_NAMES else owner
+
+
+class BindOwner(Protocol):
+    """An adapter for the extension that owns the engines of an application.
+
+    Attributes:
+        setting: The key of ``app.config`` that names the binds.
+        default: The key of the default engine.
+        engines: The engines by key.
+        grows: Whether :meth:`make_engine` can make more of them.
+    """
+
+    setting: str
+    default: str | None
+    engines: dict[str | None, Engine]
+    grows: bool
+
+    def primary_bind(self, owner: str | None) -> PrimaryBind:
+        """Return the primary of a bind; None is the default one."""
+
+    def owns_tables(self, name: str) -> bool:
+        """Whether models are known to be on this bind."""
+
+    def make_engine(self, name: str, bind: str | URL | Mapping[str, Any]) -> Engine:
+        """Make an engine as the extension makes those of its setting."""

@@ -10,6 +10,7 @@ from sqlalchemy.exc import NoSuchModuleError
 from flask_replicated.errors import ConfigurationError
 from flask_replicated.errors.redaction import safe
 
+from .row_settings import differing_settings
 from .sqlite_files import in_private_memory
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class PrimaryBind(NamedTuple):
     def require_compatible(self, key: str, replica: Engine) -> None:
         """Refuse an engine that cannot lead to a copy of the primary's database.
 
+        Of one that reads other rows by its own settings a WARNING is logged.
+
         Args:
             key: The setting that names the replica.
             replica: The replica's engine.
@@ -50,6 +53,7 @@ class PrimaryBind(NamedTuple):
         self._require_dialect(key, replica.url, type(replica.dialect))
         if replica.pool is self.engine.pool:
             return
+        self._warn_of_other_rows(key, replica)
         if in_private_memory(replica):
             what = "is a memory database, empty and no copy of the primary's"
         elif in_private_memory(self.engine):
@@ -115,6 +119,22 @@ class PrimaryBind(NamedTuple):
                 self.setting,
                 driver,
             )
+
+    def _warn_of_other_rows(self, key: str, replica: Engine) -> None:
+        names = differing_settings(self.engine, replica)
+        if not names:
+            return
+        hint = ""
+        if self.setting == "SQLALCHEMY_DATABASE_URI":
+            hint = " SQLALCHEMY_ENGINE_OPTIONS is the primary's alone."
+        logger.warning(
+            "%s is not set alike for %s and %s, so a read may return other rows on a "
+            "replica. Give both the same.%s",
+            " and ".join(names),
+            self.setting,
+            key,
+            hint,
+        )
 
     def _shown(self) -> str:
         return f"the primary, {self.setting} = {safe(self.engine.url)!r},"

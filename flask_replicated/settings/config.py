@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
-from balancers import Weighted
+from balancers import Weighted, Zoned
 from flask_replicated.errors import ConfigurationError
 from flask_replicated.errors.redaction import safe
 
@@ -22,17 +22,24 @@ from .validators import (
     YEAR,
     boolean,
     choice,
+    control_place,
     cookie_name,
     count,
+    fraction,
+    header_name,
     interval,
     names,
+    optional_boolean,
     optional_count,
     optional_seconds,
+    pin_key,
     predicate,
     refuse_cookie_conflict,
     seconds,
     tables,
-    weight,
+)
+from .validators import (
+    weights as read_weights,
 )
 
 if TYPE_CHECKING:
@@ -41,6 +48,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULTS",
+    "GUARANTEES",
     "PIN_COOKIE",
     "DiscoverySource",
     "Settings",
@@ -52,6 +60,9 @@ logger = logging.getLogger("flask_replicated")
 
 PIN_COOKIE = "REPLICATED_PIN_COOKIE"
 """The key of the name of the pin's cookie, which has a default that is computed."""
+
+GUARANTEES = ("none", "read_your_writes", "monotonic")
+"""What a client's reads may rely on, the weakest first."""
 
 _PREFIX = "REPLICATED_"
 _SWITCH = "AUTO_READ_ON_SLAVE"
@@ -87,7 +98,12 @@ class DiscoverySource(NamedTuple):
 
 
 def _setting(
-    key: str, default: object, check: Callable[..., Any], **limits: Any
+    key: str,
+    default: object,
+    check: Callable[..., Any],
+    *,
+    shown: bool = True,
+    **limits: Any,
 ) -> Any:
     """Return a field of :class:`Settings`.
 
@@ -95,19 +111,26 @@ def _setting(
         key: The key of ``app.config``.
         default: What the key has where it is not set.
         check: Takes the key and its value; returns what the field holds, or raises.
+        shown: Whether the field is in the settings' ``repr``; not if it may hold a
+            password.
         limits: Further arguments of *check*.
     """
     read = partial(check, key, **limits)
-    return field(metadata={"key": key, "default": default, "read": read})
+    return field(repr=shown, metadata={"key": key, "default": default, "read": read})
 
 
 def _falls_back(key: str, value: object) -> bool:
+    return _fallback(key, value, ("master", "error")) == "master"
+
+
+def _fallback(key: str, value: object, choices: tuple[str, ...]) -> str:
     meant = isinstance(value, str) and value.lower() in {"master", "primary"}
     if meant and value != "master":
+        listed = f"{', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}"
         raise ConfigurationError(
-            key, value, "must be 'master' or 'error'; did you mean 'master'?"
+            key, value, f"must be {listed}; did you mean 'master'?"
         )
-    return choice(key, value, "master", "error") == "master"
+    return choice(key, value, choices)
 
 
 def _methods(key: str, value: object) -> frozenset[str]:
@@ -115,14 +138,29 @@ def _methods(key: str, value: object) -> frozenset[str]:
     return frozenset(name.upper() for name in found)
 
 
-def _weights(key: str, value: object) -> dict[str, int]:
+def _zone(key: str, value: object) -> str | None:
+    if value is None or (isinstance(value, str) and value):
+        return value
+    raise ConfigurationError(
+        key, value, "must be the name of a zone, such as 'eu-a', or None."
+    )
+
+
+def _zones(key: str, value: object) -> dict[str, str]:
     if not isinstance(value, Mapping):
         raise ConfigurationError(
-            key, value, "must be a mapping of replica binds, such as {'slave_1': 3}."
+            key,
+            value,
+            "must be a mapping of replica binds, such as {'slave_1': 'eu-a'}.",
         )
-    return {
-        name: weight(f"{key}[{safe(name)!r}]", share) for name, share in value.items()
-    }
+    for name, zone in value.items():
+        if not (isinstance(zone, str) and zone):
+            raise ConfigurationError(
+                f"{key}[{safe(name)!r}]",
+                zone,
+                "must be the name of a zone, such as 'eu-a'.",
+            )
+    return dict(value)
 
 
 def _discovery(key: str, value: object) -> dict[str, DiscoverySource]:
@@ -197,10 +235,21 @@ class Settings:
         breaker_reset: Seconds until the first trial of a replica that is out.
         breaker_threshold: Failures in a row that open a replica's breaker.
         connect_timeout: Seconds that one replica may take to connect.
+        control: Where workers tell their state and find orders: an absolute path, or a
+            URL of Redis; None for nowhere.
         discovery: Where DNS names replicas, by the prefix of their names.
+        explain: Whether responses say where their request has read, and why; None for
+            what ``app.debug`` is when they leave.
         failover_timeout: Seconds after a failed connect for which others are tried.
         fall_back: Whether the primary serves reads when every replica is out.
+        fallback_share: At most this share of the reads of the last 10 seconds may
+            fall on the primary in place of replicas; 1 for no bound.
+        guarantee: What a client's reads may rely on: ``'none'``, ``'read_your_writes'``
+            or ``'monotonic'``.
         is_read: Says whether a request only reads; None leaves it to the method.
+        lag_fallback: What serves when every replica is out for its lag: ``'master'``,
+            ``'least_lagged'`` or ``'error'``.
+        lag_weights: Seconds of lag that halve a replica's share; None for any.
         lazy_begin: Whether a replica's transaction is begun on its server only when
             a statement needs it.
         learn_writers: Whether an endpoint whose write a replica has refused starts
@@ -209,8 +258,16 @@ class Settings:
             at a time; None for no limit.
         max_lag: Seconds that a replica may be behind; None for no limit.
         max_pools: How many replicas of a bind this process uses; None for all.
+        mode: ``'route'``, or ``'observe'``: the primary serves every read, and it is
+            counted where reads would have gone.
+        pin: What a pin holds: ``'position'``, ``'time'``, or with ``'auto'`` a position
+            where the database has them.
         pin_cookie: The name of the cookie that carries the pin.
-        pin_seconds: How long a client reads its own writes; 0 switches pins off.
+        pin_header: The name of the header that carries it.
+        pin_key: Returns whose request it is, for stores that clients share; or None.
+        pin_seconds: How long a pin by time lasts; 0 switches pins off.
+        pin_store: Where pins are kept, as it was given.
+        position_seconds: The longest life of a pin with a position.
         probe_interval: Seconds between two background probes of a replica; 0
             switches them off.
         read_on_replica: ``AUTO_READ_ON_SLAVE``.
@@ -221,8 +278,11 @@ class Settings:
         slow_start: Seconds over which a replica that is back takes its share again.
         unpinned: What is housekeeping, by table: the columns that an update may set,
             or None for every write.
+        wait: Seconds that a read waits for a replica to show what its client must see.
         weights: Shares of the traffic by bind key; others weigh 1.
         write_functions: Names of SQL functions that write.
+        zone: The zone whose replicas are used while one of them is live; or None.
+        zones: The zones of replicas by bind key.
     """
 
     balancer: Callable[..., Any] = _setting(  # noqa: RUF009 - it returns field()
@@ -234,13 +294,31 @@ class Settings:
     breaker_reset: float = _setting("REPLICATED_BREAKER_RESET", 1, seconds, above=0)
     breaker_threshold: int = _setting("REPLICATED_BREAKER_THRESHOLD", 2, count)
     connect_timeout: float = _setting("REPLICATED_CONNECT_TIMEOUT", 2, seconds, above=0)
+    # A URL of Redis may have a password.
+    control: str | None = _setting(
+        "REPLICATED_CONTROL", None, control_place, shown=False
+    )
     discovery: Mapping[str, DiscoverySource] = _setting(
         "REPLICATED_DISCOVERY", {}, _discovery
     )
+    explain: bool | None = _setting("REPLICATED_EXPLAIN", None, optional_boolean)
     failover_timeout: float = _setting("REPLICATED_FAILOVER_TIMEOUT", 3, seconds)
     fall_back: bool = _setting("REPLICATED_FALLBACK", "master", _falls_back)
+    fallback_share: float = _setting("REPLICATED_FALLBACK_SHARE", 1, fraction)
+    guarantee: str = _setting(
+        "REPLICATED_GUARANTEE", "read_your_writes", choice, choices=GUARANTEES
+    )
     is_read: Callable[[Request], bool | None] | None = _setting(  # noqa: RUF009 - the same
         "REPLICATED_IS_READ", None, predicate
+    )
+    lag_fallback: str = _setting(
+        "REPLICATED_LAG_FALLBACK",
+        "master",
+        _fallback,
+        choices=("master", "least_lagged", "error"),
+    )
+    lag_weights: float | None = _setting(
+        "REPLICATED_LAG_WEIGHTS", None, optional_seconds, above=0
     )
     lazy_begin: bool = _setting("REPLICATED_LAZY_BEGIN", True, boolean)
     learn_writers: bool = _setting("REPLICATED_LEARN_WRITERS", True, boolean)
@@ -252,8 +330,27 @@ class Settings:
         "REPLICATED_MAX_LAG", 30, optional_seconds, most=YEAR
     )
     max_pools: int | None = _setting("REPLICATED_MAX_POOLS", None, optional_count)
+    mode: str = _setting(
+        "REPLICATED_MODE", "route", choice, choices=("route", "observe")
+    )
+    pin: str = _setting(
+        "REPLICATED_PIN", "auto", choice, choices=("auto", "position", "time")
+    )
     pin_cookie: str = _setting(PIN_COOKIE, "replicated_pin", cookie_name)
+    pin_header: str = _setting(
+        "REPLICATED_PIN_HEADER", "Replicated-Position", header_name
+    )
+    pin_key: Callable[[], object] | None = _setting(  # noqa: RUF009 - the same
+        "REPLICATED_PIN_KEY", None, pin_key
+    )
     pin_seconds: float = _setting("REPLICATED_PIN_SECONDS", 5, seconds)
+    # A URL of Redis may have a password.
+    pin_store: object = _setting(
+        "REPLICATED_PIN_STORE", "cookie", lambda _, value: value, shown=False
+    )
+    position_seconds: float = _setting(
+        "REPLICATED_POSITION_SECONDS", 300, seconds, above=0
+    )
     probe_interval: float = _setting("REPLICATED_PROBE_INTERVAL", 5, interval, off=True)
     read_on_replica: bool = _setting("AUTO_READ_ON_SLAVE", True, boolean)
     read_timeout: float | None = _setting(
@@ -267,10 +364,13 @@ class Settings:
     unpinned: Mapping[str, frozenset[str] | None] = _setting(
         "REPLICATED_UNPINNED", {}, tables
     )
-    weights: Mapping[str, int] = _setting("REPLICATED_WEIGHTS", {}, _weights)
+    wait: float = _setting("REPLICATED_WAIT", 0, seconds)
+    weights: Mapping[str, int] = _setting("REPLICATED_WEIGHTS", {}, read_weights)
     write_functions: frozenset[str] = _setting(
         "REPLICATED_WRITE_FUNCTIONS", (), names, wanted="a list of names"
     )
+    zone: str | None = _setting("REPLICATED_ZONE", None, _zone)
+    zones: Mapping[str, str] = _setting("REPLICATED_ZONES", {}, _zones)
 
 
 DEFAULTS: Mapping[str, Any] = {
@@ -307,11 +407,26 @@ def read_settings(
     )
     refuse_cookie_conflict(PIN_COOKIE, settings.pin_cookie, config)
     _check_resets(settings)
-    _check_weighted(settings.weights, replicas)
+    _check_names("REPLICATED_WEIGHTS", settings.weights, replicas)
+    _check_names("REPLICATED_ZONES", settings.zones, replicas)
+    return replace(_settle_pins(settings), balancer=_balancer(settings, config))
+
+
+def _balancer(settings: Settings, config: Mapping[str, Any]) -> Callable[..., Any]:
+    """Return the balancer, over the local zone if there is one."""
+    balancer = settings.balancer
     if "REPLICATED_BALANCER" not in config and (settings.weights or settings.discovery):
         # Weights that no balancer reads would be a trap.
-        return replace(settings, balancer=Weighted())
-    return settings
+        balancer = Weighted()
+    if settings.zone is None:
+        return balancer
+    if settings.zone not in settings.zones.values():
+        logger.warning(
+            "REPLICATED_ZONE = %r is the zone of no replica in REPLICATED_ZONES: all "
+            "replicas serve alike.",
+            settings.zone,
+        )
+    return Zoned(balancer, settings.zone, settings.zones)
 
 
 def _check_resets(settings: Settings) -> None:
@@ -323,13 +438,44 @@ def _check_resets(settings: Settings) -> None:
         )
 
 
-def _check_weighted(weights: Mapping[str, int], replicas: Collection[str]) -> None:
+def _settle_pins(settings: Settings) -> Settings:
+    """Return settings in which those of pins agree.
+
+    Raises:
+        ConfigurationError: They contradict each other.
+    """
+    if not settings.pin_seconds:
+        if settings.guarantee == "monotonic":
+            raise ConfigurationError(
+                "REPLICATED_GUARANTEE",
+                settings.guarantee,
+                "needs pins, which REPLICATED_PIN_SECONDS = 0 switches off. Leave that "
+                "out, or set REPLICATED_GUARANTEE = 'none'.",
+            )
+        settings = replace(settings, guarantee="none")
+    if not settings.role_check:
+        # With logical replication a replica's log is another one than the primary's.
+        if settings.pin == "position":
+            raise ConfigurationError(
+                "REPLICATED_PIN",
+                settings.pin,
+                "cannot be had beside REPLICATED_ROLE_CHECK = False: with logical "
+                "replication a replica has a log of its own. Use 'time', or leave it "
+                "out.",
+            )
+        settings = replace(settings, pin="time")
+    return settings
+
+
+def _check_names(
+    key: str, given: Mapping[str, object], replicas: Collection[str]
+) -> None:
     # An app without replicas may share its settings with one that has some.
-    for name, share in weights.items() if replicas else ():
+    for name, value in given.items() if replicas else ():
         if name not in replicas:
             raise ConfigurationError(
-                f"REPLICATED_WEIGHTS[{safe(name)!r}]",
-                share,
+                f"{key}[{safe(name)!r}]",
+                value,
                 f"no such replica; SQLALCHEMY_BINDS has {', '.join(replicas)}.",
             )
 
@@ -342,17 +488,13 @@ def _refuse_unknown(config: Mapping[Any, Any]) -> None:
             _refuse_misspelt(key, config[key])
             _refuse_nearly_prefixed(key, config[key])
         else:
-            # The prefix would make any two keys similar.
-            tails = {name.removeprefix(_PREFIX): name for name in DEFAULTS}
-            close = difflib.get_close_matches(key.removeprefix(_PREFIX), tails, n=1)
-            hint = (
-                f"did you mean {tails[close[0]]}?"
-                if close
-                else f"known are {', '.join(sorted(DEFAULTS))}."
-            )
-            raise ConfigurationError(key, config[key], f"no such setting; {hint}")
+            meant = _nearest(key.removeprefix(_PREFIX), _TAILS, _ALIKE_KEY)
+            raise _unknown(key, config[key], meant)
 
 
+_TAILS = {name.removeprefix(_PREFIX): name for name in DEFAULTS}
+"""The keys without their prefix, which would make any two of them similar."""
+_ALIKE_KEY = 0.6
 _ALIKE_TAIL = 0.5
 
 
@@ -365,13 +507,9 @@ def _refuse_nearly_prefixed(key: str, value: object) -> None:
     upper = key.upper()
     if not upper.startswith(_NEARLY_PREFIX) or upper.startswith(_API_CLIENT):
         return
-    tails = {name.removeprefix(_PREFIX): name for name in DEFAULTS}
-    tail = upper.removeprefix(_NEARLY_PREFIX)
-    close = difflib.get_close_matches(tail, tails, n=1, cutoff=_ALIKE_TAIL)
-    if close:
-        raise ConfigurationError(
-            key, value, f"no such setting; did you mean {tails[close[0]]}?"
-        )
+    meant = _nearest(upper.removeprefix(_NEARLY_PREFIX), _TAILS, _ALIKE_TAIL)
+    if meant is not None:
+        raise _unknown(key, value, meant)
     logger.warning(
         "%s is no setting of this extension: they begin with %s.", key, _PREFIX
     )
@@ -394,7 +532,7 @@ def _refuse_misspelt(key: str, value: object) -> None:
     head = "REPLICATED"
     meant = _nearest(letters, {_letters(_SWITCH): _SWITCH}, cutoff)
     if meant is None:
-        names = {_letters(one.removeprefix(_PREFIX)): one for one in DEFAULTS}
+        names = {_letters(tail): name for tail, name in _TAILS.items()}
         ends = [name for name in names if letters.endswith(name)]
         tail = max(ends, key=len) if ends else _letters(key.partition("_")[2])
         head, meant = letters.removesuffix(tail), _nearest(tail, names)
@@ -403,9 +541,15 @@ def _refuse_misspelt(key: str, value: object) -> None:
     alike = difflib.SequenceMatcher(None, head, "REPLICATED").ratio()
     # With a word before the prefix it is the key of another program.
     if alike > _ALIKE and not re.fullmatch("..+REPLICATED", head):
-        raise ConfigurationError(key, value, f"no such setting; did you mean {meant}?")
+        raise _unknown(key, value, meant)
     if re.fullmatch("REPLICA(S|TION|TING)?|(FLASK|SQLALCHEMY)REPLICATED", head):
         logger.warning("%s is not read. If it is meant as %s, call it so.", key, meant)
+
+
+def _unknown(key: str, value: object, meant: str | None) -> ConfigurationError:
+    known = f"known are {', '.join(sorted(DEFAULTS))}."
+    hint = known if meant is None else f"did you mean {meant}?"
+    return ConfigurationError(key, value, f"no such setting; {hint}")
 
 
 def _letters(key: str) -> str:

@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, unquote
 
 from sqlalchemy import StaticPool, event
 
-from flask_replicated._private import invoke_creator
+from flask_replicated._private import has_own_creator
 from flask_replicated.errors import MisconfiguredReplicaError
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "in_private_memory",
+    "missing_file",
     "require_existing_file",
     "shares_connection",
     "uses_given_connection",
@@ -70,16 +71,9 @@ def _name(arguments: Sequence[Any], options: Mapping[str, Any]) -> _Name | None:
     return _Name(path, dict(parse_qsl(query, keep_blank_values=True)))
 
 
-def _has_own_creator(engine: Engine) -> bool:
-    """Whether a custom function makes the connections, which may ignore the URL."""
-    # SQLAlchemy's own function is a closure, told by its module.
-    creator = invoke_creator(engine.pool)
-    return getattr(creator, "__module__", None) != "sqlalchemy.engine.create"
-
-
 def in_private_memory(engine: Engine) -> bool:
     """Whether an engine's database is in memory and invisible to other engines."""
-    if engine.dialect.name != "sqlite" or _has_own_creator(engine):
+    if engine.dialect.name != "sqlite" or has_own_creator(engine.pool):
         return False
     name = _name(*engine.dialect.create_connect_args(engine.url))
     return name is not None and name.private
@@ -93,7 +87,7 @@ def uses_given_connection(engine: Engine) -> bool:
     return (
         engine.dialect.name == "sqlite"
         and isinstance(engine.pool, StaticPool)
-        and _has_own_creator(engine)
+        and has_own_creator(engine.pool)
     )
 
 
@@ -118,22 +112,36 @@ def require_existing_file(name: str, engine: Engine) -> None:
 
     @event.listens_for(engine, "do_connect")
     def check_file(_dialect: Any, _record: Any, cargs: Any, cparams: Any) -> None:
-        found = _name(cargs, cparams)
-        file = None if found is None else found.file
-        if file is not None and _is_missing(file):
+        file = _missing(_name(cargs, cparams))
+        if file is not None:
             raise MisconfiguredReplicaError(
                 name,
-                f"its file {str(Path(file).absolute())!r} does not exist",
+                f"its file {str(file)!r} does not exist",
                 "A replica's is never created: let {bind} name a copy of the primary's "
                 "file, or that file itself.",
             )
 
 
-def _is_missing(file: str) -> bool:
+def missing_file(engine: Engine) -> Path | None:
+    """Return an SQLite engine's file if it does not exist; a connect would create it.
+
+    Args:
+        engine: Any engine; one with a creator of its own has no file that is known.
+    """
+    if engine.dialect.name != "sqlite" or has_own_creator(engine.pool):
+        return None
+    return _missing(_name(*engine.dialect.create_connect_args(engine.url)))
+
+
+def _missing(name: _Name | None) -> Path | None:
+    """Return the absolute path of a database's file, if there is none."""
+    if name is None or name.file is None:
+        return None
+    file = Path(name.file)
     try:
-        Path(file).stat()
+        file.stat()
     except (FileNotFoundError, NotADirectoryError):
-        return True
+        return file.absolute()
     except OSError:  # SQLite will say what it is
-        return False
-    return False
+        return None
+    return None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flask_replicated.errors import ConfigurationError
@@ -17,20 +19,29 @@ if TYPE_CHECKING:
 __all__ = [
     "DAY",
     "MAX_COUNT",
+    "MAX_WEIGHT",
+    "REDIS_SCHEMES",
     "YEAR",
     "boolean",
     "choice",
+    "close_coroutine",
+    "control_place",
     "cookie_name",
     "count",
+    "fraction",
+    "header_name",
     "interval",
+    "misfit",
     "names",
     "optional_count",
     "optional_seconds",
+    "pin_key",
     "predicate",
     "refuse_cookie_conflict",
     "seconds",
     "tables",
     "weight",
+    "weights",
 ]
 
 DAY = 24 * 3600
@@ -48,6 +59,9 @@ YEAR = 365 * DAY
 MAX_COUNT = 1_000_000
 """The most that a count may be: no process has so many connections or failures."""
 
+REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+"""How the URLs of Redis begin."""
+
 _MIN_INTERVAL = 0.01
 """The shortest interval of something periodic, in seconds.
 
@@ -55,11 +69,21 @@ A smaller number is meant as milliseconds, or as "at once": a thread that probes
 than a hundred times a second does nothing else.
 """
 
-_MAX_WEIGHT = 10**15
+MAX_WEIGHT = 10**15
 """The most that a weight may be; weights in bytes of memory stay well below."""
 
 # Browsers drop cookies of more than 4096 bytes, value included.
 _TOKEN = re.compile(r"[A-Za-z0-9_!#$%&'*+.^`|~-]{1,100}")
+# Servers and proxies drop headers with an underscore, or take it for a hyphen.
+_HEADER = re.compile(r"[A-Za-z0-9]+(-[A-Za-z0-9]+)*")
+_MAX_HEADER = 100
+_HTTP_HEADERS = frozenset(
+    {"accept", "allow", "authorization", "cache-control", "connection", "cookie"}
+    | {"content-encoding", "content-length", "content-type", "date", "etag", "expires"}
+    | {"host", "location", "origin", "referer", "server", "set-cookie", "upgrade"}
+    | {"transfer-encoding", "user-agent", "vary"}
+)
+"""Headers that a response, or a request, has for another purpose."""
 # Without quotes, dots and stars.
 _COLUMN = re.compile(r"""(?!\s)[^."`*]+(?<!\s)""")
 _TABLE = re.compile(rf"(?:{_COLUMN.pattern}\.)?{_COLUMN.pattern}")
@@ -93,6 +117,16 @@ def seconds(
             value,
             f"must be a number of seconds {least}, and at most {most} (a "
             f"{'day' if most == DAY else 'year'}){also}.",
+        )
+    return float(value)
+
+
+def fraction(key: str, value: Any) -> float:
+    """Return a share: a number from 0 to 1."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= value <= 1:
+        raise ConfigurationError(
+            key, value, "must be a number from 0 to 1, such as 0.2 for a fifth."
         )
     return float(value)
 
@@ -137,14 +171,25 @@ def optional_count(key: str, value: Any) -> int | None:
 def weight(key: str, value: Any) -> int:
     """Return a weight: a whole number from 0 up."""
     whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or not 0 <= value <= _MAX_WEIGHT:
+    if not whole or not 0 <= value <= MAX_WEIGHT:
         raise ConfigurationError(
             key,
             value,
             "must be a whole number: 0 for no traffic, 1 or more for a share, at "
-            f"most {_MAX_WEIGHT}.",
+            f"most {MAX_WEIGHT}.",
         )
     return int(value)
+
+
+def weights(key: str, value: object) -> dict[str, int]:
+    """Return weights by replica bind."""
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(
+            key, value, "must be a mapping of replica binds, such as {'slave_1': 3}."
+        )
+    return {
+        name: weight(f"{key}[{safe(name)!r}]", share) for name, share in value.items()
+    }
 
 
 def boolean(key: str, value: object) -> bool:
@@ -154,12 +199,40 @@ def boolean(key: str, value: object) -> bool:
     return value
 
 
-def choice(key: str, value: object, *choices: str) -> str:
+def optional_boolean(key: str, value: object) -> bool | None:
+    """Return True or False, or None for what the application's debug mode says."""
+    if value is not None and not isinstance(value, bool):
+        raise ConfigurationError(
+            key, value, "must be True or False, or None for app.debug."
+        )
+    return value
+
+
+def choice(key: str, value: object, choices: tuple[str, ...]) -> str:
     """Return one of *choices*."""
     if value not in choices:
         listed = " or ".join(map(repr, choices))
         raise ConfigurationError(key, value, f"must be {listed}.")
     return str(value)
+
+
+def control_place(key: str, value: object) -> str | None:
+    """Return None, a URL of Redis, or the absolute path of a directory."""
+    if value is None:
+        return None
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else value
+    if isinstance(text, str) and (
+        text.startswith(REDIS_SCHEMES)
+        or ("://" not in text and Path(text).is_absolute())
+    ):
+        return text
+    raise ConfigurationError(
+        key,
+        value,
+        "must be None, the absolute path of a directory, or a URL of Redis (redis://, "
+        "rediss:// or unix://). All processes must find the same one, wherever they "
+        "are started.",
+    )
 
 
 def names(key: str, value: Any, wanted: str) -> frozenset[str]:
@@ -225,6 +298,24 @@ def cookie_name(key: str, value: object) -> str:
     return value
 
 
+def header_name(key: str, value: object) -> str:
+    """Return a name that a header of the program's own may have."""
+    text = value if isinstance(value, str) and len(value) <= _MAX_HEADER else ""
+    if not _HEADER.fullmatch(text):
+        raise ConfigurationError(
+            key,
+            value,
+            "must be a name that a header may have, such as 'Replicated-Position': "
+            "letters and digits with hyphens between them, at most "
+            f"{_MAX_HEADER} characters.",
+        )
+    if text.lower() in _HTTP_HEADERS:
+        raise ConfigurationError(
+            key, value, "is a header of HTTP's own; take another name."
+        )
+    return text
+
+
 def refuse_cookie_conflict(key: str, value: str, config: Mapping[str, Any]) -> None:
     """Refuse a cookie's name that this application cannot use.
 
@@ -276,20 +367,68 @@ def predicate(key: str, value: Any) -> Callable[[Request], bool | None] | None:
         raise ConfigurationError(
             key, value, "must be a function of the request: True, False or None."
         )
-    try:
-        inspect.signature(value).bind(object())
-    except TypeError as error:
-        raise ConfigurationError(key, value, "must take the request.") from error
-    except ValueError:
-        pass  # a built-in without a signature
-    if _is_async(value):
+    _require_plain(key, value, [object()], "must take the request.")
+    return partial(_ask, key, value)
+
+
+def pin_key(key: str, value: Any) -> Callable[[], object] | None:
+    """Return a function that says whose request it is; or None."""
+    if value is None:
+        return None
+    if not callable(value):
         raise ConfigurationError(
             key,
             value,
+            "must be a function that returns whose request it is, such as the user's "
+            "id, or None for nobody.",
+        )
+    _require_plain(key, value, [], "must take no arguments.")
+    function: Callable[[], object] = value
+    return function
+
+
+def _require_plain(
+    key: str, function: Callable[..., Any], arguments: list[object], takes: str
+) -> None:
+    """Refuse a function that is ``async`` or takes other arguments.
+
+    Args:
+        key: The setting.
+        function: What it has.
+        arguments: What the function will get.
+        takes: What it must take, for the error.
+    """
+    error = misfit(function, *arguments)
+    if error is not None:
+        raise ConfigurationError(key, function, takes) from error
+    if _is_async(function):
+        raise ConfigurationError(
+            key,
+            function,
             "must not be async: the answer is needed inside of statements, where "
             "nothing can be awaited. Write it as a plain function.",
         )
-    return partial(_ask, key, value)
+
+
+def misfit(
+    function: Callable[..., Any], *args: object, **kwargs: object
+) -> TypeError | None:
+    """Return why a function does not take these arguments; None if it may."""
+    try:
+        inspect.signature(function).bind(*args, **kwargs)
+    except TypeError as error:
+        return error
+    except ValueError:
+        pass  # a built-in without a signature
+    return None
+
+
+def close_coroutine(value: object) -> bool:
+    """Close what an async function has returned; return whether it was a coroutine."""
+    if not inspect.iscoroutine(value):
+        return False
+    value.close()  # or Python warns that it was never awaited
+    return True
 
 
 def _is_async(function: Callable[..., Any]) -> bool:
@@ -310,8 +449,7 @@ def _ask(
     answer = function(request)
     if answer is None or isinstance(answer, bool):
         return answer
-    if inspect.iscoroutine(answer):
-        answer.close()  # or Python warns that it was never awaited
+    close_coroutine(answer)
     # No truth values: a coroutine is true, and None from re.match() would leave the
     # decision to the method.
     raise ConfigurationError(

@@ -29,18 +29,11 @@ from sqlalchemy.sql.elements import (
 )
 from sqlalchemy.sql.expression import FunctionElement, TextualSelect
 from sqlalchemy.sql.lambdas import StatementLambdaElement
-from sqlalchemy.sql.selectable import FromClause, GenerativeSelect
+from sqlalchemy.sql.selectable import ForUpdateArg, FromClause, GenerativeSelect
 
-from flask_replicated._private import (
-    for_update,
-    has_hints,
-    query_parts,
-    resolved_lambda,
-    select_parts,
-    selects_tables_only,
-)
+from flask_replicated._private import has_hints, select_parts, selects_tables_only
 
-from .text import Kind, TextClassifier
+from .text import CACHED_LENGTH, Kind, TextClassifier
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -72,7 +65,7 @@ class Classifier:
         self.text = TextClassifier(write_functions, dialect)
         self._rules: tuple[tuple[_Classes, Callable[[Any], Kind]], ...] = (
             (UpdateBase, _write),
-            (StatementLambdaElement, lambda made: self.kind(resolved_lambda(made))),
+            (StatementLambdaElement, lambda made: self.kind(_built(made))),
             (Select, self._select),
             (CompoundSelect, self._compound),
             (TextClause, lambda clause: self.text.statement(clause.text)),
@@ -81,7 +74,7 @@ class Classifier:
             (str, self.text.statement),
             (_SAVEPOINTS, lambda _: _READ),
         )
-        self._statement = self.text.statement
+        self._short_statement = self.text.short_statement
         # Bounded: a program may create classes as it runs.
         self._rule_for = lru_cache(maxsize=512)(self._find_rule)
 
@@ -94,7 +87,9 @@ class Classifier:
         cls: Any = type(statement)
         # Nearly every statement is one of these; the rules would double the time.
         if cls is TextClause:
-            return self._statement(statement.text)
+            text = statement.text
+            short = len(text) <= CACHED_LENGTH
+            return (self._short_statement if short else self.text.statement)(text)
         if cls is Select and selects_tables_only(statement):
             return _READ
         return self._rule_for(cls)(statement)
@@ -117,13 +112,13 @@ class Classifier:
                 return rule
         return _write
 
-    def _generative(self, statement: GenerativeSelect) -> Kind:
-        ctes, lock = query_parts(statement)
-        kind = self._parts(ctes)
-        return kind if lock is None else max(kind, Kind.LOCK)
-
     def _compound(self, statement: CompoundSelect[Any]) -> Kind:
-        return max(self._generative(statement), *map(self.kind, statement.selects))
+        around = (
+            part
+            for part in statement.get_children()
+            if isinstance(part, CTE | ForUpdateArg)
+        )
+        return max(self._parts(around), *map(self.kind, statement.selects))
 
     def _select(self, statement: Select[Any]) -> Kind:
         columns, joins, froms, ctes, lock = select_parts(statement)
@@ -135,7 +130,8 @@ class Classifier:
             joined = (target for target, *_ in joins)
             kind = max(
                 kind,
-                self._generative(statement),
+                self._parts(ctes),
+                _READ if lock is None else Kind.LOCK,
                 # A relationship or mapped class has no clause of its own.
                 self._parts(f for f in joined if isinstance(f, FromClause)),
                 self._parts(froms),
@@ -166,13 +162,18 @@ class Classifier:
             return Kind.WRITE
         if isinstance(part, FunctionElement):
             return self.text.function(str(getattr(part, "name", "")))
-        if isinstance(part, GenerativeSelect):
-            return _READ if for_update(part) is None else Kind.LOCK
+        if isinstance(part, ForUpdateArg):
+            return Kind.LOCK
         if isinstance(part, TextClause):
             return self.text.fragment(part.text)
         if getattr(part, "is_literal", False):  # literal_column()
             return self.text.fragment(part.name)
         return _READ
+
+
+def _built(made: StatementLambdaElement) -> Any:
+    """Return the statement that a lambda statement has built."""
+    return next(iter(made.get_children()))
 
 
 def _is_query(statement: Any) -> bool:

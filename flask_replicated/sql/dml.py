@@ -15,6 +15,7 @@ from .tokens import (
     find_closing,
     is_mark,
     is_word,
+    outside_parentheses,
     split,
     split_statements,
     tokenize,
@@ -206,11 +207,7 @@ class _Parser:
 
     def _left_side(self, part: Sequence[Token]) -> list[Identifier]:
         """Return the dotted name before the sign of an assignment."""
-        sign = next(
-            (n for n, token in enumerate(part) if is_mark(token, "=", ":=", "[")), None
-        )
-        if sign is None:
-            raise _AmbiguousError
+        sign = _sign(part, "[")
         self._read(part[sign:])
         return [_only_name(one) for one in split(part[:sign], ".")]
 
@@ -290,13 +287,8 @@ def _without_modifiers(tokens: Sequence[Token]) -> Sequence[Token]:
 
 def _find(tokens: Sequence[Token], *words: str) -> int | None:
     """Return the index of the first of these keywords outside parentheses."""
-    depth = 0
-    for index, token in enumerate(tokens):
-        if is_mark(token, "(", "["):
-            depth += 1
-        elif is_mark(token, ")", "]"):
-            depth -= 1
-        elif not depth and is_word(token, *words):
+    for index, token in outside_parentheses(tokens):
+        if is_word(token, *words):
             before = tokens[index - 1] if index else None
             # IS DISTINCT FROM is an operator, and a word after a dot is a name.
             if not (is_word(before, "distinct") or is_mark(before, ".")):
@@ -380,13 +372,21 @@ def _assigned_to(tokens: Sequence[Token]) -> list[Sequence[Token]]:
     """Return the left side of each assignment; of a list, its columns."""
     found: list[Sequence[Token]] = []
     for part in split(tokens):
-        sign = next((n for n, one in enumerate(part) if is_mark(one, "=", ":=")), None)
-        if sign is None or sign + 1 == len(part):
+        sign = _sign(part)
+        if sign + 1 == len(part):
             raise _AmbiguousError
         left = part[:sign]
         listed = is_mark(left[0], "(") and find_closing(left, 0) == len(left) - 1
         found += split(left[1:-1]) if listed else [left]
     return found
+
+
+def _sign(part: Sequence[Token], *more: str) -> int:
+    """Return the index of the sign of an assignment, or of one of these marks."""
+    for index, token in enumerate(part):
+        if is_mark(token, "=", ":=", *more):
+            return index
+    raise _AmbiguousError
 
 
 def _inserted(tokens: Sequence[Token]) -> list[Sequence[Token]] | None:

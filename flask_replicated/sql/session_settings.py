@@ -8,9 +8,9 @@ settings alone a connection can be reused as it is.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from .text import cached
 from .tokens import (
     Token,
     find_closing,
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["is_local"]
 
-_LONG = 20_000  # characters; longer texts are rare, and not cached
 _TRUE = frozenset(
     word[:length]
     for word in ("true", "yes", "on", "1")
@@ -44,8 +43,7 @@ def is_local(sql: str, parameters: Iterable[Any]) -> bool:
         sql: Text that sets something.
         parameters: A mapping or a sequence of parameters for each execution.
     """
-    read = _read_flags if len(sql) > _LONG else _remembered
-    flags = read(sql)
+    flags = _flags(sql)
     if not flags:
         return False
     sets = list(parameters) or [()]
@@ -96,7 +94,7 @@ def _ends(statement: Sequence[Token]) -> bool:
     )
 
 
-_remembered = lru_cache(maxsize=256)(_read_flags)
+_, _flags = cached(_read_flags, 256)
 
 
 def _with_places(tokens: Iterable[Token]) -> tuple[Token, ...]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from flask_replicated.patterns import pattern
+
 from .tokens import scan
 
 __all__ = ["Readings", "strip"]
@@ -47,7 +49,7 @@ def strip(sql: str, dialect: str) -> Readings:
 
 
 # A placeholder that hides nothing, even if the server does not take it for one.
-_PLAIN_BIND = re.compile(r"%\(\w+\)s|%s|__\[(?:POSTCOMPILE|SCHEMA)_\w+\]|[?:@$]\w*")
+_PLAIN_BIND = pattern(r"%\(\w+\)s|%s|__\[(?:POSTCOMPILE|SCHEMA)_\w+\]|[?:@$]\w*")
 
 
 def _strip_tokens(sql: str, dialect: str) -> str | None:
@@ -91,13 +93,13 @@ _TAG = r"[A-Za-z_\x80-\U0010ffff][\w\x80-\U0010ffff]*"
 _DOLLARS = rf"| (?<![\w$\x80-\U0010ffff])\$(?P<tag>{_TAG})?\$.*?\$(?(tag)(?P=tag))\$"
 _FLAGS = re.VERBOSE | re.DOTALL | re.MULTILINE
 _STRINGS = r"""'(?:[^']|'')*' | "(?:[^"]|"")*" """
-_STANDARD = re.compile(
+_STANDARD = pattern(
     _HIDDEN.format(comment=r"--[^\n]* | (?:^|(?<=\s))\#\s[^\n;]*", strings=_STRINGS)
     + _DOLLARS,
     _FLAGS,
 )
 # PostgreSQL: # is an operator, and a carriage return ends a line.
-_POSTGRESQL = re.compile(
+_POSTGRESQL = pattern(
     _HIDDEN.format(comment=r"--[^\r\n]*", strings=_STRINGS) + _DOLLARS, _FLAGS
 )
 # MySQL: a backslash escapes a quote, # begins a comment, -- does so only before a
@@ -106,15 +108,16 @@ _AS_MYSQL = _HIDDEN.format(
     comment=r"--(?=\s|$)[^\n]* | \#[^\n]*",
     strings=r"""'(?:[^'\\]|\\.|'')*' | "(?:[^"\\]|\\.|"")*" """,
 )
-_MYSQL_WITH_DOLLARS = re.compile(_AS_MYSQL + _DOLLARS, _FLAGS)
-_MYSQL = re.compile(_AS_MYSQL, _FLAGS)
-_RETURN = re.compile(r"--[^\n]*\r(?!\n)")
-_READ_DIFFERENTLY = re.compile(rf"[\\#]|--(?!\s|$)|\$(?:{_TAG})?\$|{_RETURN.pattern}")
+_MYSQL_WITH_DOLLARS = pattern(_AS_MYSQL + _DOLLARS, _FLAGS)
+_MYSQL = pattern(_AS_MYSQL, _FLAGS)
+_RETURNED = r"--[^\n]*\r(?!\n)"
+_RETURN = pattern(_RETURNED)
+_READ_DIFFERENTLY = pattern(rf"[\\#]|--(?!\s|$)|\$(?:{_TAG})?\$|{_RETURNED}")
 
 # What may separate a quoted name from the parenthesis that makes it a call.
 _BETWEEN = r"(?:\s|--{line}*(?:{end}|$)|\#[^\n]*(?:\n|$)|/\*(?:[^*]|\*(?!/))*\*/)*\("
-_CALL = re.compile(_BETWEEN.format(line=r"[^\n]", end=r"\n"))
-_CALL_POSTGRESQL = re.compile(_BETWEEN.format(line=r"[^\r\n]", end=r"[\r\n]"))
+_CALL = pattern(_BETWEEN.format(line=r"[^\n]", end=r"\n"))
+_CALL_POSTGRESQL = pattern(_BETWEEN.format(line=r"[^\r\n]", end=r"[\r\n]"))
 
 
 def _strip_unknown(sql: str) -> Readings:

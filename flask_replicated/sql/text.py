@@ -10,18 +10,20 @@ from __future__ import annotations
 import re
 from enum import IntEnum
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+
+from flask_replicated.patterns import pattern
 
 from .dml import find_writes
 from .function_names import LOCKING, PURE, SEQUENCE, SETTING, TRANSACTION_TIME, WRITING
 from .strip import strip
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from .dml import TableWrite
 
-__all__ = ["Kind", "TextClassifier", "ends_read_only"]
+__all__ = ["CACHED_LENGTH", "Kind", "TextClassifier", "cached", "ends_read_only"]
 
 
 class Kind(IntEnum):
@@ -37,13 +39,13 @@ class Kind(IntEnum):
     """Changes data, or may: only the primary."""
 
 
-_FIRST_WORD = re.compile(r"[\s(]*([A-Za-z]+)")
-_EXPLAIN = re.compile(
+_FIRST_WORD = pattern(r"[\s(]*([A-Za-z]+)")
+_EXPLAIN = pattern(
     r"[\s(]*(?:EXPLAIN|DESCRIBE|DESC)\b(?P<options>\s*\([^)]*\)|(?:\s+(?:ANALYZE|ANALYSE|VERBOSE|EXTENDED"
     r"|QUERY\s+PLAN|FORMAT\s*=\s*\w+))*)",
     re.IGNORECASE,
 )
-_LOCKS = re.compile(
+_LOCKS = pattern(
     r"\bFOR\s+(?:NO\s+KEY\s+UPDATE|KEY\s+SHARE|UPDATE|SHARE)\b"
     r"|\bLOCK\s+IN\s+SHARE\s+MODE\b",
     re.IGNORECASE,
@@ -54,7 +56,7 @@ _NAMED = (
     r"(?!\s*(?:[(.,)=<>!+*/%|]|AS\b|DESC\b|ASC\b|IS\b|IN\b|LIKE\b|AND\b|NOT\b"
     r"|BETWEEN\b|LIMIT\b|{more}$))"
 )
-_WRITES = re.compile(
+_WRITES = pattern(
     r"(?<!\.)(?<!\bAS\s)(?<!\bFROM\s)(?<!\bJOIN\s)"
     r"(?:\b(?:INSERT|UPDATE|MERGE|REPLACE)\b"
     + _NAMED.format(more=r"FROM\b|")
@@ -65,9 +67,12 @@ _WRITES = re.compile(
     re.IGNORECASE,
 )
 # With its schema: a user's own count() is not the server's.
-_CALLED_NAMES = re.compile(r"(?:([\w$]+|'')\s*\.\s*)?(?<![\w$])([^\W\d][\w$]*)\s*\(")
+# A schema is looked for at the beginning of a word alone: a word may be very long.
+_CALLED_NAMES = pattern(
+    r"(?:((?<![\w$])[\w$]+|'')\s*\.\s*)?(?<![\w$])([^\W\d][\w$]*)\s*\("
+)
 # A name with a list of columns: an alias or a CTE.
-_LISTS = re.compile(
+_LISTS = pattern(
     r"\bAS\s+(?!(?:NOT\s+)?MATERIALIZED\b)[^\W\d][\w$]*\s*(?=\()"
     r"|(?<![\w$.])[^\W\d][\w$]*\s*\([\w\s,$']*\)\s*"
     r"(?=AS\s*(?:(?:NOT\s+)?MATERIALIZED\s*)?"
@@ -76,17 +81,17 @@ _LISTS = re.compile(
 )
 # What may precede the parenthesis that opens a table (a subquery or a function); after
 # FROM, JOIN and LATERAL it certainly is one. After OPERATOR(...) a call may follow.
-_BEFORE_TABLE = re.compile(
+_BEFORE_TABLE = pattern(
     r"(?:(?<![\w$.])(?P<surely>FROM|JOIN|LATERAL)\b|[,(])\s*"
     r"(?P<called>(?:(?:[\w$]+|'')\s*\.\s*)*(?!OPERATOR\b)[^\W\d][\w$]*\s*)?$",
     re.IGNORECASE,
 )
-_OWN_QUERY = re.compile(r"\s*(?:\(|(?:SELECT|WITH|VALUES|TABLE)\b)", re.IGNORECASE)
+_OWN_QUERY = pattern(r"\s*(?:\(|(?:SELECT|WITH|VALUES|TABLE)\b)", re.IGNORECASE)
 # What may follow the closing one: an alias with a list of columns.
-_ALIAS = re.compile(
+_ALIAS = pattern(
     r"\s*(?:WITH\s+ORDINALITY\s+)?(?!AS\b)([^\W\d][\w$]*)(?=\s*\()", re.IGNORECASE
 )
-_PARENTHESES = re.compile(r"[()]")
+_PARENTHESES = pattern(r"[()]")
 _LONGEST_NAME = 300  # characters, with its schema; longer ones are not considered
 # More words that may precede a parenthesis without being a call.
 _GRAMMAR = """
@@ -99,8 +104,8 @@ _WORDS = {
 }
 _ANY_WORDS = frozenset().union(*_WORDS.values())
 _SYSTEM_SCHEMAS = frozenset({"", "pg_catalog"})
-_CALLS = re.compile(r"\b([A-Za-z_]\w*)\s*\(")
-_READING_PRAGMAS = re.compile(
+_CALLS = pattern(r"\b([A-Za-z_]\w*)\s*\(")
+_READING_PRAGMAS = pattern(
     r"\s*PRAGMA\s+(?:\w+\.)?(?:(?:table_x?info|table_list|index_list|index_x?info"
     r"|foreign_key_list|database_list|collation_list|function_list|compile_options"
     r"|pragma_list|module_list)\b[^=;]*"
@@ -111,7 +116,7 @@ _READING_PRAGMAS = re.compile(
     re.IGNORECASE,
 )
 # Beginning and ending a transaction writes nothing; dialects and listeners do it.
-_TRANSACTION = re.compile(
+_TRANSACTION = pattern(
     r"\s*(?:BEGIN(?:\s+(?:WORK|TRANSACTION|DEFERRED))*|START\s+TRANSACTION|COMMIT|END"
     r"|ROLLBACK|ABORT|SAVEPOINT|RELEASE|PREPARE\s+TRANSACTION|XA)\b"
     # Not if an executable comment adds more.
@@ -119,19 +124,37 @@ _TRANSACTION = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 # Would let a replica's read-only session write.
-_ENDS_READ_ONLY = re.compile(
+_ENDS_READ_ONLY = pattern(
     r"READ(?:\s|/\*M?!\d*)+WRITE|read_only|query_only", re.IGNORECASE
 )
-_SET_STATEMENT = re.compile(
-    r"\s*SET\s+STATEMENT\b.*?\bFOR\b", re.IGNORECASE | re.DOTALL
-)
+_SET_STATEMENT = pattern(r"\s*SET\s+STATEMENT\b.*?\bFOR\b", re.IGNORECASE | re.DOTALL)
 # The time when a transaction began, also in a literal. A false positive costs little.
-_TRANSACTION_TIME = re.compile(
+_TRANSACTION_TIME = pattern(
     rf"\b(?:{'|'.join(sorted(TRANSACTION_TIME))})\b", re.IGNORECASE
 )
 _QUERIES = frozenset({"SELECT", "WITH", "VALUES", "TABLE"})
 _PLANS = frozenset({"EXPLAIN", "DESCRIBE", "DESC"})
-_CACHED_LENGTH = 20_000
+CACHED_LENGTH = 20_000
+"""Characters; what longer texts do is found out each time."""
+
+_R = TypeVar("_R")
+
+
+def cached(
+    find: Callable[[str], _R], many: int = 1024
+) -> tuple[Callable[[str], _R], Callable[[str], _R]]:
+    """Return a cached function for short texts, and one for texts of any length.
+
+    Args:
+        find: What is found out of a text.
+        many: How many texts are remembered, each of ``CACHED_LENGTH`` at most.
+    """
+    of_short = lru_cache(maxsize=many)(find)
+
+    def of_any(sql: str) -> _R:
+        return (find if len(sql) > CACHED_LENGTH else of_short)(sql)
+
+    return of_short, of_any
 
 
 class TextClassifier:
@@ -142,9 +165,19 @@ class TextClassifier:
             ones; case does not matter.
         dialect: SQLAlchemy's name for the server's dialect. Where it is empty, or not
             one of those that are known, the worst of all readings counts.
+
+    Attributes:
+        statement: Returns what a statement does; of several in one string, the most.
+        short_statement: The same for a text of at most ``CACHED_LENGTH`` characters,
+            without a call in between.
+        fragment: Returns what a part of a statement does: only its calls can do
+            anything.
+        may_write: Whether a statement writes, or calls a function that is not known.
+        writes: Returns what a statement does to which tables; None if that is not
+            certain.
     """
 
-    def __init__(self, write_functions: Iterable[str] = (), dialect: str = "") -> None:
+    def __init__(self, write_functions: Iterable[str], dialect: str) -> None:
         added = dict.fromkeys(map(str.lower, write_functions), Kind.WRITE)
         self._added = frozenset(added)
         self._dialect = dialect
@@ -154,20 +187,10 @@ class TextClassifier:
             **dict.fromkeys(SETTING, Kind.SETTING),
             **added,
         }
-        # Bounded in entries here, and in the size of each by _CACHED_LENGTH.
-        self._statement = lru_cache(maxsize=1024)(self._classify)
-        self._fragment = lru_cache(maxsize=1024)(self._classify_fragment)
-        self._writing = lru_cache(maxsize=1024)(self._check_writing)
-        self._found = lru_cache(maxsize=1024)(self._find_writes)
-
-    def statement(self, sql: str) -> Kind:
-        """Return what a statement does; of several in one string, the most."""
-        return (self._classify if len(sql) > _CACHED_LENGTH else self._statement)(sql)
-
-    def fragment(self, sql: str) -> Kind:
-        """Return what a part of a statement does: only its calls can do anything."""
-        find = self._classify_fragment if len(sql) > _CACHED_LENGTH else self._fragment
-        return find(sql)
+        self.short_statement, self.statement = cached(self._classify)
+        _, self.fragment = cached(self._classify_fragment)
+        _, self.may_write = cached(self._check_writing)
+        _, self.writes = cached(self._find_writes)
 
     def query(self, sql: str) -> Kind:
         """Return what a text that is known to be one query does.
@@ -176,16 +199,6 @@ class TextClassifier:
         write is a name.
         """
         return max(map(self._calls_and_locks, strip(sql, self._dialect).every()))
-
-    def may_write(self, sql: str) -> bool:
-        """Whether a statement writes, or calls a function that is not known."""
-        find = self._check_writing if len(sql) > _CACHED_LENGTH else self._writing
-        return find(sql)
-
-    def writes(self, sql: str) -> tuple[TableWrite, ...] | None:
-        """Return what a statement does to which tables; None if that is not certain."""
-        find = self._find_writes if len(sql) > _CACHED_LENGTH else self._found
-        return find(sql)
 
     def stands_alone(self, sql: str) -> bool:
         """Whether PostgreSQL answers a read the same in a transaction of its own.

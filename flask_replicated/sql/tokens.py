@@ -9,14 +9,17 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
+from flask_replicated.patterns import pattern
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 __all__ = [
     "Token",
     "find_closing",
     "is_mark",
     "is_word",
+    "outside_parentheses",
     "scan",
     "split",
     "split_statements",
@@ -85,7 +88,7 @@ _PARTS = {
     },
 }
 _PATTERNS = {
-    dialect: re.compile(_COMMON.format(**parts), re.VERBOSE | re.DOTALL)
+    dialect: pattern(_COMMON.format(**parts), re.VERBOSE | re.DOTALL)
     for dialect, parts in _PARTS.items()
 }
 _PATTERNS["mariadb"] = _PATTERNS["mysql"]
@@ -112,11 +115,11 @@ def scan(sql: str, dialect: str) -> list[tuple[str, str]] | None:
 
     Together the texts are the SQL. None is returned where :func:`tokenize` does so.
     """
-    pattern = _PATTERNS.get(dialect)
-    if pattern is None:
+    found = _PATTERNS.get(dialect)
+    if found is None:
         return None
     tokens = []
-    for match in pattern.finditer(sql):
+    for match in found.finditer(sql):
         kind = match.lastgroup or ""
         if kind == "unsure":
             return None
@@ -161,17 +164,25 @@ def find_closing(tokens: Sequence[Token], start: int) -> int | None:
 
 def split(tokens: Sequence[Token], mark: str = ",") -> list[Sequence[Token]]:
     """Split tokens at marks outside parentheses and brackets."""
-    depth, start = 0, 0
+    start = 0
     parts: list[Sequence[Token]] = []
+    for index, token in outside_parentheses(tokens):
+        if is_mark(token, mark):
+            parts.append(tokens[start:index])
+            start = index + 1
+    return [*parts, tokens[start:]]
+
+
+def outside_parentheses(tokens: Iterable[Token]) -> Iterator[tuple[int, Token]]:
+    """Return what is outside of parentheses and brackets, each with its index."""
+    depth = 0
     for index, token in enumerate(tokens):
         if is_mark(token, "(", "["):
             depth += 1
         elif is_mark(token, ")", "]"):
             depth -= 1
-        elif not depth and is_mark(token, mark):
-            parts.append(tokens[start:index])
-            start = index + 1
-    return [*parts, tokens[start:]]
+        elif not depth:
+            yield index, token
 
 
 def split_statements(tokens: Sequence[Token]) -> Iterator[Sequence[Token]]:

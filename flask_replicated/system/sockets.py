@@ -9,7 +9,7 @@ import select
 import socket
 from typing import TYPE_CHECKING, Any
 
-from flask_replicated._private import pymysql_socket
+from flask_replicated._private import driver_socket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ def fileno_of(connection: Any) -> int | None:
     """Return the file descriptor of a DBAPI connection's socket, if it shows one."""
     fileno = getattr(connection, "fileno", None)
     if fileno is None:
-        fileno = getattr(pymysql_socket(connection), "fileno", None)
+        fileno = getattr(driver_socket(connection), "fileno", None)
     if fileno is None:  # psycopg's under SQLAlchemy's async adapter
         fileno = getattr(_under_adapter(connection), "fileno", None)
     if fileno is None:
@@ -66,7 +66,7 @@ def socket_of(connection: Any) -> Iterator[socket.socket | None]:
     Nothing must be sent or received over it. None where the driver shows no socket, or
     it is closed.
     """
-    own = pymysql_socket(connection)
+    own = driver_socket(connection)
     if isinstance(own, socket.socket):
         yield own
         return

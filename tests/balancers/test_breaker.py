@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
@@ -77,14 +78,22 @@ class TestCounting:
     def test_without_permits_a_window_stands_in(
         self, breaker: CircuitBreaker, clock: FakeClock
     ) -> None:
-        """Without permits, failures within 0.05 s are the same outage."""
-        for _ in range(8):
-            breaker.failed()
-        assert breaker.failures == 1
-        clock.advance(0.04)
+        """Without permits, what others report within 0.05 s is the same outage."""
+        assert not breaker.failed()
+        with ThreadPoolExecutor(1) as threads:
+            assert not threads.submit(breaker.failed).result()
+            clock.advance(0.04)
+            assert not threads.submit(breaker.failed).result()
+            assert breaker.failures == 1
+            clock.advance(0.02)
+            assert threads.submit(breaker.failed).result()
+
+    def test_one_thread_has_tried_again(self, breaker: CircuitBreaker) -> None:
+        """A thread that reports again counts at once, also after a success."""
         breaker.failed()
+        breaker.succeeded()
+        assert not breaker.failed()
         assert breaker.failures == 1
-        clock.advance(0.02)
         assert breaker.failed()
 
     def test_late_success_resets_nothing(self, breaker: CircuitBreaker) -> None:

@@ -92,6 +92,14 @@ def test_no_member_available_lists_every_member() -> None:
         ("{'user': 'u', 'password': 'p w'}", "{'user': 'u', 'password': ***}"),
         ('{"passwd": "pw"}', '{"passwd": ***}'),
         ("pwd=pw", "pwd=***"),
+        ("pass=pw host=h", "pass=*** host=h"),
+        ("api_key=pw, AccountKey=pw", "api_key=*** AccountKey=***"),
+        ("bad token: pw", "bad token: ***"),
+        ("ALTER USER u IDENTIFIED BY 'p w'", "ALTER USER u IDENTIFIED BY ***"),
+        ("ALTER USER u PASSWORD 'p w'", "ALTER USER u PASSWORD ***"),
+        ("compass=5 bypass: x", "compass=5 bypass: x"),
+        ("(using password: NO)", "(using password: NO)"),
+        ("no password supplied", "no password supplied"),
         ("(using password: YES)", "(using password: YES)"),
         ("password authentication failed", "password authentication failed"),
     ],
@@ -99,6 +107,29 @@ def test_no_member_available_lists_every_member() -> None:
 def test_passwords_are_hidden(text: str, shown: str) -> None:
     """A password in a URL, a DSN or a printed mapping does not survive."""
     assert redact(text) == shown
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "x",
+        "a:",
+        "x://",
+        "//a:",
+        "a.",
+        "pwd",
+        "password ",
+        "password='",
+        "token: ",
+        "a:@ ",
+        "\n",
+        "@" + "a:" * 400_000 + " ",
+    ],
+)
+def test_long_texts_are_redacted(part: str) -> None:
+    """A text of megabytes, such as a statement's, holds nobody up for hours."""
+    long = part * (1_000_000 // len(part))
+    assert redact(f"{long} x://u:hunter2@h\npassword=hunter2").count("hunter2") == 0
 
 
 PASSWORD = st.text(st.characters(exclude_categories=("Z", "C")), min_size=8)
@@ -115,6 +146,7 @@ def test_error_text_is_one_short_line() -> None:
     assert error_text(OSError("first\nsecond")) == "OSError: first"
     assert error_text(OSError("\n  first \n")) == "OSError: first"
     assert error_text(OSError("é" * 5000)) == "OSError: " + "é" * 299 + "…"
+    assert error_text(OSError("no \udcff")) == r"OSError: no \udcff"
     assert error_text(OSError()) == "OSError"
     assert error_text(KeyboardInterrupt("x")) == "KeyboardInterrupt: x"
 

@@ -13,27 +13,29 @@ import pytest
 import balancers
 
 PUBLIC = """
-BalancerError CircuitBreaker Event Listener Member MemberSnapshot
-NoMemberAvailableError Permit Pick Pool PoolSnapshot Random RoundRobin Strategy
-UnknownMemberError Weighted
+BalancerError CircuitBreaker Event Feedback First LatencyWindow LeastOutstanding
+Listener Member MemberSnapshot NoMemberAvailableError PeakEwma Permit Pick Pool
+PoolSnapshot Random RoundRobin Strategy UnknownMemberError Weighted Zoned
 """
 
 MODULES = {
-    "breaker": "CircuitBreaker Permit Status check_count check_seconds",
+    "breaker": "CircuitBreaker Permit Status check_count check_fraction check_seconds",
     "errors": """
         BalancerError DuplicateMemberError InvalidPickError InvalidSettingError
         InvalidWeightError NoMemberAvailableError UnknownBalancerError
-        UnknownMemberError error_text redact
+        UnknownMemberError WeightsUnreadError error_text redact
         """,
     "events": """
         Event Listener MemberAdded MemberClosed MemberDrained MemberOnTrial
-        MemberOpened MemberRemoved MemberRestored MemberSnapshot PoolSnapshot
-        State
+        MemberOpened MemberRemoved MemberRestored MemberReweighted MemberSnapshot
+        PoolSnapshot State
         """,
+    "feedback": "DECAY Feedback PeakFeedback is_feedback",
     "pool": "Pool",
     "strategies": """
-        BALANCERS Balancer MAX_STEPS Member Pick Random RoundRobin Strategy Weighted
-        resolve_balancer
+        BALANCERS Balancer First LatencyWindow LeastOutstanding MAX_STEPS Member
+        PeakEwma Pick Random RoundRobin Strategy Weighted Zoned is_shipped
+        reads_weights resolve_balancer
         """,
 }
 

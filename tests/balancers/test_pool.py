@@ -203,6 +203,16 @@ class TestPick:
         assert min(seen[name] for name in "bcd") > 30
 
 
+def test_who_tries_again_at_once() -> None:
+    """A caller whose attempts fail one right after the other runs out of members."""
+    pool = Pool(targets(3), clock=FakeClock())
+    for _ in range(3 * 2):
+        pool.failed(pool.pick(), REFUSED)
+    with pytest.raises(NoMemberAvailableError) as caught:
+        pool.pick()
+    assert str(caught.value).count("connection refused") == 3
+
+
 class TestCandidates:
     """Whom one caller may try."""
 

@@ -6,30 +6,30 @@ import sys
 from functools import partial
 from itertools import cycle
 from random import randrange
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from balancers import (
+    First,
+    LatencyWindow,
+    LeastOutstanding,
     Member,
     NoMemberAvailableError,
+    PeakEwma,
     Pick,
     Pool,
     Random,
     RoundRobin,
     Strategy,
     Weighted,
+    Zoned,
 )
-from balancers.errors import UnknownBalancerError
-from balancers.strategies import (
-    BALANCERS,
-    MAX_STEPS,
-    _shared_rotation,
-    _spread,
-    resolve_balancer,
-)
+from balancers._sequences import shared_rotation, spread
+from balancers.errors import InvalidSettingError, UnknownBalancerError
+from balancers.strategies import BALANCERS, MAX_STEPS, resolve_balancer
 from tests.balancers.support import members, names, tally
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def by_hand(live: tuple[Member[str], ...]) -> Pick[str]:
 
 def by_counter(live: tuple[Member[str], ...]) -> Pick[str]:
     """Rotate as on an interpreter without a lock."""
-    return _shared_rotation(live, randrange(len(live)))
+    return shared_rotation(live, randrange(len(live)))
 
 
 class NeedsArgument:
@@ -67,7 +67,7 @@ class BalancerContract:
         pick = self.balancer()(live)
         assert all(pick() in live for _ in range(100))
 
-    @pytest.mark.parametrize("count", [1, 2, 3, 17])
+    @pytest.mark.parametrize("count", [1, 2, 3, 9, 17])
     def test_reaches_everybody(self, count: int) -> None:
         """No live member is left out for good."""
         pick = self.balancer()(members([1] * count))
@@ -222,7 +222,7 @@ class TestWeighted(ShippedContract):
     def test_nobody_is_a_whole_pick_ahead_or_behind(self, weights: list[int]) -> None:
         """At each step of a cycle, counts are within 1 of the exact shares."""
         counts, total = [0] * len(weights), sum(weights)
-        for step, index in enumerate(_spread(weights), 1):
+        for step, index in enumerate(spread(weights), 1):
             counts[index] += 1
             exact = [weight * step for weight in weights]
             assert all(
@@ -241,6 +241,177 @@ class TestWeighted(ShippedContract):
             ideal = weight / sum(weights) * steps
             assert counts[f"m{i}"] >= 1
             assert abs(counts[f"m{i}"] - ideal) <= 2 * len(weights) + 1
+
+
+class TestLeastOutstanding(ShippedContract):
+    """Who has the fewest uses; see test_feedback.py for what it makes of those."""
+
+    def balancer(self) -> Strategy[str]:
+        """Return the balancer under test."""
+        return LeastOutstanding()
+
+    @given(WEIGHTS)
+    def test_ties_take_turns(self, weights: list[int]) -> None:
+        """Where nobody is in use, it is the weighted round robin."""
+        counts = tally(self.balancer()(members(weights)), sum(weights))
+        assert [counts[f"m{i}"] for i in range(len(weights))] == weights
+
+
+class TestPeakEwma(ShippedContract):
+    """The better of two."""
+
+    def balancer(self) -> Strategy[str]:
+        """Return the balancer under test."""
+        return PeakEwma()
+
+
+class TestLatencyWindow(ShippedContract):
+    """Who is about as fast as the fastest."""
+
+    def balancer(self) -> Strategy[str]:
+        """Return the balancer under test."""
+        return LatencyWindow()
+
+    def test_repr_is_short(self) -> None:
+        """The repr is the way to write it."""
+        assert repr(self.balancer()) == "LatencyWindow(milliseconds=10)"
+
+    @pytest.mark.parametrize("wrong", [0, -1, True, "10", float("inf"), float("nan")])
+    def test_a_wrong_window(self, wrong: Any) -> None:
+        """It is a number above 0."""
+        with pytest.raises(InvalidSettingError, match="milliseconds"):
+            LatencyWindow(milliseconds=wrong)
+
+
+class TestFirst(ShippedContract):
+    """One after the other, in their order."""
+
+    def balancer(self) -> Strategy[str]:
+        """Return the balancer under test."""
+        return First()
+
+    @pytest.mark.parametrize("count", [1, 3])
+    def test_reaches_everybody(self, count: int) -> None:
+        """The second takes all once the first is out, and so on."""
+        pool = Pool(dict.fromkeys("abc", ""), balancer="first")
+        found = []
+        for name in "abc"[:count]:
+            found.append(tally(pool.pick, 10))
+            pool.drain(name)
+        assert found == [{"a": 10}, {"b": 10}, {"c": 10}][:count]
+
+    def test_starts_at_a_random_place(self) -> None:
+        """It does not."""
+        assert {self.balancer()(members([1, 1]))().name for _ in range(20)} == {"m0"}
+
+    def test_pick_functions_are_independent(self) -> None:
+        """One instance serves several pools without mixing them up."""
+        balancer = self.balancer()
+        one, other = balancer(members([1, 1])), balancer(members([0, 1]))
+        assert (other().name, one().name) == ("m1", "m0")
+
+    def test_weight_zero_is_never_picked(self) -> None:
+        """A member of weight 0 takes no traffic."""
+        assert tally(self.balancer()(members([0, 1, 1])), 6) == {"m1": 6}
+
+    def test_tells_where_it_reads_no_weights(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A pool warns of weights."""
+        Pool({"a": "1", "b": "2"}, balancer=self.balancer(), weights={"a": 3})
+        assert "First() reads no weights" in caplog.text
+
+    def test_the_next_to_try(self) -> None:
+        """Where the first fails, the others are tried in their order."""
+        pool = Pool(dict.fromkeys("abcdef", ""), balancer=First)
+        assert "".join(names(pool.candidates())) == "abcdef"
+
+    def test_a_limit_keeps_the_order(self) -> None:
+        """A process that uses a few uses the first ones."""
+        pool = Pool(dict.fromkeys("abcdef", ""), balancer=First, limit=2)
+        assert names(pool.live) == ["a", "b"]
+        assert names(pool.spares) == ["c", "d", "e", "f"]
+
+
+class TestZoned(ShippedContract):
+    """Another one, where all members are local."""
+
+    def balancer(self) -> Strategy[str]:
+        """Return the balancer under test."""
+        return Zoned(RoundRobin(), "here", {f"m{i}": "here" for i in range(17)})
+
+    def test_repr_is_short(self) -> None:
+        """The repr is the way to write it."""
+        text = repr(Zoned(First(), "a", {"b": "a"}))
+        assert text == "Zoned(First(), 'a', {'b': 'a'})"
+
+
+ZONES = {"a": "east", "b": "east", "c": "west"}
+
+
+class TestZones:
+    """The local zone first."""
+
+    def pool(self, zone: str = "east", **options: Any) -> Pool[str]:
+        """Return a pool of two, one, and one without a zone."""
+        balancer = Zoned("weighted", zone, ZONES)
+        return Pool(dict.fromkeys("abcd", ""), balancer=balancer, **options)
+
+    def test_local_ones(self) -> None:
+        """Only they are picked, while one of them is live."""
+        pool = self.pool(weights={"a": 3})
+        assert tally(pool.pick, 40) == {"a": 30, "b": 10}
+        pool.drain("a")
+        assert tally(pool.pick, 40) == {"b": 40}
+
+    def test_all_others(self) -> None:
+        """With no local one live, all others are, and one without a zone is another."""
+        pool = self.pool("west")
+        pool.drain("c")
+        assert tally(pool.pick, 30) == {"a": 10, "b": 10, "d": 10}
+        pool.restore("c")
+        assert tally(pool.pick, 30) == {"c": 30}
+        assert tally(self.pool("north").pick, 40) == dict.fromkeys("abcd", 10)
+
+    def test_a_local_one_of_weight_zero(self) -> None:
+        """It takes nothing, and so leaves all to the others."""
+        pick = Zoned(RoundRobin, "east", {"m0": "east"})(members([0, 1, 1]))
+        assert set(tally(pick, 20)) == {"m1", "m2"}
+
+    def test_the_next_to_try(self) -> None:
+        """Where one fails, the other local one comes before all others."""
+        for _ in range(20):
+            found = names(self.pool().candidates())
+            assert set(found[:2]) == {"a", "b"}
+            assert set(found[2:]) == {"c", "d"}
+
+    def test_with_a_limit(self) -> None:
+        """A process that uses a few uses local ones."""
+        for _ in range(20):
+            pool = self.pool(limit=2)
+            assert names(pool.live) == ["a", "b"]
+            pool.drain("a")
+            assert "b" in names(pool.live)
+
+    def test_over_an_order(self) -> None:
+        """Local ones in their order, then the others in theirs."""
+        balancer = Zoned(First(), "west", {"c": "west", "e": "west"})
+        pool = Pool(dict.fromkeys("abcdef", ""), balancer=balancer, limit=4)
+        assert names(pool.live) == ["a", "b", "c", "e"]
+        assert "".join(names(pool.candidates())) == "ceabdf"
+
+    @pytest.mark.parametrize("wrong", [None, "", 3])
+    def test_a_wrong_zone(self, wrong: Any) -> None:
+        """A zone has a name: a member without a zone is in none."""
+        with pytest.raises(InvalidSettingError, match="zone"):
+            Zoned(RoundRobin(), wrong, {})
+
+    def test_no_more_than_the_strategy(self) -> None:
+        """It reads weights and asks for feedback where the strategy does."""
+        for inner in (RoundRobin(), Weighted(), PeakEwma()):
+            zoned = Zoned(inner, "east", ZONES)
+            assert zoned.reads_weights == inner.reads_weights
+            assert hasattr(zoned, "feedback") == hasattr(inner, "feedback")
 
 
 class TestByHand(BalancerContract):
@@ -278,7 +449,7 @@ class TestMember:
         """A member cannot be changed and has no dict."""
         member = Member[str]("a", "t", 1)
         with pytest.raises(AttributeError):
-            member.weight = 2  # type: ignore[misc]  # that is the point
+            member.weight = 2
         assert not hasattr(member, "__dict__")
 
     def test_is_equal_to_itself_alone(self) -> None:
@@ -323,7 +494,7 @@ class TestResolveBalancer:
         with pytest.raises(UnknownBalancerError) as caught:
             resolve_balancer(value)
         assert caught.value.value == value
-        assert caught.value.known == ("round_robin", "random", "weighted")
+        assert caught.value.known == tuple(BALANCERS)
         assert repr(value) in str(caught.value)
         assert "'round_robin'" in str(caught.value)
 
@@ -337,4 +508,7 @@ class TestResolveBalancer:
         """The table of names cannot be changed by its users."""
         with pytest.raises(TypeError):
             BALANCERS["mine"] = RoundRobin  # type: ignore[index]  # that is the point
-        assert set(BALANCERS) == {"round_robin", "random", "weighted"}
+        assert " ".join(BALANCERS) == (
+            "round_robin random weighted least_outstanding peak_ewma latency_window "
+            "first"
+        )

@@ -81,7 +81,12 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
         help="who serves: threads of this process, two processes, two processes of "
         "greenlets (default: both of the first)",
     )
-    arguments = parser.parse_args(words)
+    return _completed(parser, parser.parse_args(words))
+
+
+def _completed(
+    parser: argparse.ArgumentParser, arguments: argparse.Namespace
+) -> argparse.Namespace:
     known = DATABASES[arguments.database].faults
     arguments.faults = arguments.faults or list(known)
     unknown = [name for name in arguments.faults if name not in known]

@@ -6,9 +6,9 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from tests.background import Background
 
+if TYPE_CHECKING:
     from .workers import Answer, Service, Visitor
 
 __all__ = ["WRITE_EVERY", "Load", "Record", "Written"]
@@ -59,7 +59,7 @@ class Written(NamedTuple):
     unknown: set[str]
 
 
-class Load:
+class Load(Background):
     """Reads by fresh visitors; now and then a write that its visitor reads back.
 
     Args:
@@ -88,7 +88,7 @@ class Load:
         self.write_every = WRITE_EVERY
         self._service = service
         self._pause = pause
-        self._stop = threading.Event()
+        super().__init__()
         self._threads = [
             threading.Thread(target=self._run, args=(number,), name=f"load-{number}")
             for number in range(threads)
@@ -105,7 +105,7 @@ class Load:
 
     def _run(self, number: int) -> None:
         turn = 0
-        while not self._stop.wait(self._pause):
+        while not self._over.wait(self._pause):
             turn += 1
             hold = {"hold": self.hold} if self.hold else {}
             visitor = self._service.visitor()
@@ -146,16 +146,6 @@ class Load:
         )
         self.records.append(record)
         return not wrong
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(60)
 
 
 def _wrong(answer: Answer) -> str:

@@ -75,11 +75,9 @@ def _end_clients(connection: Any, spared: set[int]) -> None:
             "select id from information_schema.processlist "
             "where user = 'root' and command <> 'Binlog Dump'"
         )
-        for (number,) in cursor.fetchall():
-            if number not in spared:
-                # It may have ended by itself.
-                with contextlib.suppress(_errors()):
-                    cursor.execute(f"kill {number}")
+        for number in {number for (number,) in cursor.fetchall()} - spared:
+            with contextlib.suppress(_errors()):  # it may have ended by itself
+                cursor.execute(f"kill {number}")
 
 
 def _errors() -> type[Exception]:

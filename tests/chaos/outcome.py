@@ -32,12 +32,19 @@ class Limits(NamedTuple):
     back: float
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> Limits:
-        """Work out the limits, by the extension's defaults where none is set."""
+    def of(cls, config: Mapping[str, Any], spare: float = 0.0) -> Limits:
+        """Work out the limits, by the extension's defaults where none is set.
+
+        Args:
+            config: The application's settings.
+            spare: Seconds more for each, on a machine that is busy with other work.
+        """
         interval = config.get("REPLICATED_PROBE_INTERVAL", 5)
         return cls(
-            slowest=config.get("REPLICATED_CONNECT_TIMEOUT", 2) + interval + 1.0,
-            back=config.get("REPLICATED_BREAKER_MAX_RESET", 30) + _JITTER * interval,
+            slowest=config.get("REPLICATED_CONNECT_TIMEOUT", 2) + interval + 1 + spare,
+            back=config.get("REPLICATED_BREAKER_MAX_RESET", 30)
+            + _JITTER * interval
+            + spare,
         )
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from .faults import Scene
 
-__all__ = ["FAULTS", "OPTIONS", "SCHEMA", "prepare", "servers", "url"]
+__all__ = ["FAULTS", "OPTIONS", "SCHEMA", "follow", "prepare", "servers", "url"]
 
 OPTIONS: Final[Mapping[str, Any]] = {}
 """Of the replicas' engines."""
@@ -152,7 +152,7 @@ def _connect(standby: Standby) -> Any:
 
 
 def _damage(_scene: Scene, standby: Standby) -> AbstractContextManager[None]:
-    """Let some reads fail over connections that live, and a look find nothing."""
+    """Let some reads fail over connections that live, and a probe find nothing."""
     return damaged(standby)
 
 
@@ -162,15 +162,16 @@ def _silent_link(scene: Scene, standby: Standby) -> Iterator[None]:
     primary = scene.cluster.primary
     ((usual,),) = standby.execute("show primary_conninfo")
     with Proxy(primary.port) as link:
-        _follow(standby, f"host=127.0.0.1 port={link.port} user=postgres")
+        follow(standby, f"host=127.0.0.1 port={link.port} user=postgres")
         link.silence()
         yield
-        _follow(standby, str(usual))
+        follow(standby, str(usual))
         link.speak()
     scene.cluster.wait_replicated()
 
 
-def _follow(standby: Standby, conninfo: str) -> None:
+def follow(standby: Standby, conninfo: str) -> None:
+    """Let a standby receive from the server that a connection string names."""
     quoted = conninfo.replace("'", "''")
     ports = "select 1 from pg_stat_wal_receiver where conninfo like '%port={} %'"
     port = conninfo.partition("port=")[2].split()[0].strip("'")

@@ -9,9 +9,11 @@ import socket
 import struct
 import threading
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from typing_extensions import Self
 
 __all__ = ["Proxy"]
@@ -160,15 +162,7 @@ class Proxy:
             self._transports.add(back.transport)
             with contextlib.closing(back):
                 answers = self._pump(there, writer, flow, answers=True)
-                ways = (self._pump(reader, back, flow), answers)
-                pumps = [asyncio.ensure_future(way) for way in ways]
-                try:
-                    # Either side ends the conversation for both, as a socket does.
-                    await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    for pump in pumps:
-                        pump.cancel()
-                    await asyncio.gather(*pumps, return_exceptions=True)
+                await _run_until_first(self._pump(reader, back, flow), answers)
 
     async def _pump(
         self,
@@ -215,3 +209,14 @@ def _cut(writer: asyncio.StreamWriter) -> None:
     linger = struct.pack("ii", 1, 0)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
     writer.transport.abort()
+
+
+async def _run_until_first(*ways: Coroutine[Any, Any, None]) -> None:
+    """Run both ways; either side ends the conversation for both, as a socket does."""
+    pumps = [asyncio.ensure_future(way) for way in ways]
+    try:
+        await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for pump in pumps:
+            pump.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)

@@ -84,6 +84,7 @@ def run(
     database: Database = POSTGRESQL,
     settings: Mapping[str, Any] = SETTINGS,
     quiet: float = 3.0,
+    spare: float = 0.0,
     note: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """Put an application under load, and let faults strike.
@@ -95,6 +96,7 @@ def run(
         database: Whose servers they are.
         settings: Of the application.
         quiet: Seconds without any, before the first and after each.
+        spare: Seconds that a busy machine may add to each time limit.
         note: Told what happens.
     """
     database.prepare(cluster)
@@ -109,7 +111,7 @@ def run(
             }
         service = stack.enter_context(serve(config))
         load = Load(service)
-        report = Report(Limits.of(config))
+        report = Report(Limits.of(config, spare))
         scene = Scene(cluster, proxy, load)
         runner = _Runner(report, scene, service, database, note)
         with load:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import urlencode
 
 from examples.cluster import wait_until
+from examples.servers import free_port
 
 from .app import ENVIRONMENT, Application
 
@@ -23,12 +24,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Answer",
+    "Gunicorn",
     "Service",
     "Visitor",
     "greenlets",
     "gunicorn",
     "in_process",
     "started",
+    "uwsgi",
 ]
 
 ROOT: Final = Path(__file__).parents[2]
@@ -101,7 +104,9 @@ class _Browser:
         self._cookies: dict[str, str] = {}
 
     def ask(self, method: str, path: str, **query: object) -> Answer:
-        cookies = "; ".join(f"{name}={value}" for name, value in self._cookies.items())
+        # A copy: another request of this browser may be answered meanwhile.
+        known = self._cookies.copy()
+        cookies = "; ".join(f"{name}={value}" for name, value in known.items())
         where = ("127.0.0.1", self._port)
         connection = http.client.HTTPConnection(*where, timeout=PATIENCE)
         try:
@@ -119,13 +124,21 @@ class _Browser:
         return response.status, fields
 
 
-class _Gunicorn:
+class Gunicorn:
+    """Workers of gunicorn, or of uWSGI.
+
+    Attributes:
+        workers: How many.
+        port: Where they serve.
+    """
+
     def __init__(self, port: int, workers: int) -> None:
         self.workers = workers
-        self._port = port
+        self.port = port
 
     def visitor(self) -> Visitor:
-        return _Browser(self._port)
+        """Return a browser that has not been here yet."""
+        return _Browser(self.port)
 
 
 @contextlib.contextmanager
@@ -157,7 +170,7 @@ def started(
     page: str,
     workers: int,
     options: Mapping[str, object],
-) -> Iterator[Service]:
+) -> Iterator[Gunicorn]:
     """Start gunicorn, and wait until every worker has answered.
 
     Args:
@@ -172,21 +185,58 @@ def started(
         bound = {"--bind": f"fd://{listener.fileno()}", "--workers": workers}
         both = {**_COMMON, **bound, **options}.items()
         words = [str(word) for option in both for word in option if word != ""]
+        command = [sys.executable, "-m", "gunicorn", *words, application]
         # gunicorn takes more options from the environment.
-        process = subprocess.Popen(
-            [sys.executable, "-m", "gunicorn", *words, application],
-            cwd=ROOT,
-            env={**os.environ, **environment, "GUNICORN_CMD_ARGS": ""},
-            pass_fds=[listener.fileno()],
-            start_new_session=True,
-        )
-        try:
-            service = _Gunicorn(port, workers)
-            answers = _answers(service, process, page)
-            wait_until(answers, "gunicorn to answer", timeout=30)
+        variables = {**environment, "GUNICORN_CMD_ARGS": ""}
+        service, inherited = Gunicorn(port, workers), [listener.fileno()]
+        with _running(service, command, variables, page, inherited):
             yield service
-        finally:
-            _end(process)
+
+
+@contextlib.contextmanager
+def uwsgi(
+    application: str, environment: Mapping[str, str], page: str, workers: int
+) -> Iterator[Gunicorn]:
+    """Start uWSGI, whose workers fork once the application is loaded.
+
+    Python is told nothing of the forks. The arguments are those of :func:`started`.
+    """
+    port = free_port()
+    program = str(Path(sys.executable).with_name("uwsgi"))
+    words = (
+        f"--http-socket 127.0.0.1:{port} --processes {workers} --module {application}"
+    )
+    flags = "--master --enable-threads --die-on-term --disable-logging --need-app"
+    command = [program, *flags.split(), *words.split()]
+    service = Gunicorn(port, workers)
+    # It looks for packages where it was built, not where Python's program is.
+    variables = {**environment, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with _running(service, command, variables, page, []):
+        yield service
+
+
+@contextlib.contextmanager
+def _running(
+    service: Gunicorn,
+    command: list[str],
+    environment: Mapping[str, str],
+    page: str,
+    inherited: list[int],
+) -> Iterator[None]:
+    """Run a server in a session of its own until the block is left."""
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        pass_fds=inherited,
+        start_new_session=True,
+    )
+    try:
+        answers = _answers(service, process, page)
+        wait_until(answers, "every worker to answer", timeout=30)
+        yield
+    finally:
+        _end(process)
 
 
 def _answers(
@@ -196,7 +246,7 @@ def _answers(
 
     def answers() -> bool:
         if process.poll() is not None:
-            raise RuntimeError(f"gunicorn ended with {process.returncode}.")
+            raise RuntimeError(f"the server ended with {process.returncode}.")
         with contextlib.suppress(OSError, http.client.HTTPException):
             status, fields = service.visitor().ask("GET", page)
             if status == 200:

@@ -41,12 +41,14 @@ def _try(suite: Suite, options: tuple[str, ...], console: Console) -> Comparison
     plain = environment.run()
     console.print(f"{suite.name} {suite.version}: with replicas")
     routed = environment.run("--routed", *options)
-    return compare(suite, plain, routed)
+    console.print(f"{suite.name} {suite.version}: observed")
+    observed = environment.run("--observed", *options)
+    return compare(suite, plain, routed, observed)
 
 
 def _show(found: list[tuple[Suite, Comparison]], console: Console) -> None:
     columns = ("tests", "passed", "same", "different", "apps", "reads")
-    table = Table("suite", "version", *columns)
+    table = Table("suite", "version", *columns, "predicted", "served")
     table.columns[0].no_wrap = True
     for suite, comparison in found:
         figures = (
@@ -56,10 +58,14 @@ def _show(found: list[tuple[Suite, Comparison]], console: Console) -> None:
             len(comparison.differences),
             comparison.routed_apps,
             comparison.replica_statements,
+            f"{comparison.predicted:.1%}",
+            f"{comparison.served:.1%}",
         )
         table.add_row(suite.name, suite.version, *map(str, figures))
     console.print(table)
     for suite, comparison in found:
+        for test in comparison.disturbed:
+            console.print(f"{suite.name}: {test}: disturbed by observing", markup=False)
         for it in comparison.differences:
             console.print(
                 f"{suite.name}: {it.test}: {it.plain} without replicas, "

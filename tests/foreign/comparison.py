@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 __all__ = ["Comparison", "Difference", "compare"]
 
 ABSENT = "absent"
+_MOST_WRONG = 0.05
+"""By how much the prediction may be wrong, of all reads."""
 
 
 class Difference(NamedTuple):
@@ -40,6 +42,10 @@ class Comparison(NamedTuple):
         differences: The tests that have ended in two ways.
         routed_apps: How many applications got replicas.
         replica_statements: How many statements replicas have served.
+        predicted: The share of reads that replicas would serve, as it was observed
+            without any.
+        served: The share of reads that they have served.
+        disturbed: The tests that have ended in another way because they were observed.
     """
 
     tests: int
@@ -47,6 +53,9 @@ class Comparison(NamedTuple):
     differences: tuple[Difference, ...]
     routed_apps: int
     replica_statements: int
+    predicted: float
+    served: float
+    disturbed: tuple[str, ...]
 
     @property
     def same(self) -> int:
@@ -57,16 +66,19 @@ class Comparison(NamedTuple):
     def failed(self) -> bool:
         """Whether the suite tells against the package, or tells nothing."""
         unexpected = any(it.argument is None for it in self.differences)
-        return unexpected or not self.passed or not self.replica_statements
+        wrong = abs(self.predicted - self.served) > _MOST_WRONG
+        amiss = unexpected or wrong or bool(self.disturbed)
+        return amiss or not self.passed or not self.replica_statements
 
 
-def compare(suite: Suite, plain: Run, routed: Run) -> Comparison:
-    """Compare two runs of one suite.
+def compare(suite: Suite, plain: Run, routed: Run, observed: Run) -> Comparison:
+    """Compare the runs of one suite.
 
     Args:
         suite: The suite, which knows what may differ.
         plain: The run without replicas.
         routed: The run with them.
+        observed: The run that predicts what they would serve.
     """
     tests = sorted(plain.outcomes.keys() | routed.outcomes.keys())
     passed = 0
@@ -84,4 +96,11 @@ def compare(suite: Suite, plain: Run, routed: Run) -> Comparison:
         tuple(differences),
         routed.routed_apps,
         routed.replica_statements,
+        observed.share,
+        routed.share,
+        tuple(
+            test
+            for test in sorted(plain.outcomes.keys() | observed.outcomes.keys())
+            if plain.outcomes.get(test) != observed.outcomes.get(test)
+        ),
     )

@@ -3,7 +3,8 @@
 It is loaded into the environment of another project's tests by ``-p plugin``. Each
 ``SQLAlchemy`` that such a test initialises works on SQLite files, in-memory databases
 included, so that several connections see the same commits. With ``--routed`` it also
-gets three replicas, which are the same files, and ``FlaskReplicated``.
+gets three replicas, which are the same files, and ``FlaskReplicated``; with
+``--observed`` that in place of replicas, so that it predicts what they would serve.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import functools
 import itertools
 import json
 import sqlite3
+import weakref
 from contextlib import closing, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,12 +25,15 @@ from sqlalchemy import Engine, StaticPool, event, make_url
 from sqlalchemy.exc import ArgumentError
 
 from flask_replicated import FlaskReplicated
-from flask_replicated.engine.connections import ReplicaConnection
+from flask_replicated.engine.replica_connection import ReplicaConnection
+from flask_replicated.routing.decision import Role
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from flask import Flask
+
+    from flask_replicated.routing.counts import ReadCounts
 
 REPLICAS = 3
 
@@ -38,6 +43,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("foreign")
     group.addoption("--outcomes", metavar="FILE", help="where to write the outcomes")
     group.addoption("--routed", action="store_true", help="register FlaskReplicated")
+    group.addoption("--observed", action="store_true", help="the same, and no replica")
     group.addoption("--unpinned", action="store_true", help="without a pin cookie")
 
 
@@ -47,7 +53,12 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     options = early_config.known_args_namespace
     directory = TemporaryDirectory(prefix="foreign-", ignore_cleanup_errors=True)
     early_config.add_cleanup(directory.cleanup)
-    mirrors = Mirrors(Path(directory.name), options.routed, options.unpinned)
+    mirrors = Mirrors(
+        Path(directory.name),
+        routed=options.routed,
+        observed=options.observed,
+        unpinned=options.unpinned,
+    )
     mirrors.install()
     if options.outcomes:
         early_config.pluginmanager.register(
@@ -89,6 +100,7 @@ class Outcomes:
             "reasons": self._reasons,
             "routed_apps": self._mirrors.routed_apps,
             "replica_statements": self._mirrors.replica_statements,
+            "share": self._mirrors.share(),
         }
         self._path.write_text(json.dumps(found))
 
@@ -106,10 +118,15 @@ class Mirrors:
         replica_statements: How many statements replicas have served.
     """
 
-    def __init__(self, directory: Path, routed: bool, unpinned: bool) -> None:
+    def __init__(
+        self, directory: Path, *, routed: bool, observed: bool, unpinned: bool
+    ) -> None:
         self.routed_apps = 0
         self.replica_statements = 0
+        self._reads = self._moved = 0
+        self._ends: list[weakref.finalize[Any, Any]] = []
         self._routed = routed
+        self._observed = observed
         self._unpinned = unpinned
         self._files = (directory / f"{n}.sqlite" for n in itertools.count(1))
 
@@ -124,9 +141,12 @@ class Mirrors:
             if "sqlalchemy" in app.extensions:
                 return original(db, app)  # raises
             replicas = self._settle(app)
-            if not self._routed or not replicas:
+            if not (self._routed or self._observed) or not replicas:
                 return original(db, app)
-            app.config["SQLALCHEMY_BINDS"] |= replicas
+            if self._observed:
+                app.config["REPLICATED_MODE"] = "observe"
+            else:
+                app.config["SQLALCHEMY_BINDS"] |= replicas
             # The primary would hide it if the mirrors could not be read.
             app.config["REPLICATED_FALLBACK"] = "error"
             if self._unpinned:
@@ -134,13 +154,30 @@ class Mirrors:
             original(db, app)
             # A test that registers Flask-SQLAlchemy anew means this one, too.
             app.extensions.pop("replicated", None)
-            FlaskReplicated(app)
+            state = FlaskReplicated(app).state(app)
+            reads = (
+                [] if state is None else [one.reads for one in state.routes.values()]
+            )
+            self._ends.append(weakref.finalize(app, self._add, reads))
             self.routed_apps += 1
             return None
 
         SQLAlchemy.init_app = init_app  # type: ignore[method-assign,assignment]  # as was said
         event.listen(Engine, "connect", _share_file)
         event.listen(Engine, "before_cursor_execute", self._count)
+
+    def _add(self, reads: list[ReadCounts]) -> None:
+        """Add the reads of an application that is no more."""
+        for one in reads:
+            primary, replicas = one.by_reason(Role.PRIMARY), one.by_reason(Role.REPLICA)
+            self._moved += primary["observe"] + sum(replicas.values())
+            self._reads += sum(primary.values()) + sum(replicas.values())
+
+    def share(self) -> float:
+        """Return the share of the reads that replicas have served, or would have."""
+        for end in self._ends:
+            end()
+        return self._moved / self._reads if self._reads else 0.0
 
     def _count(self, connection: Any, *_: Any) -> None:
         self.replica_statements += isinstance(connection, ReplicaConnection)

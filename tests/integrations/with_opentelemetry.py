@@ -7,6 +7,7 @@ each statement carries a comment, too.
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from opentelemetry import trace
 from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
@@ -18,13 +19,28 @@ from sqlalchemy import event, select
 from examples.cluster import wait_until
 from tests.integrations.shop import Shop
 
-LOOKS = 3
+PROBES = 3
 READS = 4
 COMMENTS = 2
 
 
+def add_comments(shop: Shop) -> None:
+    """Let the primary's engine add comments to its statements."""
+    with shop.app.app_context():
+        SQLAlchemyInstrumentor().instrument(
+            engine=shop.db.engine, enable_commenter=True, skip_dep_check=True
+        )
+
+
+def read(shop: Shop, guest: Any) -> None:
+    """Read in several transactions."""
+    for _ in range(READS):
+        shop.db.session.scalars(select(guest.name)).all()
+        shop.db.session.rollback()
+
+
 def main(block: int) -> None:
-    """Read, write and look at the replicas, and count the spans."""
+    """Read, write and probe the replicas, and count the spans."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -41,19 +57,16 @@ def main(block: int) -> None:
         if block == 1:
             shop.run(1)
         if block == COMMENTS:
-            with shop.app.app_context():
-                SQLAlchemyInstrumentor().instrument(
-                    engine=shop.db.engine, enable_commenter=True, skip_dep_check=True
-                )
+            add_comments(shop)
         sent: list[str] = []
 
         def hear(_cursor: object, statement: str, *_: object) -> None:
             sent.append(statement)
 
-        looks: list[object] = []
+        probes: list[object] = []
 
         def note(*connect: object) -> None:
-            looks.append(connect)
+            probes.append(connect)
 
         with shop.app.app_context():
             event.listen(shop.db.engines["slave_1"], "do_connect", note)
@@ -61,9 +74,7 @@ def main(block: int) -> None:
         exporter.clear()
         with shop.app.test_request_context("/"):
             with shop.counted() as served:
-                for _ in range(READS):
-                    shop.db.session.scalars(select(guest.name)).all()
-                    shop.db.session.rollback()
+                read(shop, guest)
             assert served == {"replica": READS}, served
         assert spans("SELECT") == spans("connect") == len(sent) == READS
         commented = [one for one in sent if "traceparent=" in one]
@@ -73,7 +84,7 @@ def main(block: int) -> None:
             shop.db.session.commit()
         assert spans("INSERT") == 1
         seen = len(exporter.get_finished_spans())
-        wait_until(lambda: len(looks) >= LOOKS, "probes in the background")
+        wait_until(lambda: len(probes) >= PROBES, "probes in the background")
         assert len(exporter.get_finished_spans()) == seen
 
 

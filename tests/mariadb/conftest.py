@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
+from examples.cluster import wait_until
 from tests.mariadb.servers import Cluster, Replica, Server, have_programs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from flask_replicated.engine.engines import RoutedEngine
 
 
 class Servers(NamedTuple):
@@ -43,3 +47,16 @@ def servers(_running: Servers) -> Servers:
         _running.replica.promote()
         _running.replica.follow(_running.primary)
     return _running
+
+
+@pytest.fixture
+def made() -> Iterator[list[RoutedEngine]]:
+    """Give a list of engines that are disposed of in the end, with their threads."""
+    engines: list[RoutedEngine] = []
+    yield engines
+    for engine in engines:
+        engine.dispose()
+    wait_until(
+        lambda: not [t for t in threading.enumerate() if "replicated" in t.name],
+        "the threads to end",
+    )

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from examples.cluster import wait_until
 from flask_replicated import replicated_engine, using_slave
 from tests.mariadb.servers import Cluster, have_programs
-from tests.pools import live, monitor_of, read
+from tests.pools import live, read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -45,10 +45,9 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def build(cluster: Cluster) -> Iterator[Build]:
+def build(cluster: Cluster, made: list[RoutedEngine]) -> Iterator[Build]:
     """Give a function that makes pools, and repair what the test breaks."""
     cluster.wait_replicated()
-    made: list[RoutedEngine] = []
 
     def build(user: str = "root", **settings: Any) -> RoutedEngine:
         pairs = enumerate(cluster.standbys, start=1)
@@ -62,7 +61,7 @@ def build(cluster: Cluster) -> Iterator[Build]:
         )
         made.append(engine)
         read(engine)
-        histories = [one.history for one in monitor_of(engine)._replicas.values()]
+        histories = [one.history for one in engine.servers.values()]
         wait_until(
             lambda: bool(
                 engine.status._positions._spans
@@ -73,8 +72,6 @@ def build(cluster: Cluster) -> Iterator[Build]:
         return engine
 
     yield build
-    for engine in made:
-        engine.dispose()
     cluster.primary.thaw()
     cluster.primary.start()
     for standby in cluster.standbys:

@@ -40,15 +40,6 @@ def _databases(servers: Servers) -> Iterator[None]:
             server.execute(f"DROP DATABASE IF EXISTS {name}")
 
 
-@pytest.fixture
-def made() -> Iterator[list[RoutedEngine]]:
-    """Give a list of what is disposed of in the end."""
-    engines: list[RoutedEngine] = []
-    yield engines
-    for engine in engines:
-        engine.dispose()
-
-
 def build(made: list[RoutedEngine], primary: str, replica: str) -> RoutedEngine:
     """Make a pool of one replica."""
     replicas = {"slave_1": sa.create_engine(replica)}

@@ -116,6 +116,7 @@ def small_caches() -> Iterator[None]:
         patch("flask_replicated.engine.gate._MANY", 20),
         patch("flask_replicated.engine.session_state._MANY", 20),
         patch("flask_replicated.sql.text.lru_cache", few),
+        patch("flask_replicated.consistency.conversations._MOST", 20),
     ):
         yield
 

@@ -31,7 +31,7 @@ class Context:
         path: The page that is asked for.
         block: Entered around the operation.
         written: Whether the request has committed a write before.
-        pinned: Whether the client has just written.
+        pinned: Whether the client has just written, and has a time pin.
         site: Which application serves.
     """
 
@@ -61,7 +61,7 @@ CONTEXTS = (
     Context(
         "`GET`, `REPLICATED_IS_READ` says `False`", PRIMARY, path="/plain?reads=no"
     ),
-    Context("`GET` of a client that has just written", PRIMARY, pinned=True),
+    Context("`GET` of a client with a time pin", PRIMARY, pinned=True),
     Context(
         "`GET` of an endpoint whose write a replica has refused",
         PRIMARY,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from itertools import product
 from typing import TYPE_CHECKING
 
 import pytest
@@ -60,15 +61,14 @@ def mariadb() -> Iterator[World]:
 
 def cases() -> Iterator[object]:
     """Return every operation with every server that can run it."""
-    for server in SERVERS:
-        for operation in operations():
-            if server in operation.servers:
-                marks = MARKS[server]
-                if operation.intended:
-                    wrong = pytest.mark.xfail(strict=True, reason="not so yet")
-                    marks = [*marks, wrong]
-                name = f"{server}-{operation.name}"
-                yield pytest.param(server, operation, id=name, marks=marks)
+    for server, operation in product(SERVERS, operations()):
+        if server in operation.servers:
+            marks = MARKS[server]
+            if operation.intended:
+                wrong = pytest.mark.xfail(strict=True, reason="not so yet")
+                marks = [*marks, wrong]
+            name = f"{server}-{operation.name}"
+            yield pytest.param(server, operation, id=name, marks=marks)
 
 
 @pytest.fixture(scope="session")

@@ -64,6 +64,7 @@ def make_app(binds: Mapping[str | None, str], *, switch: bool) -> Flask:
         SQLALCHEMY_DATABASE_URI=binds[None],
         SQLALCHEMY_BINDS={key: url for key, url in binds.items() if key},
         AUTO_READ_ON_SLAVE=switch,
+        REPLICATED_PIN="time",
         REPLICATED_PIN_SECONDS=3600,
         REPLICATED_IS_READ=is_read,
         REPLICATED_WRITE_FUNCTIONS=["declared"],

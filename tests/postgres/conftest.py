@@ -61,3 +61,9 @@ def build(_schema: None, healthy_cluster: Cluster, driver: str) -> Iterator[Buil
     for site in sites:
         site.dispose()
     wait_until(lambda: threading.active_count() == threads, "threads to end")
+
+
+@pytest.fixture
+def site(build: Build) -> Site:
+    """Give an application with three replicas, and with the default settings."""
+    return build()

@@ -29,18 +29,18 @@ if TYPE_CHECKING:
 AT_ONCE = 12
 
 
-def look_at(name: str) -> threading.Thread | None:
-    """Return the thread that looks at a replica, if one does."""
+def probe_of(name: str) -> threading.Thread | None:
+    """Return the thread of a probe of a replica, if there is one."""
     wanted = f"flask_replicated probe of {name}"
     return next((one for one in threading.enumerate() if one.name == wanted), None)
 
 
 def served_meanwhile(site: Site) -> bool:
-    """Return whether a request is answered while a look waits for an answer."""
-    wait_until(lambda: look_at("slave_3") is not None, "a look at the silent server")
-    look = look_at("slave_3")
+    """Return whether a request is answered while a probe waits for an answer."""
+    wait_until(lambda: probe_of("slave_3") is not None, "a probe of the silent one")
+    probe = probe_of("slave_3")
     site.get()
-    return look is not None and look_at("slave_3") is look
+    return probe is not None and probe_of("slave_3") is probe
 
 
 def tell(**found: object) -> None:
@@ -79,7 +79,7 @@ def main(primary: str, *standbys: str) -> None:
     tell(first=first, meanwhile=meanwhile)
     wait_until(lambda: site.live() == {"slave_1"}, "slave_2 to be out", timeout=20)
     tell(second=storm(site), held=site.checked_out())
-    # The monitor goes on looking until the process ends.
+    # The monitor goes on probing until the process ends.
 
 
 if __name__ == "__main__":

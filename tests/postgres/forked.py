@@ -70,7 +70,7 @@ def main(how: str, primary: str, *standbys: str) -> None:
             direct = ask_directly(site)
             served = serve(site, "child")
             own = routed(site).monitor._loop not in (inherited, None)
-            json.dump({**served, "direct": direct, "looks": own}, pipe)
+            json.dump({**served, "direct": direct, "probes": own}, pipe)
         # As a worker ends: objects are cleaned up, exit functions run.
         sys.exit()
     os.close(write)

@@ -36,7 +36,7 @@ site = make_site(
 app = site.app
 
 
-def looking() -> list[int]:
+def probing() -> list[int]:
     """Return the backends that this process's own monitor keeps, one on each server."""
     state: Any = app.extensions["replicated"].state(app)
     monitor = state.routes[None].monitor
@@ -62,12 +62,12 @@ def own() -> Response:
         pid=os.getpid(),
         server=site.who().server,
         monitors=names.count("flask_replicated monitor"),
-        looking=looking(),
+        probing=probing(),
         reading=[site.who().pid],
         parent=before,
     )
 
 
 before = {"reading": reading()}
-wait_until(lambda: len(looking()) == len(CONFIG["urls"]), "a look at every server")
-before["looking"] = looking()
+wait_until(lambda: len(probing()) == len(CONFIG["urls"]), "a probe of every server")
+before["probing"] = probing()

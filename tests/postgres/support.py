@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from flask import Flask, jsonify, request
@@ -14,6 +17,7 @@ from sqlalchemy import event, make_url, select, text
 
 from examples.cluster import wait_until
 from flask_replicated import FlaskReplicated
+from tests.background import Background
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,13 +25,17 @@ if TYPE_CHECKING:
     from flask import Response
     from flask.testing import FlaskClient
     from sqlalchemy import QueuePool
-    from typing_extensions import Self
 
     from balancers import Pool
     from examples.cluster import Server, Standby
 
 DRIVERS = ("psycopg", "psycopg2")
 STANDBYS = ("standby_1", "standby_2", "standby_3")
+CLIENTS = (
+    "from pg_stat_activity "
+    "where backend_type = 'client backend' and pid <> pg_backend_pid()"
+)
+"""What serves other connections than the one that asks."""
 WHO = text("select current_setting('cluster_name'), pg_backend_pid()")
 
 
@@ -217,7 +225,7 @@ def make_site(
     return site
 
 
-class Load:
+class Load(Background):
     """Steady requests from several threads, for as long as it is entered.
 
     Attributes:
@@ -226,12 +234,12 @@ class Load:
     """
 
     def __init__(self, site: Site, threads: int = 8) -> None:
+        super().__init__()
         self.failures: list[BaseException] = []
         self.written: list[str] = []
         self._site = site
         # Who answered the first statement of each GET, by when the GET began.
         self._rounds: list[list[str]] = [[]]
-        self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=self._run, args=(number,))
             for number in range(threads)
@@ -239,7 +247,7 @@ class Load:
 
     def _run(self, number: int) -> None:
         turn = 0
-        while not self._stop.is_set():
+        while not self._over.is_set():
             turn += 1
             current = self._rounds[-1]
             try:
@@ -262,16 +270,6 @@ class Load:
         """Wait until these binds, and no others, take reads."""
         wait_until(lambda: self._site.live() == set(binds), f"{binds}", timeout=20)
 
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(30)
-
 
 def spread(counts: Mapping[str, int], names: Sequence[str]) -> float:
     """Return the ratio of the largest share to the smallest."""
@@ -286,10 +284,38 @@ def named(servers: Sequence[Standby]) -> Iterator[tuple[str, Standby]]:
 
 def end_backends(standby: Standby) -> None:
     """Terminate a standby's client connections, and wait until they are gone."""
-    others = "backend_type = 'client backend' and pid <> pg_backend_pid()"
-    found = standby.execute(f"select pid from pg_stat_activity where {others}")
+    found = standby.execute(f"select pid {CLIENTS}")
     pids = ", ".join(str(pid) for (pid,) in found) or "0"
     activity = f"from pg_stat_activity where pid in ({pids})"
     standby.execute(f"select pg_terminate_backend(pid) {activity}")
     left = f"select count(*) {activity}"
     wait_until(lambda: standby.execute(left) == [(0,)], "backends to end")
+
+
+def run_greenlets(
+    script: str, arguments: Sequence[str], meanwhile: Callable[[], None]
+) -> tuple[str, str]:
+    """Run a program that patches its process, and return what it has printed.
+
+    Args:
+        script: The program. It says ``ready`` in a line, and goes on with another.
+        arguments: Its arguments.
+        meanwhile: Called in between.
+
+    Returns:
+        Its output after that, and its errors.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", script, *arguments],
+        cwd=Path(__file__).parents[2],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n", process.communicate()[1]
+        meanwhile()
+        output, errors = process.communicate("\n", timeout=60)
+    assert process.returncode == 0, errors
+    return output, errors

@@ -257,12 +257,12 @@ def test_own_engine(make: Callable[..., Site], standby: Standby) -> None:
         assert not in_block(site, standby, ALONE["text"])
         with site.app.test_request_context():
             engine = site.db.engines["slave_1"]
-            with engine.connect() as connection:
-                now = {connection.scalar(select(func.now())) for _ in range(3)}
-                assert len(now) == 1
-                with connection.begin_nested():
-                    streamed = connection.execute(ROWS, execution_options=STREAMED)
-                    assert len(streamed.all()) == 50
+        with site.app.test_request_context(), engine.connect() as connection:
+            now = {connection.scalar(select(func.now())) for _ in range(3)}
+            assert len(now) == 1
+            with connection.begin_nested():
+                streamed = connection.execute(ROWS, execution_options=STREAMED)
+                assert len(streamed.all()) == 50
 
 
 def test_driver_of_own_engine(make: Callable[..., Site], standby: Standby) -> None:

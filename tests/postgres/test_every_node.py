@@ -114,7 +114,7 @@ def test_switchover(
     assert site.post("after").texts == ["before", "after"]
     # Until its server is known to be the one that writes go to.
     history = site.app.extensions["replicated"].state(site.app).routes[None]
-    own = history.monitor._replicas["slave_2"].history
+    own = history.servers["slave_2"].history
     wait_until(lambda: own.own is True, "it to be compared", 20)
     assert said(caplog) == [line]
 
@@ -146,7 +146,7 @@ def test_primary_alone(
     assert "REPLICATED_ROLE_CHECK = False" in caplog.text
 
 
-def test_without_the_look(
+def test_without_the_probe(
     nodes: Nodes, driver: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """New connections find the same out, in a thread that nobody waits for."""

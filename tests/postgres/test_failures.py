@@ -60,9 +60,8 @@ def test_all_down_at_start(build: Build, healthy_cluster: Cluster) -> None:
     assert site.count(6) == {"standby_2": 6}
 
 
-def test_all_down_later(build: Build, healthy_cluster: Cluster) -> None:
+def test_all_down_later(site: Site, healthy_cluster: Cluster) -> None:
     """The primary reads when every standby is lost, and no longer than that."""
-    site = build()
     assert site.count(6) == dict.fromkeys(STANDBYS, 2)
     for standby in healthy_cluster.standbys:
         standby.kill()
@@ -99,9 +98,8 @@ def test_killed_under_load(build: Build, healthy_cluster: Cluster) -> None:
     assert site.count(30) == dict.fromkeys(STANDBYS, 10)
 
 
-def test_killed_between_statements(build: Build, healthy_cluster: Cluster) -> None:
+def test_killed_between_statements(site: Site, healthy_cluster: Cluster) -> None:
     """A standby killed between two statements of a request does not fail it."""
-    site = build()
     site.post("kept")
     healthy_cluster.wait_replicated()
     standbys = {standby.name: standby for standby in healthy_cluster.standbys}
@@ -141,11 +139,8 @@ def test_killed_in_a_statement(
     assert servers == ["standby_1"] * reads_before + ["primary", "primary"]
 
 
-def test_ended_where_a_listener_prepares(
-    build: Build, healthy_cluster: Cluster
-) -> None:
+def test_ended_where_a_listener_prepares(site: Site, healthy_cluster: Cluster) -> None:
     """What after_begin has set for a transaction is set where the read goes on."""
-    site = build()
 
     def set_tenant(_session: object, _transaction: object, connection: Any) -> None:
         connection.execute(text("set local app.tenant = '7'"))
@@ -174,18 +169,16 @@ def test_restarted_between_requests(build: Build, healthy_cluster: Cluster) -> N
     assert site.live() == set(BINDS)
 
 
-def test_terminated_between_requests(build: Build, healthy_cluster: Cluster) -> None:
+def test_terminated_between_requests(site: Site, healthy_cluster: Cluster) -> None:
     """Connections that a standby ended while they idled are replaced unnoticed."""
-    site = build()
     site.at_once(12)
     for standby in healthy_cluster.standbys:
         end_backends(standby)
     assert site.count(36) == dict.fromkeys(STANDBYS, 12)
 
 
-def test_terminated_between_statements(build: Build, healthy_cluster: Cluster) -> None:
+def test_terminated_between_statements(site: Site, healthy_cluster: Cluster) -> None:
     """Connections that end between two statements of a request do not fail it."""
-    site = build()
     site.post("kept")
     healthy_cluster.wait_replicated()
 
@@ -217,10 +210,9 @@ def ways_to_read(site: Site) -> dict[str, Callable[[], object]]:
 
 
 def test_terminated_before_any_way_to_read(
-    build: Build, healthy_cluster: Cluster
+    site: Site, healthy_cluster: Cluster
 ) -> None:
     """A loss between statements goes unnoticed, however the session is asked next."""
-    site = build()
 
     def read(way: str) -> str:
         server = site.who().server
@@ -236,9 +228,8 @@ def test_terminated_before_any_way_to_read(
         assert site.client().get(f"/read/{way}").text in STANDBYS
 
 
-def test_terminated_before_a_lazy_load(build: Build, healthy_cluster: Cluster) -> None:
+def test_terminated_before_a_lazy_load(site: Site, healthy_cluster: Cluster) -> None:
     """A loss goes unnoticed when an expired object is read next."""
-    site = build()
 
     def read() -> str:
         item = site.db.session.scalars(select(site.item)).one()
@@ -253,11 +244,8 @@ def test_terminated_before_a_lazy_load(build: Build, healthy_cluster: Cluster) -
     assert site.client().get("/read").text == "kept"
 
 
-def test_outage_leaves_no_connection_open(
-    build: Build, healthy_cluster: Cluster
-) -> None:
+def test_outage_leaves_no_connection_open(site: Site, healthy_cluster: Cluster) -> None:
     """A connection that was in use when its replica went out is closed later on."""
-    site = build()
     standby = healthy_cluster.standbys[0]
     seen: list[Backend] = []
 

@@ -48,6 +48,13 @@ def test_members_change_under_load(cluster: Cluster) -> None:
     app.add_url_rule("/", "port", lambda: str(db.session.scalar(PORT)))
     done = Event()
 
+    def come_and_go() -> None:
+        with app.app_context():
+            replicated.add("slave_2", bind(urls[1]))
+        time.sleep(0.1)
+        with app.app_context():
+            replicated.remove("slave_2")
+
     def read(_: int) -> set[str]:
         served = set()
         while not done.is_set():
@@ -60,11 +67,7 @@ def test_members_change_under_load(cluster: Cluster) -> None:
         reads = [threads.submit(read, number) for number in range(6)]
         try:
             for _ in range(10):
-                with app.app_context():
-                    replicated.add("slave_2", bind(urls[1]))
-                time.sleep(0.1)
-                with app.app_context():
-                    replicated.remove("slave_2")
+                come_and_go()
         finally:
             done.set()
         served = set().union(*(one.result() for one in reads))

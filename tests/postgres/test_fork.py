@@ -50,7 +50,7 @@ def test_fork(build: Build, healthy_cluster: Cluster, driver: str, how: str) -> 
     assert (run.returncode, said) == (0, warned)
     report = json.loads(run.stdout)
     assert report["status"] == 0
-    assert report["child"]["looks"]
+    assert report["child"]["probes"]
     used = {}
     for phase in ("before", "child", "together", "after"):
         assert report[phase]["servers"] == sorted([*STANDBYS, *STANDBYS])

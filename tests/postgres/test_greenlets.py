@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.postgres
 @pytest.mark.parametrize("driver", ["psycopg"])
 def test_dead_and_silent(build: Build, healthy_cluster: Cluster, driver: str) -> None:
-    """Looks hold nobody up, dead and silent replicas are left out, and it ends."""
+    """Probes hold nobody up, dead and silent replicas are left out, and it ends."""
     standbys = healthy_cluster.standbys[:2]
     urls = [bind(server, driver) for server in (healthy_cluster.primary, *standbys)]
     with subprocess.Popen(

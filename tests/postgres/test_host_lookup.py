@@ -46,7 +46,7 @@ def test_silent_name_server(
 ) -> None:
     """A replica whose name is not known in time is out, and no read waits for it."""
     first, second, _ = healthy_cluster.standbys
-    # The monitor's thread ends with the look that waits for the name.
+    # The monitor's thread ends with the probe that waits for the name.
     site = build(
         {
             "slave_1": by_name(first, driver, "db.test"),

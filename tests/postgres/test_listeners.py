@@ -249,17 +249,20 @@ def test_setting_ends_with_its_user(
     site, sql = build(), list[str]()
     if late:  # connections are in the pools already
         site.count(6)
+    # The pool's class is heard before what ends autocommit, once.
+    once = late and way is from_class and words == "set local"
+
+    def visit(method: str, schema: str) -> None:
+        sql[:] = [f"{words} search_path = tenant"] * (schema == "tenant")
+        with site.app.test_request_context(method=method):
+            if schema == "public" or not once:
+                assert site.db.session.scalar(OWNER) == schema
+
     undo = way(engine_of(site), sql)
     try:
         for method in ("GET", "GET", "POST") * 3:
-            for schema in ("tenant", "public"):
-                sql[:] = [f"{words} search_path = tenant"] * (schema == "tenant")
-                with site.app.test_request_context(method=method):
-                    # The pool's class is heard before what ends autocommit, once.
-                    if not (late and way is from_class and words == "set local"):
-                        assert site.db.session.scalar(OWNER) == schema
-                    elif schema == "public":
-                        assert site.db.session.scalar(OWNER) == "public"
+            visit(method, "tenant")
+            visit(method, "public")
     finally:
         if undo is not None:
             undo()
@@ -321,15 +324,27 @@ def replace(engine: Engine, heard: list[object]) -> None:
 class TestErrors:
     """Listeners to ``handle_error`` hear of replicas, and reads go on all the same."""
 
-    def test_loss(
+    @pytest.fixture
+    def heard(self) -> list[object]:
+        """Give the list of what was heard."""
+        return []
+
+    @pytest.fixture
+    def site(
         self,
         build: Build,
-        healthy_cluster: Cluster,
         listen: Callable[[Engine, list[object]], None],
+        heard: list[object],
+    ) -> Site:
+        """Give an application with such a listener."""
+        site = build()
+        listen(engine_of(site), heard)
+        return site
+
+    def test_loss(
+        self, site: Site, heard: list[object], healthy_cluster: Cluster
     ) -> None:
         """A read whose replica is lost runs again elsewhere."""
-        site, heard = build(), list[object]()
-        listen(engine_of(site), heard)
         with site.app.test_request_context():
             server, pid = site.who()
             standby = next(s for s in healthy_cluster.standbys if s.name == server)
@@ -339,24 +354,16 @@ class TestErrors:
             assert site.texts() == []
         assert len(heard) == 1
 
-    def test_hidden_write(
-        self, build: Build, listen: Callable[[Engine, list[object]], None]
-    ) -> None:
+    def test_hidden_write(self, site: Site, heard: list[object]) -> None:
         """A write that a replica refuses runs again on the primary."""
-        site, heard = build(), list[object]()
-        listen(engine_of(site), heard)
         with site.app.test_request_context():
             assert site.db.session.scalar(select(func.slip())) == 1
             assert site.who().server == "primary"
             site.db.session.commit()
         assert len(heard) == 1
 
-    def test_write_stopped(
-        self, build: Build, listen: Callable[[Engine, list[object]], None]
-    ) -> None:
+    def test_write_stopped(self, site: Site) -> None:
         """So does one that is seen as it is about to be sent."""
-        site, heard = build(), list[object]()
-        listen(engine_of(site), heard)
         hidden = select(site.item.id).where(
             text("exists (select nextval('item_id_seq'))")
         )
@@ -364,15 +371,8 @@ class TestErrors:
             assert site.db.session.scalars(hidden).all() == []
             assert site.who().server == "primary"
 
-    def test_missing_table(
-        self,
-        build: Build,
-        healthy_cluster: Cluster,
-        listen: Callable[[Engine, list[object]], None],
-    ) -> None:
+    def test_missing_table(self, site: Site, healthy_cluster: Cluster) -> None:
         """So does a read of what a replica does not have yet."""
-        site, heard = build(), list[object]()
-        listen(engine_of(site), heard)
         for standby in healthy_cluster.standbys:
             standby.execute("select pg_wal_replay_pause()")
         healthy_cluster.primary.execute("create table fresh (id int)")
@@ -386,11 +386,12 @@ class TestErrors:
                 standby.execute("select pg_wal_replay_resume()")
 
     def test_of_the_statement(
-        self, build: Build, listen: Callable[[Engine, list[object]], None]
+        self,
+        site: Site,
+        heard: list[object],
+        listen: Callable[[Engine, list[object]], None],
     ) -> None:
         """What is wrong everywhere is raised, as the listener has it."""
-        site, heard = build(), list[object]()
-        listen(engine_of(site), heard)
         right = OurError if listen is replace else DataError
         for method in ("GET", "POST"):
             with (

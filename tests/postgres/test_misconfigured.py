@@ -48,7 +48,7 @@ def _collect() -> Iterator[None]:
 
 @pytest.fixture
 def trips(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Give who was found unfit so far, by a look or by a read."""
+    """Give who was found unfit so far, by a probe or by a read."""
     found: list[str] = []
     trip = Pool.trip
 

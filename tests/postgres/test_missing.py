@@ -107,6 +107,48 @@ def ask(site: Site, view: Callable[[], object]) -> Any:
     return response.get_json()["seen"]
 
 
+def test_unlogged(build: Build, healthy_cluster: Cluster) -> None:
+    """An unlogged table is on no standby: the primary answers, first or later."""
+    primary = healthy_cluster.primary
+    primary.execute("create unlogged table cached (n int)")
+    primary.execute("insert into cached values (1)")
+    healthy_cluster.wait_replicated()
+    site = build()
+    query = text("select n from cached")
+
+    def view() -> list[object]:
+        before = site.who().server.partition("_")[0]
+        return [before, site.db.session.scalar(query), site.who().server]
+
+    assert ask(site, view) == ["standby", 1, "primary"]
+    with site.app.test_request_context():
+        assert site.db.session.scalar(query) == 1
+    primary.execute("drop table cached")
+
+
+def test_prepared_before(build: Build, healthy_cluster: Cluster) -> None:
+    """What was prepared before a migration is no error, and keeps its replica."""
+    primary = healthy_cluster.primary
+    primary.execute("create table plan (n int)")
+    primary.execute("insert into plan values (1)")
+    healthy_cluster.wait_replicated()
+    site = build({"slave_1": bind(healthy_cluster.standbys[0], "psycopg")})
+    query = text("select * from plan")
+
+    def view() -> list[object]:
+        return [*site.db.session.execute(query).one(), site.who().server]
+
+    site.app.add_url_rule("/view", "view", lambda: {"seen": view()})
+    client = site.client()
+    for _ in range(8):  # psycopg prepares what it is given often
+        assert client.get("/view").get_json()["seen"] == [1, "standby_1"]
+    primary.execute("alter table plan add column m int default 2")
+    healthy_cluster.wait_replicated()
+    seen = [client.get("/view").get_json()["seen"] for _ in range(4)]
+    assert seen == [[1, 2, "primary"], *[[1, 2, "standby_1"]] * 3]
+    primary.execute("drop table plan")
+
+
 @pytest.mark.parametrize("what", NEW)
 def test_first(site: Site, what: str) -> None:
     """As first statement it is answered, and the request goes on at the primary."""

@@ -54,17 +54,17 @@ def ask(service: Service) -> dict[str, Any]:
     return fields
 
 
-def workers(service: Service, looks: int) -> dict[int, dict[str, Any]]:
-    """Return what each worker says once it keeps so many connections to look."""
+def workers(service: Service, probes: int) -> dict[int, dict[str, Any]]:
+    """Return what each worker says once it keeps so many connections to probe."""
     found: dict[int, dict[str, Any]] = {}
 
     def settled() -> bool:
         fields = ask(service)
         found[fields["pid"]] = fields
-        ready = [one for one in found.values() if len(one["looking"]) == looks]
+        ready = [one for one in found.values() if len(one["probing"]) == probes]
         return len(ready) == service.workers
 
-    wait_until(settled, "every worker to look at every server", timeout=30)
+    wait_until(settled, "every worker to probe every server", timeout=30)
     return found
 
 
@@ -75,14 +75,14 @@ def backends(servers: tuple[Server, ...]) -> set[int]:
 
 
 def test_each_has_its_own(service: Service, healthy_cluster: Cluster) -> None:
-    """Each worker looks for itself, and the parent's connections are left alone."""
+    """Each worker probes for itself, and the parent's connections are left alone."""
     standbys = healthy_cluster.standbys
     servers = (healthy_cluster.primary, *standbys)
     first, second = workers(service, len(servers)).values()
     assert first["monitors"] == second["monitors"] == 1
-    parent = {*first["parent"]["looking"], *first["parent"]["reading"]}
+    parent = {*first["parent"]["probing"], *first["parent"]["reading"]}
     assert len(parent) == len(servers) + len(standbys)
-    owned = [parent] + [{*one["looking"], *one["reading"]} for one in (first, second)]
+    owned = [parent] + [{*one["probing"], *one["reading"]} for one in (first, second)]
     assert sum(map(len, owned)) == len(set().union(*owned))
     assert parent <= backends(servers)
 
@@ -95,4 +95,4 @@ def test_a_standby_dies(service: Service, healthy_cluster: Cluster) -> None:
     standbys[2].kill()
     workers(service, many - 1)
     assert {ask(service)["server"] for _ in range(40)} == {"standby_1", "standby_2"}
-    assert len(backends(standbys[:2]) & {*parent["looking"], *parent["reading"]}) == 4
+    assert len(backends(standbys[:2]) & {*parent["probing"], *parent["reading"]}) == 4

@@ -15,7 +15,7 @@ from examples.cluster import Cluster, wait_until
 from flask_replicated import AllReplicasOutError
 from tests.chaos.proxy import Proxy
 from tests.pgbouncer import DRIVER_OPTIONS, PROGRAM, pgbouncer
-from tests.postgres.support import bind, make_site
+from tests.postgres.support import CLIENTS, bind, make_site
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -66,13 +66,30 @@ def wait_known(site: Site) -> None:
     """Wait until the primary and each replica were probed."""
     site.get()
     routed = site.app.extensions["replicated"].state(site.app).routes[None]
-    replicas = routed.monitor._replicas.values()
+    replicas = routed.servers.values()
 
     def known() -> bool:
         seen = all(one.history.latest.replayed for one in replicas)
         return seen and bool(routed.status._positions._spans)
 
     wait_until(known, "all of them to be known")
+
+
+def known_site(build: Build, cluster: Cluster, text: str, **settings: Any) -> Site:
+    """Return an application that has written what each server shows by now."""
+    site = build(**OFTEN, **settings)
+    site.post(text)
+    cluster.wait_replicated()
+    wait_known(site)
+    return site
+
+
+def hold_back(site: Site, cluster: Cluster) -> None:
+    """Let all standbys lag too far to be used."""
+    for standby in cluster.standbys:
+        standby.pause_replay()
+    site.post("not replayed")
+    settle(site)
 
 
 def follow(standby: Server, port: int) -> None:
@@ -151,10 +168,7 @@ class TestLag:
 
     def test_one_connection(self, build: Build, healthy_cluster: Cluster) -> None:
         """One connection to the primary is kept, and closed at the end."""
-        clients = (
-            "select count(*) from pg_stat_activity where pid <> pg_backend_pid()"
-            " and backend_type = 'client backend'"
-        )
+        clients = f"select count(*) {CLIENTS}"
         primary = healthy_cluster.primary
         wait_until(lambda: primary.execute(clients) == [(0,)], "older ones to end")
         site = build(**OFTEN)
@@ -212,10 +226,7 @@ class TestPrimaryIsOut:
     ) -> None:
         """No replica goes out, however long it lasts, and that is said once."""
         primary = healthy_cluster.primary
-        site = build(**OFTEN)
-        site.post("kept")
-        healthy_cluster.wait_replicated()
-        wait_known(site)
+        site = known_site(build, healthy_cluster, "kept")
         (primary.freeze if frozen else primary.kill)()
         wait_until(lambda: "does not answer" in caplog.text, "that to be known", 20)
         until = time.monotonic() + 3  # longer than they may lag
@@ -239,10 +250,7 @@ class TestPrimaryIsOut:
     ) -> None:
         """Where all lag, the one that shows most serves; that is said once."""
         primary, standbys = healthy_cluster.primary, healthy_cluster.standbys
-        site = build(**OFTEN)
-        site.post("seen by all")
-        healthy_cluster.wait_replicated()
-        wait_known(site)
+        site = known_site(build, healthy_cluster, "seen by all")
         for standby, item in zip(standbys, ("one", "two", "three"), strict=True):
             standby.pause_replay()
             site.post(item)
@@ -273,15 +281,9 @@ class TestPrimaryIsOut:
 
     def test_falls_silent(self, build: Build, healthy_cluster: Cluster) -> None:
         """A read that waits for it already is answered by one that lags."""
-        primary, standbys = healthy_cluster.primary, healthy_cluster.standbys
-        site = build(**OFTEN)
-        site.post("seen")
-        healthy_cluster.wait_replicated()
-        wait_known(site)
-        for standby in standbys:
-            standby.pause_replay()
-        site.post("not replayed")
-        settle(site)
+        primary = healthy_cluster.primary
+        site = known_site(build, healthy_cluster, "seen")
+        hold_back(site, healthy_cluster)
         assert site.get().servers[0] == "primary"
         primary.freeze()
         began = time.monotonic()
@@ -327,15 +329,9 @@ class TestPrimaryIsOut:
 
     def test_error(self, build: Build, healthy_cluster: Cluster) -> None:
         """With REPLICATED_FALLBACK = 'error' what lags too far never serves."""
-        primary, standbys = healthy_cluster.primary, healthy_cluster.standbys
-        site = build(REPLICATED_FALLBACK="error", **OFTEN)
-        site.post("seen by all")
-        healthy_cluster.wait_replicated()
-        wait_known(site)
-        for standby in standbys:
-            standby.pause_replay()
-        site.post("not replayed")
-        settle(site)
+        primary = healthy_cluster.primary
+        site = known_site(build, healthy_cluster, "seen", REPLICATED_FALLBACK="error")
+        hold_back(site, healthy_cluster)
         primary.kill()
         with pytest.raises(AllReplicasOutError, match="REPLICATED_MAX_LAG"):
             site.get()

@@ -116,7 +116,7 @@ def test_primary_stays_writable(
 
 def test_hidden_write_is_repeated(build: Build, healthy_cluster: Cluster) -> None:
     """A hidden write that comes first in a request is done by the primary, once."""
-    site = build(REPLICATED_PIN_SECONDS=120)
+    site = build(REPLICATED_PIN="time", REPLICATED_PIN_SECONDS=120)
 
     def slip() -> dict[str, list[str]]:
         site.db.session.execute(text("select slip()"))

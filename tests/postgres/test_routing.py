@@ -10,7 +10,7 @@ from tests.postgres.support import STANDBYS, WHO
 
 if TYPE_CHECKING:
     from examples.cluster import Cluster
-    from tests.postgres.support import Build
+    from tests.postgres.support import Build, Site
 
 pytestmark = pytest.mark.postgres
 
@@ -27,17 +27,15 @@ def test_weights(build: Build) -> None:
     assert shares == {"standby_1": 50, "standby_2": 30, "standby_3": 10}
 
 
-def test_one_request_one_standby(build: Build) -> None:
+def test_one_request_one_standby(site: Site) -> None:
     """All reads of one request are answered by the same standby."""
-    site = build()
     for _ in range(12):
         first, last = site.get().servers
         assert first == last
 
 
-def test_write(build: Build, healthy_cluster: Cluster) -> None:
+def test_write(site: Site, healthy_cluster: Cluster) -> None:
     """A write reaches the primary, and the standbys through replication."""
-    site = build()
     assert site.post("one").servers == ["primary", "primary"]
     rows = "select text from item"
     assert healthy_cluster.primary.execute(rows) == [("one",)]
@@ -48,10 +46,10 @@ def test_write(build: Build, healthy_cluster: Cluster) -> None:
         assert answer.servers[0] in STANDBYS
 
 
-def test_write_in_a_read(build: Build, healthy_cluster: Cluster) -> None:
+def test_write_in_a_read(site: Site, healthy_cluster: Cluster) -> None:
     """A GET that writes goes on with the primary and sees what it wrote."""
-    site = build()
-    healthy_cluster.standbys[0].pause_replay()
+    for standby in healthy_cluster.standbys:
+        standby.pause_replay()
 
     def write() -> dict[str, list[str]]:
         servers = [site.who().server]
@@ -109,9 +107,8 @@ def test_rollback_pins_nobody(build: Build, healthy_cluster: Cluster) -> None:
     assert healthy_cluster.primary.execute("select text from item") == []
 
 
-def test_engine(build: Build) -> None:
+def test_engine(site: Site) -> None:
     """Core reads through ``db.engine`` in a GET reach standbys, others the primary."""
-    site = build()
 
     def core() -> dict[str, list[str]]:
         with site.db.engine.connect() as connection:
@@ -124,9 +121,8 @@ def test_engine(build: Build) -> None:
         assert core()["servers"] == ["primary"]
 
 
-def test_savepoint_in_a_read(build: Build) -> None:
+def test_savepoint_in_a_read(site: Site) -> None:
     """Reads in a savepoint are answered by a standby like any others."""
-    site = build()
 
     def read() -> dict[str, list[str]]:
         servers = [site.who().server]

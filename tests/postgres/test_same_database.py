@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -86,6 +87,23 @@ def right(healthy_cluster: Cluster, driver: str) -> str:
     return bind(healthy_cluster.standbys[0], driver)
 
 
+@pytest.fixture
+def proxy(_schema: None, healthy_cluster: Cluster) -> Iterator[Proxy]:
+    """Give a proxy before the primary."""
+    with Proxy(healthy_cluster.primary.port) as proxy:
+        yield proxy
+
+
+@contextmanager
+def behind(proxy: Proxy, replica: str, **settings: Any) -> Iterator[Site]:
+    """Give an application whose primary is behind a proxy, and its replica is not."""
+    url = f"postgresql+psycopg://postgres@127.0.0.1:{proxy.port}/postgres"
+    often = {"REPLICATED_PROBE_INTERVAL": 0.2, **settings}
+    site = make_site(url, {"slave_1": replica}, **often)
+    yield site
+    site.dispose()
+
+
 class TestLeftOut:
     """It is not configured right, and serves no read."""
 
@@ -123,21 +141,15 @@ class TestLeftOut:
         assert set(site.count(8)) == {"standby_1", "standby_2", "standby_3"}
         assert any("'slave_4'" in one for one in errors(caplog))
 
-    @pytest.mark.usefixtures("_schema")
     def test_found_later(
         self,
-        healthy_cluster: Cluster,
+        proxy: Proxy,
         wrong: dict[str, str],
         caplog: pytest.LogCaptureFixture,
     ) -> None:
         """None is refused while the primary is away; what it says later counts."""
-        with Proxy(healthy_cluster.primary.port) as proxy:
-            proxy.refusing = True
-            site = make_site(
-                f"postgresql+psycopg://postgres@127.0.0.1:{proxy.port}/postgres",
-                {"slave_1": wrong["url"]},
-                REPLICATED_PROBE_INTERVAL=0.2,
-            )
+        proxy.refusing = True
+        with behind(proxy, wrong["url"]) as site:
             with site.app.test_request_context():
                 assert site.who().server != "primary"
             assert site.live() == {"slave_1"}
@@ -146,30 +158,21 @@ class TestLeftOut:
             site.post("something")
             wait_until(lambda: not site.live(), "it to be out", timeout=20)
             wait_until(lambda: len(errors(caplog)) == 1, "that to be said")
-            site.dispose()
 
-    @pytest.mark.usefixtures("_schema")
     def test_asked_again(
         self,
-        healthy_cluster: Cluster,
+        proxy: Proxy,
         wrong: dict[str, str],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """A process that only reads hears it from the primary all the same."""
         monkeypatch.setattr(same_database, "_AGAIN", 0.0)
-        with Proxy(healthy_cluster.primary.port) as proxy:
-            proxy.refusing = True
-            site = make_site(
-                f"postgresql+psycopg://postgres@127.0.0.1:{proxy.port}/postgres",
-                {"slave_1": wrong["url"]},
-                REPLICATED_PROBE_INTERVAL=0.2,
-                REPLICATED_FALLBACK="error",
-            )
+        proxy.refusing = True
+        with behind(proxy, wrong["url"], REPLICATED_FALLBACK="error") as site:
             with site.app.test_request_context():
                 assert site.who().server != "primary"
             proxy.refusing = False
             wait_until(lambda: not site.live(), "it to be out", timeout=20)
-            site.dispose()
 
     @pytest.mark.usefixtures("_elsewhere")
     def test_async(
@@ -253,20 +256,11 @@ class TestNoMistake:
             primary.execute(f"grant execute on {function.replace('from', 'to')}")
             primary.execute("drop owned by few; drop role few")
 
-    @pytest.mark.usefixtures("_schema")
-    def test_a_primary_that_hangs(
-        self, healthy_cluster: Cluster, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_a_primary_that_hangs(self, healthy_cluster: Cluster, proxy: Proxy) -> None:
         """Reads go on while it says nothing."""
-        with Proxy(healthy_cluster.primary.port) as proxy:
-            proxy.silence()
-            site: Site = make_site(
-                f"postgresql+psycopg://postgres@127.0.0.1:{proxy.port}/postgres",
-                {"slave_1": bind(healthy_cluster.standbys[0], "psycopg")},
-                REPLICATED_PROBE_INTERVAL=0.2,
-            )
+        proxy.silence()
+        with behind(proxy, bind(healthy_cluster.standbys[0], "psycopg")) as site:
             for _ in range(3):
                 assert site.get().servers == ["standby_1", "standby_1"]
             assert site.live() == {"slave_1"}
             proxy.speak()
-            site.dispose()

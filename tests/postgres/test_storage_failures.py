@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tests.postgres.support import Build, Site
 
 BINDS = ("slave_1", "slave_2", "slave_3")
-STATES = ("53100", "53200", "53400", "58030", "58P01", "XX000", "XX002")
+STATES = ("53000", "53100", "53200", "53400", "58030", "58P01", "XX000", "XX002")
 
 pytestmark = pytest.mark.postgres
 

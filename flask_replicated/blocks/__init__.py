@@ -1,0 +1,1 @@
+"""Blocks and decorators of programs: which are open, who has opened them."""

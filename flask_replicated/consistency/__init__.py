@@ -1,0 +1,1 @@
+"""What a client must see: log positions, tokens, stores, guarantees."""

@@ -1,0 +1,1 @@
+"""Faces for the operators of an application: command line, control place, page."""
