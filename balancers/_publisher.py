@@ -9,11 +9,11 @@ from dataclasses import replace
 from threading import Lock
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from ._checks import check_seconds
 from ._member import change
 from ._records import end_ramps, grant_trial
 from ._rotations import RotationBuilder, weighted_shuffle
 from ._subset import Subset
-from .breaker import check_seconds
 from .errors import NoMemberAvailableError
 from .events import MemberOnTrial, PoolSnapshot
 

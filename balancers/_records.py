@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
+from ._checks import check_weights
 from ._member import Member, change
-from .errors import InvalidSettingError, InvalidWeightError, UnknownMemberError
+from .errors import InvalidSettingError
 from .events import MemberOpened, MemberSnapshot
 from .feedback import is_feedback
 
@@ -19,7 +20,6 @@ __all__ = [
     "MemberRecord",
     "Standing",
     "ask_for_feedback",
-    "check_weights",
     "end_ramps",
     "grant_trial",
     "make_members",
@@ -147,21 +147,6 @@ def make_members(
     return tuple(
         Member(name, target, weights.get(name, 1)) for name, target in targets.items()
     )
-
-
-def check_weights(known: Collection[str], weights: Mapping[str, int]) -> None:
-    """Check weights by name.
-
-    Raises:
-        UnknownMemberError: A weight is given for a name that is not *known*.
-        InvalidWeightError: A weight is no whole number from 0 up.
-    """
-    for name, weight in weights.items():
-        if name not in known:
-            raise UnknownMemberError(name, known)
-        whole = isinstance(weight, int) and not isinstance(weight, bool)
-        if not whole or weight < 0:
-            raise InvalidWeightError(name, weight)
 
 
 def ask_for_feedback(strategy: object, member: Member[Any]) -> None:

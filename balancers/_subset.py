@@ -7,7 +7,7 @@ import random
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .breaker import check_count
+from ._checks import check_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -13,22 +13,14 @@ from operator import attrgetter
 from threading import Lock, get_ident
 from typing import TYPE_CHECKING, NamedTuple
 
-from .errors import InvalidSettingError
+from ._checks import check_count, check_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .events import State
 
-
-__all__ = [
-    "CircuitBreaker",
-    "Permit",
-    "Status",
-    "check_count",
-    "check_fraction",
-    "check_seconds",
-]
+__all__ = ["CircuitBreaker", "Permit", "Status"]
 
 
 class Permit(NamedTuple):
@@ -325,30 +317,3 @@ class CircuitBreaker:
             quiet=status.state == "closed" and not status.failures,
         )
         self._status = status._replace(permit=permit)
-
-
-def check_seconds(
-    name: str, value: float, *, least: float = 0.0, above: float | None = None
-) -> None:
-    """Raise InvalidSettingError unless *value* is a finite number in its range."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (number and math.isfinite(value)):
-        raise InvalidSettingError(name, value, "a finite number of seconds")
-    if above is not None and value <= above:
-        raise InvalidSettingError(name, value, f"above {above:g} seconds")
-    if value < least:
-        raise InvalidSettingError(name, value, f"{least:g} seconds or more")
-
-
-def check_fraction(name: str, value: float) -> None:
-    """Raise InvalidSettingError unless *value* is above 0 and at most 1."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (number and 0 < value <= 1):
-        raise InvalidSettingError(name, value, "above 0, and 1 at most")
-
-
-def check_count(name: str, value: int) -> None:
-    """Raise InvalidSettingError unless *value* is a whole number from 1 up."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or value < 1:
-        raise InvalidSettingError(name, value, "a whole number, 1 or more")

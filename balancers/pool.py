@@ -9,15 +9,11 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from ._checks import check_fraction, check_weights
 from ._membership import Membership
 from ._publisher import Publisher
-from ._records import (
-    MemberRecord,
-    ask_for_feedback,
-    check_weights,
-    make_members,
-)
-from .breaker import CircuitBreaker, Permit, check_fraction, latest_permit
+from ._records import MemberRecord, ask_for_feedback, make_members
+from .breaker import CircuitBreaker, Permit, latest_permit
 from .errors import NoMemberAvailableError, WeightsUnreadError, error_text
 from .events import (
     Event,

@@ -19,7 +19,7 @@ PoolSnapshot Random RoundRobin Strategy UnknownMemberError Weighted Zoned
 """
 
 MODULES = {
-    "breaker": "CircuitBreaker Permit Status check_count check_fraction check_seconds",
+    "breaker": "CircuitBreaker Permit Status",
     "errors": """
         BalancerError DuplicateMemberError InvalidPickError InvalidSettingError
         InvalidWeightError NoMemberAvailableError UnknownBalancerError
