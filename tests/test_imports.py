@@ -18,13 +18,12 @@ ROOT = Path(__file__).parents[1]
 DIRECTIONS: dict[str, str] = {
     "_private": "",
     "blocks": "",
-    "patterns": "",
     "signals": "",
-    "sql": "_private patterns",
+    "sql": "_private system",
     "system": "_private",
     "errors": "balancers",
-    "replica": "_private balancers errors patterns system",
-    "settings": "_private balancers errors patterns",
+    "replica": "_private balancers errors system",
+    "settings": "_private balancers errors system",
     "consistency": "balancers blocks errors replica settings system",
     "routing": "_private balancers blocks consistency errors settings sql system",
     "engine": (
@@ -38,9 +37,8 @@ DIRECTIONS: dict[str, str] = {
         "settings sql system"
     ),
     "extension": (
-        "adapters consistency engine errors fleet operations routing settings waiting"
+        "adapters consistency engine errors fleet operations routing settings system"
     ),
-    "waiting": "system",
     "testing": (
         "_private adapters balancers engine errors extension fleet replica routing "
         "settings"

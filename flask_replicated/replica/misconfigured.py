@@ -18,7 +18,7 @@ from sqlalchemy.exc import (
 )
 
 from flask_replicated.errors import MisconfiguredReplicaError
-from flask_replicated.patterns import pattern
+from flask_replicated.system.patterns import pattern
 
 if TYPE_CHECKING:
     import re

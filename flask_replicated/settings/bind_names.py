@@ -8,7 +8,7 @@ import re
 from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
-from flask_replicated.patterns import pattern
+from flask_replicated.system.patterns import pattern
 
 from .binds import PRIMARY_NAMES, REPLICA_NAME, same_database
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from flask_replicated.patterns import pattern
+from flask_replicated.system.patterns import pattern
 
 from .tokens import scan
 

@@ -12,7 +12,7 @@ from enum import IntEnum
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
-from flask_replicated.patterns import pattern
+from flask_replicated.system.patterns import pattern
 
 from .dml import find_writes
 from .function_names import LOCKING, PURE, SEQUENCE, SETTING, TRANSACTION_TIME, WRITING

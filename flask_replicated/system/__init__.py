@@ -1,1 +1,1 @@
-"""What the operating system gives and takes: forked processes, sockets, threads."""
+"""What lies below all else: processes, sockets, threads, patterns, rare messages."""

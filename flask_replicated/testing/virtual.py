@@ -10,7 +10,7 @@ from sqlalchemy import NullPool
 
 from flask_replicated.adapters import Adapter, adapters_of
 from flask_replicated.errors import ConfigurationError
-from flask_replicated.extension import pin_responses_of, publish
+from flask_replicated.extension.routes import pin_responses_of, publish
 from flask_replicated.fleet.build import routed_engine
 from flask_replicated.fleet.fleet import fleet_of
 from flask_replicated.settings.binds import is_replica_of

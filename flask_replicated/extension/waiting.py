@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from flask import appcontext_pushed
 from flask.globals import app_ctx
 
-from .system.forks import ForkAware
+from flask_replicated.system.forks import ForkAware
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

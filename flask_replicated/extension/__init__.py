@@ -2,46 +2,42 @@
 
 from __future__ import annotations
 
-import logging
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from flask import Flask, has_app_context
 
-from .adapters import Adapter, adapters_of, configured_binds
-from .consistency.guarantees import open_token_blocks
-from .consistency.tokens import bind_id
-from .errors import ConfigurationError
-from .errors.redaction import safe
-from .fleet.build import routed_engine
-from .fleet.fleet import fleet_of
-from .operations.commands import add_commands
-from .routing.overrides import using_master
-from .routing.responses import Explain, pin_responses
-from .routing.state import STATE, AppState, current_app_state, state_of
-from .settings.bind_names import log_misnamed_binds, primary_hint
-from .settings.binds import BindRoles, read_binds, replicated_bind, same_database
-from .settings.config import DiscoverySource, read_settings
-from .settings.validators import weight as read_weight
-from .settings.validators import weights as read_weights
+from flask_replicated.adapters import adapters_of, configured_binds
+from flask_replicated.consistency.guarantees import open_token_blocks
+from flask_replicated.errors import ConfigurationError
+from flask_replicated.fleet.fleet import fleet_of
+from flask_replicated.operations.commands import add_commands
+from flask_replicated.routing.overrides import using_master
+from flask_replicated.routing.state import STATE, AppState, current_app_state, state_of
+from flask_replicated.settings.bind_names import log_misnamed_binds
+from flask_replicated.settings.binds import read_binds
+from flask_replicated.settings.config import read_settings
+from flask_replicated.settings.validators import weight as read_weight
+from flask_replicated.settings.validators import weights as read_weights
+
+from .plans import make_plan
+from .routes import pin_responses_of, route
 from .waiting import Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from flask import Blueprint
-    from sqlalchemy import URL, Engine
+    from sqlalchemy import URL
 
-    from .engine.engines import RoutedEngine
-    from .operations.place import ControlPlace
-    from .routing.explanations import Explanation
-    from .routing.observation import Observation
-    from .routing.reports import Report
-    from .routing.snapshots import ReplicaPool, ReplicaPoolSnapshot
+    from flask_replicated.engine.engines import RoutedEngine
+    from flask_replicated.operations.place import ControlPlace
+    from flask_replicated.routing.explanations import Explanation
+    from flask_replicated.routing.observation import Observation
+    from flask_replicated.routing.reports import Report
+    from flask_replicated.routing.snapshots import ReplicaPool, ReplicaPoolSnapshot
 
-__all__ = ["FlaskReplicated", "pin_responses_of", "publish"]
-
-logger = logging.getLogger("flask_replicated")
+__all__ = ["FlaskReplicated"]
 
 
 class FlaskReplicated:
@@ -102,14 +98,14 @@ class FlaskReplicated:
         if settings.mode == "observe":
             state.observation = _observation(state)
         plans = [
-            _plan(adapter, found, state)
+            make_plan(adapter, found, state)
             for adapter, found in zip(adapters, binds, strict=True)
         ]
         place = None
         if settings.control is not None:
             place = _control_place(app, settings.control)
         for plan in plans:  # only now, as none has raised an error
-            _route(plan, state)
+            route(plan, state)
         if state.routes:
             pin_responses_of(app, state, waiting)
             if state.responses.tokens.in_session:
@@ -180,7 +176,8 @@ class FlaskReplicated:
         Raises:
             ConfigurationError: The guard is no function, or the prefix no path.
         """
-        from .operations.page.blueprint import make_page  # noqa: PLC0415 - few need it
+        # Only here, as few need it.
+        from flask_replicated.operations.page.blueprint import make_page  # noqa: PLC0415
 
         return make_page(guard, url_prefix)
 
@@ -303,46 +300,29 @@ def _check_app(app: Flask) -> None:
 
 
 def _observation(state: AppState) -> Observation:
-    from .routing.observation import Observation  # noqa: PLC0415 - few need it
+    # Only here, as few need it.
+    from flask_replicated.routing.observation import Observation  # noqa: PLC0415
 
     return Observation(state)
 
 
 def _control_place(app: Flask, setting: str) -> ControlPlace:
-    from .operations.control import make_place  # noqa: PLC0415 - few need it
+    # Only here, as few need it.
+    from flask_replicated.operations.control import make_place  # noqa: PLC0415
 
     return make_place(setting, app.name)
 
 
 def _add_control(app: Flask, state: AppState, place: ControlPlace) -> None:
     """Let an application obey the orders in its control place."""
-    from .operations.control import CONTROL, Control  # noqa: PLC0415 - few need it
+    # Only here, as few need it.
+    from flask_replicated.operations.control import CONTROL, Control  # noqa: PLC0415
 
     control = Control(place, state)
     for routed in state.routes.values():
         fleet_of(routed).add_control(control)
     state.decider.prepare = state.obey_orders
     app.extensions[CONTROL] = control
-
-
-def pin_responses_of(
-    app: Flask, state: AppState, waiting: Waiting | None = None
-) -> None:
-    """Let the responses of an application carry pins."""
-    around: Any = waiting or app
-    explain = Explain(state.settings.explain, app.config, state.add_reads)
-    wants_starts = state.observation or state.advice
-    around.wsgi_app = pin_responses(
-        around.wsgi_app, state.responses, state.response_starts, wants_starts, explain
-    )
-
-
-def _require_context(method: str) -> None:
-    """Raise RuntimeError unless an application is the current one."""
-    if not has_app_context():
-        raise RuntimeError(
-            f"{method}() needs an application context: with app.app_context(): ..."
-        )
 
 
 def _routed(bind_key: str | None, method: str) -> RoutedEngine:
@@ -360,169 +340,9 @@ def _routed(bind_key: str | None, method: str) -> RoutedEngine:
     return routed
 
 
-class _Plan(NamedTuple):
-    """What is to be routed.
-
-    Attributes:
-        adapter: What owns the engines.
-        binds: What their names say.
-        copies: The replicas by the key of the bind that they copy.
-        sources: Where DNS names more of them.
-    """
-
-    adapter: Adapter
-    binds: BindRoles
-    copies: Mapping[str | None, Mapping[str, Engine]]
-    sources: Mapping[str, DiscoverySource]
-
-
-def _plan(adapter: Adapter, binds: BindRoles, state: AppState) -> _Plan:
-    """Find out what is to be routed, and whether it can be right."""
-    _merge_primary(adapter, binds)
-    return _Plan(
-        adapter, binds, _copies(adapter, binds, state), _sources(adapter, state)
-    )
-
-
-def _route(plan: _Plan, state: AppState) -> None:
-    adapter, binds, copies, sources = plan
-    routes: dict[str | None, RoutedEngine] = {}
-    observed = [] if state.observation is None else _owners(adapter, binds)
-    for owner in dict.fromkeys([*copies, *map(replicated_bind, sources), *observed]):
-        key = adapter.key(owner)
-        targets = copies.get(owner, {})
-        setting = adapter.primary_bind(owner).setting
-        routes[key] = routed_engine(
-            state, adapter.engines[key], targets, setting, adapter.setting
+def _require_context(method: str) -> None:
+    """Raise RuntimeError unless an application is the current one."""
+    if not has_app_context():
+        raise RuntimeError(
+            f"{method}() needs an application context: with app.app_context(): ..."
         )
-        fleet = fleet_of(routes[key])
-        fleet.adapter, fleet.owner = adapter, owner
-    if sources:
-        from .fleet.discovery import Discovery  # noqa: PLC0415 - few need it
-    for name, source in sources.items():
-        key = adapter.key(replicated_bind(name))
-        fleet_of(routes[key]).add_discovery(Discovery(name, source))
-    adapter.hide(binds)
-    publish(adapter, routes, state)
-
-
-def _owners(adapter: Adapter, binds: BindRoles) -> list[str | None]:
-    """Return the binds that may have replicas one day."""
-    hidden = binds.hidden()
-    return [
-        None if key == adapter.default else key
-        for key in adapter.engines
-        if key not in hidden
-    ]
-
-
-def publish(
-    adapter: Adapter, routes: Mapping[str | None, RoutedEngine], state: AppState
-) -> None:
-    """Let an application use routed engines.
-
-    Args:
-        adapter: What owns its engines.
-        routes: The routed engines by the adapter's keys.
-        state: The application's state.
-    """
-    if routes:
-        adapter.route(routes)
-    if adapter.default is None:
-        state.engines, state.metadatas = adapter.engines, adapter.metadatas
-    for key, routed in routes.items():
-        plain = key == adapter.default and not adapter.prefix
-        routed.reads.bind = None if plain else f"{adapter.prefix}{key}"
-        routed.announcer.bind = routed.reads.bind
-        state.routes[routed.reads.bind] = routed
-        # Engines for sync and async sessions lead to the same databases.
-        routed.bind = bind_id(None if key == adapter.default else key)
-
-
-def _copies(
-    adapter: Adapter, binds: BindRoles, state: AppState
-) -> dict[str | None, dict[str, Engine]]:
-    """Return the replicas that can be copies of their primaries, by owner.
-
-    Raises:
-        ConfigurationError: One cannot, and would be read from.
-    """
-    copies: dict[str | None, dict[str, Engine]] = {}
-    for owner, names in binds.replicas.items():
-        primary = adapter.primary_bind(owner)
-        for name in names:
-            key, engine = f"{adapter.setting}[{name!r}]", adapter.engines[name]
-            if _is_fit(state, partial(primary.require_compatible, key, engine)):
-                copies.setdefault(owner, {})[name] = engine
-    return copies
-
-
-def _is_fit(state: AppState, require: Callable[[], None]) -> bool:
-    """Whether what is configured can be a replica.
-
-    A test configuration that inherits the replicas of another one may say
-    ``AUTO_READ_ON_SLAVE = False`` instead of naming none. Not even code that asks for a
-    replica must find such a one then.
-
-    Raises:
-        ConfigurationError: It cannot, and would be read from.
-    """
-    try:
-        require()
-    except ConfigurationError as error:
-        if state.settings.read_on_replica:
-            raise
-        logger.info("left out, as AUTO_READ_ON_SLAVE = False: %s", error)
-        return False
-    return True
-
-
-def _sources(adapter: Adapter, state: AppState) -> Mapping[str, DiscoverySource]:
-    """Return where DNS names replicas of an application's engines.
-
-    Raises:
-        ConfigurationError: They cannot be copies, and would be read from.
-    """
-    if not adapter.grows:
-        return {}
-    found = {}
-    for name, source in state.settings.discovery.items():
-        owner, item = replicated_bind(name), f"REPLICATED_DISCOVERY[{name!r}]"
-        key = adapter.key(owner)
-        if key not in adapter.engines:
-            raise ConfigurationError(
-                item, None, f"there is no bind {key!r} that its replicas could copy."
-            )
-        primary = adapter.primary_bind(owner)._replace(
-            without="AUTO_READ_ON_SLAVE = False, or REPLICATED_DISCOVERY = {}"
-        )
-        require = partial(primary.require_same_dialect, item, source.url)
-        if adapter.makes_own or _is_fit(state, require):
-            found[name] = source
-    return found
-
-
-def _merge_primary(adapter: Adapter, binds: BindRoles) -> None:
-    """Let the bind ``'master'`` and the default bind be one engine."""
-    engines, name = adapter.engines, binds.primary
-    slip = primary_hint(adapter) if name is None else ""
-    if name is not None:
-        default = engines.setdefault(adapter.default, engines[name])
-        if not same_database(default, engines[name]):
-            raise ConfigurationError(
-                f"{adapter.setting}[{name!r}]",
-                engines[name].url,
-                f"must name the database of {adapter.primary} = {safe(default.url)!r}; "
-                "remove one of the two.",
-            )
-        engines[name] = default
-    names = binds.replicas.get(None, ())
-    if names and adapter.default not in engines:
-        raise ConfigurationError(
-            adapter.primary,
-            None,
-            f"{', '.join(names)} need{'s' if len(names) == 1 else ''} a primary; set "
-            f"it, or {adapter.setting}['master']. {slip}".rstrip(),
-        )
-    if slip:
-        logger.warning("%s", slip)
