@@ -19,7 +19,7 @@ from sqlalchemy import orm
 
 from examples.cluster import wait_until
 from flask_replicated import ConfigurationError, FlaskReplicated
-from flask_replicated.routing.state import RequestState
+from flask_replicated.routing.request_state import RequestState
 from flask_replicated.testing import assert_served, mirror
 from tests.support import (
     REPLICAS,

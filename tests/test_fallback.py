@@ -19,7 +19,8 @@ from tests.support import REPLICAS, Build, Site, build_fixture
 
 if TYPE_CHECKING:
     from flask_replicated.engine.engines import ReplicaPoolEngine
-    from flask_replicated.routing.state import AppState, RequestState
+    from flask_replicated.routing.request_state import RequestState
+    from flask_replicated.routing.state import AppState
 
 build = build_fixture
 

@@ -60,7 +60,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     """Give the clock that pins go by."""
     clock = FakeClock(1_700_000_000.0)
     clocks = SimpleNamespace(time=clock, monotonic=clock)
-    for name in ("consistency.client", "routing.state", "routing.responses"):
+    for name in ("consistency.client", "routing.request_state", "routing.responses"):
         monkeypatch.setattr(f"flask_replicated.{name}.time", clocks)
     monkeypatch.setattr("flask_replicated.engine.engines.time", clocks)
     return clock

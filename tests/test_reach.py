@@ -14,7 +14,7 @@ from werkzeug.utils import cached_property, import_string
 
 from flask_replicated import changes_database, using_master
 from flask_replicated.routing import decider, state
-from flask_replicated.routing.state import RequestState
+from flask_replicated.routing.request_state import RequestState
 from tests.support import REPLICAS, Build, Site, answer, build_fixture, core, pin_of
 
 if TYPE_CHECKING:

@@ -63,8 +63,9 @@ if TYPE_CHECKING:
     from flask_replicated.routing.announcer import Announcer
     from flask_replicated.routing.counts import ReadCounts
     from flask_replicated.routing.incidents import Incidents
+    from flask_replicated.routing.request_state import RequestState
     from flask_replicated.routing.snapshots import ReplicaPool
-    from flask_replicated.routing.state import AppState, RequestState
+    from flask_replicated.routing.state import AppState
     from flask_replicated.settings.config import Settings
 
     from .background import FleetLike, MonitorLike, OutagesLike

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from balancers import Member
     from flask_replicated.replica.connection_events import ReplicaServer
     from flask_replicated.replica.primary_status import PrimaryStatus
-    from flask_replicated.routing.state import RequestState
+    from flask_replicated.routing.request_state import RequestState
 
     from .background import OutagesLike
     from .facade import ReplicasFacade, ServerFacade

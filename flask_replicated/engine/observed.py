@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import ExecutionContext
 
     from flask_replicated.routing.observation import Observation
-    from flask_replicated.routing.state import RequestState
+    from flask_replicated.routing.request_state import RequestState
 
     from .freshness import Freshness
 

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from flask_replicated.consistency.positions import LogPosition
     from flask_replicated.consistency.tokens import Token
-    from flask_replicated.routing.state import RequestState
+    from flask_replicated.routing.request_state import RequestState
 
     from .facade import ServerFacade
 

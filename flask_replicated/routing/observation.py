@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from .decision import Decision
     from .explanations import Noted
     from .housekeeping import Sent
-    from .state import AppState, RequestState
+    from .request_state import RequestState
+    from .state import AppState
 
 
 __all__ = ["Observation", "ObservedCounts", "quietly"]
