@@ -13,7 +13,7 @@ import logging
 import time
 from functools import partial
 from os import getpid
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import TimeoutError  # noqa: A004 - not the built-in one
 
@@ -21,34 +21,24 @@ from balancers.errors import NoMemberAvailableError, error_text
 from flask_replicated.consistency.demands import Rules
 from flask_replicated.consistency.guarantees import current_guarantees
 from flask_replicated.consistency.tokens import Mark, Token, bind_id
-from flask_replicated.errors import (
-    PrimaryUnavailableError,
-    ReplicaSilentError,
-    UnfitReplicaError,
-)
+from flask_replicated.errors import ReplicaSilentError, UnfitReplicaError
 from flask_replicated.replica.admission import accept_any_lag
 from flask_replicated.replica.dbapi_connections import UnpooledConnections
 from flask_replicated.replica.failures import Verdict, cause_of, judge_connect
 from flask_replicated.replica.host_lookup import poll_in_loop
 from flask_replicated.replica.replica_status import can_measure_lag
 from flask_replicated.routing.decision import BEHIND, SPENT, Role
-from flask_replicated.routing.overrides import active_role, leaves_no_trace
+from flask_replicated.routing.overrides import active_role
 
 from .capacity import ReplicaCapacity, is_full
 from .events import Listeners, raised_by_listener
-from .facade import (
-    Alias,
-    EngineFacade,
-    ReplicasFacade,
-    RoutedFacade,
-    ServerFacade,
-    shown_by,
-)
+from .facade import Alias, ReplicasFacade, RoutedFacade, shown_by
 from .fallback import ConnectFailures, Fallback
 from .freshness import Freshness, Known
 from .lacking import LackingLog
-from .measured import Flights, MeasuredConnection
+from .picked_engine import MeasuredEngine, PickedEngine
 from .primary_connection import PrimaryConnection
+from .primary_engine import PrimaryEngine
 from .replica_connection import ReplicaConnection
 
 if TYPE_CHECKING:
@@ -57,7 +47,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
     from sqlalchemy.engine.interfaces import PoolProxiedConnection
 
-    from balancers import Feedback, Member, Permit
+    from balancers import Member, Permit
     from flask_replicated.consistency.positions import LogPosition
     from flask_replicated.replica.connection_events import ReplicaServer
     from flask_replicated.routing.announcer import Announcer
@@ -68,141 +58,17 @@ if TYPE_CHECKING:
     from flask_replicated.routing.state import AppState
     from flask_replicated.settings.config import Settings
 
-    from .background import FleetLike, MonitorLike, OutagesLike
+    from .background import MonitorLike, OutagesLike
     from .primary import Primary
 
 logger = logging.getLogger("flask_replicated")
 
-__all__ = ["PrimaryEngine", "ReplicaPoolEngine", "RoutedEngine"]
+__all__ = ["ReplicaPoolEngine", "RoutedEngine"]
 
 _POLL = 0.01
 """Seconds between two questions to a replica that is waited for."""
 _PAUSE = 1.0
 """Seconds for which a replica with no connection to spare is left alone."""
-
-
-class PrimaryEngine(ServerFacade):
-    """The primary; its connections report committed writes.
-
-    It equals the real engine: any session keeps its connections by their engines and
-    looks for them by its bind.
-
-    Args:
-        real: The primary's engine.
-        routed: The engine that it is part of.
-        fallback_for: The replicas, where the primary serves a read of theirs.
-    """
-
-    def __init__(
-        self,
-        real: Engine,
-        routed: RoutedEngine,
-        fallback_for: ReplicaPoolEngine | None = None,
-    ) -> None:
-        self.routed: RoutedEngine = routed
-        self._facade = fallback_for or self
-        super().__init__(real)
-
-    # As the routed engine's, since session.get_bind() returns either; connections have
-    # the real ones.
-    dispatch = shown_by("routed.listeners", "dispatch")
-    pool = shown_by("routed.listeners", "pool")
-    dialect = shown_by("routed.listeners", "dialect")
-
-    def __eq__(self, other: object) -> bool:
-        return other is self or other is self.real
-
-    def __hash__(self) -> int:
-        return hash(self.real)
-
-    def execution_options(self, **options: Any) -> PrimaryEngine:  # type: ignore[override]  # an engine all the same
-        """Return the primary with execution options of its own."""
-        return _PrimaryWithOptions(self.real.execution_options(**options), self.routed)
-
-    def connect(self) -> Connection:
-        """Connect to the primary."""
-        routed = self.routed
-        routed.app.notice_fork()
-        # A request's read that hangs here is ended by what goes on in the background.
-        if routed.monitor.idle and routed.app.request_state() is not None:
-            routed.wake()
-        with self._trial():
-            return self._connect()
-
-    def _trial(self) -> contextlib.AbstractContextManager[object]:
-        """Return a block in which to connect; while the primary is out, a trial."""
-        routed = self.routed
-        return routed.checks.trial() if routed.status.out else contextlib.nullcontext()
-
-    def _connect(self) -> Connection:
-        # SQLAlchemy's own, which others may have wrapped to hear of each connect.
-        try:
-            return super().connect()
-        except PrimaryUnavailableError as error:
-            if not error.standby:
-                raise
-        # Where its address stands for several servers, the next one may be another.
-        return super().connect()
-
-    def _connection_cls(self, _engine: Engine) -> PrimaryConnection:  # type: ignore[override]  # called like the class that it is in Engine
-        return PrimaryConnection(self.real, self._facade)
-
-    def raw_connection(self) -> PoolProxiedConnection:
-        """Return a DBAPI connection to the primary.
-
-        What is done with it cannot be followed, so it counts as a write.
-        """
-        app = self.routed.app
-        app.notice_fork()
-        with self._trial():
-            connection = self.real.raw_connection()
-        if not leaves_no_trace():
-            app.note_raw_connection(self.routed.untold())
-        return connection
-
-
-class _PickedEngine(EngineFacade):
-    """One replica's engine, whose connections know that it was picked.
-
-    Attributes:
-        permit: Returns a permit; called before each connect.
-        connection_class: What it connects by.
-    """
-
-    connection_class = ReplicaConnection
-
-    def __init__(self, member: Member[Engine], facade: ReplicaPoolEngine) -> None:
-        self.permit = facade.replica_pool.permits(member)
-        # Called like the class that it is in Engine.
-        self._connection_cls = partial(self.connection_class, facade, member)  # type: ignore[assignment]
-        super().__init__(member.target)
-
-    if TYPE_CHECKING:
-
-        def connect(self) -> ReplicaConnection: ...
-
-
-class _MeasuredEngine(_PickedEngine):
-    """One replica's engine, whose use is measured for the balancer."""
-
-    connection_class = MeasuredConnection
-
-    def __init__(
-        self, member: Member[Engine], facade: ReplicaPoolEngine, feedback: Feedback
-    ) -> None:
-        super().__init__(member, facade)
-        self._flights = Flights(feedback)
-
-    def connect(self) -> ReplicaConnection:
-        flight = self._flights.begin()
-        try:
-            connection = super().connect()
-        except BaseException as error:
-            flight.end(error)
-            raise
-        flight.connected()
-        cast("MeasuredConnection", connection).flight = flight
-        return connection
 
 
 class ReplicaPoolEngine(ReplicasFacade):
@@ -251,7 +117,7 @@ class ReplicaPoolEngine(ReplicasFacade):
             connect_to=self._connect_to,
         )
         self._logged = self._fallback.logged
-        self._picked: dict[Member[Engine], _PickedEngine] = {}
+        self._picked: dict[Member[Engine], PickedEngine] = {}
         members = replica_pool.members
         # A fleet keeps this up to date.
         super().__init__(members[0].target if members else routed.real)
@@ -579,14 +445,14 @@ class ReplicaPoolEngine(ReplicasFacade):
         finally:
             accept_any_lag.reset(token)
 
-    def _add_picked(self, member: Member[Engine]) -> _PickedEngine:
+    def _add_picked(self, member: Member[Engine]) -> PickedEngine:
         """Return what connects to a replica that was not picked before."""
         self.forget_removed()
         feedback = member.feedback
         picked = self._picked[member] = (
-            _PickedEngine(member, self)
+            PickedEngine(member, self)
             if feedback is None
-            else _MeasuredEngine(member, self, feedback)
+            else MeasuredEngine(member, self, feedback)
         )
         return picked
 
@@ -602,23 +468,6 @@ class ReplicaPoolEngine(ReplicasFacade):
             del state.kept[self]
 
 
-class _PrimaryWithOptions(PrimaryEngine):
-    """The primary with execution options of its own, for a caller to hold.
-
-    As with any such engine, its listeners are its own.
-    """
-
-    dispatch = shown_by("real", "dispatch")
-    pool = shown_by("real", "pool")
-    dialect = shown_by("real", "dialect")
-
-    def _connection_cls(self, engine: Engine) -> PrimaryConnection:  # type: ignore[override]  # the same
-        connection = super()._connection_cls(engine)
-        connection.ask_by_name()
-        connection.engine = Alias(self.real, self)
-        return connection
-
-
 class RoutedEngine(RoutedFacade):
     """What stands in ``db.engines`` for a bind that has replicas.
 
@@ -628,12 +477,10 @@ class RoutedEngine(RoutedFacade):
     ``begin()`` inside ``using_slave()`` is a replica's.
 
     Attributes, beside those of a :class:`.RoutedFacade`:
-        monitor: What probes the replicas in the background.
         checks: The checks of the primary's connections.
         listeners: The listeners that every server has.
         status: What is known of the primary.
         outages: What knows of the replicas' outages, and logs them.
-        fleet: Takes in new replicas and lets others go.
         servers: What is known of each replica's server, by name; kept up to date.
         known: What is known of the log positions of its servers.
         rules: What the settings say of what its reads must be shown.
@@ -641,7 +488,6 @@ class RoutedEngine(RoutedFacade):
 
     primary: PrimaryEngine
     replicas: ReplicaPoolEngine
-    fleet: FleetLike
     bind = bind_id(None)
     primary_class = PrimaryEngine
     replicas_class = ReplicaPoolEngine
@@ -723,6 +569,10 @@ class RoutedEngine(RoutedFacade):
         if position is None:
             return mark
         return mark._replace(untold=0.0).merged(Mark(position, time.time()))
+
+    def trial(self) -> contextlib.AbstractContextManager[object]:
+        """Return a block in which to connect to the primary."""
+        return self.checks.trial() if self.status.out else contextlib.nullcontext()
 
     def wake(self) -> None:
         """Begin what goes on in the background, in a forked child all of it anew."""

@@ -14,6 +14,7 @@ from flask_replicated.signals import write_refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from sqlalchemy import Connection
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from flask_replicated.routing.state import AppState
     from flask_replicated.sql.constructs import Classifier, Kind
 
+    from .background import FleetLike, MonitorLike
     from .lacking import LackingLog
 
 __all__ = [
@@ -115,6 +117,8 @@ class RoutedFacade(EngineFacade):
         reads: Counts how many reads each server got.
         incidents: Counts what went wrong.
         announcer: Tells the application what happens to this bind.
+        monitor: What probes the replicas in the background.
+        fleet: Takes in new replicas and lets others go.
         primary: The primary, as a session uses it for writes.
         replicas: The replicas, as a session uses them for reads.
     """
@@ -126,6 +130,8 @@ class RoutedFacade(EngineFacade):
     reads: ReadCounts
     incidents: Incidents
     announcer: Announcer
+    monitor: MonitorLike
+    fleet: FleetLike
     primary: ServerFacade
     replicas: ReplicasFacade
 
@@ -163,6 +169,14 @@ class RoutedFacade(EngineFacade):
             WriteOnReplicaError: Always; but not where it is only observed.
         """
         raise self.refusal(statement, why, cause)
+
+    def wake(self) -> None:
+        """Begin what goes on in the background, in a forked child all of it anew."""
+        raise NotImplementedError
+
+    def trial(self) -> AbstractContextManager[object]:
+        """Return a block in which to connect to the primary; a trial, if it is out."""
+        raise NotImplementedError
 
     def untold(self) -> Token:
         """Return a token for what was written by now, whose position is not known."""

@@ -31,9 +31,10 @@ from flask_replicated.routing.observation import quietly
 from flask_replicated.sql.text import Kind
 
 from .connections import asked_for, for_role
-from .engines import PrimaryEngine, ReplicaPoolEngine, RoutedEngine
+from .engines import ReplicaPoolEngine, RoutedEngine
 from .facade import Alias
 from .primary_connection import PrimaryConnection
+from .primary_engine import PrimaryEngine
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
