@@ -19,7 +19,7 @@ from flask_sqlalchemy import SQLAlchemy
 from balancers import Permit, Pool
 from examples.cluster import wait_until
 from flask_replicated import FlaskReplicated, replicated_engine
-from flask_replicated.fleet.monitor import Monitor, ProbePolicy
+from flask_replicated.fleet.monitor import Monitor, MonitoredPool, ProbePolicy
 from flask_replicated.fleet.outage_log import OutageLog
 from flask_replicated.fleet.probe import ProbeRun, ReplicaProbe
 from flask_replicated.replica.replica_status import ReplicaReport, report_queries
@@ -249,9 +249,8 @@ def test_a_step_that_fails(
 def test_async_engines() -> None:
     """An async driver is not asked outside its event loop."""
     pool = Pool({"slave_1": sa.create_engine("sqlite+aiosqlite://")})
-    assert not Monitor(
-        pool, {}, ProbePolicy(1, 1, None, role_check=True), OutageLog({})
-    ).idle
+    policy = ProbePolicy(1, 1, None, role_check=True)
+    assert not Monitor(MonitoredPool(pool, {}, policy, OutageLog({}))).idle
 
 
 class Answers:

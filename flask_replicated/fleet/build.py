@@ -43,7 +43,7 @@ from flask_replicated.settings.sqlite_files import (
 
 from .description import describe
 from .fleet import Fleet
-from .monitor import Monitor, ProbePolicy
+from .monitor import Monitor, MonitoredPool, ProbePolicy
 from .outage_log import OutageLog
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def routed_engine(
     pool = _make_pool(settings, make, replicas, [outages, fleet.listener()])
     outages.live = lambda: pool.live
     policy = _probe_policy(app, identity, checks.reads, asked=asked)
-    monitor = Monitor(pool, prepared, policy, outages)
+    monitor = Monitor(MonitoredPool(pool, prepared, policy, outages))
     fleet.routed = kind(
         app,
         primary,

@@ -17,7 +17,6 @@ import random
 import threading
 import time
 import weakref
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakSet
 
@@ -52,7 +51,7 @@ if TYPE_CHECKING:
     from .outage_log import OutageLog
     from .stuck_statements import WaitingStatement
 
-__all__ = ["Monitor", "ProbePolicy"]
+__all__ = ["Monitor", "MonitoredPool", "ProbePolicy"]
 
 logger = logging.getLogger("flask_replicated")
 
@@ -108,6 +107,22 @@ class ProbePolicy(NamedTuple):
         return self.probed_primary if self.role_check else None
 
 
+class MonitoredPool(NamedTuple):
+    """What a monitor looks at, and whom it tells.
+
+    Attributes:
+        pool: The replicas; told what each probe finds.
+        replicas: What is known of each replica's server, by name.
+        policy: What to check.
+        outages: Told why a replica is still out.
+    """
+
+    pool: Pool[Engine]
+    replicas: Mapping[str, ReplicaServer]
+    policy: ProbePolicy
+    outages: OutageLog
+
+
 class Monitor:
     """Probes each replica of one pool, and tells the pool what it finds.
 
@@ -115,30 +130,21 @@ class Monitor:
     when its owner is garbage-collected.
 
     Args:
-        pool: The replicas.
-        replicas: What is known of each replica's server, by name.
-        policy: What to check.
-        outages: Told why a replica is still out.
+        monitored: The pool, and what belongs to it.
 
     Attributes:
         idle: Whether to call :meth:`start`. A plain attribute, as it is read at each
             connect.
     """
 
-    def __init__(
-        self,
-        pool: Pool[Engine],
-        replicas: Mapping[str, ReplicaServer],
-        policy: ProbePolicy,
-        outages: OutageLog,
-    ) -> None:
-        self._outages = outages
-        self._new_loop = partial(_MonitorLoop, pool, replicas, policy, outages)
+    def __init__(self, monitored: MonitoredPool) -> None:
+        self._monitored = monitored
         self._lock = threading.Lock()
         self._loop: _MonitorLoop | None = None
         # An async driver cannot be asked outside its event loop.
-        blocking = not any(m.target.dialect.is_async for m in pool.members)
-        self._wanted = policy.interval > 0 and blocking
+        members = monitored.pool.members
+        blocking = not any(one.target.dialect.is_async for one in members)
+        self._wanted = monitored.policy.interval > 0 and blocking
         self.idle = self._wanted
 
     def start(self, owner: object) -> None:
@@ -151,7 +157,7 @@ class Monitor:
             if not self.idle:
                 return
             self.idle = False
-            self._loop = self._new_loop(owner)
+            self._loop = _MonitorLoop(self._monitored, owner)
             _running.add(self)
         if not start_thread("monitor", self._loop.run):
             logger.warning("replicas are not monitored: no thread could be started")
@@ -167,7 +173,7 @@ class Monitor:
     def after_fork(self) -> None:
         """In a child process, forget the parent's thread and sockets."""
         self._lock = threading.Lock()
-        self._outages.lines.flushed = False
+        self._monitored.outages.lines.flushed = False
         if self._loop is not None:
             self._loop.abandon()
             # To drop a driver's connection might end it, for the parent too.
@@ -239,21 +245,14 @@ class _Watched:
 class _MonitorLoop:
     """The running monitor: the schedule, and the conclusions from each probe.
 
-    Its arguments are those of :class:`Monitor`, and of :meth:`Monitor.start`.
+    Args:
+        monitored: The pool, and what belongs to it.
+        owner: The loop ends when this is garbage-collected.
     """
 
-    def __init__(
-        self,
-        pool: Pool[Engine],
-        replicas: Mapping[str, ReplicaServer],
-        policy: ProbePolicy,
-        outages: OutageLog,
-        owner: object,
-    ) -> None:
-        self._pool = pool
-        self._replicas = replicas
+    def __init__(self, monitored: MonitoredPool, owner: object) -> None:
+        self._pool, self._replicas, policy, self._outages = monitored
         self._policy = policy
-        self._outages = outages
         self._owner = weakref.ref(owner)
         # By its module's name: it may be gevent's by now, and the class that was there
         # when this was imported would block every greenlet.
