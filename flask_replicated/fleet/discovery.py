@@ -7,7 +7,6 @@ database.
 
 from __future__ import annotations
 
-import atexit
 import importlib
 import logging
 import random
@@ -15,12 +14,11 @@ import threading
 import time
 import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
-from weakref import WeakSet
 
 from balancers.errors import error_text
 from flask_replicated.errors import ConfigurationError
 from flask_replicated.system.forks import in_this_process
-from flask_replicated.system.threads import start_thread
+from flask_replicated.system.threads import call_at_exit, start_thread
 
 from .storm_log import counted
 
@@ -120,7 +118,7 @@ class Discovery:
         self._misses: dict[str, int] = {}
         self._counts_from = 0.0
         self._failing = False
-        _all.add(self)
+        call_at_exit(self, Discovery.stop)
 
     def start(self, fleet: DiscoveredReplicas) -> None:
         """Start, unless it runs already; stop when *fleet* is garbage-collected."""
@@ -211,16 +209,6 @@ class Discovery:
             fleet.remove(name)
         except ConfigurationError:
             pass  # the application has removed it
-
-
-# For the exit hook below, which is never unregistered.
-_all: WeakSet[Discovery] = WeakSet()
-
-
-@atexit.register
-def _stop_all() -> None:
-    for discovery in list(_all):
-        discovery.stop()
 
 
 def _run(

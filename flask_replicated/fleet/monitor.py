@@ -8,7 +8,6 @@ up no other. No request waits for any of this.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import logging
 import math
@@ -18,7 +17,6 @@ import threading
 import time
 import weakref
 from typing import TYPE_CHECKING, NamedTuple
-from weakref import WeakSet
 
 from balancers import Member, Permit
 from balancers.errors import UnknownMemberError, error_text
@@ -32,7 +30,7 @@ from flask_replicated.replica.fitness import unfit_error
 from flask_replicated.replica.lag import share_for_lag
 from flask_replicated.replica.primary_status import PrimaryStatus
 from flask_replicated.settings.sqlite_files import uses_given_connection
-from flask_replicated.system.threads import start_thread
+from flask_replicated.system.threads import call_at_exit, start_thread
 
 from .probe import PrimaryProbe, ProbeRun, ReplicaProbe
 from .storm_log import counted
@@ -158,7 +156,7 @@ class Monitor:
                 return
             self.idle = False
             self._loop = _MonitorLoop(self._monitored, owner)
-            _running.add(self)
+            call_at_exit(self, Monitor.stop)
         if not start_thread("monitor", self._loop.run):
             logger.warning("replicas are not monitored: no thread could be started")
 
@@ -183,13 +181,6 @@ class Monitor:
 
 
 _inherited: list[_MonitorLoop] = []
-_running: WeakSet[Monitor] = WeakSet()
-
-
-@atexit.register
-def _stop_all() -> None:
-    for monitor in list(_running):
-        monitor.stop()
 
 
 class _Watched:

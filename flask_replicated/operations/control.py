@@ -6,7 +6,6 @@ of replicas wait for it. Only the first pick of a process waits for the orders.
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 import random
@@ -27,7 +26,7 @@ from flask.signals import request_started
 from balancers.errors import BalancerError, error_text
 from flask_replicated.consistency.store_setting import redis_client
 from flask_replicated.system.forks import in_this_process
-from flask_replicated.system.threads import start_thread
+from flask_replicated.system.threads import call_at_exit, start_thread
 
 from .accounts import Account, account_to, counts_of, reads_of, replicas_of
 from .directory_place import DirectoryPlace
@@ -134,7 +133,7 @@ class Control:
         self._has_read = self._lost = False
         self._failing: set[str] = set()
         self._begin_anew()
-        _all.add(self)
+        call_at_exit(self, Control.end)
 
     def _begin_anew(self) -> None:
         self._name = f"{socket.gethostname()}-{secrets.token_hex(8)}"
@@ -417,16 +416,6 @@ def _runs_a_command() -> bool:
     """
     context = click.get_current_context(silent=True)
     return context is not None and isinstance(context.find_root().command, AppGroup)
-
-
-# For the exit hook below, which is never unregistered.
-_all: WeakSet[Control] = WeakSet()
-
-
-@atexit.register
-def _end_all() -> None:
-    for control in list(_all):
-        control.end()
 
 
 def _run(control: Callable[[], Control | None], alarm: _Alarm, look: float) -> None:

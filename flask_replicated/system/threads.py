@@ -1,19 +1,23 @@
-"""Background threads, and what one of them calls besides its work."""
+"""Background threads, what one of them calls besides its work, and their end."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from .seldom import Seldom
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["EachSecond", "start_thread"]
+__all__ = ["EachSecond", "call_at_exit", "start_thread"]
+
+T = TypeVar("T")
 
 logger = logging.getLogger("flask_replicated")
 
@@ -91,3 +95,24 @@ class EachSecond:
             except Exception:
                 if self._told.is_due():
                     logger.exception("%r has failed, and is called again", function)
+
+
+# For the exit hook below, which is never unregistered: it keeps none of them alive.
+_at_exit: WeakKeyDictionary[Any, Callable[[Any], object]] = WeakKeyDictionary()
+
+
+def call_at_exit(one: T, method: Callable[[T], object]) -> None:
+    """Let an object end its background work before the process ends.
+
+    Args:
+        one: The object; nothing is called once it is gone.
+        method: The method of its class that is called then.
+    """
+    _at_exit[one] = method
+
+
+@atexit.register
+def _call_all() -> None:
+    with contextlib.ExitStack() as stack:  # which calls all, also after an error
+        for one, method in list(_at_exit.items()):
+            stack.callback(method, one)
