@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
 
 from sqlalchemy import event
 
-from flask_replicated.replica.activity import can_list_backends
-from flask_replicated.replica.connection_events import end_record
-from flask_replicated.replica.in_flight import pending_answer, shows_pending
+from flask_replicated.replica.open_connections import OpenConnections, end_record
 
 from .primary_connection import USER
 
@@ -44,40 +41,27 @@ class PrimaryReads:
     def __init__(self, engine: Engine) -> None:
         self.outages = 0
         self.slow_until = -math.inf
-        self._driver = engine.dialect.driver
-        self._seen = shows_pending(self._driver) and can_list_backends(
-            engine.dialect.name
-        )
-        self._records: WeakSet[ConnectionPoolEntry] = WeakSet()
-        if self._seen:
+        self._open = OpenConnections(engine.dialect)
+        if self._open.show_pending:
             event.listen(engine, "connect", self._note)
 
     def _note(self, _connection: Any, record: ConnectionPoolEntry) -> None:
-        self._records.add(record)
+        self._open.add(record)
 
     @property
     def in_use(self) -> bool:
         """Whether a sure read uses a connection."""
-        return any(_only_reads(record) for record in self._known())
+        return any(map(_only_reads, self._open.records()))
 
     def pending_answers(self) -> list[PendingAnswer]:
         """Return the answers that sure reads wait for, as far as can be seen."""
-        found = (
-            pending_answer(self._driver, record)
-            for record in self._known()
-            if _only_reads(record)
-        )
-        return [pending for pending in found if pending is not None]
+        return self._open.pending_answers(_only_reads)
 
     def end_connection(self, pending: PendingAnswer) -> bool:
         """End a connection if its read still waits for that answer; return if so."""
-        record = pending.record
-        now = pending_answer(self._driver, record)
-        if now is None or now.connection is not pending.connection:
+        if not (self._open.waits_still(pending) and _only_reads(pending.record)):
             return False
-        if now.received != pending.received or not _only_reads(record):
-            return False
-        return end_record(record)
+        return end_record(pending.record)
 
     def hang_up(self) -> int:
         """End each read that waits for an answer; return how many there were."""
@@ -86,13 +70,6 @@ class PrimaryReads:
     def retire_connections(self) -> None:
         """Let no connection that is open now be used again."""
         self.outages += 1
-
-    def _known(self) -> list[ConnectionPoolEntry]:
-        while True:
-            try:
-                return list(self._records)
-            except RuntimeError:  # another thread has just connected
-                continue
 
 
 def _only_reads(record: ConnectionPoolEntry) -> bool:

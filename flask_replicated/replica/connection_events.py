@@ -12,16 +12,14 @@ import math
 import weakref
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
 
 from sqlalchemy import event
 from sqlalchemy.exc import DisconnectionError
 
 from flask_replicated.errors import ReplicaSilentError
 from flask_replicated.system.forks import refuse_inherited
-from flask_replicated.system.sockets import hang_up, watch_socket
+from flask_replicated.system.sockets import watch_socket
 
-from .activity import can_list_backends
 from .admission import Admission
 from .connect_timeout import (
     ONE_BIND_EACH,
@@ -31,8 +29,8 @@ from .connect_timeout import (
 )
 from .dbapi_connections import closed_if_refused
 from .fitness import ReplicaHistory
-from .in_flight import pending_answer, shows_pending
 from .keepalive import enable_keepalive
+from .open_connections import OpenConnections, end_record
 from .read_only import keep_read_only
 from .same_server import SameServerCheck
 
@@ -47,12 +45,14 @@ if TYPE_CHECKING:
     from .primary_status import PrimaryStatus
     from .same_database import SameDatabaseCheck
 
-__all__ = ["CHANGED", "STARTED", "ReplicaServer", "end_record"]
+__all__ = ["CHANGED", "STARTED", "ReplicaServer"]
 
 CHANGED = "flask_replicated.changed"
 """Key in a connection's ``info``: the session's settings were changed by its user."""
 STARTED = "flask_replicated.started"
 """The same: when its server was started, by the server's clock; None if untold."""
+# For a connection that was opened before these listeners were added.
+_UNKNOWN = (None, None)
 
 
 class ReplicaServer:
@@ -124,11 +124,7 @@ class ReplicaServer:
         self.slow_until = -math.inf
         self._name = name
         self._engine = weakref.ref(engine)
-        self._driver = engine.dialect.driver
-        self._shows_pending = shows_pending(self._driver) and can_list_backends(
-            engine.dialect.name
-        )
-        self._records: WeakSet[ConnectionPoolEntry] = WeakSet()
+        self._open = OpenConnections(engine.dialect)
         self._seconds = math.ceil(connect_timeout)
         self._setup_timeout: SetupTimeout | None = None
         self._listen(engine, read_timeout, shared=shared)
@@ -161,7 +157,7 @@ class ReplicaServer:
         Returns:
             How many were ended, not counting those that had been ended before.
         """
-        ended = sum(map(end_record, self._known()))
+        ended = sum(map(end_record, self._open.records()))
         if ended:
             self.pool_exhausted = False  # their users give them back
         return ended
@@ -171,21 +167,13 @@ class ReplicaServer:
 
         Connections that are still being set up are left out: they have a timeout.
         """
-        if not self._shows_pending:
-            return []
-        found = (
-            pending_answer(self._driver, record)
-            for record in self._known()
-            if self._setup_timeout not in record.info
+        return self._open.pending_answers(
+            lambda record: self._setup_timeout not in record.info
         )
-        return [pending for pending in found if pending is not None]
 
     def end_connection(self, pending: PendingAnswer) -> bool:
         """End a connection if it still waits for that answer; return whether it did."""
-        now = pending_answer(self._driver, pending.record)
-        if now is None or now.connection is not pending.connection:
-            return False
-        if now.received != pending.received:
+        if not self._open.waits_still(pending):
             return False
         self.pool_exhausted = False  # there is room again
         return end_record(pending.record)
@@ -195,19 +183,12 @@ class ReplicaServer:
         """Whether a connection to it is in use, or being set up."""
         return any(
             record.in_use or self._setup_timeout in record.info
-            for record in self._known()
+            for record in self._open.records()
         )
 
     def is_of(self, engine: Engine) -> bool:
         """Whether it belongs to this engine, and not to another of the same name."""
         return self._engine() is engine
-
-    def _known(self) -> list[ConnectionPoolEntry]:
-        while True:
-            try:
-                return list(self._records)
-            except RuntimeError:  # another thread has just connected
-                continue
 
     def retire_connections(self) -> None:
         """Let no connection that is open now be used again.
@@ -219,7 +200,7 @@ class ReplicaServer:
 
     def _stamp(self, connection: Any, record: ConnectionPoolEntry) -> None:
         record.info[self] = self.outages, watch_socket(connection)
-        self._records.add(record)
+        self._open.add(record)
 
     def _admit(self, connection: Any, record: ConnectionPoolEntry) -> None:
         """Ask over a new connection whether its server may be used."""
@@ -257,21 +238,3 @@ class ReplicaServer:
             raise DisconnectionError("its server is to be asked again")
         if readable():
             raise DisconnectionError("the server has closed this idle connection")
-
-
-# For a connection that was opened before these listeners were added.
-_UNKNOWN = (None, None)
-_ENDED = "flask_replicated.ended"
-
-
-def end_record(record: ConnectionPoolEntry) -> bool:
-    """End a record's connection; return whether it had not been ended before.
-
-    Its socket does not tell: it can be shut down repeatedly without an error.
-    """
-    connection = record.dbapi_connection
-    if connection is None or record.info.get(_ENDED) is connection:
-        return False
-    # The connection itself is noted: the record may get another one at any moment.
-    record.info[_ENDED] = connection
-    return hang_up(connection)
