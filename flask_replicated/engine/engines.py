@@ -34,7 +34,8 @@ from .capacity import ReplicaCapacity, is_full
 from .events import Listeners, raised_by_listener
 from .facade import Alias, ReplicasFacade, RoutedFacade, shown_by
 from .fallback import ConnectFailures, Fallback
-from .freshness import Freshness, Known
+from .freshness import Freshness
+from .known import Known
 from .lacking import LackingLog
 from .picked_engine import MeasuredEngine, PickedEngine
 from .primary_connection import PrimaryConnection

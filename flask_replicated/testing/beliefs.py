@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flask_replicated.engine.freshness import Known
+from flask_replicated.engine.known import Known
 from flask_replicated.errors import ConfigurationError, ReplicaLagsError
 from flask_replicated.fleet.fleet import fleet_of
 
