@@ -160,7 +160,7 @@ class Report:
             for table, (_, columns) in one.written.items():
                 known = updates if columns is not None else rows
                 if table in worth:
-                    known.tables[table] = _joined(known.tables, table, columns)
+                    known.tables[table] = _joined(known.tables.get(table, ()), columns)
                     known.nameable = known.nameable and one.nameable
         for table in rows.tables:
             updates.tables.pop(table, None)
@@ -304,27 +304,22 @@ def _written(
     found = dict(one)
     for table, (count, columns) in other.items():
         before, known = found.get(table, (0, ()))
-        both = known is not None and columns is not None
-        joined = tuple(sorted({*known, *columns})) if both else None  # type: ignore[misc]  # as both says
-        found[table] = before + count, joined
+        joined = _joined(known, columns)
+        found[table] = before + count, None if joined is None else tuple(sorted(joined))
     return found
 
 
 def _with(rules: _PinRules, more: Mapping[str, set[str] | None]) -> _PinRules:
     """Return rules for ``REPLICATED_UNPINNED`` with those of an earlier advice."""
-    found = dict(rules)
-    for table, columns in more.items():
-        known = found.get(table, ())
-        both = known is not None and columns is not None
-        found[table] = {*known, *columns} if both else None  # type: ignore[misc]  # as both says
-    return found
+    joined = {table: _joined(rules.get(table, ()), more[table]) for table in more}
+    return {**rules, **joined}
 
 
 def _joined(
-    rules: Mapping[str, set[str] | None], table: str, columns: Columns
+    one: Collection[str] | None, other: Collection[str] | None
 ) -> set[str] | None:
-    known = rules.get(table, set())
-    return None if columns is None or known is None else {*known, *columns}
+    """Return the columns of both; None, which is whole rows, if one of them is."""
+    return None if one is None or other is None else {*one, *other}
 
 
 def _summed(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
