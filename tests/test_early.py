@@ -550,6 +550,22 @@ class TestAskedOnce:
         assert asked == [None, "who"]
 
 
+def test_fails_before(build: Build) -> None:
+    """What REPLICATED_IS_READ raises as it needs the rule says nothing for now."""
+    site = build(
+        REPLICATED_IS_READ=lambda request: request.url_rule.endpoint == "page",
+        PROPAGATE_EXCEPTIONS=True,
+    )
+    in_session(site, site.who)
+    site.app.add_url_rule("/page", "page", site.who, methods=["POST"])
+    assert site.client().post("/page").text in REPLICAS
+    assert site.seen[0] == "master"
+    assert site.get("/") == "master"
+    site.app.before_request_funcs[None] = [lambda: setattr(g, "read", site.who())]
+    with pytest.raises(AttributeError):
+        site.client().get("/nowhere")
+
+
 def test_own_context(build: Build) -> None:
     """A request context that is pushed by hand is matched at once."""
     site = build()

@@ -15,7 +15,7 @@ from flask import has_request_context
 from flask_replicated.blocks.decorator_order import warn_if_ignored
 
 from .decision import PINNED, SWITCHED_OFF, Decision, Role, decide, marked_role
-from .flask_context import endpoint_name, this_request
+from .flask_context import endpoint_name, is_matched, this_request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -140,7 +140,7 @@ class Decider:
         )
         decision = decided()
         if decision.by_method and settings.is_read is not None:
-            decision = decided(is_read=settings.is_read(current))
+            decision = decided(is_read=_ask(settings.is_read, current))
         if decision.word == "off" and settings.read_on_replica:
             return SWITCHED_OFF
         return decision
@@ -197,3 +197,18 @@ class Decider:
             and has_request_context()
             and endpoint_name(this_request()) in writers
         )
+
+
+def _ask(is_read: Callable[[Request], bool | None], current: Request) -> bool | None:
+    """Return what ``REPLICATED_IS_READ`` says about a request.
+
+    Before the URL is matched it may need what is not known yet, such as the request's
+    rule. Then it says nothing for now, and is asked again afterwards.
+    """
+    try:
+        return is_read(current)
+    except Exception:
+        if is_matched(current):
+            raise
+        logger.debug("REPLICATED_IS_READ before the URL is matched", exc_info=True)
+        return None
