@@ -682,6 +682,51 @@ class TestTimes:
         told = said(pin_of(site.client().post("/write")))
         assert told - before == (60 if order != "after" else 0)
 
+    @pytest.mark.parametrize("store", ["cookie", "header"])
+    def test_body_begins_late(self, build: Build, clock: FakeClock, store: str) -> None:
+        """It counts from when a streamed body begins, as headers leave no earlier."""
+        site = build(REPLICATED_PIN_STORE=store)
+
+        def body() -> Iterator[str]:
+            clock.now += 60
+            yield "one"
+            clock.now += 60
+            yield "two"
+
+        def view() -> Response:
+            site.write()
+            return Response(body())
+
+        site.app.add_url_rule("/view", "view", view)
+        before = clock.now
+        response = site.client().get("/view")
+        told = pin_of(response)
+        if store == "header":
+            told = response.headers["Replicated-Position"]
+        assert said(told) - before == 60
+        assert response.text == "onetwo"
+
+    def test_body_is_not_awaited(self, build: Build) -> None:
+        """Nothing waits for a body where the session has the pin, or there is none."""
+        site = build(REPLICATED_PIN_STORE="session")
+        begun: list[str] = []
+
+        def body() -> Iterator[str]:
+            begun.append(threading.current_thread().name)
+            yield "one"
+
+        def view() -> Response:
+            site.write()
+            return Response(body())
+
+        site.app.add_url_rule("/view", "view", view)
+        site.app.add_url_rule("/reads", "reads", lambda: Response(body()))
+        for path in ("/view", "/reads"):
+            environ = EnvironBuilder(path=path).get_environ()
+            rest = site.app(environ, lambda *_: lambda _: None)
+            assert begun == []
+            getattr(rest, "close", int)()
+
     def test_crossing(self, site: Site) -> None:
         """Of two requests that cross, the one that leaves last has the newer pin."""
         committed, may_leave = threading.Event(), threading.Event()
@@ -896,6 +941,55 @@ class TestTold:
         site.app.after_request(write)
         assert len(pins(site.client().post("/write"))) == 1
         assert caplog.records == []
+
+    def test_before_the_first_part(
+        self, site: Site, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A body whose view has written is in time until its first part is there."""
+
+        def body() -> Iterator[str]:
+            site.write()
+            yield "one"
+
+        def view() -> Response:
+            site.write()
+            return Response(stream_with_context(body()))
+
+        site.app.add_url_rule("/view", "view", view)
+        assert len(pins(site.client().get("/view"))) == 1
+        assert caplog.records == []
+
+    def test_a_body_that_fails(self, site: Site) -> None:
+        """One that raises before its first part is closed, and the server hears it."""
+        closed: list[str] = []
+
+        def body() -> Iterator[str]:
+            yield str(site.folder.joinpath("nothing").read_text())
+
+        def view() -> Response:
+            site.write()
+            response = Response(body())
+            response.call_on_close(lambda: closed.append("closed"))
+            return response
+
+        site.app.add_url_rule("/view", "view", view)
+        with pytest.raises(FileNotFoundError):
+            site.client().get("/view")
+        assert closed == ["closed"]
+
+    @pytest.mark.parametrize("parts", [[], [b""], [b"one", b"two"]])
+    def test_any_body(self, site: Site, parts: list[bytes]) -> None:
+        """A body may have no part; a HEAD has none either."""
+
+        def view() -> Response:
+            site.write()
+            return Response(iter(parts))
+
+        site.app.add_url_rule("/view", "view", view)
+        response = site.client().get("/view")
+        assert response.data == b"".join(parts)
+        assert len(pins(response)) == 1
+        assert len(pins(site.client().head("/view"))) == 1
 
     @pytest.mark.parametrize("setting", ["PROPAGATE_EXCEPTIONS", "TESTING"])
     @pytest.mark.parametrize("writes", [True, False])

@@ -8,10 +8,12 @@ import time
 from contextlib import nullcontext
 from contextvars import ContextVar
 from functools import partial
+from itertools import chain, islice
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from flask import Request, Response, has_request_context
+from werkzeug.wsgi import ClosingIterator
 
 from flask_replicated.consistency.client import ClientTokens
 from flask_replicated.consistency.shared_caches import keep_private, may_be_private
@@ -22,7 +24,7 @@ from flask_replicated.settings.config import PIN_COOKIE, default_pin_cookie
 from .flask_context import app_context, endpoint_name, this_request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from contextlib import AbstractContextManager
     from weakref import ReferenceType
 
@@ -277,6 +279,48 @@ class Responses:
             environ[self.key] = found
         return found
 
+    def start(
+        self,
+        environ: WSGIEnvironment,
+        pending: PendingResponse,
+        begun: _Begun,
+        held: list[_HeldStart] | None,
+    ) -> Any:
+        """Start a response that has something to tell its client.
+
+        Args:
+            environ: What the server has handed over.
+            pending: The response.
+            begun: How the application has begun it.
+            held: Takes the start if it is held until the body begins; None if that
+                cannot be waited for.
+        """
+        if held:
+            held.clear()  # it is begun anew
+
+        def send() -> Any:
+            pending.missed = _SENT
+            headers = self.pin_headers(environ, pending, begun.headers)
+            return begun.send(headers)
+
+        if held is None or not self._may_hold(pending, begun.headers):
+            return send()
+        pending.missed = None
+        held.append(_HeldStart(send))
+        return held[0].write
+
+    def _may_hold(self, pending: PendingResponse, headers: Headers) -> bool:
+        """Whether a response that is about to start had better wait for its body.
+
+        So it had where a pin is a time, and the body is made while it is sent. It has
+        left its request by then, so only the client's own stores can be told.
+        """
+        if not pending.token.latest_untold or pending.primary_reads:
+            return False
+        if not self.tokens.store.from_client or self.tokens.in_session:
+            return False
+        return not any(name.lower() == "content-length" for name, _ in headers)
+
     def pin_headers(
         self,
         environ: WSGIEnvironment,
@@ -491,6 +535,64 @@ class PendingResponse:
         return self.seen
 
 
+class _Begun(NamedTuple):
+    """How an application has begun its response.
+
+    Attributes:
+        start_response: The server's.
+        status: The status line.
+        headers: What it has already.
+        exc_info: The exception whose response this is, or nothing.
+    """
+
+    start_response: StartResponse
+    status: str
+    headers: Headers
+    exc_info: tuple[Any, ...]
+
+    def send(self, added: Headers) -> Any:
+        """Send the headers, and more; return the server's ``write()``."""
+        return self.start_response(self.status, [*self.headers, *added], *self.exc_info)
+
+
+class _HeldStart:
+    """Headers that leave with the first part of a body that is being streamed.
+
+    A server sends them no earlier. So a body that takes long to begin shortens no pin,
+    and what is written before its first part is in time.
+
+    Args:
+        send: Sends the headers; returns the server's ``write()``.
+    """
+
+    def __init__(self, send: Callable[[], Any]) -> None:
+        self._send: Callable[[], Any] | None = send
+        self._write: Any = None
+
+    def write(self, data: bytes) -> None:
+        """Send a part as the standard's older way is, which needs no body."""
+        self._release()
+        self._write(data)
+
+    def with_first_part(self, body: Iterable[bytes]) -> Iterable[bytes]:
+        """Wait for the first part of a body, and return the same body."""
+        close = getattr(body, "close", None)
+        parts = iter(body)
+        try:
+            first = list(islice(parts, 1))
+            self._release()
+        except BaseException:
+            if close is not None:
+                close()
+            raise
+        return ClosingIterator(chain(first, parts), close)
+
+    def _release(self) -> None:
+        send, self._send = self._send, None
+        if send is not None:
+            self._write = send()
+
+
 # The innermost response that this thread or task is to make.
 _current: ContextVar[PendingResponse | None] = ContextVar(
     "flask_replicated_response", default=None
@@ -506,9 +608,7 @@ def pin_responses(
 ) -> WSGIApplication:
     """Wrap an application so that its responses carry pins, and say where they read.
 
-    This runs later than any ``after_request`` function or signal, so it knows of every
-    write before the headers leave. And Flask would ask at each request whether such a
-    function is a coroutine.
+    This runs later than any ``after_request`` function, so it knows of every write.
 
     Args:
         wsgi_app: The application.
@@ -525,21 +625,23 @@ def pin_responses(
             pending = environ[key] = PendingResponse(responses)
         else:  # a middleware outside has dropped the first response
             pending.missed = None
+        held: list[_HeldStart] | None = []
 
         def start(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
             pending.missed = _SENT
             if advice.active:
                 starts()
-            if pending.has_news:
-                pin = responses.pin_headers(environ, pending, headers)
-                headers = [*headers, *pin]
             if config.get("DEBUG") if explains is None else explains:
                 headers = add_reads(headers)
-            return start_response(status, headers, *exc_info)
+            if not pending.has_news:
+                return start_response(status, headers, *exc_info)
+            begun = _Begun(start_response, status, headers, exc_info)
+            return responses.start(environ, pending, begun, held)
 
         outer = _current.set(pending)
         try:
-            return wsgi_app(environ, start)
+            body, waiting, held = wsgi_app(environ, start), held, None
+            return waiting[0].with_first_part(body) if waiting else body
         except BaseException:
             responses.note_raised(pending)
             raise
