@@ -53,6 +53,19 @@ def _as(account: pwd.struct_passwd | None) -> dict[str, Any]:
     return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
 
 
+def _scratch(data: Path) -> Path:
+    """Make the folder for the temporary files of the server with this data directory.
+
+    Each has one of its own: a server that starts removes all temporary tables that it
+    finds in its folder, those of a server that runs, too.
+    """
+    scratch = Path(f"{data}.tmp")
+    scratch.mkdir()
+    if (account := _account()) is not None:
+        os.chown(scratch, account.pw_uid, account.pw_gid)
+    return scratch
+
+
 def _install(data: Path) -> None:
     """Make a data directory whose root needs no password."""
     subprocess.run(
@@ -66,6 +79,7 @@ def _install(data: Path) -> None:
         check=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        env={**os.environ, "TMPDIR": str(_scratch(data))},
         **_as(_account()),
     )
 
@@ -86,6 +100,7 @@ class Server:
         self._number = number
         self._options = options
         self._data = template.with_name(name)
+        self._scratch = _scratch(self._data)
         subprocess.run(
             ["cp", "-a", template, self._data], check=True, **_as(_account())
         )
@@ -114,6 +129,7 @@ class Server:
             "mariadbd",
             "--no-defaults",
             f"--datadir={self._data}",
+            f"--tmpdir={self._scratch}",
             f"--socket={self._data}.sock",
             f"--pid-file={self._data}.pid",
             f"--port={self.port}",
