@@ -8,13 +8,14 @@ import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from threading import Barrier, Event, Lock
+from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool, QueuePool
 
+from examples.cluster import wait_until
 from flask_replicated import (
     AllReplicasOutError,
     FlaskReplicated,
@@ -29,9 +30,17 @@ from flask_replicated.replica.throttle import (
 from tests.support import Build, build_fixture, make_file, sqlite_url, unpooled
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
 build = build_fixture
+
+
+def done() -> Event:
+    """Return something that nobody has to wait for."""
+    event = Event()
+    event.set()
+    return event
 
 
 class Slow:
@@ -40,6 +49,9 @@ class Slow:
     Attributes:
         most: How many were under way at once, at the most.
         outages: What the limit is told.
+        asked: How often it has asked for that: once by each that wants a place, and
+            again by who has one.
+        go_on: What a connect waits for; those that wait for another go on doing so.
     """
 
     def __init__(self, path: Path, many: int = 2, seconds: float = 5) -> None:
@@ -47,22 +59,30 @@ class Slow:
         self.engine = sa.create_engine(
             sqlite_url(path / "slave_1.db"), poolclass=NullPool
         )
-        self.now = self.most = self.calls = self.outages = 0
+        self.now = self.most = self.calls = self.outages = self.asked = 0
+        self.go_on = done()
         self.pause = 0.01
         self.error: Exception | None = None
         self._lock = Lock()
         self._connect = self.engine.dialect.connect
         self.engine.dialect.connect = self.connect  # type: ignore[method-assign]  # a slow server
-        limit_connecting(self.engine, many, seconds, lambda: self.outages)
+        limit_connecting(self.engine, many, seconds, self._tell)
+
+    def _tell(self) -> int:
+        with self._lock:
+            self.asked += 1
+            return self.outages
 
     def connect(self, *args: Any, **options: Any) -> Any:
         """Connect slowly."""
         with self._lock:
+            go_on = self.go_on
             self.calls += 1
             self.now += 1
             self.most = max(self.most, self.now)
         try:
             time.sleep(self.pause)
+            go_on.wait(20)
             if self.error is not None:
                 raise self.error
             return self._connect(*args, **options)
@@ -97,8 +117,12 @@ class TestLimit:
     def test_one_more_fails_as_load(self, tmp_path: Path) -> None:
         """Who waits in vain gets the error of an exhausted connection pool."""
         slow = Slow(tmp_path, many=1, seconds=0.05)
-        slow.pause = 0.4
-        found = storm(slow, 3)
+        slow.go_on = Event()
+        with ThreadPoolExecutor(3) as pool:
+            asked = [pool.submit(slow.ask) for _ in range(3)]
+            wait_until(lambda: sum(one.done() for one in asked) == 2, "two to give up")
+            slow.go_on.set()
+            found = [one.result() for one in asked]
         assert found.count("slave_1") == 1
         errors = [one for one in found if isinstance(one, sa.exc.TimeoutError)]
         assert len(errors) == 2
@@ -126,25 +150,20 @@ class TestLimit:
         self, tmp_path: Path
     ) -> None:
         """A waiter does not try a server that went out while it waited."""
-        slow = Slow(tmp_path, many=1)
-        slow.pause = 0.2
-        begun = Event()
+        slow = Slow(tmp_path, many=1, seconds=20)
 
         def fail(*_: Any, **__: Any) -> Any:
-            begun.set()
-            time.sleep(0.2)
+            # Three wait for this one, which has a place.
+            wait_until(lambda: slow.asked == 3 + 2, "others to wait")
             slow.calls += 1
             slow.outages += 1
             raise sqlite3.OperationalError
 
         slow.engine.dialect.connect = fail  # type: ignore[method-assign]  # dead
         with ThreadPoolExecutor(4) as pool:
-            first = pool.submit(slow.ask)
-            begun.wait(5)
-            waiting = [pool.submit(slow.ask) for _ in range(3)]
-            assert isinstance(first.result(), sa.exc.OperationalError)
-            for one in waiting:
-                assert isinstance(one.result(), sa.exc.TimeoutError)
+            found = [one.result() for one in [pool.submit(slow.ask) for _ in range(4)]]
+        assert sum(isinstance(one, sa.exc.OperationalError) for one in found) == 1
+        assert sum(isinstance(one, sa.exc.TimeoutError) for one in found) == 3
         assert slow.calls == 1
 
     def test_other_listeners_are_heard(self, tmp_path: Path) -> None:
@@ -172,32 +191,35 @@ class TestLimit:
     def test_a_watcher_does_not_wait(self, tmp_path: Path) -> None:
         """Who watches the server connects past those who wait for it."""
         slow = Slow(tmp_path, many=1, seconds=0.2)
-        slow.pause = 0.4
+        held = slow.go_on = Event()
         with ThreadPoolExecutor(1) as pool:
             connecting = pool.submit(slow.ask)
-            while not slow.now:
-                time.sleep(0.001)
+            wait_until(lambda: slow.now == 1, "it to begin")
+            slow.go_on = done()
             with unlimited():
                 assert slow.ask() == "slave_1"
-            assert isinstance(slow.ask(), sa.exc.TimeoutError) or connecting.done()
+            assert isinstance(slow.ask(), sa.exc.TimeoutError)
+            held.set()
+            assert connecting.result() == "slave_1"
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
     @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
     def test_a_child_has_places_of_its_own(self, tmp_path: Path) -> None:
         """A child forked while its parent connects finds all places free."""
         slow = Slow(tmp_path, many=1, seconds=0.2)
-        slow.pause = 0.5
+        held = slow.go_on = Event()
         with ThreadPoolExecutor(1) as pool:
             connecting = pool.submit(slow.ask)
-            while not slow.now:
-                time.sleep(0.001)
+            wait_until(lambda: slow.now == 1, "it to begin")
             child = os.fork()
             if child == 0:
                 slow._lock = Lock()
-                slow.pause = 0
+                slow.go_on = done()
                 os._exit(int(slow.ask() != "slave_1"))
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            held.set()
             assert connecting.result() == "slave_1"
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert code == 0
 
 
 class Patient(QueuePool):
@@ -249,8 +271,10 @@ class TestWaiting:
 class TestAsync:
     """An async engine's loop is never blocked."""
 
-    def engine(self, folder: Path, pause: float, seconds: float) -> tuple[Any, Any]:
-        """Return an async engine whose connects sleep in the loop, and a counter."""
+    def engine(
+        self, folder: Path, wait: Callable[[], Awaitable[object]], seconds: float
+    ) -> tuple[Any, Any]:
+        """Return an async engine whose connects wait in the loop, and a counter."""
         pytest.importorskip("aiosqlite")
         pytest.importorskip("greenlet")
         from sqlalchemy.ext.asyncio import create_async_engine
@@ -265,7 +289,7 @@ class TestAsync:
             counts["now"] += 1
             counts["most"] = max(counts["most"], counts["now"])
             try:
-                await_only(asyncio.sleep(pause))
+                await_only(wait())
                 return connect(*args, **options)
             finally:
                 counts["now"] -= 1
@@ -276,7 +300,7 @@ class TestAsync:
 
     def test_waits_without_blocking(self, tmp_path: Path) -> None:
         """Ten tasks connect two at a time, while the loop goes on."""
-        engine, counts = self.engine(tmp_path, 0.03, 5)
+        engine, counts = self.engine(tmp_path, lambda: asyncio.sleep(0.03), 20)
 
         async def ask() -> object:
             async with engine.connect() as connection:
@@ -290,14 +314,17 @@ class TestAsync:
 
     def test_fails_as_load(self, tmp_path: Path) -> None:
         """A task that waits in vain gets the same error."""
-        engine, _ = self.engine(tmp_path, 0.5, 0.05)
+        gate = asyncio.Event()
+        engine, _ = self.engine(tmp_path, gate.wait, 0.05)
 
         async def ask() -> object:
             async with engine.connect():
                 return "connected"
 
         async def main() -> list[object]:
-            asked = (ask() for _ in range(3))
+            asked = [asyncio.ensure_future(ask()) for _ in range(3)]
+            await asyncio.wait(asked, timeout=20, return_when=asyncio.FIRST_COMPLETED)
+            gate.set()
             return list(await asyncio.gather(*asked, return_exceptions=True))
 
         found = asyncio.run(main())
@@ -318,25 +345,31 @@ def test_an_application_goes_elsewhere(build: Build, tmp_path: Path) -> None:
         extension=extension,
         REPLICATED_MAX_CONNECTING=1,
         REPLICATED_CONNECT_TIMEOUT=0.05,
+        REPLICATED_PROBE_INTERVAL=0,
     )
     with site.app.app_context():
         dialect = site.db.engines["slave_1"].dialect
         pool = extension.pool()
-    connect, gate = dialect.connect, Barrier(4)
+    connect, begun, held = dialect.connect, Event(), Event()
 
     def slow(*args: Any, **options: Any) -> Any:
-        time.sleep(0.3)
+        begun.set()
+        held.wait(20)
         return connect(*args, **options)
 
     dialect.connect = slow  # type: ignore[method-assign]  # a slow server
 
-    def get(_: int) -> str:
-        gate.wait()
-        return site.get()
+    def get() -> str:
+        while (served := site.get()) != "slave_1":
+            pass
+        return served
 
-    with ThreadPoolExecutor(4) as threads:
-        served = set(threads.map(get, range(4)))
-    assert served <= {"slave_1", "slave_2"}
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(get)
+        assert begun.wait(20)
+        assert {site.get() for _ in range(4)} == {"slave_2"}
+        held.set()
+        assert first.result() == "slave_1"
     assert [one.failures for one in pool.snapshot().members] == [0, 0]
     assert pool.snapshot().live == ("slave_1", "slave_2")
 
