@@ -29,6 +29,8 @@ OFTEN: dict[str, Any] = {
     "REPLICATED_PROBE_INTERVAL": 0.3,
     "REPLICATED_CONNECT_TIMEOUT": 1,
 }
+# Where no server falls silent: on a busy machine one may be late with an answer.
+PATIENT = {**OFTEN, "REPLICATED_CONNECT_TIMEOUT": 10}
 
 
 def settle(site: Site, *binds: str) -> None:
@@ -56,7 +58,7 @@ class TestReachability:
 
     def test_restarted(self, build: Build, healthy_cluster: Cluster) -> None:
         """An old connection of the monitor's own is no evidence of an outage."""
-        site = build(**OFTEN)
+        site = build(**PATIENT)
         site.get()
         time.sleep(1)  # so that it was probed, and keeps its connections
         for standby in healthy_cluster.standbys:
@@ -220,11 +222,11 @@ class TestRole:
         site = build(
             {"slave_1": bind(healthy_cluster.primary, driver)},
             REPLICATED_ROLE_CHECK=False,
-            **OFTEN,
+            **PATIENT,
         )
         site.get()
         time.sleep(1)
-        assert site.live() == {"slave_1"}
+        settle(site, "slave_1")
 
 
 class TestLag:
@@ -245,19 +247,19 @@ class TestLag:
 
     def test_idle_primary(self, build: Build, healthy_cluster: Cluster) -> None:
         """A primary that writes nothing makes no standby late."""
-        site = build(REPLICATED_MAX_LAG=0.5, **OFTEN)
+        site = build(REPLICATED_MAX_LAG=0.5, **PATIENT)
         site.get()
         time.sleep(2)
-        assert site.live() == set(BINDS)
+        settle(site, *BINDS)
 
     def test_any(self, build: Build, healthy_cluster: Cluster) -> None:
         """With None a standby may be as late as it likes."""
-        site = build(REPLICATED_MAX_LAG=None, **OFTEN)
+        site = build(REPLICATED_MAX_LAG=None, **PATIENT)
         site.get()
         healthy_cluster.standbys[0].pause_replay()
         site.post("not replayed")
         time.sleep(1.5)
-        assert site.live() == set(BINDS)
+        settle(site, *BINDS)
 
 
 def test_primary_is_demoted(

@@ -6,6 +6,7 @@ import json
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
@@ -85,14 +86,17 @@ def test_status_leaves_no_connection(
 
 @contextmanager
 def heard_outages(site: Site) -> Iterator[list[tuple[str, dict[str, Any]]]]:
-    """Give the signals of outages, each with its keywords."""
+    """Give the signals of the first replica's outages, each with its keywords.
+
+    On a busy machine another one may be late with an answer, too.
+    """
     heard: list[tuple[str, dict[str, Any]]] = []
 
     def out(_app: Any, **facts: Any) -> None:
-        heard.append(("out", facts))
+        heard.extend([("out", facts)] if facts["replica"] == "slave_1" else [])
 
     def back(_app: Any, **facts: Any) -> None:
-        heard.append(("back", facts))
+        heard.extend([("back", facts)] if facts["replica"] == "slave_1" else [])
 
     with (
         signals.replica_out.connected_to(out, site.app),
@@ -102,12 +106,20 @@ def heard_outages(site: Site) -> Iterator[list[tuple[str, dict[str, Any]]]]:
 
 
 def outage_records(caplog: pytest.LogCaptureFixture) -> list[tuple[Any, ...]]:
-    """Return what log records say of outages."""
+    """Return what log records say of the first replica's outages."""
     return [
         tuple(one.__dict__[key] for key in KEYS)
         for one in caplog.records
         if one.__dict__.get("replicated_event") in {"replica_out", "replica_back"}
+        and one.__dict__["replicated_replica"] == "slave_1"
     ]
+
+
+def shows_outage(site: Site, shown: list[dict[str, Any]]) -> bool:
+    """Whether ``status`` says that the first replica is out; keep what it says."""
+    found = status(site, 1)
+    shown.extend([found] if found and found["state"] == "open" else [])
+    return bool(shown)
 
 
 @pytest.mark.parametrize("by", ["workers", "asking"])
@@ -122,10 +134,11 @@ def test_a_frozen_standby(
     caplog.set_level(logging.WARNING, "flask_replicated")
     site = build(
         REPLICATED_PROBE_INTERVAL=0.4,
-        REPLICATED_CONNECT_TIMEOUT=1,
+        REPLICATED_CONNECT_TIMEOUT=2,
         REPLICATED_CONTROL=str(tmp_path / "control") if by == "workers" else None,
     )
     over = Event()
+    shown: list[dict[str, Any]] = []
 
     def load() -> None:
         while not over.is_set():
@@ -135,23 +148,21 @@ def test_a_frozen_standby(
     with heard_outages(site) as heard, ThreadPoolExecutor(2) as threads:
         running = [threads.submit(load) for _ in range(2)]
         try:
-            wait_until(lambda: status(site, 0) is not None, "all to be well")
+            wait_until(lambda: status(site, 0) is not None, "all to be well", 20)
             healthy_cluster.standbys[0].freeze()
-            wait_until(lambda: status(site, 1) is not None, "the outage to be shown")
-            shown = status(site, 1)
-            wait_until(lambda: bool(heard), "the outage to be told")
+            wait_until(partial(shows_outage, site, shown), "the outage shown", 20)
+            wait_until(lambda: bool(heard), "the outage to be told", 20)
             healthy_cluster.standbys[0].thaw()
-            wait_until(lambda: len(heard) > 1, "the end to be told")
-            wait_until(lambda: status(site, 0) is not None, "the end to be shown")
+            wait_until(lambda: len(heard) > 1, "the end to be told", 20)
+            wait_until(lambda: status(site, 0) is not None, "the end to be shown", 20)
         finally:
             over.set()
             healthy_cluster.standbys[0].thaw()
         assert [one.result() for one in running] == [None, None]
-    assert shown is not None
-    assert (shown["name"], shown["state"]) == ("slave_1", "open")
+    assert shown[0]["name"] == "slave_1"
     cause = heard[0][1]["cause"]
     assert cause in {"silent", "down"}
-    assert shown["reason"] in {"silent", "down"}
+    assert shown[0]["reason"] in {"silent", "down"}
     assert [name for name, _ in heard] == ["out", "back"]
     assert outage_records(caplog) == [
         ("replica_out", None, "slave_1", cause),
