@@ -9,6 +9,7 @@ import sqlite3
 import threading
 import weakref
 from queue import SimpleQueue
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +20,7 @@ from flask_sqlalchemy import SQLAlchemy
 from balancers import Permit, Pool
 from examples.cluster import wait_until
 from flask_replicated import FlaskReplicated, replicated_engine
+from flask_replicated.fleet import monitor
 from flask_replicated.fleet.monitor import Monitor, MonitoredPool, ProbePolicy
 from flask_replicated.fleet.outage_log import OutageLog
 from flask_replicated.fleet.probe import ProbeRun, ReplicaProbe
@@ -196,6 +198,88 @@ def test_held_up(engine: RoutedEngine, overslept: float, deadline: float) -> Non
     running._entry(member).run = run
     running._move_deadlines(overslept)
     assert run.deadline == deadline
+
+
+class Suspended(SimpleQueue[Any]):
+    """What a monitor waits for: the first time the process is suspended meanwhile.
+
+    Attributes:
+        now: The time, by the monotonic clock.
+        awake: Seconds for which the process has waited, and was not suspended.
+        late: Those that were given up, and the seconds by then.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.now = self.awake = 0.0
+        self.late: list[tuple[str, float]] = []
+        self._suspended = seconds
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        """Let time pass, if there is nothing yet."""
+        if block:
+            suspended, self._suspended = self._suspended, 0.0
+            self.now += suspended
+            if self.empty() and timeout is not None and timeout > suspended:
+                self.now += timeout - suspended
+                self.awake += timeout - suspended
+        return super().get(block=False)
+
+
+@pytest.fixture
+def suspended(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, Suspended]]:
+    """Give a loop with two runs that have begun, and what it waits for."""
+    done = Suspended(1.5)
+    pool = Pool({name: sa.create_engine("sqlite://") for name in "ab"})
+    policy = ProbePolicy(10, 1, None, role_check=True)
+    monkeypatch.setattr(monitor, "time", SimpleNamespace(monotonic=lambda: done.now))
+    monkeypatch.setattr(monitor, "start_thread", lambda *_: True)
+    loop: Any = monitor._MonitorLoop(
+        MonitoredPool(pool, {}, policy, OutageLog({})), done
+    )
+    loop._done = done
+    for member in pool.members:
+        loop._entry(member).due = 0.0
+
+    def give_up(one: Any, _run: object, _now: float) -> None:
+        done.late.append((one.member.name, done.awake))
+        loop.stop()
+
+    monkeypatch.setattr(loop, "_give_up", give_up)
+    yield loop, done
+    for member in pool.members:
+        member.target.dispose()
+
+
+def test_suspended(suspended: tuple[Any, Suspended]) -> None:
+    """What a server says while this process is suspended can be heard afterwards."""
+    loop, done = suspended
+    loop.run()
+    assert [name for name, _ in done.late] == ["a", "b"]
+    assert 0.7 < done.late[0][1] < 1.1
+
+
+def test_heard_meanwhile(suspended: tuple[Any, Suspended]) -> None:
+    """What has been heard of several by then counts for each of them."""
+    loop, done = suspended
+    done._suspended = 30.0
+    start = loop._start
+
+    def answer(one: Any, *rest: Any) -> None:
+        start(one, *rest)
+        done.put(one.run)
+
+    loop._start = answer
+    step, steps = loop._step, []
+
+    def stop_then() -> float:
+        steps.append(done.now)
+        loop._stopped = len(steps) == 2
+        return float(step())
+
+    loop._step = stop_then
+    loop.run()
+    assert steps == [0.0, 30.0]
+    assert done.late == []
 
 
 def test_left_to_the_parent() -> None:

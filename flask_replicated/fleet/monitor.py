@@ -55,6 +55,9 @@ logger = logging.getLogger("flask_replicated")
 
 _LATE = 0.05
 """Seconds that this process may wake up late before deadlines are moved."""
+_GLANCE = 0.25
+"""How long the monitor sleeps at most while runs are under way, as a part of their
+time: if this process is suspended meanwhile, that much may be lost of it."""
 _LATE_CHECKS = 3
 """How often a run is found late before another one is started beside it."""
 _STUCK = 2
@@ -258,6 +261,7 @@ class _MonitorLoop:
         )
         self._threadless = False
         self._stopped = self._abandoned = False
+        self._next_step = math.inf  # when it is to begin, by the monotonic clock
         self._status = policy.status or PrimaryStatus()
         primary = policy.probed_primary
         self._primary = None if primary is None else Member("primary", primary, 1)
@@ -285,20 +289,21 @@ class _MonitorLoop:
         """Probe every replica again and again, until stopped."""
         run: ProbeRun | None = None
         self._outages.lines.flushed = True
-        while not self._stopped and self._owner() is not None:
+        while not self._is_over():
             try:
-                if run is not None:
-                    self._conclude(run)
+                self._conclude_all(run)
+                if self._is_over():
+                    break
                 wait = self._step()
             except Exception:
                 logger.exception("the monitor of replicas has failed and goes on")
                 wait = self._policy.interval
-            asleep = time.monotonic()
+                self._next_step = time.monotonic() + wait
             try:
                 run = self._done.get(timeout=wait)
             except queue.Empty:
                 run = None
-            self._move_deadlines(time.monotonic() - asleep - wait)
+            self._next_step = min(self._next_step, time.monotonic())
         while self._abandoned:
             self._done.get()
         lines = self._outages.lines
@@ -316,16 +321,30 @@ class _MonitorLoop:
         a driver has not seen answers that may have arrived.
 
         Args:
-            late: Seconds that the monitor woke up too late.
+            late: Seconds by which a step comes later than it was to come.
         """
         if late > _LATE:
             for one in self._known.values():
                 if one.run is not None:
                     one.run.deadline += late
 
+    def _is_over(self) -> bool:
+        return self._stopped or self._owner() is None
+
+    def _conclude_all(self, run: ProbeRun | None) -> None:
+        """Conclude a run, and all others that have ended: none of these is late."""
+        while True:
+            if run is not None:
+                self._conclude(run)
+            try:
+                run = self._done.get_nowait()
+            except queue.Empty:
+                return
+
     def _step(self) -> float:
         """Start what is due, give up what is late; return seconds to the next step."""
         now = time.monotonic()
+        self._move_deadlines(now - self._next_step)
         self._policy.each_second()
         self._outages.lines.flush()
         self._stuck_statements.finish_queries(now)
@@ -341,9 +360,13 @@ class _MonitorLoop:
                 self._start(one, now, waiting)
         times = [one.due for one in watched if one.run is None and one.due is not None]
         times += self._stuck_statements.deadlines()
-        times += [one.run.deadline for one in self._known.values() if one.run]
+        runs = [one.run for one in self._known.values() if one.run]
+        times += [run.deadline for run in runs]
+        if not all(run.late for run in runs):
+            times.append(now + self._policy.timeout * _GLANCE)
         # At most a second, to notice that the owner is gone.
-        return max(0.0, min([*times, now + 1.0]) - now)
+        self._next_step = max(now, min([*times, now + 1.0]))
+        return self._next_step - now
 
     def _watched(self) -> list[_Watched]:
         """Return who is probed: the primary first, so that its position is known.
