@@ -285,7 +285,7 @@ def test_two_processes(tmp_path: Path, dead: bool) -> None:
             assert one.stdout is not None
             assert one.stdout.readline() == "done\n"
         if dead:
-            workers[0].communicate(timeout=20)
+            workers[0].communicate(timeout=60)
             gone = [str(workers[0].pid)]
         command = [sys.executable, "-c", SCRAPE, *gone]
         found = subprocess.run(
@@ -293,7 +293,7 @@ def test_two_processes(tmp_path: Path, dead: bool) -> None:
         ).stdout
     finally:
         for one in workers:
-            one.communicate(timeout=20)
+            one.communicate(timeout=60)
     assert "# TYPE replicated_reads_total counter" in found
     every, present = map(samples, found.split("===")[:2])
     assert every["replicated_decisions_total", "method", "replica"] == 10

@@ -112,7 +112,7 @@ class Shop:
                     late.add(one["pid"])
             return len(late) == workers
 
-        wait_until(all_had_a_look, "every worker to look", timeout=30)
+        wait_until(all_had_a_look, "every worker to look", timeout=60)
         assert all(map(obeys, self.ask(page)))
 
 
@@ -175,10 +175,10 @@ def test_one_command_for_all(shop: Shop) -> None:
         late.extend([fields] if fields.get("pid") not in {*before, None} else [])
         return bool(late)
 
-    wait_until(replaced, "another worker", timeout=30)
+    wait_until(replaced, "another worker", timeout=60)
     assert late[0]["states"]["slave_1"] == "drained"  # the first that it says
     place = DirectoryPlace(shop.control, shop.name)
-    wait_until(shop.looked(_GHOST, before - {victim}), "others to look", timeout=30)
+    wait_until(shop.looked(_GHOST, before - {victim}), "others to look", timeout=60)
     alive = {*before, late[0]["pid"]} - {victim}
     assert {json.loads(one)["pid"] for one in place.accounts()} == alive
     shop.order("restore", "slave_1")

@@ -233,7 +233,7 @@ def _running(
     )
     try:
         answers = _answers(service, process, page)
-        wait_until(answers, "every worker to answer", timeout=30)
+        wait_until(answers, "every worker to answer", timeout=60)
         yield
     finally:
         _end(process)

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 
+from examples.cluster import wait_until
 from flask_replicated import FlaskReplicated
 
 if TYPE_CHECKING:
@@ -47,21 +48,23 @@ def test_members_change_under_load(cluster: Cluster) -> None:
     replicated = FlaskReplicated(app)
     app.add_url_rule("/", "port", lambda: str(db.session.scalar(PORT)))
     done = Event()
+    served: set[str] = set()
+    first, second = (str(sa.make_url(url).port) for url in urls)
 
     def come_and_go() -> None:
         with app.app_context():
             replicated.add("slave_2", bind(urls[1]))
+        served.discard(second)
+        wait_until(lambda: second in served, "reads to go there")
         time.sleep(0.1)
         with app.app_context():
             replicated.remove("slave_2")
 
-    def read(_: int) -> set[str]:
-        served = set()
+    def read(_: int) -> None:
         while not done.is_set():
             answer = app.test_client().get("/")
             assert answer.status_code == 200
             served.add(answer.text)
-        return served
 
     with ThreadPoolExecutor(6) as threads:
         reads = [threads.submit(read, number) for number in range(6)]
@@ -70,12 +73,9 @@ def test_members_change_under_load(cluster: Cluster) -> None:
                 come_and_go()
         finally:
             done.set()
-        served = set().union(*(one.result() for one in reads))
-    assert served == {str(sa.make_url(url).port) for url in urls}
-    until = time.monotonic() + 5
-    while backends(urls[1]) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert backends(urls[1]) == 0
+        assert [one.result() for one in reads] == [None] * 6
+    assert served == {first, second}
+    wait_until(lambda: backends(urls[1]) == 0, "its backends to end", 20)
     assert 0 < backends(urls[0]) <= 6
     with app.app_context():
         for engine in db.engines.values():
