@@ -12,6 +12,7 @@ from flask import Flask
 from flask.cli import ScriptInfo
 from sqlalchemy import text
 
+from examples.cluster import wait_until
 from flask_replicated import ConfigurationError, FlaskReplicated, using_slave
 from flask_replicated.errors.redaction import printable
 from flask_replicated.operations.commands import replicated
@@ -90,7 +91,7 @@ class TestStatus:
 
     def test_without_a_place(self, fleet: Fleet) -> None:
         """The servers are asked: those that are out are found, with the cause."""
-        threads = threading.active_count()
+        threads = set(threading.enumerate())
         assert states(status(fleet, 0)) == dict.fromkeys(
             ("slave_1", "slave_2", "slave_3"), "closed"
         )
@@ -104,7 +105,7 @@ class TestStatus:
         assert set(states(status(fleet, 2)).values()) == {"open"}
         with fleet.site.app.app_context():  # nothing of that concerns this process
             assert len(fleet.extension.snapshot()[None].live) == 3
-        assert threading.active_count() == threads
+        wait_until(lambda: set(threading.enumerate()) <= threads, "threads to end")
 
     def test_by_workers(self, ordered: Fleet) -> None:
         """Accounts are shown with their workers; what one worker sees suffices."""

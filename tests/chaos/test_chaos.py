@@ -58,7 +58,7 @@ def test_no_visitor_of_mariadb() -> None:
 
 def check_that_nobody_notices(cluster: Servers, name: str) -> None:
     """Let faults strike the servers of a database."""
-    threads = threading.active_count()
+    threads = set(threading.enumerate())
     database = DATABASES[name]
     strikes = schedule(SEED, database.faults, FAULTS[name], seconds=2)
 
@@ -70,7 +70,7 @@ def check_that_nobody_notices(cluster: Servers, name: str) -> None:
         assert not outcome.wrongs, (outcome.strike, outcome.errors)
     _noticed, *others = checks(report)
     assert not [check for check in others if check.ok is False]
-    wait_until(lambda: threading.active_count() <= threads, "threads to end")
+    wait_until(lambda: set(threading.enumerate()) <= threads, "threads to end")
 
 
 def test_a_seed_decides_everything() -> None:

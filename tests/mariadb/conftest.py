@@ -53,10 +53,17 @@ def servers(_running: Servers) -> Servers:
 def made() -> Iterator[list[RoutedEngine]]:
     """Give a list of engines that are disposed of in the end, with their threads."""
     engines: list[RoutedEngine] = []
+    threads = set(threading.enumerate())
     yield engines
     for engine in engines:
         engine.dispose()
     wait_until(
-        lambda: not [t for t in threading.enumerate() if "replicated" in t.name],
+        lambda: (
+            not [
+                t
+                for t in threading.enumerate()
+                if t not in threads and "replicated" in t.name
+            ]
+        ),
         "the threads to end",
     )

@@ -141,7 +141,7 @@ class CeleryJobs(Jobs):
         self.celery = self.app.extensions["celery"]
 
     def _result(self, job: str) -> object:
-        return self.celery.AsyncResult(job).get(timeout=30)
+        return self.celery.AsyncResult(job).get(timeout=60)
 
     def receipt(self, order: int) -> str:
         """Send a task outside a request."""
@@ -180,7 +180,7 @@ class RqJobs(Jobs):
     def _result(self, job: str) -> object:
         found = self.queue.fetch_job(job)
         wait_until(
-            lambda: found.is_finished or found.is_failed, "the job to end", timeout=30
+            lambda: found.is_finished or found.is_failed, "the job to end", timeout=60
         )
         result = found.latest_result()
         assert result.exc_string is None, result.exc_string

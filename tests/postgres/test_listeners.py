@@ -14,7 +14,7 @@ from flask_replicated import using_master, using_slave
 from tests.postgres.support import STANDBYS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from sqlalchemy import Connection, Engine
 
@@ -27,13 +27,16 @@ EVERYBODY = {"primary", *STANDBYS}
 
 
 @pytest.fixture(scope="module")
-def _tenants(cluster: Cluster) -> None:
+def _tenants(cluster: Cluster) -> Iterator[None]:
     for schema in ("public", "tenant"):
         if schema != "public":
             cluster.primary.execute(f"create schema {schema}")
         cluster.primary.execute(f"create table {schema}.account (owner text)")
         cluster.primary.execute(f"insert into {schema}.account values ('{schema}')")
     cluster.wait_replicated()
+    yield
+    cluster.primary.execute("drop schema tenant cascade")
+    cluster.primary.execute("drop table account")
 
 
 def engine_of(site: Site) -> Engine:

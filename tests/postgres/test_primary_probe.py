@@ -355,6 +355,7 @@ def own() -> Iterator[Cluster]:
 def make() -> Iterator[Make]:
     """Give a function that makes an application over any servers."""
     sites: list[Site] = []
+    threads = set(threading.enumerate())
 
     def make(primary: str, *replicas: Server, **config: Any) -> Site:
         pairs = enumerate(replicas, start=1)
@@ -365,10 +366,7 @@ def make() -> Iterator[Make]:
     yield make
     for site in sites:
         site.dispose()
-    wait_until(
-        lambda: not [t for t in threading.enumerate() if "replicated" in t.name],
-        "the threads to end",
-    )
+    wait_until(lambda: set(threading.enumerate()) <= threads, "the threads to end")
 
 
 def become_standby(server: Server, source: Server) -> None:

@@ -242,6 +242,7 @@ class TestNoMistake:
         """An account that may not ask is told the database alone, and serves."""
         primary = healthy_cluster.primary
         function = "function pg_control_system() from public"
+        primary.execute("drop role if exists few")
         primary.execute("create role few login")
         primary.execute("grant select on item to few")
         primary.execute(f"revoke execute on {function}")

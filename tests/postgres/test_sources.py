@@ -57,11 +57,14 @@ def source() -> PositionSource:
 
 
 @pytest.fixture(scope="module")
-def _noted(cluster: Cluster) -> None:
+def _noted(cluster: Cluster) -> Iterator[None]:
     cluster.primary.execute("create table noted (n int)")
     cluster.primary.execute(f"create role {ACCOUNT} login")
     cluster.primary.execute(f"grant insert, select on noted to {ACCOUNT}")
     cluster.wait_replicated()
+    yield
+    cluster.primary.execute("drop table noted")
+    cluster.primary.execute(f"drop role {ACCOUNT}")
 
 
 @pytest.fixture

@@ -146,15 +146,17 @@ def shutting_down(place: Place) -> Iterator[RoutedEngine]:
 @contextlib.contextmanager
 def too_many(place: Place) -> Iterator[RoutedEngine]:
     """The account has no connection to spare."""
+    primary = place.cluster.primary
     if place.driver == "pymysql":
-        place.execute("CREATE OR REPLACE USER few WITH MAX_USER_CONNECTIONS 1")
-        url = place.url.set(username="few", database="")
+        few = f"few_{os.getpid()}"  # other processes use this server, too
+        place.execute(f"CREATE OR REPLACE USER {few} WITH MAX_USER_CONNECTIONS 1")
+        url = place.url.set(username=few, database="")
     else:
-        primary = place.cluster.primary
+        few = "few"
         primary.execute("drop role if exists few")
         primary.execute("create role few login connection limit 1")
         place.cluster.wait_replicated()
-        url = place.url.set(username="few")
+        url = place.url.set(username=few)
     first = sa.create_engine(url)
     with first.connect():
         engine = place.engine(url)
@@ -162,7 +164,9 @@ def too_many(place: Place) -> Iterator[RoutedEngine]:
         yield engine
     first.dispose()
     if place.driver == "pymysql":
-        place.execute("DROP USER few")
+        place.execute(f"DROP USER {few}")
+    else:
+        primary.execute("drop role few")
 
 
 @contextlib.contextmanager
@@ -351,6 +355,7 @@ def conflict(place: Place) -> Iterator[RoutedEngine]:
             connection.execute(sa.text("SELECT * FROM conflict")).all()
             raise AssertionError("replay did not cancel the read")
     yield engine
+    main.execute("drop table conflict")
     standby.execute("alter system reset max_standby_streaming_delay")
     standby.execute("select pg_reload_conf()")
 
