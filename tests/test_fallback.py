@@ -18,7 +18,7 @@ from tests.balancers.support import FakeClock
 from tests.support import REPLICAS, Build, Site, build_fixture
 
 if TYPE_CHECKING:
-    from flask_replicated.engine.engines import ReplicaPoolEngine
+    from flask_replicated.engine.replica_pool_engine import ReplicaPoolEngine
     from flask_replicated.routing.request_state import RequestState
     from flask_replicated.routing.state import AppState
 

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from balancers import Member
+    from flask_replicated.consistency.demands import Rules
     from flask_replicated.consistency.positions import LogPosition
     from flask_replicated.consistency.tokens import Token
+    from flask_replicated.replica.primary_status import PrimaryStatus
     from flask_replicated.routing.announcer import Announcer
     from flask_replicated.routing.counts import ReadCounts
     from flask_replicated.routing.incidents import Incidents
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
     from flask_replicated.routing.state import AppState
     from flask_replicated.sql.constructs import Classifier, Kind
 
-    from .background import FleetLike, MonitorLike
+    from .background import FleetLike, MonitorLike, OutagesLike
+    from .known import Known
     from .lacking import LackingLog
 
 __all__ = [
@@ -119,6 +122,10 @@ class RoutedFacade(EngineFacade):
         announcer: Tells the application what happens to this bind.
         monitor: What probes the replicas in the background.
         fleet: Takes in new replicas and lets others go.
+        status: What is known of the primary.
+        outages: What knows of the replicas' outages, and logs them.
+        known: What is known of the log positions of its servers.
+        rules: What the settings say of what its reads must be shown.
         primary: The primary, as a session uses it for writes.
         replicas: The replicas, as a session uses them for reads.
     """
@@ -132,6 +139,10 @@ class RoutedFacade(EngineFacade):
     announcer: Announcer
     monitor: MonitorLike
     fleet: FleetLike
+    status: PrimaryStatus
+    outages: OutagesLike
+    known: Known
+    rules: Rules
     primary: ServerFacade
     replicas: ReplicasFacade
 

@@ -31,10 +31,11 @@ from flask_replicated.routing.observation import quietly
 from flask_replicated.sql.text import Kind
 
 from .connections import asked_for, for_role
-from .engines import ReplicaPoolEngine, RoutedEngine
+from .engines import RoutedEngine
 from .facade import Alias
 from .primary_connection import PrimaryConnection
 from .primary_engine import PrimaryEngine
+from .replica_pool_engine import ReplicaPoolEngine
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -46,9 +46,10 @@ from flask_replicated.routing.overrides import (
 from flask_replicated.routing.state import current_app_state
 from flask_replicated.sql.text import Kind
 
-from .engines import ReplicaPoolEngine, RoutedEngine
+from .engines import RoutedEngine
 from .primary_connection import PrimaryConnection
 from .recovery import Facts, Step, decide, find_failure
+from .replica_pool_engine import ReplicaPoolEngine
 from .session_state import EMPTY, SessionState
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from flask_replicated.engine import (
     primary_connection,
     primary_engine,
     replica_connection,
+    replica_pool_engine,
     session,
 )
 from flask_replicated.engine.engines import RoutedEngine
@@ -72,6 +73,7 @@ for _between in (
     primary_connection,
     primary_engine,
     replica_connection,
+    replica_pool_engine,
     session,
     throttle,
 ):
