@@ -26,6 +26,8 @@ __all__ = [
     "same_database",
 ]
 
+PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
+"""The ports that servers have where a URL names none."""
 PRIMARY_NAMES = ("master", "primary")
 REPLICA_NAME = re.compile(r"(?:(?P<owner>.+)_)?(?:slave|replica)(?:_\d+)?")
 
@@ -73,11 +75,8 @@ def read_binds(binds: Collection[str | None], setting: str) -> BindRoles:
     for name in binds:
         if not isinstance(name, str):
             continue  # the default bind, or a key that is no name
-        match = REPLICA_NAME.fullmatch(name)
-        owner = match["owner"] if match else None
-        if owner in PRIMARY_NAMES:
-            owner = None
-        if match and (owner is None or owner in binds):
+        owner = replicated_bind(name)
+        if REPLICA_NAME.fullmatch(name) and (owner is None or owner in binds):
             replicas.setdefault(owner, []).append(name)
     return BindRoles(
         primary=primaries[0] if primaries else None,
@@ -85,17 +84,18 @@ def read_binds(binds: Collection[str | None], setting: str) -> BindRoles:
     )
 
 
+def replicated_bind(name: str) -> str | None:
+    """Return the key of the bind that a replica of this name copies; None: default."""
+    match = REPLICA_NAME.fullmatch(name)
+    owner = match["owner"] if match else None
+    return None if owner in PRIMARY_NAMES else owner
+
+
 def is_replica_of(name: object, owner: str | None) -> bool:
     """Whether this is a name for a replica of the bind *owner*; None is the default."""
-    match = REPLICA_NAME.fullmatch(name) if isinstance(name, str) else None
-    if match is None:
+    if not (isinstance(name, str) and REPLICA_NAME.fullmatch(name)):
         return False
-    named = match["owner"]
-    return (None if named in PRIMARY_NAMES else named) == owner
-
-
-PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
-"""The ports that servers have where a URL names none."""
+    return replicated_bind(name) == owner
 
 
 def same_database(primary: Engine, master: Engine) -> bool:
@@ -109,13 +109,6 @@ def same_database(primary: Engine, master: Engine) -> bool:
         return backend, host, port, url.database or None
 
     return place(primary.url) == place(master.url)
-
-
-def replicated_bind(name: str) -> str | None:
-    """Return the key of the bind that a replica of this name copies; None: default."""
-    match = REPLICA_NAME.fullmatch(name)
-    owner = match["owner"] if match else None
-    return None if owner in PRIMARY_NAMES else owner
 
 
 class BindOwner(Protocol):
