@@ -15,7 +15,7 @@ from flask_replicated.operations import control as control_module
 from flask_replicated.operations.control import CONTROL
 from flask_replicated.operations.page import blueprint
 from flask_replicated.routing.state import STATE
-from flask_replicated.system.seldom import Seldom
+from flask_replicated.system.log_lines import Seldom
 from tests.support import Build, Site, break_file, build_fixture, pin_of, sqlite_url
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from flask import current_app, has_request_context, session
 
-from flask_replicated.system.seldom import Seldom
+from flask_replicated.system.log_lines import Seldom
 
 from .conversations import NOBODY, Carried, Conversations
 from .safe_store import UNREADABLE

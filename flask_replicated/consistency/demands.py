@@ -6,7 +6,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from flask_replicated.system.seldom import Seldom
+from flask_replicated.system.log_lines import Seldom
 
 from .guarantees import (
     current_guarantees,

@@ -13,7 +13,7 @@ from sqlalchemy.exc import TimeoutError  # noqa: A004 - not the built-in one
 from flask_replicated.errors import MORE_AT_A_TIME, AllReplicasOutError
 from flask_replicated.routing.decision import ALL_BUSY, ALL_OUT, BEHIND
 from flask_replicated.signals import all_replicas_out, replicas_serve_again
-from flask_replicated.system.seldom import Seldom
+from flask_replicated.system.log_lines import Seldom
 
 from .primary_connection import PrimaryConnection
 

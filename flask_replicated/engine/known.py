@@ -23,7 +23,7 @@ from flask_replicated.consistency.sources import (
 from flask_replicated.errors import ConfigurationError
 from flask_replicated.replica.connection_events import STARTED
 from flask_replicated.replica.replica_status import report_queries
-from flask_replicated.system.seldom import Seldom
+from flask_replicated.system.log_lines import Seldom
 
 from .lazy_begin import WITH_BLOCKS
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy.exc import DBAPIError
 
-from flask_replicated.system.seldom import Seldom
+from flask_replicated.system.log_lines import Seldom
 
 from .connections import ExecutingConnection
 from .replica_connection import ReplicaConnection

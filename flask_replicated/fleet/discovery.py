@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from balancers.errors import error_text
 from flask_replicated.errors import ConfigurationError
 from flask_replicated.system.forks import in_this_process
+from flask_replicated.system.log_lines import counted
 from flask_replicated.system.threads import call_at_exit, start_thread
-
-from .storm_log import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

@@ -30,10 +30,10 @@ from flask_replicated.replica.fitness import unfit_error
 from flask_replicated.replica.lag import share_for_lag
 from flask_replicated.replica.primary_status import PrimaryStatus
 from flask_replicated.settings.sqlite_files import uses_given_connection
+from flask_replicated.system.log_lines import counted
 from flask_replicated.system.threads import call_at_exit, start_thread
 
 from .probe import PrimaryProbe, ProbeRun, ReplicaProbe
-from .storm_log import counted
 from .stuck_statements import StuckStatements
 
 if TYPE_CHECKING:

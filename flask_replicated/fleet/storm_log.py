@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from flask_replicated.routing.announcer import Announcer
 
-__all__ = ["StormLog", "counted", "few"]
+__all__ = ["StormLog"]
 
 logger = logging.getLogger("flask_replicated")
 
@@ -34,19 +34,6 @@ _PLURAL = {
 """What a sum says, by the kind of line."""
 _NAMED = 10
 """How many replicas a summary names."""
-
-
-def counted(number: int, what: str) -> str:
-    """Return a number of things, such as ``1 read`` or ``2 reads``."""
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def few(names: Iterable[str]) -> str:
-    """Return a list of names, cut if it is long."""
-    every = list(names)
-    shown = ", ".join(map(repr, every[:_NAMED]))
-    more = len(every) - _NAMED
-    return f"{shown} and {more} more" if more > 0 else shown
 
 
 class _Held(NamedTuple):
@@ -168,8 +155,16 @@ class StormLog:
             len(held),
             _PLURAL[event],
             f" ({shown})" if shown else "",
-            few(names),
+            _few(names),
             extra=self._announcer.record(
                 event, ",".join(islice(names, _NAMED)), counts[0][0]
             ),
         )
+
+
+def _few(names: Iterable[str]) -> str:
+    """Return a list of names, cut if it is long."""
+    every = list(names)
+    shown = ", ".join(map(repr, every[:_NAMED]))
+    more = len(every) - _NAMED
+    return f"{shown} and {more} more" if more > 0 else shown

@@ -6,9 +6,9 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from balancers.errors import error_text
-from flask_replicated.fleet.storm_log import counted
 from flask_replicated.routing.reports import merged
 from flask_replicated.routing.state import current_app_state
+from flask_replicated.system.log_lines import counted
 
 from .accounts import accounts_in
 from .place import REPORTS_LAST

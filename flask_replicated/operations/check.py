@@ -9,8 +9,8 @@ from flask import current_app
 
 from flask_replicated.errors import ConfigurationError
 from flask_replicated.errors.redaction import printable
-from flask_replicated.fleet.storm_log import counted
 from flask_replicated.routing.state import current_app_state
+from flask_replicated.system.log_lines import counted
 
 from .current import enter_app, missing_extension
 from .doctor import examine

@@ -14,7 +14,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from flask_replicated.consistency.tokens import Mark, Token, bind_id
-from flask_replicated.system.seldom import Seldom
+from flask_replicated.system.log_lines import Seldom
 
 from .counts import ReadCounts
 from .decision import WROTE

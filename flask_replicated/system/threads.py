@@ -10,7 +10,7 @@ import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
-from .seldom import Seldom
+from .log_lines import Seldom
 
 if TYPE_CHECKING:
     from collections.abc import Callable

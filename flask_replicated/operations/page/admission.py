@@ -14,7 +14,7 @@ from flask import current_app
 from itsdangerous import Signer
 
 from flask_replicated.routing.overrides import using_master
-from flask_replicated.system.seldom import Seldom
+from flask_replicated.system.log_lines import Seldom
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -34,7 +34,7 @@ from balancers.strategies import reads_weights
 from flask_replicated.errors import ConfigurationError
 from flask_replicated.routing.flask_context import endpoint_name, this_app
 from flask_replicated.routing.state import STATE, AppState, current_app_state
-from flask_replicated.system.seldom import Seldom
+from flask_replicated.system.log_lines import Seldom
 
 from . import graphs, view
 from .admission import COOKIE, TOKEN, form_token, is_admitted, why_forged

@@ -1,11 +1,11 @@
-"""What is logged again and again, and not each time."""
+"""What log lines need: to be seldom, and to count in words."""
 
 from __future__ import annotations
 
 import math
 import time
 
-__all__ = ["Seldom"]
+__all__ = ["Seldom", "counted"]
 
 
 class Seldom:
@@ -28,3 +28,8 @@ class Seldom:
         if due:
             self._next = now + self._seconds
         return due
+
+
+def counted(number: int, what: str) -> str:
+    """Return a number of things, such as ``1 read`` or ``2 reads``."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
