@@ -145,20 +145,14 @@ class MeasuredConnection(ExecutingConnection, ReplicaConnection):
 
     flight: Flight | None = None
 
-    def _around(
-        self,
-        execute: Callable[..., _T],
-        statement: Any,
-        parameters: Any,
-        execution_options: Any,
-    ) -> _T:
+    def _around(self, execute: Callable[[], _T], statement: Any) -> _T:  # noqa: ARG002 - whichever it is
         """Execute a statement; the first one is timed."""
         flight = self.flight
         if flight is None or not flight.awaits_answer:
-            return execute(statement, parameters, execution_options=execution_options)
+            return execute()
         began = time.monotonic()
         try:
-            result = execute(statement, parameters, execution_options=execution_options)
+            result = execute()
         except DBAPIError as error:
             flight.answered(time.monotonic() - began, error)
             raise
