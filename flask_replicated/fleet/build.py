@@ -4,27 +4,16 @@ from __future__ import annotations
 
 import logging
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
 from balancers import Zoned
 from balancers.strategies import BALANCERS
-from flask_replicated.engine import (
-    connections,
-    engines,
-    events,
-    picked_engine,
-    primary_connection,
-    primary_engine,
-    replica_connection,
-    replica_pool_engine,
-    session,
-)
 from flask_replicated.engine.engines import RoutedEngine
 from flask_replicated.engine.gate import Gate
 from flask_replicated.engine.lazy_begin import leave_out_blocks
 from flask_replicated.engine.primary import Primary, watch_primary, watch_statements
 from flask_replicated.errors import ConfigurationError
-from flask_replicated.replica import throttle
 from flask_replicated.replica.connection_events import ReplicaServer
 from flask_replicated.replica.primary_status import can_probe
 from flask_replicated.replica.same_database import PrimaryIdentity, SameDatabaseCheck
@@ -66,19 +55,20 @@ logger = logging.getLogger("flask_replicated")
 # their names. These modules call it on behalf of the program, whose line the warning is
 # to name.
 for _between in (
-    connections,
-    engines,
-    events,
-    picked_engine,
-    primary_connection,
-    primary_engine,
-    replica_connection,
-    replica_pool_engine,
-    session,
-    throttle,
+    "engine.connections",
+    "engine.engines",
+    "engine.events",
+    "engine.picked_engine",
+    "engine.primary_connection",
+    "engine.primary_engine",
+    "engine.replica_connection",
+    "engine.replica_pool_engine",
+    "engine.session",
+    "replica.throttle",
 ):
-    _between.__name__ = f"sqlalchemy.ext.{_between.__name__}"
-del _between
+    _module = import_module(f"flask_replicated.{_between}")
+    _module.__name__ = f"sqlalchemy.ext.flask_replicated.{_between}"
+del _between, _module
 
 _LONGEST_WAIT = 5.0
 """Seconds at most that a statement waits before its server is asked about it."""
