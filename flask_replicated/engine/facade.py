@@ -106,7 +106,8 @@ class EngineFacade(Engine):
         self.real.dispose(close)
 
 
-# What connections and listeners know of the engines in .engines, which imports them.
+# What the engines of one bind, their connections and listeners know of each other,
+# without importing each other.
 
 
 class RoutedFacade(EngineFacade):

@@ -306,8 +306,7 @@ def _context(app: Flask, memory: _Memory | None, cookie: str) -> dict[str, Any]:
     frames: list[Frame] = []
     changes: list[Change] = []
     if memory is not None and state is not None:
-        for routed in state.routes.values():
-            routed.obey_orders()
+        state.obey_orders()
         found = memory.recorder.note()
         frames = memory.recorder.frames(found)
         changes = memory.recorder.changes()[:_SHOWN_CHANGES]
