@@ -272,13 +272,22 @@ def _rebind(factory: Any, routed: Mapping[Any, Any]) -> None:
 _SETTINGS = tuple(kind.setting for kind in (_FlaskSQLAlchemy, _Lite, _AsyncLite))
 
 
-def _refuse_lists(setting: str, binds: object) -> None:
-    """Refuse several servers under one name.
+def _refuse_others(setting: str, binds: object) -> None:
+    """Refuse several servers under one name, and none.
 
     The extensions that own the engines refuse them too, with an error that does not
     help. This check comes first if this extension is registered first.
     """
     for name, value in binds.items() if isinstance(binds, Mapping) else ():
+        url = value.get("url") if isinstance(value, Mapping) else value
+        if url is None or (isinstance(url, str) and not url.strip()):
+            raise ConfigurationError(
+                f"{setting}[{name!r}]",
+                url,  # other options may contain a password
+                "must be a database's URL, or a dict of engine options with a 'url'. "
+                "Leave the bind out where there is no such server, as where the "
+                "environment variable with its URL is not set.",
+            )
         # A URL is a tuple too.
         if isinstance(value, list | tuple | set) and not isinstance(value, URL):
             several = re.sub(r"_\d+$", "", f"{name}")
@@ -296,12 +305,12 @@ def configured_binds(app: Flask) -> set[str]:
     For one whose engines are to be made yet.
 
     Raises:
-        ConfigurationError: A bind is a list.
+        ConfigurationError: A bind is a list, or has no URL.
     """
     found: set[str] = set()
     for setting in _SETTINGS:
         binds = app.config.get(setting)
-        _refuse_lists(setting, binds)
+        _refuse_others(setting, binds)
         found.update(map(str, binds if isinstance(binds, Mapping) else ()))
     return found
 

@@ -293,7 +293,7 @@ class TestNoReplica:
 
 
 class TestLists:
-    """Several servers under one name."""
+    """Several servers under one name, or none."""
 
     @pytest.mark.parametrize("servers", [[COPY, COPY], (COPY,), [{"url": COPY}]])
     @pytest.mark.parametrize(
@@ -311,6 +311,20 @@ class TestLists:
             FlaskReplicated(app)
         assert caught.value.key == f"SQLALCHEMY_BINDS[{name!r}]"
         assert right in caught.value.remedy
+
+    @pytest.mark.parametrize(
+        "bind", ["", " ", None, {}, {"url": ""}, {"uri": COPY, "password": "hunter2"}]
+    )
+    @pytest.mark.parametrize("name", ["slave_1", "analytics"])
+    def test_none(self, bind: Any, name: str) -> None:
+        """No server at all is told of, too, as with a variable that is not set."""
+        app = Flask("shop")
+        app.config["SQLALCHEMY_BINDS"] = {"slave_2": COPY, name: bind}
+        with pytest.raises(ConfigurationError) as caught:
+            FlaskReplicated(app)
+        assert caught.value.key == f"SQLALCHEMY_BINDS[{name!r}]"
+        assert "Leave the bind out" in caught.value.remedy
+        assert "hunter2" not in str(caught.value)
 
     @pytest.mark.parametrize(
         ("bind", "error", "message"),
