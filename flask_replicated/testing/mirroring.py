@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["mirror"]
 
-_ALONE = (StaticPool, SingletonThreadPool)
-"""Connection pools with one connection for all, or for all of a thread."""
 _ORIGINAL = "flask_replicated_original"
 """The attribute of a pool in place that has the one which it stands for."""
 
