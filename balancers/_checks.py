@@ -10,14 +10,20 @@ from .errors import InvalidSettingError, InvalidWeightError, UnknownMemberError
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-__all__ = ["check_count", "check_fraction", "check_seconds", "check_weights"]
+__all__ = [
+    "check_count",
+    "check_fraction",
+    "check_seconds",
+    "check_weights",
+    "is_number",
+]
 
 
 def check_seconds(
     name: str, value: float, *, least: float = 0.0, above: float | None = None
 ) -> None:
     """Raise InvalidSettingError unless *value* is a finite number in its range."""
-    if not (_is_number(value) and math.isfinite(value)):
+    if not (is_number(value) and math.isfinite(value)):
         raise InvalidSettingError(name, value, "a finite number of seconds")
     if above is not None and value <= above:
         raise InvalidSettingError(name, value, f"above {above:g} seconds")
@@ -27,7 +33,7 @@ def check_seconds(
 
 def check_fraction(name: str, value: float) -> None:
     """Raise InvalidSettingError unless *value* is above 0 and at most 1."""
-    if not (_is_number(value) and 0 < value <= 1):
+    if not (is_number(value) and 0 < value <= 1):
         raise InvalidSettingError(name, value, "above 0, and 1 at most")
 
 
@@ -51,7 +57,8 @@ def check_weights(known: Collection[str], weights: Mapping[str, int]) -> None:
             raise InvalidWeightError(name, weight)
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether this is a number; True and False are none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 

@@ -8,6 +8,7 @@ from operator import truediv
 from random import random
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from ._checks import is_number
 from ._sequences import able, rotation, shuffled_by_weight, spread_by_weight
 from .errors import InvalidSettingError
 from .feedback import DECAY, Feedback, PeakFeedback
@@ -154,9 +155,7 @@ class LatencyWindow(_Measured):
     def __init__(
         self, milliseconds: float = 10, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        number = isinstance(milliseconds, int | float)
-        number = number and not isinstance(milliseconds, bool)
-        if not number or not 0 < milliseconds < inf:
+        if not is_number(milliseconds) or not 0 < milliseconds < inf:
             raise InvalidSettingError(
                 "milliseconds", milliseconds, "a number of milliseconds above 0"
             )

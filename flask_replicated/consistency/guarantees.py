@@ -18,6 +18,7 @@ from flask_replicated.blocks.decorating import (
 from flask_replicated.blocks.decorator_order import note_decorated
 from flask_replicated.blocks.open_blocks import OpenBlock, enter, innermost, leave
 from flask_replicated.settings.config import GUARANTEES
+from flask_replicated.settings.validators import is_number
 
 from .tokens import Token
 
@@ -202,7 +203,9 @@ def guarantee(
         )
     if name is not None and name not in GUARANTEES:
         raise ValueError(f"guarantee({name!r}): it must be {_listed()}.")
-    if max_staleness is not None and not _is_duration(max_staleness):
+    if max_staleness is not None and not (
+        is_number(max_staleness) and 0 < max_staleness < math.inf
+    ):
         raise ValueError(
             f"guarantee(max_staleness={max_staleness!r}): it must be a number of "
             "seconds above 0."
@@ -212,12 +215,6 @@ def guarantee(
 
 def _listed() -> str:
     return f"{', '.join(map(repr, GUARANTEES[:-1]))} or {GUARANTEES[-1]!r}"
-
-
-def _is_duration(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return 0 < value < math.inf
 
 
 def using_token(token: str | None) -> TokenBlock:

@@ -31,6 +31,7 @@ __all__ = [
     "fraction",
     "header_name",
     "interval",
+    "is_number",
     "misfit",
     "names",
     "optional_count",
@@ -91,6 +92,15 @@ _COOKIES = {"SESSION_COOKIE_NAME": "session", "REMEMBER_COOKIE_NAME": "remember_
 _PREFIXES = ("__host-", "__secure-")
 
 
+def is_number(value: object) -> bool:
+    """Whether this is a number; True and False are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def seconds(
     key: str,
     value: Any,
@@ -108,8 +118,7 @@ def seconds(
         most: The largest number allowed.
         also: What else would be right, for the error.
     """
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    enough = number and (value > above if above is not None else value >= 0)
+    enough = is_number(value) and (value > above if above is not None else value >= 0)
     if not enough or value > most:
         least = f"above {above}" if above is not None else "of at least 0"
         raise ConfigurationError(
@@ -123,8 +132,7 @@ def seconds(
 
 def fraction(key: str, value: Any) -> float:
     """Return a share: a number from 0 to 1."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 <= value <= 1:
+    if not is_number(value) or not 0 <= value <= 1:
         raise ConfigurationError(
             key, value, "must be a number from 0 to 1, such as 0.2 for a fifth."
         )
@@ -153,8 +161,7 @@ def interval(key: str, value: Any, *, off: bool = False) -> float:
 
 def count(key: str, value: Any, also: str = "") -> int:
     """Return a whole number from 1 up; *also* is what else is right, for the error."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or not 1 <= value <= MAX_COUNT:
+    if not _is_whole(value) or not 1 <= value <= MAX_COUNT:
         raise ConfigurationError(
             key,
             value,
@@ -170,8 +177,7 @@ def optional_count(key: str, value: Any) -> int | None:
 
 def weight(key: str, value: Any) -> int:
     """Return a weight: a whole number from 0 up."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or not 0 <= value <= MAX_WEIGHT:
+    if not _is_whole(value) or not 0 <= value <= MAX_WEIGHT:
         raise ConfigurationError(
             key,
             value,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from flask_replicated.engine.known import Known
 from flask_replicated.errors import ConfigurationError, ReplicaLagsError
 from flask_replicated.fleet.fleet import fleet_of
+from flask_replicated.settings.validators import is_number
 
 from .kit import kit_of
 
@@ -219,8 +220,7 @@ def replica_lags(name: str, seconds: float, app: Flask | None = None) -> Iterato
         ConfigurationError: It has no such replica, or the seconds cannot be right.
     """
     kit = kit_of(app, "replica_lags")
-    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-    if not (number and 0 <= seconds < math.inf):
+    if not (is_number(seconds) and 0 <= seconds < math.inf):
         raise ConfigurationError(
             "replica_lags(seconds)", seconds, "must be a number of seconds, 0 or more."
         )
