@@ -11,6 +11,7 @@ pytest.importorskip("psutil")
 pytest.importorskip("rich")
 
 from examples.cluster import wait_until
+from tests.chaos.app import SETTINGS
 from tests.chaos.databases import DATABASES
 from tests.chaos.faults import COMMON
 from tests.chaos.run import run
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
     from tests.chaos.servers import Servers
 
 SEED = 3
-SPARE = 2.0  # seconds; other tests run beside this one
+# Other tests run beside these, so that all takes longer.
+SPARE = 2.0  # seconds
+PATIENT = {**SETTINGS, "REPLICATED_CONNECT_TIMEOUT": 2, "REPLICATED_READ_TIMEOUT": 3}
+LASTING = 4.0  # seconds of a fault: longer than each of these
 FAULTS = {
     "postgresql": (
         "kill",
@@ -60,10 +64,16 @@ def check_that_nobody_notices(cluster: Servers, name: str) -> None:
     """Let faults strike the servers of a database."""
     threads = set(threading.enumerate())
     database = DATABASES[name]
-    strikes = schedule(SEED, database.faults, FAULTS[name], seconds=2)
+    strikes = schedule(SEED, database.faults, FAULTS[name], seconds=LASTING)
 
     report = run(
-        cluster, in_process, strikes, database=database, quiet=0.5, spare=SPARE
+        cluster,
+        in_process,
+        strikes,
+        database=database,
+        settings=PATIENT,
+        quiet=0.5,
+        spare=SPARE,
     )
 
     for outcome in report.outcomes:
