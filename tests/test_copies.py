@@ -530,6 +530,23 @@ class TestRows:
         registered({"url": ELSEWHERE, **options}, {"slave_1": COPY})
         assert not self.lines(caplog)
 
+    @pytest.mark.parametrize("primarys", [True, False])
+    @pytest.mark.parametrize("what", OPTIONS)
+    def test_a_creator(
+        self, what: str, primarys: bool, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What a creator sets is not known, so only a translation is told of."""
+        url, options, names = OPTIONS[what]
+        pytest.importorskip(sa.make_url(url).get_driver_name())
+        given = {"url": url, **options}
+        bare = {"url": f"{sa.make_url(url).drivername}://", "creator": lambda: None}
+        if primarys:
+            registered(bare, {"slave_1": given})
+        else:
+            registered(given, {"slave_1": bare})
+        told = [line.partition(" is ")[0] for line in self.lines(caplog)]
+        assert told == [names] * (what == "tables")
+
     def test_replica_alone(self, caplog: pytest.LogCaptureFixture) -> None:
         """A replica that alone reads another schema is told of as well."""
         options = {"connect_args": {"options": TENANT}}

@@ -43,21 +43,31 @@ _MYSQL = frozenset({"charset", "collation", "init_command", "sql_mode", "time_zo
 def differing_settings(primary: Engine, replica: Engine) -> list[str]:
     """Return what decides the rows of a read, and is not set alike for two engines.
 
+    What a creator sets at each connect is not known, and is compared with nothing.
+
     Args:
         primary: An engine.
         replica: One of the same kind of database.
     """
-    ours, theirs = (dict(_settings(engine)) for engine in (primary, replica))
+    engines = (primary, replica)
+    ours, theirs = (dict(_translation(engine)) for engine in engines)
+    if not any(has_own_creator(engine.pool) for engine in engines):
+        ours, theirs = (
+            known | dict(_settings(engine))
+            for known, engine in zip((ours, theirs), engines, strict=True)
+        )
     names = ours.keys() | theirs.keys()
     return sorted(name for name in names if ours.get(name) != theirs.get(name))
 
 
-def _settings(engine: Engine) -> Iterator[tuple[str, object]]:
+def _translation(engine: Engine) -> Iterator[tuple[str, object]]:
     translation = engine.get_execution_options().get(_TRANSLATION)
     if translation:
         yield _TRANSLATION, dict(translation)
-    if has_own_creator(engine.pool):
-        return
+
+
+def _settings(engine: Engine) -> Iterator[tuple[str, object]]:
+    """Return what is set at each connect of an engine that has no creator."""
     arguments = connect_arguments(engine.pool)
     if engine.dialect.name in {"mysql", "mariadb"}:
         # Flask-SQLAlchemy names the drivers' usual one for MySQL, not for MariaDB.
