@@ -13,13 +13,16 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
+from flask import globals as flask_globals
 from sqlalchemy import util
 from sqlalchemy.event import _EventKey as EventKey
 from sqlalchemy.orm.session import _sessions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from contextvars import ContextVar
 
+    from flask.ctx import AppContext, RequestContext
     from sqlalchemy import Connection, Engine, Select
     from sqlalchemy.engine.interfaces import PoolProxiedConnection
     from sqlalchemy.orm import Session, SessionTransaction
@@ -32,6 +35,8 @@ __all__ = [
     "add_listener",
     "connect_arguments",
     "connections_of",
+    "current_app_context",
+    "current_request_context",
     "driver_socket",
     "drop_transaction",
     "has_hints",
@@ -306,6 +311,24 @@ connections_of: Callable[[SessionTransaction], dict[Any, Any]] = attrgetter(
 )
 """The connections of a session's transaction, as keys. The public method opens one
 where there is none."""
+
+
+# --------------------------------------------------------------------------- Flask
+# The variables behind ``current_app`` and ``request``. Each of those proxies would add
+# a call of Python; a GET asks four times, and each ``get_bind()`` twice.
+
+current_app_context: Callable[[], AppContext] = flask_globals._cv_app.get
+"""Return the innermost context of an application, or raise LookupError."""
+
+_cv_request: ContextVar[Any] = getattr(
+    flask_globals, "_cv_request", flask_globals._cv_app
+)
+current_request_context: Callable[[], RequestContext] = _cv_request.get
+"""Return the innermost context of a request, or raise LookupError.
+
+Where Flask has one kind of context for both, it may have no request: to ask for that
+raises RuntimeError then.
+"""
 
 
 # ------------------------------------------------------------------ Flask-SQLAlchemy

@@ -22,16 +22,14 @@ from sqlalchemy.exc import (
 from flask_replicated._private import (
     ADD_EVENT,
     connections_of,
+    current_app_context,
+    current_request_context,
     has_no_options,
     selects_tables_only,
 )
 from flask_replicated.consistency.guarantees import current_guarantees, use
 from flask_replicated.replica.failures import cause_of
 from flask_replicated.routing.decision import BEHIND, LACKING, WROTE, Role
-from flask_replicated.routing.flask_context import (
-    this_app,
-    this_request,
-)
 from flask_replicated.routing.hints import (
     ROLE_OPTION,
     carrying,
@@ -144,8 +142,11 @@ class RoutedSession(orm.Session):
             None if it is anything else; :meth:`_find_bind` decides on that.
         """
         try:
-            known = this_request() is routing.request and this_app() is routing.app
-        except RuntimeError:  # the request is over
+            known = (
+                current_request_context().request is routing.request
+                and current_app_context().app is routing.app
+            )
+        except (LookupError, RuntimeError):  # the request is over
             return None
         if not known and not (self._reads_bind_keys and routing.find_request()):
             return None

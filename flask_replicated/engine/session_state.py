@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from flask_replicated.routing.flask_context import this_app, this_context
+from flask_replicated._private import current_app_context, current_request_context
 from flask_replicated.routing.hints import reads_primary
 from flask_replicated.routing.state import STATE
 
@@ -99,9 +99,9 @@ class SessionState:
             Whether there is one whose application routes the default bind.
         """
         try:  # nearly always there is one, and to ask first costs more
-            context = this_context()
-            owner = this_app()
-        except RuntimeError:
+            context = current_request_context()
+            current, owner = context.request, current_app_context().app
+        except (LookupError, RuntimeError):
             return False
         app: AppState | None = owner.extensions.get(STATE)
         if app is None:
@@ -113,7 +113,7 @@ class SessionState:
         state = app.state_in(context)
         if state is None:
             return False
-        self.app, self.request, self.state = owner, context.request, state
+        self.app, self.request, self.state = owner, current, state
         self.default = default
         self._update_target()
         return True

@@ -7,13 +7,11 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from flask import Flask, Request, current_app, has_app_context, has_request_context
-from flask.globals import request, request_ctx
+from flask.globals import request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
-
-    from flask.ctx import RequestContext
 
     FindApp = Callable[[], Flask | None]
 
@@ -25,7 +23,6 @@ __all__ = [
     "is_matched",
     "running_endpoint",
     "this_app",
-    "this_context",
     "this_request",
 ]
 
@@ -39,7 +36,6 @@ _NOT_MATCHED = "(before the URL is matched)"
 
 # LocalProxy's documented way to the object itself, bound once.
 this_app: Callable[[], Flask] = current_app._get_current_object  # type: ignore[attr-defined]  # noqa: SLF001 - the proxy's documented method is not in its type
-this_context: Callable[[], RequestContext] = request_ctx._get_current_object  # type: ignore[attr-defined]  # noqa: SLF001 - the same
 this_request: Callable[[], Request] = request._get_current_object  # type: ignore[attr-defined]  # noqa: SLF001 - the same
 
 

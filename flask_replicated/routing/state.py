@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from flask.signals import request_started
 
+from flask_replicated._private import current_request_context
 from flask_replicated.consistency.demands import (
     UnreadableTokens,
     demand_of,
@@ -30,7 +31,6 @@ from .fallback_share import FallbackShare
 from .flask_context import (
     background_app_context,
     this_app,
-    this_context,
     this_request,
 )
 from .hints import named_table, primary_tables
@@ -177,12 +177,13 @@ class AppState(ForkAware):
         is no request of this one.
         """
         try:
-            current = this_request()
-        except RuntimeError:
+            context = current_request_context()
+            current = context.request
+        except (LookupError, RuntimeError):
             return None
         state: RequestState | None = getattr(current, _ATTRIBUTE, None)
         if state is None:
-            return self.state_in(this_context())
+            return self.state_in(context)
         return state if state.app is self else None
 
     def state_in(self, context: RequestContext) -> RequestState | None:
