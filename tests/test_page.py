@@ -203,7 +203,12 @@ def test_wrong_arguments() -> None:
 
 def test_shows_the_replicas(build: Build) -> None:
     """Page and live part show each replica, its state and its share of the reads."""
-    site = paged(build, REPLICATED_BREAKER_THRESHOLD=1, REPLICATED_BREAKER_RESET=30)
+    site = paged(
+        build,
+        REPLICATED_BREAKER_THRESHOLD=1,
+        REPLICATED_BREAKER_RESET=30,
+        REPLICATED_PROBE_INTERVAL=0,  # a read is to find the replica that is out
+    )
     client = site.client()
     site.count(30)
     page = client.get("/replicated/")

@@ -74,7 +74,12 @@ def test_state_reason_and_since(fleet: Fleet) -> None:
 
 def test_a_failover(build: Build) -> None:
     """A replica that fails is out with cause and time; its failovers are counted."""
-    fleet = Fleet(build, REPLICATED_BREAKER_THRESHOLD=1, REPLICATED_BREAKER_RESET=30)
+    fleet = Fleet(
+        build,
+        REPLICATED_BREAKER_THRESHOLD=1,
+        REPLICATED_BREAKER_RESET=30,
+        REPLICATED_PROBE_INTERVAL=0,  # a read is to find it
+    )
     began = time.time()
     fleet.site.count(3)
     fleet.site.dispose()
@@ -92,8 +97,9 @@ def test_a_failover(build: Build) -> None:
     assert shown(fleet).failovers == {}
 
 
-def test_what_a_bind_counts(fleet: Fleet) -> None:
+def test_what_a_bind_counts(build: Build) -> None:
     """Fallbacks, refused writes by endpoint, and pins by kind are counted."""
+    fleet = Fleet(build, REPLICATED_PROBE_INTERVAL=0)  # reads are to find what is out
     site = fleet.site
     site.app.add_url_rule("/refused", view_func=site.refused)
     site.get("/refused")
