@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
     from sqlalchemy.engine.interfaces import PoolProxiedConnection
 
-    from flask_replicated.consistency.positions import LogPosition
     from flask_replicated.replica.connection_events import ReplicaServer
     from flask_replicated.routing.announcer import Announcer
     from flask_replicated.routing.counts import ReadCounts
@@ -107,10 +106,6 @@ class RoutedEngine(RoutedFacade):
     def untold(self) -> Token:
         """Return a token for what was written by now, whose position is not known."""
         return Token({self.bind: Mark(untold=time.time())})
-
-    def position_of(self, connection: Connection) -> LogPosition | None:
-        """Ask the primary for its log position; None if it does not tell."""
-        return self.known.of_primary(connection)
 
     def token_of(self, connection: Connection) -> Token:
         """Return a token for what was just committed.

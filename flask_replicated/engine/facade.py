@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from balancers import Member
     from flask_replicated.consistency.demands import Rules
-    from flask_replicated.consistency.positions import LogPosition
     from flask_replicated.consistency.tokens import Token
     from flask_replicated.replica.primary_status import PrimaryStatus
     from flask_replicated.routing.announcer import Announcer
@@ -196,14 +195,6 @@ class RoutedFacade(EngineFacade):
 
     def token_of(self, connection: Connection) -> Token:
         """Return a token for what a connection to the primary has just committed."""
-        raise NotImplementedError
-
-    def position_of(self, connection: Connection) -> LogPosition | None:
-        """Ask the primary for its log position; None if it does not tell.
-
-        Args:
-            connection: A connection to it.
-        """
         raise NotImplementedError
 
 

@@ -286,7 +286,7 @@ class PrimaryConnection(LazyDispatchConnection, ExecutingConnection):
         """Ask the primary for its log position; None if it does not tell."""
         if self.closed or self.invalidated:
             return None
-        return self.facade.routed.position_of(self)
+        return self.facade.routed.known.of_primary(self)
 
     def committed(self, *, sent: bool = True) -> None:
         """Report that what this transaction wrote is, or may be, visible now.

@@ -1,1 +1,1 @@
-"""What lies below all else: processes, sockets, threads, patterns, rare messages."""
+"""What lies below all else: processes, sockets, threads, patterns, log lines."""
