@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property, partial
+import functools
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection
@@ -43,7 +43,7 @@ class LazyDispatchConnection(Connection):
         # Said explicitly, so that it is not asked.
         super().__init__(engine, None, self._has_events)
 
-    @cached_property
+    @functools.cached_property
     def dispatch(self) -> Any:  # type: ignore[override]  # SQLAlchemy's is a descriptor too
         """The listeners of this connection, and of its engine."""
         return joined_dispatch(super().dispatch, self.engine)
@@ -57,36 +57,30 @@ class ExecutingConnection(Connection):
         self, statement: Any, parameters: Any = None, *, execution_options: Any = None
     ) -> CursorResult[Any]:
         """Execute a statement, as any connection does."""
-        execute = partial(
-            super().execute, statement, parameters, execution_options=execution_options
-        )
-        return self._around(execute, statement)
+        return self._around(super().execute, statement, parameters, execution_options)
 
     def scalar(
         self, statement: Any, parameters: Any = None, *, execution_options: Any = None
     ) -> Any:
         """Execute a statement and return its first value."""
-        execute = partial(
-            super().scalar, statement, parameters, execution_options=execution_options
-        )
-        return self._around(execute, statement)
+        return self._around(super().scalar, statement, parameters, execution_options)
 
     def exec_driver_sql(
         self, statement: str, parameters: Any = None, execution_options: Any = None
     ) -> CursorResult[Any]:
         """Execute a string on the driver's own cursor."""
-        execute = partial(
+        return self._around(
             super().exec_driver_sql, statement, parameters, execution_options
         )
-        return self._around(execute, statement)
 
-    def _around(self, execute: Callable[[], _T], statement: Any) -> _T:
-        """Execute a statement.
-
-        Args:
-            execute: Does it, by the method that was called.
-            statement: The statement.
-        """
+    def _around(
+        self,
+        execute: Callable[..., _T],
+        statement: Any,
+        parameters: Any,
+        execution_options: Any,
+    ) -> _T:
+        """Execute a statement by the method that was called."""
         raise NotImplementedError
 
 

@@ -145,14 +145,20 @@ class MeasuredConnection(ExecutingConnection, ReplicaConnection):
 
     flight: Flight | None = None
 
-    def _around(self, execute: Callable[[], _T], statement: Any) -> _T:  # noqa: ARG002 - whichever it is
+    def _around(
+        self,
+        execute: Callable[..., _T],
+        statement: Any,
+        parameters: Any,
+        execution_options: Any,
+    ) -> _T:
         """Execute a statement; the first one is timed."""
         flight = self.flight
         if flight is None or not flight.awaits_answer:
-            return execute()
+            return execute(statement, parameters, execution_options=execution_options)
         began = time.monotonic()
         try:
-            result = execute()
+            result = execute(statement, parameters, execution_options=execution_options)
         except DBAPIError as error:
             flight.answered(time.monotonic() - began, error)
             raise

@@ -138,14 +138,20 @@ class PrimaryConnection(LazyDispatchConnection, ExecutingConnection):
                 app.note_raw_connection(self.facade.routed.untold())
         return super().connection
 
-    def _around(self, execute: Callable[[], _T], statement: Any) -> _T:
+    def _around(
+        self,
+        execute: Callable[..., _T],
+        statement: Any,
+        parameters: Any,
+        execution_options: Any,
+    ) -> _T:
         """Execute a statement, with a note of what it does until it is sent.
 
         A default or a listener may execute others before.
         """
         outer, self.pending_kind = self.pending_kind, self._kind_of(statement)
         try:
-            result = execute()
+            result = execute(statement, parameters, execution_options=execution_options)
             # It was sent by a listener of the program's own.
             if self.pending_kind is Kind.WRITE:
                 self.wrote = True
