@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "OpenToken",
+    "blocks",
     "current_guarantees",
     "guarantee",
     "innermost_guarantee",
     "max_staleness",
     "open_token_blocks",
-    "use",
     "using_token",
 ]
 
@@ -76,17 +76,17 @@ If it is None, none is open.
 """
 
 
-class _Use:
-    """Whether any block was ever opened in this process; most programs have none.
+class _Blocks:
+    """What is known of all blocks of this process.
 
     Attributes:
-        ever: The same.
+        were_opened: Whether any block ever was; most programs have none.
     """
 
-    ever = False
+    were_opened = False
 
 
-use = _Use()
+blocks = _Blocks()
 """Asked for each statement, in a fifth of the time that the context variable takes."""
 
 
@@ -144,7 +144,7 @@ class GuaranteeBlock:
         self._held = _Guaranteed(name, max_staleness)
 
     def __enter__(self) -> None:
-        use.ever = True
+        blocks.were_opened = True
         enter(current_guarantees, self, self._held)
 
     def __exit__(self, *_: object) -> None:
@@ -167,7 +167,7 @@ class TokenBlock:
         self._token = token
 
     def __enter__(self) -> None:
-        use.ever = True
+        blocks.were_opened = True
         enter(current_guarantees, self, OpenToken(self._token))
 
     def __exit__(self, *_: object) -> None:

@@ -27,7 +27,7 @@ from flask_replicated._private import (
     has_no_options,
     selects_tables_only,
 )
-from flask_replicated.consistency.guarantees import current_guarantees, use
+from flask_replicated.consistency.guarantees import blocks, current_guarantees
 from flask_replicated.replica.failures import cause_of
 from flask_replicated.routing.decision import BEHIND, LACKING, WROTE, Role
 from flask_replicated.routing.hints import (
@@ -163,8 +163,8 @@ class RoutedSession(orm.Session):
         ):
             return None
         if (state.decided or state.decision_for(self)).role is _REPLICA:
-            if use.ever and current_guarantees.get() is not routing.block:
-                _leave_behind(routing, default.replicas)
+            if blocks.were_opened and current_guarantees.get() is not routing.block:
+                _leave_stale_replica(routing, default.replicas)
             return routing.target
         return default.primary
 
@@ -208,7 +208,7 @@ class RoutedSession(orm.Session):
                 state.note_early(self)
                 state.recall_early()
             if current_guarantees.get() is not routing.block:
-                _leave_behind(routing, routed.replicas)
+                _leave_stale_replica(routing, routed.replicas)
         return routing.targets.get(facade, facade)
 
     def _role(
@@ -519,7 +519,7 @@ def _needs_primary(routing: SessionState, routed: RoutedEngine, mapper: Any) -> 
     return mapper is not None and reads_primary(mapper)
 
 
-def _leave_behind(routing: SessionState, replicas: ReplicaPoolEngine) -> None:
+def _leave_stale_replica(routing: SessionState, replicas: ReplicaPoolEngine) -> None:
     """Let the primary go on where an open transaction does not show enough any more.
 
     Another replica could show less than was read in it.
