@@ -112,7 +112,7 @@ def test_primary_is_out(cluster: Cluster, build: Build, frozen: bool) -> None:
         cluster.primary.start()
     wait_until(lambda: not engine.status.out, "it to be back")
     time.sleep(1)
-    settle(engine, *BOTH)
+    assert live(engine) == BOTH
     if frozen:
         return
     # They go on to wait for a minute, and lack what is written from now on.
@@ -127,7 +127,7 @@ def test_stopped(cluster: Cluster, build: Build) -> None:
     engine = build()
     cluster.standbys[0].execute("STOP SLAVE SQL_THREAD")
     time.sleep(2)  # longer than it may lag
-    settle(engine, *BOTH)
+    assert live(engine) == BOTH
     write(cluster)
     settle(engine, "slave_2")
     cluster.standbys[0].execute("START SLAVE")
@@ -137,7 +137,7 @@ def test_stopped(cluster: Cluster, build: Build) -> None:
 def test_account_may_not_ask(cluster: Cluster, build: Build) -> None:
     """Its lag is measured where the server does not tell its lag to the account."""
     engine = build(user="few")
-    settle(engine, *BOTH)
+    assert live(engine) == BOTH
     cluster.standbys[1].execute("STOP SLAVE")
     write(cluster)
     settle(engine, "slave_1")

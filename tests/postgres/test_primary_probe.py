@@ -210,7 +210,7 @@ class TestLag:
         use(real, "none_left")
         site.get()
         time.sleep(2)
-        settle(site, *BINDS)
+        assert site.live() == set(BINDS)
         assert not status(site).out
         assert "the primary does not answer" not in caplog.text
 
@@ -425,7 +425,7 @@ def test_diverged(
             "insert into item (text) select 'more' from generate_series(1, 500)"
         )
         time.sleep(1)
-        settle(site, "slave_2")
+        assert site.live() == {"slave_2"}
 
 
 def wait_known_of_two(site: Site) -> None:
@@ -482,7 +482,7 @@ def test_subscription(make: Make) -> None:
                 lambda: bool(status(site)._positions._spans), "the primary to be known"
             )
             time.sleep(2)
-            settle(site, "slave_1")
+            assert site.live() == {"slave_1"}
             copy.execute("alter subscription one disable")
             primary.execute("insert into item (text) values ('missed')")
             settle(site)
